@@ -1,0 +1,224 @@
+"""Run a model with parts off beside the baseline, sequence by sequence, and compare like with like:
+the same layer, position and dim, signed."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lib import hooks, sinks
+from lib.massive import LayerStatistics, is_massive
+from lib.stats import Samples, averages, perplexity
+
+PERSISTS, COLLAPSES = 0.9, 0.1
+RULE = (
+    "retained = sum of sign(baseline) x ablated over sum of |baseline|, at the baseline's massive (layer, position, "
+    f"dim), mean over sequences; persists: >= {PERSISTS}, collapses: <= {COLLAPSES}, reduced: between, "
+    "none found: the baseline has no massive activation"
+)
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is off: (layer, head) pairs, and layers whose MLP is off."""
+
+    name: str
+    label: str
+    heads: tuple = ()
+    mlps: tuple = ()
+
+    def hooks(self, arch):
+        stack = ExitStack()
+        if self.heads:
+            stack.enter_context(hooks.heads_off(arch, self.heads))
+        if self.mlps:
+            stack.enter_context(hooks.mlps_off(arch, self.mlps))
+        return stack
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The common part of every ablation's results; see DESIGN of the JSON in the README."""
+
+    conditions: dict
+    changes: dict
+    verdicts: dict
+    massive: list
+    dims: list
+
+
+class _Measurements:
+    """All that is measured in one condition."""
+
+    def __init__(self, lm):
+        self.layers = LayerStatistics(lm.arch, lm.tokenizer)
+        self.heads = sinks.HeadScores(lm.arch)
+        self.losses = Samples()
+        self.tracked = []
+
+    def run(self, lm, ids, condition, see):
+        """One forward pass; `see(layer, hidden)` gets each block output after the statistics have."""
+        self.layers.begin_batch(ids)
+        with (
+            condition.hooks(lm.arch),
+            sinks.watch(lm, self.heads.update),
+            hooks.watch_outputs(lm.arch, "block", self.layers.update),
+            hooks.watch_outputs(lm.arch, "block", see),
+        ):
+            self.losses.extend(hooks.token_losses(lm, ids).double().mean(1).tolist())
+        self.layers.end_batch()
+        self.heads.end_batch()
+
+
+def compare(lm, windows, conditions, options, dims=()):
+    """Measure the baseline and each Condition on the same windows.
+
+    dims: the dims to follow; default: those of the baseline's massive activations. In each sequence a dim is
+    followed at one place in every condition: the position where the baseline's |value| is largest over all layers.
+
+    Returns a Comparison. Raises UserError for what is out of range and for non-finite values.
+    """
+    for dim in dims:
+        lm.arch.check_dim(dim)
+    every = [Condition(BASELINE, "baseline"), *conditions]
+    measured = {condition.name: _Measurements(lm) for condition in every}
+    sites = []
+    with tqdm(total=len(windows.ids) * len(every), unit="window", desc="ablation", disable=None) as progress:
+        for ids in windows.batches(options.batch_size):
+            kept = {}
+            baseline = measured[BASELINE]
+            baseline.run(lm, ids, every[0], lambda layer, hidden, kept=kept: kept.update({layer: hidden}))
+            batch_sites = _sites(baseline.layers.batch_massive, kept, len(ids), dims)
+            index = torch.tensor([(s, *site) for s, of in enumerate(batch_sites) for site in of], dtype=torch.long)
+            index = index.view(-1, 3).T.to(lm.device)
+            gathered = {layer: hidden[tuple(index)] for layer, hidden in kept.items()}
+            del kept
+            sites.extend(batch_sites)
+            baseline.tracked.extend(_by_sequence(gathered, batch_sites))
+            progress.update(len(ids))
+            for condition in every[1:]:
+                gathered = {}
+
+                def gather(layer, hidden, gathered=gathered, index=index):
+                    gathered[layer] = hidden[tuple(index)]
+
+                measured[condition.name].run(lm, ids, condition, gather)
+                measured[condition.name].tracked.extend(_by_sequence(gathered, batch_sites))
+                progress.update(len(ids))
+    return _summarise(every, measured, sites, lm, options.seed, dims)
+
+
+def _sites(massive, kept, n_sequences, dims):
+    """Per sequence {(position, dim): layers at which it is massive}; named dims are added at their peak."""
+    sites = [{} for _ in range(n_sequences)]
+    for sequence, layer, position, dim, _value, _ratio in massive:
+        sites[sequence].setdefault((position, dim), []).append(layer)
+    for dim in dims:
+        peaks = torch.stack([hidden[:, :, dim].abs() for hidden in kept.values()]).amax(0).argmax(1)
+        for sequence, position in enumerate(peaks.tolist()):
+            sites[sequence].setdefault((position, dim), [])
+    return sites
+
+
+def _by_sequence(gathered, batch_sites):
+    """Split {layer: (all sites of the batch,)} into one (sites, layers) array a sequence."""
+    values = torch.stack([gathered[layer] for layer in sorted(gathered)], dim=1).double().cpu().numpy()
+    return np.split(values, np.cumsum([len(of) for of in batch_sites])[:-1])
+
+
+def _summarise(every, measured, sites, lm, seed, dims):
+    baseline = measured[BASELINE]
+    massive = baseline.layers.massive()
+    rows = _dim_rows(sites, baseline.tracked)
+    followed = list(dims) or _dims_by_size(massive)
+    conditions, changes, verdicts = {}, {}, {}
+    for condition in every:
+        here = measured[condition.name]
+        layers = here.layers.layers(seed)
+        values = {dim: np.stack([here.tracked[s][i] for s, i in rows[dim]]) for dim in followed}
+        for layer in layers:
+            layer["dims"] = {str(d): averages(values[d][:, layer["layer"]], seed) for d in followed}
+        kept_heads = np.ones((lm.arch.n_layers, lm.arch.n_heads), dtype=bool)
+        for layer, head in condition.heads:
+            kept_heads[layer, head] = False
+        rates = here.heads.sink_rates(kept_heads)
+        conditions[condition.name] = {
+            "label": condition.label,
+            "heads_off": [list(head) for head in condition.heads],
+            "mlps_off": list(condition.mlps),
+            "layers": layers,
+            "perplexity": perplexity(here.losses.array, seed),
+            "sink_rate": None if rates is None else averages(rates, seed),
+            "massive_positions": averages(here.layers.massive_positions.array, seed),
+        }
+        if condition.name == BASELINE:
+            continue
+        changes[condition.name] = _changes(baseline, here, rows, followed, seed)
+        verdicts[condition.name] = _verdict(baseline, here, sites, seed)
+    return Comparison(conditions, changes, verdicts, massive, followed)
+
+
+def _dims_by_size(massive):
+    largest = {}
+    for entry in massive:
+        largest[entry["dim"]] = max(largest.get(entry["dim"], 0), abs(entry["value"]))
+    return sorted(largest, key=largest.get, reverse=True)
+
+
+def _dim_rows(sites, tracked):
+    """{dim: [(sequence, index of its site)]}, the site where the baseline's |value| peaks in that sequence."""
+    rows = {}
+    for sequence, of in enumerate(sites):
+        best = {}
+        for i, (_position, dim) in enumerate(of):
+            peak = np.abs(tracked[sequence][i]).max()
+            if dim not in best or peak > best[dim][0]:
+                best[dim] = (peak, i)
+        for dim, (_peak, i) in best.items():
+            rows.setdefault(dim, []).append((sequence, i))
+    return rows
+
+
+def _changes(baseline, here, rows, dims, seed):
+    """results.changes.<name>: per layer, the paired differences (ablated - baseline) of each statistic and dim."""
+    difference = here.layers.rows.array - baseline.layers.rows.array
+    table = averages(difference, seed)
+    changes = []
+    for layer, cells in enumerate(table):
+        change = {"layer": layer, **dict(zip(("top1", "top2", "top3", "median"), cells, strict=True)), "dims": {}}
+        for dim in dims:
+            pairs = [(baseline.tracked[s][i][layer], here.tracked[s][i][layer]) for s, i in rows[dim]]
+            change["dims"][str(dim)] = averages([after - before for before, after in pairs], seed)
+        changes.append(change)
+    return changes
+
+
+def _verdict(baseline, here, sites, seed):
+    """The verdict of RULE for one condition, with the values it rests on."""
+    retained, still, size_before, size_after = [], [], [], []
+    for s, of in enumerate(sites):
+        at = [(i, layer) for i, layers in enumerate(of.values()) for layer in layers]
+        if not at:
+            continue
+        before = np.array([baseline.tracked[s][i][layer] for i, layer in at])
+        after = np.array([here.tracked[s][i][layer] for i, layer in at])
+        medians = np.array([here.layers.rows.rows[s][layer, 3] for _i, layer in at])
+        aligned = np.sign(before) * after
+        retained.append(aligned.sum() / np.abs(before).sum())
+        still.append(is_massive(after, medians).mean())
+        size_before.append(np.abs(before).mean())
+        size_after.append(aligned.mean())
+    if not retained:
+        return {"verdict": "none found", "retained": None, "still_massive": None}
+    share = averages(retained, seed)
+    verdict = "persists" if share["mean"] >= PERSISTS else "collapses" if share["mean"] <= COLLAPSES else "reduced"
+    return {
+        "verdict": verdict,
+        "retained": share,
+        "still_massive": averages(still, seed),
+        "size_baseline": averages(size_before, seed),
+        "size_ablated": averages(size_after, seed),
+    }

@@ -1,0 +1,102 @@
+"""The command line: every flag is a field of one frozen dataclass.
+
+Nothing here imports torch, so `--help` and `--replot` answer at once.
+"""
+
+import argparse
+import sys
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A mistake in the input; its message is one line and the exit code is 2."""
+
+
+def flag(default, help, **argparse_options):
+    """A dataclass field that is also a command-line flag.
+
+    default: the value without the flag; its type converts what is typed.
+    argparse_options: passed to `add_argument` (`type`, `choices`, `nargs`, `action`, `metavar`, `aliases`).
+    """
+    return field(default=default, metadata={"help": help, **argparse_options})
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every script accepts."""
+
+    model: str = flag("gpt2", "hub id, local folder, .gguf file, or smollm2-135m (packaged, needs no network)")
+    revision: str | None = flag(None, "branch, tag or commit of a hub model")
+    tokenizer: str | None = flag(None, "hub id or local folder of the tokenizer, where it is not the model's own")
+    dataset: str = flag(
+        "wikitext", "wikitext, python-docs (needs no network), a hub id, or a .txt/.jsonl/.parquet file"
+    )
+    dataset_config: str | None = flag(None, "configuration of a hub dataset", aliases=["--config"])
+    split: str = flag("test", "split of a hub dataset")
+    text_column: str = flag("text", "column that holds the text")
+    nsamples: int = flag(30, "number of token windows")
+    seqlen: int | None = flag(None, "tokens in a window (default: 1024, or the model's position table if shorter)")
+    batch_size: int = flag(1, "windows in one forward pass")
+    bos: bool | None = flag(
+        None,
+        "begin each window with the BOS token (default: as the tokenizer does)",
+        action=argparse.BooleanOptionalAction,
+    )
+    seed: int = flag(0, "seed of the choice of windows, of random heads and of the bootstrap")
+    device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
+    dtype: str = flag("float32", "dtype of the weights and activations", choices=["float32", "bfloat16", "float16"])
+    savedir: Path | None = flag(None, "folder for the results (default: results/<model>/<script>)", type=Path)
+    offline: bool = flag(False, "never ask the Hugging Face hub; use its local cache", action="store_true")
+    replot: Path | None = flag(
+        None, "redraw the figures from this result JSON, without a model", type=Path, metavar="JSON"
+    )
+
+    @property
+    def model_name(self):
+        """Short name for files: `openai-community/gpt2` and `models/gpt2/` are `gpt2`."""
+        path = Path(self.model)
+        return path.stem if path.suffix == ".gguf" else path.resolve().name if path.exists() else path.name
+
+    @property
+    def output_dir(self):
+        if self.savedir:
+            return self.savedir
+        return Path("results") / self.model_name / Path(sys.argv[0]).stem
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message} (see --help)")
+
+
+def parse(options_class, description, argv=None):
+    """Command line -> an instance of `options_class` (a frozen dataclass of `flag` fields)."""
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    for f in fields(options_class):
+        spec = dict(f.metadata)
+        names = [f"--{f.name}", *spec.pop("aliases", [])]
+        if f.default not in (None, False) and f.default is not MISSING and "action" not in spec:
+            spec.setdefault("type", type(f.default))
+            spec["help"] += f" (default: {f.default})"
+        elif "action" not in spec and "type" not in spec:
+            spec["type"] = int if "int" in str(f.type) else str
+        parser.add_argument(*names, dest=f.name, default=f.default, **spec)
+    options = options_class(**vars(parser.parse_args(argv)))
+    for name in ("nsamples", "batch_size"):
+        value = getattr(options, name)
+        if value < 1:
+            raise UserError(f"--{name} must be at least 1, not {value}")
+    return options
+
+
+def main(script):
+    """Run `script()`; user errors become one line on stderr and exit code 2."""
+    try:
+        script()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: no result was written", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,126 @@
+"""Capture, ablate and stop a forward pass. Every context manager here restores the model, also after an error.
+
+A watcher is called as `see(layer, value)`; a tensor that it returns takes the value's place.
+"""
+
+from contextlib import contextmanager
+
+import torch
+
+
+class _Stop(Exception):
+    pass
+
+
+def forward(lm, ids):
+    """Run the blocks (no LM head) on (batch, seq) token ids; watchers do the measuring."""
+    with torch.inference_mode():
+        try:
+            lm.model.base_model(input_ids=ids.to(lm.device), use_cache=False)
+        except _Stop:
+            pass
+
+
+def token_losses(lm, ids, chunk=256):
+    """(batch, seq - 1) next-token losses in nats; the logits are taken to float32 `chunk` positions at a time."""
+    ids = ids.to(lm.device)
+    with torch.inference_mode():
+        logits = lm.model(input_ids=ids, use_cache=False).logits[:, :-1]
+        losses = [
+            torch.nn.functional.cross_entropy(part.transpose(1, 2).float(), target, reduction="none")
+            for part, target in zip(logits.split(chunk, dim=1), ids[:, 1:].split(chunk, dim=1), strict=True)
+        ]
+        return torch.cat(losses, dim=1)
+
+
+@contextmanager
+def watch_inputs(arch, role, see, layers=None):
+    """Call `see` with the first argument of each layer's `role` module."""
+
+    def register(layer, module):
+        def hook(_module, args):
+            new = see(layer, args[0])
+            return None if new is None else (new, *args[1:])
+
+        return module.register_forward_pre_hook(hook)
+
+    with _registered(arch, role, layers, register):
+        yield
+
+
+@contextmanager
+def watch_outputs(arch, role, see, layers=None):
+    """Call `see` with the output of each layer's `role` module (the first, where it returns several)."""
+
+    def register(layer, module):
+        def hook(_module, _args, output):
+            if isinstance(output, tuple):
+                new = see(layer, output[0])
+                return None if new is None else (new, *output[1:])
+            return see(layer, output)
+
+        return module.register_forward_hook(hook)
+
+    with _registered(arch, role, layers, register):
+        yield
+
+
+@contextmanager
+def _registered(arch, role, layers, register):
+    handles = []
+    try:
+        for layer in range(arch.n_layers) if layers is None else layers:
+            handles.append(register(layer, arch.module(layer, role)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def stop_after(arch, layer):
+    """End `forward` once block `layer` has its output; enter it last, so that watchers see that output first."""
+
+    def stop(_layer, _hidden):
+        raise _Stop
+
+    return watch_outputs(arch, "block", stop, [layer])
+
+
+def heads_off(arch, heads):
+    """Zero each (layer, head)'s slice of the input of the attention output projection; the bias stays."""
+    off = {}
+    for layer, head in heads:
+        arch.check_head(layer, head)
+        mask = off.setdefault(layer, torch.zeros(arch.n_heads, arch.head_dim, dtype=torch.bool))
+        mask[head] = True
+
+    def zero(layer, value):
+        return value.masked_fill(off[layer].flatten().to(value.device), 0)
+
+    return watch_inputs(arch, "head_projection", zero, off)
+
+
+def attention_off(arch, layers):
+    """Zero everything that these layers' attention adds to the residual stream, bias included."""
+    return _write_off(arch, "attention_write", layers)
+
+
+def mlps_off(arch, layers):
+    """Zero everything that these layers' MLPs add to the residual stream, bias included."""
+    return _write_off(arch, "mlp_write", layers)
+
+
+def _write_off(arch, role, layers):
+    for layer in layers:
+        arch.check_layer(layer)
+    return watch_outputs(arch, role, lambda _layer, value: torch.zeros_like(value), layers)
+
+
+@contextmanager
+def activation_replaced(arch, layer, function):
+    """Put `function` in the place of the activation function of one layer's MLP."""
+    handle = arch.module(layer, "activation").register_forward_hook(lambda _module, args, _output: function(args[0]))
+    try:
+        yield
+    finally:
+        handle.remove()

