@@ -5,13 +5,13 @@
 
 --exp1 draws |activation| over tokens x dims of one block's output for --text.
 --exp2 gives top-1, top-2, top-3 and median of |activation| of every block's output, over --nsamples windows.
-Both may be given; layer i's value is the output of block i, before any final norm.
+Both may be given. Layer i's value is the output of block i, before any final norm.
 """
 
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from lib import cli, experiment, plots, report
+from lib import cli, plots, report
+from lib.experiment import Experiment, execute
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class Options(cli.Options):
 
 @dataclass(frozen=True)
 class Sentence:
-    """|activation| of one block's output. tokens: (seq,) texts; values: (seq, hidden_size), signed."""
+    """One block's output for one text. tokens: (seq,) texts; values: (seq, hidden_size), signed."""
 
+    definition: str
     layer: int
     tokens: list
     values: list
@@ -43,18 +44,25 @@ class Layerwise:
 
 
 def run_sentence(lm, windows, options):
-    from lib import massive
+    from lib import hooks, massive
 
     lm.arch.check_layer(options.layer_id)
     statistics = massive.LayerStatistics(lm.arch, lm.tokenizer)
-    captured = {}
-    _measure(lm, windows.ids, statistics, captured, options.layer_id)
-    (median,) = statistics.rows.array[:, options.layer_id, 3]
+    values = {}
+    statistics.begin_batch(windows.ids)
+    with (
+        hooks.watch_outputs(lm.arch, "block", statistics.update),
+        hooks.watch_outputs(lm.arch, "block", values.__setitem__, [options.layer_id]),
+        hooks.stop_after(lm.arch, options.layer_id),
+    ):
+        hooks.forward(lm, windows.ids)
+    statistics.end_batch()
     return Sentence(
+        definition=massive.DEFINITION,
         layer=options.layer_id,
         tokens=[lm.tokenizer.decode([token]) for token in windows.ids[0].tolist()],
-        values=captured[options.layer_id][0].float().cpu().numpy(),
-        median=median,
+        values=values[options.layer_id][0].float().cpu().numpy(),
+        median=statistics.rows.array[0, options.layer_id, 3],
         massive=[entry for entry in statistics.massive() if entry["layer"] == options.layer_id],
     )
 
@@ -62,27 +70,98 @@ def run_sentence(lm, windows, options):
 def run_layerwise(lm, windows, options):
     from tqdm import tqdm
 
-    from lib import massive
+    from lib import hooks, massive
 
     statistics = massive.LayerStatistics(lm.arch, lm.tokenizer)
-    with tqdm(total=len(windows.ids), unit="window", desc="layerwise", disable=None) as progress:
+    with (
+        tqdm(total=len(windows.ids), unit="window", desc="layerwise", disable=None) as progress,
+        hooks.watch_outputs(lm.arch, "block", statistics.update),
+    ):
         for ids in windows.batches(options.batch_size):
-            _measure(lm, ids, statistics)
+            statistics.begin_batch(ids)
+            hooks.forward(lm, ids)
+            statistics.end_batch()
             progress.update(len(ids))
     return Layerwise(massive.DEFINITION, statistics.layers(options.seed), statistics.massive())
 
 
-def _measure(lm, ids, statistics, captured=None, last_layer=None):
-    """One pass; with `captured` it keeps `last_layer`'s output there and goes no further."""
-    from lib import hooks
+def sentence_windows(options, lm):
+    from lib import data
 
-    statistics.begin_batch(ids)
-    stop = nullcontext() if last_layer is None else hooks.stop_after(lm.arch, last_layer)
+    return data.from_text(options.text, options, lm)
 
-    def keep(layer, hidden):
-        captured[layer] = hidden
 
-    watch = nullcontext() if last_layer is None else hooks.watch_outputs(lm.arch, "block", keep, [last_layer])
-    with hooks.watch_outputs(lm.arch, "block", statistics.update), watch, stop:
-        hooks.forward(lm, ids)
-    statistics.end_batch()
+def summarise_sentence(payload):
+    r = payload["results"]
+    largest = sorted(((abs(v), v, t, d) for t, row in enumerate(r["values"]) for d, v in enumerate(row)), reverse=True)
+    rows = [
+        [k, t, repr(r["tokens"][t]), d, report.number(v, signed=True), f"{size / r['median']:,.0f}"]
+        for k, (size, v, t, d) in enumerate(largest[:5], 1)
+    ]
+    return "\n".join(
+        [
+            report.header(payload, f"Activations of layer {r['layer']} in one text"),
+            f"text: {''.join(r['tokens'])!r}",
+            f"median |activation|: {report.number(r['median'])}",
+            "",
+            report.table(["rank", "position", "token", "dim", "value", "x median"], rows),
+            f"Massive here ({r['definition']}): {len(r['massive'])}",
+        ]
+    )
+
+
+def summarise_layerwise(payload):
+    r = payload["results"]
+    rows = []
+    for layer in r["layers"]:
+        at = layer["at"][0]
+        rows.append(
+            [layer["layer"]]
+            + [report.interval(layer[key]) for key in ("top1", "top2", "top3", "median", "ratio")]
+            + [f"{at['sign']}dim {at['dim']}, position {at['position']}", f"{at['sequences']}/{layer['top1']['n']}"]
+        )
+    return "\n".join(
+        [
+            report.header(payload, "Largest activations of every layer"),
+            "Means over windows of top-1, top-2, top-3 and median of |block output|, with 95 % bootstrap intervals.",
+            "ratio: mean of each window's top-1 / median. The last layer is the block's output, before the final norm.",
+            "",
+            report.table(
+                ["layer", "top 1", "top 2", "top 3", "median", "ratio", "top 1 most often at", "windows"], rows
+            ),
+            report.massive_table(r["massive"], r["definition"]),
+        ]
+    )
+
+
+SENTENCE = Experiment(
+    name="sentence",
+    json="{model_name}_layer{layer_id}_3d.json",
+    txt="{model_name}_layer{layer_id}_3d.txt",
+    run=run_sentence,
+    summary=summarise_sentence,
+    figures={"{model_name}_layer{layer_id}_3d.png": plots.sentence},
+    windows=sentence_windows,
+)
+LAYERWISE = Experiment(
+    name="layerwise",
+    json="{model_name}_layerwise.json",
+    txt="{model_name}_layerwise.txt",
+    run=run_layerwise,
+    summary=summarise_layerwise,
+    figures={"{model_name}.png": plots.layerwise},
+)
+
+
+def main():
+    options = cli.parse(Options, __doc__)
+    if not (options.exp1 or options.exp2):
+        raise cli.UserError("choose --exp1 (3D plot of one layer), --exp2 (all layers), or both")
+    if options.exp1:
+        execute(SENTENCE, options)
+    if options.exp2:
+        execute(LAYERWISE, options)
+
+
+if __name__ == "__main__":
+    cli.main(main)

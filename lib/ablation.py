@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from lib import hooks, sinks
-from lib.massive import LayerStatistics, is_massive
+from lib.massive import DEFINITION, LayerStatistics, is_massive
 from lib.stats import Samples, averages, perplexity
 
 PERSISTS, COLLAPSES = 0.9, 0.1
@@ -41,13 +41,39 @@ class Condition:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The common part of every ablation's results; see DESIGN of the JSON in the README."""
+    """Every condition beside the baseline.
+
+    conditions: {name: label, heads_off, mlps_off, layers (as in the layerwise results, plus `dims`), perplexity,
+    sink_rate (of the heads that are on; None if none is), massive_positions (per sequence)}.
+    changes: {name: [per layer, ablated - baseline of top1, top2, top3, median and each of `dims`]}.
+    verdicts: {name: verdict of RULE and its values}. massive: the baseline's. dims: those followed.
+    """
 
     conditions: dict
     changes: dict
     verdicts: dict
     massive: list
     dims: list
+
+
+@dataclass(frozen=True)
+class Feasibility:
+    """One ablation beside the baseline, with its conclusion; the fields of Comparison otherwise."""
+
+    definition: str
+    conditions: dict
+    changes: dict
+    massive: list
+    dims: list
+    conclusion: dict
+
+
+def feasibility(lm, windows, condition, options):
+    """Compare one Condition with the baseline, following `options.dims` or the baseline's massive dims."""
+    result = compare(lm, windows, [condition], options, options.dims)
+    values = dict(result.verdicts[condition.name])
+    conclusion = {"verdict": values.pop("verdict"), "rule": RULE, "values": values}
+    return Feasibility(DEFINITION, result.conditions, result.changes, result.massive, result.dims, conclusion)
 
 
 class _Measurements:
@@ -197,8 +223,11 @@ def _changes(baseline, here, rows, dims, seed):
 
 
 def _verdict(baseline, here, sites, seed):
-    """The verdict of RULE for one condition, with the values it rests on."""
-    retained, still, size_before, size_after = [], [], [], []
+    """The verdict of RULE for one condition, with the values it rests on, all at the baseline's massive places.
+
+    absolute_change: sum of |ablated - baseline| over sum of |baseline|; still_massive: share that passes the test.
+    """
+    retained, moved, still, size_before, size_after = [], [], [], [], []
     for s, of in enumerate(sites):
         at = [(i, layer) for i, layers in enumerate(of.values()) for layer in layers]
         if not at:
@@ -208,16 +237,18 @@ def _verdict(baseline, here, sites, seed):
         medians = np.array([here.layers.rows.rows[s][layer, 3] for _i, layer in at])
         aligned = np.sign(before) * after
         retained.append(aligned.sum() / np.abs(before).sum())
+        moved.append(np.abs(after - before).sum() / np.abs(before).sum())
         still.append(is_massive(after, medians).mean())
         size_before.append(np.abs(before).mean())
         size_after.append(aligned.mean())
     if not retained:
-        return {"verdict": "none found", "retained": None, "still_massive": None}
+        return {"verdict": "none found"}
     share = averages(retained, seed)
     verdict = "persists" if share["mean"] >= PERSISTS else "collapses" if share["mean"] <= COLLAPSES else "reduced"
     return {
         "verdict": verdict,
         "retained": share,
+        "absolute_change": averages(moved, seed),
         "still_massive": averages(still, seed),
         "size_baseline": averages(size_before, seed),
         "size_ablated": averages(size_after, seed),

@@ -22,6 +22,9 @@ def flag(default, help, **argparse_options):
     return field(default=default, metadata={"help": help, **argparse_options})
 
 
+INTS = {"nargs": "+", "type": int, "metavar": "N"}
+
+
 @dataclass(frozen=True)
 class Options:
     """What every script accepts."""
@@ -76,13 +79,14 @@ def parse(options_class, description, argv=None):
     for f in fields(options_class):
         spec = dict(f.metadata)
         names = [f"--{f.name}", *spec.pop("aliases", [])]
-        if f.default not in (None, False) and f.default is not MISSING and "action" not in spec:
+        if f.default not in (None, False, ()) and f.default is not MISSING and "action" not in spec:
             spec.setdefault("type", type(f.default))
             spec["help"] += f" (default: {f.default})"
         elif "action" not in spec and "type" not in spec:
             spec["type"] = int if "int" in str(f.type) else str
         parser.add_argument(*names, dest=f.name, default=f.default, **spec)
-    options = options_class(**vars(parser.parse_args(argv)))
+    typed = vars(parser.parse_args(argv))
+    options = options_class(**{key: tuple(v) if isinstance(v, list) else v for key, v in typed.items()})
     for name in ("nsamples", "batch_size"):
         value = getattr(options, name)
         if value < 1:

@@ -1,8 +1,10 @@
 """Text -> full token windows, without padding."""
 
 import hashlib
+import platform
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc_data import topics
 
 import torch
 
@@ -112,10 +114,6 @@ def _text(options):
     """(text, name) of the dataset."""
     name, path = options.dataset, Path(options.dataset)
     if name == "python-docs":
-        import platform
-
-        from pydoc_data import topics
-
         return "\n\n".join(topics.topics.values()), f"python-docs (Python {platform.python_version()})"
     if path.suffix in FILE_LOADERS:
         if not path.is_file():

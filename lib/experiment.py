@@ -2,29 +2,30 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lib import plots, report
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment of a script.
-
-    run: (lm, windows, options) -> a dataclass of results.
-    summary: JSON payload -> the text of the TXT.
-    figures: JSON payload -> {file name: matplotlib figure}.
-    windows: (options, lm) -> data.Windows; default: `data.load`.
-    Names may hold {model_name} and any other field of the options.
-    """
+    """One experiment of a script. File names may hold {model_name} and the options' fields."""
 
     name: str
     json: str
     txt: str
     run: Callable
+    """(lm, windows, options) -> a dataclass, the `results` of the JSON."""
     summary: Callable
-    figures: Callable
+    """payload of the JSON -> text that is printed and begins the TXT."""
+    figures: dict
+    """{file name: payload -> matplotlib figure}."""
+    details: Callable | None = None
+    """payload -> the rest of the TXT."""
+    extra: dict = field(default_factory=dict)
+    """{file name: payload -> text} of further text files."""
     windows: Callable | None = None
+    """(options, lm) -> data.Windows; None: `data.load`."""
 
 
 def execute(experiment, options):
@@ -33,32 +34,39 @@ def execute(experiment, options):
         payload = report.load(options.replot, experiment.name)
         folder = options.savedir or options.replot.parent
         report.check_writable(folder)
-        _draw(experiment, payload, folder)
-        return
-    folder = options.output_dir
-    report.check_writable(folder)
+    else:
+        folder = options.output_dir
+        report.check_writable(folder)
+        payload = _measure(experiment, options)
+        text = experiment.summary(payload)
+        print(text)
+        report.write_json(folder / payload["files"]["json"], payload)
+        if experiment.details:
+            text += "\n" + experiment.details(payload)
+        texts = [text, *(make(payload) for make in experiment.extra.values())]
+        for name, content in zip([payload["files"]["txt"], *payload["files"]["extra"]], texts, strict=True):
+            report.write_text(folder / name, content)
+            print(folder / name)
+        print(folder / payload["files"]["json"])
+    for name, draw in zip(payload["files"]["figures"], experiment.figures.values(), strict=True):
+        with report.complete_file(folder / name) as temporary:
+            draw(payload).savefig(temporary, dpi=plots.DPI)
+        print(folder / name)
 
+
+def _measure(experiment, options):
     from lib import data, models
 
     start = time.monotonic()
     lm = models.load(options)
     windows = (experiment.windows or data.load)(options, lm)
     results = experiment.run(lm, windows, options)
-    names = {key: getattr(options, key) for key in options.__dataclass_fields__} | {"model_name": options.model_name}
-    files = {"json": experiment.json.format(**names), "txt": experiment.txt.format(**names)}
-    payload = report.payload(experiment.name, options, lm, windows, results, time.monotonic() - start, files)
-    text = experiment.summary(payload)
-    report.write_json(folder / files["json"], payload)
-    report.write_text(folder / files["txt"], text)
-    print(text)
-    print(folder / files["json"])
-    print(folder / files["txt"])
-    _draw(experiment, payload, folder)
-
-
-def _draw(experiment, payload, folder):
-    for name, figure in experiment.figures(payload).items():
-        path = folder / name
-        with report.complete_file(path) as temporary:
-            figure.savefig(temporary, dpi=plots.DPI)
-        print(path)
+    seconds = time.monotonic() - start
+    config = report.config(options)
+    files = {
+        "json": experiment.json.format(**config),
+        "txt": experiment.txt.format(**config),
+        "extra": [name.format(**config) for name in experiment.extra],
+        "figures": [name.format(**config) for name in experiment.figures],
+    }
+    return report.payload(experiment.name, config, report.provenance(options, lm, windows, seconds), results, files)

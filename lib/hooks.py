@@ -3,22 +3,19 @@
 A watcher is called as `see(layer, value)`; a tensor that it returns takes the value's place.
 """
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
 
-class _Stop(Exception):
+class _Stop(Exception):  # noqa: N818 (not an error)
     pass
 
 
 def forward(lm, ids):
     """Run the blocks (no LM head) on (batch, seq) token ids; watchers do the measuring."""
-    with torch.inference_mode():
-        try:
-            lm.model.base_model(input_ids=ids.to(lm.device), use_cache=False)
-        except _Stop:
-            pass
+    with torch.inference_mode(), suppress(_Stop):
+        lm.model.base_model(input_ids=ids.to(lm.device), use_cache=False)
 
 
 def token_losses(lm, ids, chunk=256):

@@ -93,10 +93,17 @@ class LayerStatistics:
         entries = []
         for (layer, position, dim), entry in self.found.items():
             n = entry["tokens"].total()
-            token = self.tokenizer.decode([entry["tokens"].most_common(1)[0][0]])
-            value, ratio = entry["values"] / n, entry["ratios"] / n
+            token, _times = entry["tokens"].most_common(1)[0]
             entries.append(
-                dict(layer=layer, position=position, token=token, dim=dim, value=value, ratio=ratio, sequences=n)
+                {
+                    "layer": layer,
+                    "position": position,
+                    "token": self.tokenizer.decode([token]),
+                    "dim": dim,
+                    "value": entry["values"] / n,
+                    "ratio": entry["ratios"] / n,
+                    "sequences": n,
+                }
             )
         return sorted(entries, key=lambda e: (e["layer"], -abs(e["value"])))
 

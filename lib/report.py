@@ -58,7 +58,25 @@ def write_text(path, text):
 
 
 def write_json(path, payload):
-    write_text(path, json.dumps(_plain(payload), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, _dump(payload) + "\n")
+
+
+def _dump(value, indent=""):
+    """JSON text in which what holds no further lists or objects stands on one line."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    flat = not any(
+        isinstance(v, dict) or (isinstance(v, list) and v and isinstance(v[0], (dict, list))) for v in inside
+    )
+    if flat:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False)
+    deeper = indent + " "
+    if isinstance(value, dict):
+        items = [f"{json.dumps(key, ensure_ascii=False)}: {_dump(v, deeper)}" for key, v in value.items()]
+        opening, closing = "{}"
+    else:
+        items = [_dump(v, deeper) for v in value]
+        opening, closing = "[]"
+    return f"{opening}\n{deeper}" + f",\n{deeper}".join(items) + f"\n{indent}{closing}"
 
 
 def load(path, experiment):
@@ -89,26 +107,32 @@ def _plain(value):
     return str(value) if isinstance(value, Path) else value
 
 
-def payload(experiment, options, lm, windows, results, seconds, files):
-    """What the JSON holds; everything but provenance's `time`, `seconds` and `git` repeats on the same machine."""
+def config(options):
+    """Every option, and the model's short name for files."""
+    return dataclasses.asdict(options) | {"model_name": options.model_name}
+
+
+def payload(experiment, config, provenance, results, files):
+    """What the JSON holds; all but provenance's `time`, `seconds` and `git` repeats on the same machine."""
     return _plain(
         {
             "schema_version": SCHEMA_VERSION,
             "experiment": experiment,
-            "provenance": provenance(options, lm, windows) | {"seconds": round(seconds, 1)},
-            "config": dataclasses.asdict(options) | {"model_name": options.model_name},
+            "provenance": provenance,
+            "config": config,
             "results": results,
             "files": files,
         }
     )
 
 
-def provenance(options, lm, windows):
+def provenance(options, lm, windows, seconds):
     import torch
 
     return {
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(seconds, 1),
         "git": _git(),
         "model": {"name": options.model, "type": lm.model.config.model_type, **lm.source},
         "data": windows.provenance,
@@ -140,13 +164,14 @@ def header(payload, title):
     """The first lines of a TXT: what ran on what."""
     p = payload["provenance"]
     data = p["data"]
+    bos = "on" if data["bos"] else "off"
     source = ", ".join(f"{key} {value}" for key, value in p["model"].items() if key not in ("name", "type"))
     return "\n".join(
         [
             title,
             "=" * len(title),
             f"model    {p['model']['name']} ({p['model']['type']}; {source})",
-            f"data     {data['windows']} x {data['seqlen']} tokens of {data['dataset']}, BOS {'on' if data['bos'] else 'off'}",
+            f"data     {data['windows']} x {data['seqlen']} tokens of {data['dataset']}, BOS {bos}",
             f"run      {p['dtype']}, {p['device']}, seed {p['seed']}, {p['time']}",
             f"command  {p['command']}",
             "",
@@ -159,7 +184,7 @@ def table(headers, rows):
     rows = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
     left = [
-        all(not row[i][:1].lstrip("+-").isdigit() and row[i] not in ("", "-") for row in rows)
+        all(not row[i].lstrip("+-")[:1].isdigit() and row[i] not in ("", "-") for row in rows)
         for i in range(len(headers))
     ]
 
@@ -172,9 +197,11 @@ def table(headers, rows):
 
 
 def number(value, signed=False):
-    """Four significant digits, thousands grouped: 0.6021, 23,512, +1.25."""
+    """Four significant digits, thousands grouped: 0.6021, 23,512, +1.250, 3.1e-05."""
     if value is None:
         return "-"
+    if 0 < abs(value) < 0.001 or abs(value) >= 1e9:
+        return f"{value:{'+' if signed else ''}.1e}"
     digits = 0 if abs(value) >= 1000 else max(0, 3 - math.floor(math.log10(abs(value)))) if value else 0
     return f"{value:{'+' if signed else ''},.{min(digits, 4)}f}"
 
@@ -193,3 +220,110 @@ def interval(average, signed=False):
 def percent(before, after):
     """Relative change in per cent; `-` where the value before is zero. Print it beside both values only."""
     return "-" if not before else f"{100 * (after - before) / abs(before):+.1f} %"
+
+
+def massive_table(massive, definition, at_most=20):
+    """Identities of the massive activations, the largest of each (position, dim) with the layers it spans."""
+    places = {}
+    for entry in massive:
+        places.setdefault((entry["position"], entry["dim"]), []).append(entry)
+    peaks = [(max(of, key=lambda e: abs(e["value"])), of) for of in places.values()]
+    peaks.sort(key=lambda pair: -abs(pair[0]["value"]))
+    rows = [
+        [
+            e["position"],
+            repr(e["token"]),
+            e["dim"],
+            _spans([x["layer"] for x in of]),
+            e["layer"],
+            number(e["value"], True),
+            f"{e['ratio']:,.0f}",
+            e["sequences"],
+        ]
+        for e, of in peaks[:at_most]
+    ]
+    text = f"Massive: {definition}\n"
+    if not rows:
+        return text + "none found\n"
+    heads = ["position", "token", "dim", "massive in layers", "largest at", "value", "x median", "windows"]
+    more = len(peaks) - len(rows)
+    return text + table(heads, rows) + (f"and {more} more places, in the JSON\n" if more else "")
+
+
+def _spans(numbers):
+    """[2, 3, 4, 9] -> '2-4, 9'."""
+    spans = []
+    for n in sorted(numbers):
+        if spans and n == spans[-1][1] + 1:
+            spans[-1][1] = n
+        else:
+            spans.append([n, n])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def ablation_summary(payload, title, question):
+    """The short part of an ablation's TXT: what is massive, every condition, the conclusion by its printed rule."""
+    r = payload["results"]
+    parts = [header(payload, title), question, "", massive_table(r["massive"], r["definition"])]
+    return "\n".join([*parts, conditions_table(r["conditions"]), conclusion_text(r["conclusion"])])
+
+
+def ablation_details(payload, names=None):
+    """Every layer of the named conditions (default: of all): top-1 and the followed dims."""
+    r = payload["results"]
+    baseline = r["conditions"]["baseline"]
+    parts = []
+    for name in names or r["changes"]:
+        changes = r["changes"][name]
+        condition = r["conditions"][name]
+        parts.append(f"{condition['label']}: every layer, mean over windows, before -> after")
+        parts.append("change: paired difference with its 95 % bootstrap interval over windows\n")
+        parts.append(_layers_table(baseline, condition, changes, "top1", "top 1"))
+        for dim in r["dims"]:
+            parts.append(f"dim {dim}, signed, at the position where it peaks in the baseline (the same in both runs)")
+            parts.append(_layers_table(baseline, condition, changes, str(dim), f"dim {dim}"))
+    return "\n".join(parts)
+
+
+def conditions_table(conditions):
+    rows = []
+    for condition in conditions.values():
+        perplexity = condition["perplexity"]
+        rows.append(
+            [
+                condition["label"],
+                interval({"mean": perplexity["value"], "ci95": perplexity["ci95"]}),
+                interval(condition["sink_rate"]) if condition["sink_rate"] else "-",
+                interval(condition["massive_positions"]),
+            ]
+        )
+    heads = ["condition", "perplexity", "sink rate", "positions with a massive activation"]
+    return table(heads, rows) + "sink rate: of the heads that are on, in windows of 64 tokens, epsilon 0.3\n"
+
+
+def cell(layer, key):
+    """The average of a statistic (top1, median, ...) or of a followed dim, in one layer's entry."""
+    return layer[key] if key in layer else layer["dims"][key]
+
+
+def _layers_table(baseline, condition, changes, key, label):
+    rows = []
+    for before, after, change in zip(baseline["layers"], condition["layers"], changes, strict=True):
+        b, a = cell(before, key), cell(after, key)
+        rows.append(
+            [before["layer"], mean(b), mean(a), interval(cell(change, key), True), percent(b["mean"], a["mean"])]
+        )
+    return table(["layer", f"{label} before", "after", "change", "per cent"], rows)
+
+
+def conclusion_text(conclusion):
+    values = conclusion["values"]
+    lines = [f"Conclusion: {conclusion['verdict']}", f"Rule: {conclusion['rule']}"]
+    if values.get("retained"):
+        lines.append(
+            f"retained {interval(values['retained'])} of the baseline's massive size (mean "
+            f"{mean(values['size_baseline'])} -> {mean(values['size_ablated'], True)}, same places, along the "
+            f"baseline's sign); share of these places that still pass the massive test: "
+            f"{interval(values['still_massive'])}"
+        )
+    return "\n".join(lines) + "\n"

@@ -4,14 +4,16 @@ Values get one more column that is 1 at the first token and 0 elsewhere, so the 
 softmax(QK)[:, first] in that column, beside the usual output and from the same call.
 """
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
+from tqdm import tqdm
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from lib import hooks
 from lib.stats import Samples
 
 NAME = "first_token_probability"
@@ -101,3 +103,29 @@ class HeadScores:
         """
         keep = np.ones(self.shape, dtype=bool) if keep is None else keep
         return (self.window[:, keep] > SINK_EPSILON).mean(1) if keep.any() else None
+
+
+def rank(scores):
+    """Heads as {"layer", "head", "score"}, highest first, of (layers, heads) mean scores; ties in layer order."""
+    cells = [
+        {"layer": layer, "head": head, "score": float(score)}
+        for layer, row in enumerate(scores)
+        for head, score in enumerate(row)
+    ]
+    return sorted(cells, key=lambda cell: -cell["score"])
+
+
+def measure(lm, windows, batch_size, last_layer=None):
+    """HeadScores of all windows; with `last_layer` no later layer is run (their scores are nan)."""
+    scores = HeadScores(lm.arch)
+    stop = nullcontext() if last_layer is None else hooks.stop_after(lm.arch, last_layer)
+    with (
+        tqdm(total=len(windows.ids), unit="window", desc="attention", disable=None) as progress,
+        watch(lm, scores.update),
+        stop,
+    ):
+        for ids in windows.batches(batch_size):
+            hooks.forward(lm, ids)
+            scores.end_batch()
+            progress.update(len(ids))
+    return scores

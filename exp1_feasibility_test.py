@@ -1,0 +1,50 @@
+"""Experiment 1: do massive activations survive without attention heads?
+
+    python exp1_feasibility_test.py --model gpt2 --nsamples 30 --savedir results/exp1_feasibility_test/
+
+Compares the model with all heads of all layers off: each head's slice of the input of the attention output
+projection is zero, the projection's bias stays. Every layer is compared at the same position and dim, signed.
+"""
+
+from dataclasses import dataclass
+
+from lib import cli, plots, report
+from lib.experiment import Experiment, execute
+
+
+@dataclass(frozen=True)
+class Options(cli.Options):
+    dims: tuple = cli.flag((), "dims to follow (default: those of the baseline's massive activations)", **cli.INTS)
+
+
+def run(lm, windows, options):
+    from lib.ablation import Condition, feasibility
+
+    heads = tuple((layer, head) for layer in range(lm.arch.n_layers) for head in range(lm.arch.n_heads))
+    return feasibility(lm, windows, Condition("all_heads_off", "all heads off", heads=heads), options)
+
+
+def summarise(payload):
+    return report.ablation_summary(
+        payload,
+        "Experiment 1: all attention heads off",
+        "Question: are the baseline's massive activations still there when no head writes anything?",
+    )
+
+
+EXPERIMENT = Experiment(
+    name="exp1",
+    json="comparison/exp1_results.json",
+    txt="comparison/EXPERIMENT_1_SUMMARY.txt",
+    run=run,
+    summary=summarise,
+    details=report.ablation_details,
+    figures={
+        "comparison/exp1_top1_comparison.png": plots.top1_comparison,
+        "comparison/exp1_critical_dimensions.png": plots.critical_dimensions,
+        "comparison/exp1_percentage_change_heatmap.png": plots.percentage_heatmap,
+    },
+)
+
+if __name__ == "__main__":
+    cli.main(lambda: execute(EXPERIMENT, cli.parse(Options, __doc__)))

@@ -1,0 +1,50 @@
+"""Experiment 2A: do massive activations survive without MLPs?
+
+    python exp2a_mlp_feasibility_test.py --model gpt2 --nsamples 30 --savedir results/exp2a_mlp_feasibility_test/
+
+Compares the model with all MLPs off: what each adds to the residual stream is zero, bias included. Every layer is
+compared at the same position and dim, signed.
+"""
+
+from dataclasses import dataclass
+
+from lib import cli, plots, report
+from lib.experiment import Experiment, execute
+
+
+@dataclass(frozen=True)
+class Options(cli.Options):
+    dims: tuple = cli.flag((), "dims to follow (default: those of the baseline's massive activations)", **cli.INTS)
+
+
+def run(lm, windows, options):
+    from lib.ablation import Condition, feasibility
+
+    mlps = tuple(range(lm.arch.n_layers))
+    return feasibility(lm, windows, Condition("all_mlps_off", "all MLPs off", mlps=mlps), options)
+
+
+def summarise(payload):
+    return report.ablation_summary(
+        payload,
+        "Experiment 2A: all MLPs off",
+        "Question: are the baseline's massive activations still there when no MLP writes anything?",
+    )
+
+
+EXPERIMENT = Experiment(
+    name="exp2a",
+    json="comparison/exp2a_results.json",
+    txt="comparison/EXPERIMENT_2A_SUMMARY.txt",
+    run=run,
+    summary=summarise,
+    details=report.ablation_details,
+    figures={
+        "comparison/exp2a_top1_comparison.png": plots.top1_comparison,
+        "comparison/exp2a_critical_dimensions.png": plots.critical_dimensions,
+        "comparison/exp2a_percentage_change_heatmap.png": plots.percentage_heatmap,
+    },
+)
+
+if __name__ == "__main__":
+    cli.main(lambda: execute(EXPERIMENT, cli.parse(Options, __doc__)))

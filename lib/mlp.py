@@ -1,0 +1,241 @@
+"""Inside one layer's MLP: its checkpoints, the place of its largest output, and what each neuron contributes."""
+
+from collections import Counter
+from contextlib import ExitStack, nullcontext
+
+import torch
+
+from lib import hooks
+from lib.stats import Samples, averages, perplexity
+
+REPLACEMENTS = {"identity": lambda x: x, "relu": torch.relu}
+OUTPUT = "mlp_output"
+
+
+def checkpoints_of(arch, layer):
+    """[(name, label, role, side)] of the tensors to watch, in the order of computation.
+
+    `mlp_output` is the output of the down projection; families with a norm after it add `mlp_write`.
+    """
+    activation = activation_name(arch, layer)
+    points = [
+        ("residual", "residual stream before the norm", "mlp_norm", "input"),
+        ("mlp_input", "MLP input, after the norm", "mlp_norm", "output"),
+    ]
+    if arch.is_gated:
+        points += [
+            ("gate", "gate projection", "gate", "output"),
+            ("after_activation", f"after {activation}", "activation", "output"),
+            ("up", "up projection", "up", "output"),
+            ("product", f"product {activation}(gate) x up", "down", "input"),
+        ]
+    else:
+        points += [
+            ("after_linear1", "after the first projection", "up", "output"),
+            ("after_activation", f"after {activation}", "down", "input"),
+        ]
+    points.append((OUTPUT, "MLP output, after the down projection", "down", "output"))
+    if arch.family.mlp_write not in ("mlp", arch.family.down):
+        points.append(("mlp_write", "added to the residual stream, after a norm", "mlp_write", "output"))
+    return [*points, ("block_output", "block output", "block", "output")]
+
+
+def activation_name(arch, layer):
+    """The activation function's name as transformers has it, for example NewGELU or SiLU."""
+    return type(arch.module(layer, "activation")).__name__.removesuffix("Activation")
+
+
+class Internals:
+    """Running measurements of one MLP over windows; activations are reduced batch by batch.
+
+    position, dim: the place to follow; None: in each window the largest |output| of the MLP decides. Means are kept
+    for each dim that was followed, so the dim to report may be chosen at the end.
+    """
+
+    def __init__(self, lm, layer, position=None, dim=None):
+        self.lm, self.layer, self.position, self.dim = lm, layer, position, dim
+        self.points = checkpoints_of(lm.arch, layer)
+        self.maxima = {}
+        self.medians = {name: Samples() for name, *_ in self.points}
+        self.losses = {name: Samples() for name in ("actual", *REPLACEMENTS)}
+        self.by_dim = {}
+        self.sequences = 0
+
+    def measure(self, ids):
+        """Run one (batch, seq) batch: as it is, then with each replacement of the activation function."""
+        values = self._forward(ids, "actual", self.points)
+        sites = [self._site(output) for output in values[OUTPUT]]
+        for name, value in values.items():
+            self._reduce(name, value, ids)
+        for sequence, (position, dim) in enumerate(sites):
+            self._follow({name: value[sequence, position] for name, value in values.items()}, position, dim)
+        self.sequences += len(ids)
+        del values
+        ends = [point for point in self.points if point[0] in (OUTPUT, "block_output")]
+        for replacement in REPLACEMENTS:
+            values = self._forward(ids, replacement, ends)
+            for sequence, (position, dim) in enumerate(sites):
+                for name, value in values.items():
+                    self.by_dim[dim]["replaced"][replacement][name].extend([value[sequence, position, dim].item()])
+
+    def _forward(self, ids, replacement, points):
+        """{checkpoint: (batch, seq, width)} of one forward pass; its losses are kept."""
+        arch, values = self.lm.arch, {}
+        batch, seq = ids.shape
+
+        def keep(name):
+            return lambda _layer, value: values.update({name: value.view(batch, seq, -1)})
+
+        function = REPLACEMENTS.get(replacement)
+        with ExitStack() as stack:
+            stack.enter_context(hooks.activation_replaced(arch, self.layer, function) if function else nullcontext())
+            for name, _label, role, side in points:
+                watch = hooks.watch_inputs if side == "input" else hooks.watch_outputs
+                stack.enter_context(watch(arch, role, keep(name), [self.layer]))
+            self.losses[replacement].extend(hooks.token_losses(self.lm, ids).double().mean(1).tolist())
+        return values
+
+    def _site(self, output):
+        """(position, dim) to follow in a (seq, hidden_size) MLP output."""
+        magnitude = output.abs()
+        if self.dim is not None:
+            magnitude = magnitude[:, self.dim : self.dim + 1]
+        if self.position is not None:
+            magnitude = magnitude[self.position : self.position + 1]
+        position, dim = divmod(magnitude.argmax().item(), magnitude.shape[1])
+        return position + (self.position or 0), dim + (self.dim or 0)
+
+    def _reduce(self, name, value, ids):
+        magnitude = value.abs().float().flatten(1)
+        self.medians[name].extend(magnitude.median(dim=1).values.tolist())
+        largest = magnitude.max().item()
+        if name not in self.maxima or largest > self.maxima[name]["max"]:
+            sequence, index = divmod(magnitude.argmax().item(), magnitude.shape[1])
+            position, index = divmod(index, value.shape[2])
+            self.maxima[name] = {
+                "width": value.shape[2],
+                "max": largest,
+                "at": {
+                    "sequence": self.sequences + sequence,
+                    "position": position,
+                    "token": self.lm.tokenizer.decode([ids[sequence, position].item()]),
+                    "index": index,
+                    "value": value[sequence, position, index].item(),
+                },
+            }
+
+    def _follow(self, vectors, position, dim):
+        """Add one window's vectors at its followed position to the means of its dim."""
+        of = self.by_dim.setdefault(
+            dim,
+            {
+                "positions": Counter(),
+                "values": {name: Samples() for name in vectors if not self._is_neurons(name)},
+                "sums": {name: 0 for name in vectors if self._is_neurons(name)},
+                "replaced": {r: {OUTPUT: Samples(), "block_output": Samples()} for r in REPLACEMENTS},
+            },
+        )
+        of["positions"][position] += 1
+        for name, vector in vectors.items():
+            if self._is_neurons(name):
+                of["sums"][name] = of["sums"][name] + vector.double()
+            else:
+                of["values"][name].extend([vector[dim].item()])
+
+    def _is_neurons(self, name):
+        return name in ("gate", "up", "product", "after_linear1", "after_activation")
+
+    def checkpoints(self):
+        """results.checkpoints: maximum of |value| over all tokens and windows, mean of the windows' medians."""
+        rows = []
+        for name, label, *_ in self.points:
+            largest = self.maxima[name]
+            median = self.medians[name].array.mean()
+            ratio = largest["max"] / median
+            rows.append({"name": name, "label": label, **largest, "median": median, "ratio": ratio})
+        return rows
+
+    def followed(self, seed):
+        """results.followed, for the dim whose outputs are largest in sum."""
+        size = {dim: abs(of["values"][OUTPUT].array).sum() for dim, of in self.by_dim.items()}
+        dim = max(size, key=size.get)
+        of = self.by_dim[dim]
+        labels = {name: label for name, label, *_ in self.points}
+        return {
+            "dim": dim,
+            "positions": dict(of["positions"].most_common()),
+            "sequences": of["positions"].total(),
+            "of": self.sequences,
+            "activation_function": activation_name(self.lm.arch, self.layer),
+            "neuron_checkpoints": list(of["sums"]),
+            "values": [
+                {"name": name, "label": labels[name], "value": averages(samples.array, seed)}
+                for name, samples in of["values"].items()
+            ],
+        }
+
+    def _means(self, dim):
+        of = self.by_dim[dim]
+        return {name: (total / of["positions"].total()).cpu() for name, total in of["sums"].items()}
+
+    def contributions(self, dim):
+        """results.contributions: every neuron's {neuron, activation, weight, contribution, share}, the largest
+        along the output's sign first. activation: mean input of the down projection at the followed place."""
+        activation = self._means(dim)["product" if self.lm.arch.is_gated else "after_activation"]
+        weight = self.lm.arch.weight(self.layer, "down")[dim].double().cpu()
+        contribution = activation * weight
+        output = self.by_dim[dim]["values"][OUTPUT].array.mean()
+        order = (contribution * (1 if output >= 0 else -1)).argsort(descending=True).tolist()
+        return [
+            {
+                "neuron": n,
+                "activation": activation[n].item(),
+                "weight": weight[n].item(),
+                "contribution": contribution[n].item(),
+                "share": contribution[n].item() / output,
+            }
+            for n in order
+        ]
+
+    def check(self, dim, contributions):
+        """results.contribution_check: contributions + bias against the down projection's own output."""
+        bias = self.lm.arch.bias(self.layer, "down")
+        bias = 0.0 if bias is None else bias[dim].item()
+        total = sum(row["contribution"] for row in contributions)
+        output = self.by_dim[dim]["values"][OUTPUT].array.mean()
+        return {
+            "sum": total,
+            "bias": bias,
+            "output": output,
+            "relative_error": abs(total + bias - output) / abs(output),
+        }
+
+    def neurons(self, dim, neurons):
+        """The named neurons at every checkpoint of their width, with weight, contribution and share."""
+        means = self._means(dim)
+        rows = {row["neuron"]: row for row in self.contributions(dim)}
+        return [{**{name: mean[n].item() for name, mean in means.items()}, **rows[n]} for n in neurons]
+
+    def replaced(self, dim, seed):
+        """results.replaced: the followed place and perplexity with each activation function in this layer."""
+        of = self.by_dim[dim]
+        actual = {name: of["values"][name] for name in (OUTPUT, "block_output")}
+        labels = {"actual": activation_name(self.lm.arch, self.layer), "identity": "identity", "relu": "ReLU"}
+        return {
+            name: {
+                "label": labels[name],
+                **{key: averages(samples.array, seed) for key, samples in places.items()},
+                "perplexity": perplexity(self.losses[name].array, seed),
+            }
+            for name, places in {"actual": actual, **of["replaced"]}.items()
+        }
+
+
+def smallest_set(contributions, check, share):
+    """How many of `contributions`, in their order, give `share` of the output; None if all do not reach it."""
+    total = 0.0
+    for count, row in enumerate(contributions, 1):
+        total += row["contribution"]
+        if total / check["output"] >= share:
+            return count
+    return None

@@ -1,0 +1,504 @@
+"""Figures, each drawn from a result JSON's payload; no model is needed."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.ticker import MaxNLocator
+
+from lib.report import cell, number, percent
+
+DPI = 110
+PALETTE = sns.color_palette("colorblind")
+DIVERGING = "PuOr_r"
+SEQUENTIAL = "viridis"
+MARKERS = "osD^vPX*"
+LINES = ("-", "--", ":", "-.")
+
+sns.set_theme(style="ticks", palette=PALETTE)
+
+
+def _axes(rows=1, columns=1, size=(8, 5), **kwargs):
+    return plt.subplots(rows, columns, figsize=size, layout="constrained", **kwargs)
+
+
+def _title(payload, text):
+    return f"{text}\n{payload['config']['model_name']}, {_data(payload)}"
+
+
+def _data(payload):
+    data = payload["provenance"]["data"]
+    windows = "window" if data["windows"] == 1 else "windows"
+    return f"{data['windows']} {windows} of {data['seqlen']} tokens"
+
+
+def _means(averages):
+    return np.array([a["mean"] for a in averages])
+
+
+def _band(ax, x, averages, color):
+    """Shade the 95 % interval, where there is one."""
+    if averages[0]["ci95"] is not None:
+        low, high = np.array([a["ci95"] for a in averages]).T
+        ax.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
+
+
+def _layer_axis(ax, n):
+    ax.set_xlabel("layer (block output, before the final norm)")
+    ax.set_xlim(-0.5, n - 0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=15, integer=True))
+    ax.grid(axis="y", alpha=0.4)
+
+
+def layerwise(payload):
+    """Top-1, top-2, top-3 and median of |activation| over layers, logarithmic."""
+    layers = payload["results"]["layers"]
+    x = np.arange(len(layers))
+    figure, ax = _axes()
+    for i, (key, label) in enumerate([("top1", "top 1"), ("top2", "top 2"), ("top3", "top 3"), ("median", "median")]):
+        averages = [layer[key] for layer in layers]
+        ax.plot(x, _means(averages), label=label, color=PALETTE[i], marker=MARKERS[i], markersize=4, ls=LINES[i])
+        _band(ax, x, averages, PALETTE[i])
+    ax.set_yscale("log")
+    ax.set_ylabel("|activation| (mean over windows, log scale)")
+    _layer_axis(ax, len(layers))
+    ax.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+    ax.set_title(_title(payload, "Massive activations over layers"))
+    return figure
+
+
+def sentence(payload):
+    """|activation| of one layer over tokens x dims, in 3D, with the largest dims on the axis."""
+    results = payload["results"]
+    figure = plt.figure(figsize=(8, 5.6))
+    ax = figure.add_subplot(projection="3d", computed_zorder=False)
+    values = np.abs(results["values"])
+    _surface(ax, values, results["tokens"], _dims_to_label(results["massive"], values), values.max())
+    ax.set_title(
+        f"{payload['config']['model_name']}, output of layer {results['layer']}\n"
+        f"median |activation| {number(results['median'])}, {len(results['massive'])} massive"
+    )
+    figure.subplots_adjust(left=0.0, right=0.92, bottom=0.02, top=0.9)
+    return figure
+
+
+def _dims_to_label(massive, values, at_most=3):
+    """The massive dims; where nothing is massive, the two dims with the largest values."""
+    dims = list(dict.fromkeys(entry["dim"] for entry in massive))[:at_most]
+    return dims or np.argsort(values.max(0))[::-1][:2].tolist()
+
+
+def _surface(ax, values, tokens, dims, top, label="|activation|"):
+    n_tokens, n_dims = values.shape
+    for row in reversed(range(n_tokens)):
+        ax.plot(np.arange(n_dims), np.full(n_dims, row), values[row], color=PALETTE[0], linewidth=1.2)
+    for dim in dims:
+        row = int(values[:, dim].argmax())
+        ax.text(dim, row, values[row, dim], f" {number(float(values[row, dim]))}", fontsize=9, color="black")
+    ax.set_xticks(_spread(dims, n_dims), [str(d) for d in _spread(dims, n_dims)], fontsize=9)
+    step = max(1, n_tokens // 16)
+    shown = [_printable(token) for token in tokens[::step]]
+    ax.set_yticks(np.arange(n_tokens)[::step], shown, fontsize=9, ha="left", va="center")
+    ax.tick_params(axis="y", pad=-2)
+    ax.tick_params(axis="z", pad=6, labelsize=9)
+    ax.zaxis.set_major_formatter("{x:,.0f}")
+    ax.set_zlim(0, top * 1.05)
+    ax.set_xlabel("dim", labelpad=8)
+    ax.zaxis.set_rotate_label(False)
+    ax.set_zlabel(label, rotation=90, labelpad=14)
+    ax.set_box_aspect((1.6, 1.2, 1), zoom=1.2)
+    ax.view_init(elev=22, azim=-60)
+
+
+def _spread(dims, n_dims, gap=0.09):
+    """Ticks: the given dims, and both ends of the axis where that leaves room."""
+    kept = []
+    for dim in [*dims, 0, n_dims - 1]:
+        if all(abs(dim - other) > gap * n_dims for other in kept):
+            kept.append(dim)
+    return sorted(kept)
+
+
+def head_scores(payload):
+    """Heatmap layers x heads of the mean attention to the first token."""
+    results = payload["results"]
+    scores = np.array([[cell["mean"] for cell in row] for row in results["scores"]])
+    n_layers, n_heads = scores.shape
+    figure, ax = _axes(size=(max(5.0, 2.5 + 0.42 * n_heads), max(4.0, 1.6 + 0.27 * n_layers)))
+    annotate = n_layers * n_heads <= 300
+    sns.heatmap(
+        scores,
+        ax=ax,
+        cmap=SEQUENTIAL,
+        vmin=0,
+        vmax=1,
+        annot=annotate,
+        fmt=".2f",
+        annot_kws={"size": 7},
+        cbar_kws={"label": "mean attention probability on the first token"},
+    )
+    ax.set_xlabel("head")
+    ax.set_ylabel("layer")
+    ax.tick_params(axis="y", rotation=0)
+    ax.set_title(_title(payload, "Attention to the first token"), fontsize=11)
+    return figure
+
+
+def head_ranking(payload):
+    """Every head's score by layer, and the highest heads with their intervals."""
+    results = payload["results"]
+    ranking = results["ranking"]
+    n_layers = len(results["scores"])
+    figure, (by_layer, by_rank) = _axes(1, 2, size=(12, 5), width_ratios=[1.2, 1])
+    by_layer.scatter(
+        [r["layer"] for r in ranking], [r["score"] for r in ranking], s=22, color=PALETTE[0], alpha=0.6, label="head"
+    )
+    layer_means = [np.mean([cell["mean"] for cell in row]) for row in results["scores"]]
+    by_layer.plot(layer_means, color=PALETTE[1], marker="s", markersize=4, label="mean of the layer")
+    by_layer.axhline(results["uniform"], color=PALETTE[7], ls="--", lw=1, label="uniform attention")
+    by_layer.set_ylabel("mean attention probability on the first token")
+    by_layer.set_ylim(0, 1)
+    _layer_axis(by_layer, n_layers)
+    by_layer.set_xlabel("layer")
+    by_layer.legend(frameon=False, fontsize=9)
+    top = ranking[:20][::-1]
+    names = [f"layer {r['layer']}, head {r['head']}" for r in top]
+    by_rank.barh(names, [r["score"] for r in top], color=PALETTE[0])
+    for row, r in enumerate(top):
+        cell = results["scores"][r["layer"]][r["head"]]
+        if cell["ci95"]:
+            by_rank.plot(cell["ci95"], [row, row], color="black", lw=1.5)
+    by_rank.set_xlim(0, 1)
+    by_rank.set_xlabel("score (black: 95 % interval over windows)")
+    by_rank.set_title(f"the {len(top)} highest heads", fontsize=11)
+    by_rank.tick_params(axis="y", labelsize=8)
+    figure.suptitle(_title(payload, "Heads ranked by attention to the first token"), fontsize=12)
+    return figure
+
+
+def top1_comparison(payload):
+    """Top-1 of every layer in the baseline and in each condition, logarithmic, with intervals."""
+    conditions = payload["results"]["conditions"]
+    figure, ax = _axes()
+    for i, condition in enumerate(conditions.values()):
+        averages = [layer["top1"] for layer in condition["layers"]]
+        x = np.arange(len(averages))
+        label = f"{condition['label']} (perplexity {number(condition['perplexity']['value'])})"
+        ax.plot(x, _means(averages), label=label, color=PALETTE[i], marker=MARKERS[i], markersize=4, ls=LINES[i])
+        _band(ax, x, averages, PALETTE[i])
+    ax.set_yscale("log")
+    ax.set_ylabel("top-1 |activation| (log scale, band: 95 % interval)")
+    _layer_axis(ax, len(x))
+    ax.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+    ax.set_title(
+        _title(payload, "Largest activation of every layer (it may sit elsewhere after ablation)"), fontsize=11
+    )
+    return figure
+
+
+def critical_dimensions(payload, at_most=4):
+    """The followed dims, signed, at the same position in every condition."""
+    results = payload["results"]
+    dims = results["dims"][:at_most]
+    figure, axes = _axes(1, max(1, len(dims)), size=(max(7, 5.2 * len(dims)), 4.6), squeeze=False)
+    for ax, dim in zip(axes[0], dims, strict=False):
+        for i, condition in enumerate(results["conditions"].values()):
+            averages = [layer["dims"][str(dim)] for layer in condition["layers"]]
+            x = np.arange(len(averages))
+            ax.plot(
+                x, _means(averages), label=condition["label"], color=PALETTE[i], marker=MARKERS[i], ms=4, ls=LINES[i]
+            )
+            _band(ax, x, averages, PALETTE[i])
+        ax.set_title(f"dim {dim}", fontsize=11)
+        ax.set_ylabel("activation (signed)")
+        ax.yaxis.set_major_formatter("{x:,.0f}")
+        _layer_axis(ax, len(x))
+    if dims:
+        axes[0][0].legend(frameon=False, fontsize=9)
+    else:
+        axes[0][0].text(0.5, 0.5, "no massive activation in the baseline", ha="center")
+        axes[0][0].set_axis_off()
+    figure.suptitle(_title(payload, "Critical dims at the position where each peaks in the baseline"), fontsize=11)
+    return figure
+
+
+def percentage_heatmap(payload, name=None):
+    """Change of every layer and statistic in per cent, each cell with both values."""
+    results = payload["results"]
+    name = name or next(iter(results["changes"]))
+    before, after = results["conditions"]["baseline"]["layers"], results["conditions"][name]["layers"]
+    keys = ["top1", "top2", "top3", "median", *map(str, results["dims"][:4])]
+    labels = ["top 1", "top 2", "top 3", "median", *(f"dim {d}" for d in results["dims"][:4])]
+    change, text = [], []
+    for b, a in zip(before, after, strict=True):
+        pairs = [(cell(b, key)["mean"], cell(a, key)["mean"]) for key in keys]
+        change.append([100 * (y - x) / abs(x) if x else 0 for x, y in pairs])
+        text.append([f"{percent(x, y)}\n{number(x)} \u2192 {number(y)}" for x, y in pairs])
+    figure, ax = _axes(size=(2.2 + 1.5 * len(keys), 1.8 + 0.36 * len(before)))
+    sns.heatmap(
+        np.array(change),
+        ax=ax,
+        cmap=DIVERGING,
+        vmin=-100,
+        vmax=100,
+        annot=np.array(text),
+        fmt="",
+        annot_kws={"size": 7},
+        cbar_kws={"label": "change in per cent (colour ends at \u00b1100)", "extend": "both"},
+        xticklabels=labels,
+    )
+    ax.set_ylabel("layer")
+    ax.tick_params(axis="y", rotation=0)
+    ax.set_title(_title(payload, f"Change with {results['conditions'][name]['label']}"), fontsize=11)
+    return figure
+
+
+def pruning_comparison(payload, name):
+    """One set of heads off: top-1 of every layer, and its paired change beside the random draws."""
+    results = payload["results"]
+    conditions = results["conditions"]
+    figure, (level, change) = _axes(1, 2, size=(12, 4.8))
+    for i, condition in enumerate((conditions["baseline"], conditions[name])):
+        averages = [layer["top1"] for layer in condition["layers"]]
+        x = np.arange(len(averages))
+        level.plot(
+            x, _means(averages), label=condition["label"], color=PALETTE[i], marker=MARKERS[i], ms=4, ls=LINES[i]
+        )
+        _band(level, x, averages, PALETTE[i])
+    level.set_yscale("log")
+    level.set_ylabel("top-1 |activation| (log scale)")
+    level.legend(frameon=False)
+    for i, draw in enumerate(results["null"][name]["draws"]):
+        averages = [layer["top1"] for layer in results["changes"][draw]]
+        label = "random heads of the same layers" if i == 0 else None
+        change.plot(x, _means(averages), color=PALETTE[7], lw=1, label=label)
+    averages = [layer["top1"] for layer in results["changes"][name]]
+    change.plot(x, _means(averages), color=PALETTE[1], marker=MARKERS[1], ms=4, label=conditions[name]["label"])
+    _band(change, x, averages, PALETTE[1])
+    change.axhline(0, color="black", lw=0.8)
+    change.set_ylabel("change of top-1 (paired, band: 95 % interval)")
+    change.yaxis.set_major_formatter("{x:,.4g}")
+    change.legend(frameon=False)
+    for ax in (level, change):
+        _layer_axis(ax, len(x))
+        ax.set_xlabel("layer")
+    heads = ", ".join(f"{layer}.{head}" for layer, head in results["sets"][name])
+    figure.suptitle(_title(payload, f"{name.upper()} heads off (layer.head: {heads})"), fontsize=11)
+    return figure
+
+
+def pruning_summary(payload):
+    """Both sets beside their null: change at the massive places, and perplexity."""
+    results = payload["results"]
+    figure, (massive, loss) = _axes(1, 2, size=(11, 4.6))
+    for row, name in enumerate(("top", "bottom")):
+        null = results["null"][name]
+        change = results["conclusion"]["values"][name].get("absolute_change")
+        if change is not None:
+            _dot(massive, row, change["mean"], change["ci95"])
+            _draws(massive, row, null["absolute_change"])
+        perplexity = results["conditions"][name]["perplexity"]
+        _dot(loss, row, perplexity["value"], None)
+        _draws(loss, row, null["perplexity"])
+    baseline = results["conditions"]["baseline"]["perplexity"]["value"]
+    loss.axvline(baseline, color="black", lw=0.8, ls="--", label=f"baseline {number(baseline)}")
+    massive.set_xlabel("|change| at the baseline's massive places / their size")
+    massive.set_xlim(left=0)
+    loss.set_xlabel("perplexity")
+    for ax in (massive, loss):
+        ax.set_yticks([0, 1], ["TOP", "BOTTOM"])
+        ax.set_ylim(1.5, -0.5)
+        ax.grid(axis="x", alpha=0.4)
+    massive.plot([], [], "o", color=PALETTE[1], label="the set (line: 95 % interval)")
+    massive.plot([], [], "x", color=PALETTE[7], label="random heads of its layers")
+    massive.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    loss.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    figure.suptitle(_title(payload, "Removing single heads, beside random heads of the same layers"), fontsize=11)
+    return figure
+
+
+def _dot(ax, row, value, ci95):
+    if ci95:
+        ax.plot(ci95, [row, row], color=PALETTE[1], lw=2)
+    ax.plot(value, row, "o", color=PALETTE[1], ms=9)
+
+
+def _draws(ax, row, values):
+    ax.plot(values, np.full(len(values), row + 0.15), "x", color=PALETTE[7], ms=7)
+
+
+def activation_flow(payload):
+    """Maxima and medians of the checkpoints, and the followed dim through those of its width."""
+    results = payload["results"]
+    followed = results["followed"]
+    figure, (maxima, place) = _axes(1, 2, size=(13, 4.8), width_ratios=[1.35, 1])
+    rows = results["checkpoints"]
+    y = np.arange(len(rows))
+    maxima.barh(
+        y - 0.2, [r["max"] for r in rows], height=0.38, color=PALETTE[0], label="maximum of |value|, all tokens"
+    )
+    maxima.barh(y + 0.2, [r["median"] for r in rows], height=0.38, color=PALETTE[1], label="median of |value|")
+    for i, r in enumerate(rows):
+        text = f" {number(r['max'])} at position {r['at']['position']}, index {r['at']['index']}"
+        maxima.text(r["max"], i - 0.2, text, va="center", fontsize=8)
+    maxima.set_xscale("log")
+    maxima.set_xlim(right=max(r["max"] for r in rows) * 300)
+    maxima.set_yticks(y, [f"{r['label']} ({r['width']})" for r in rows], fontsize=9)
+    maxima.invert_yaxis()
+    maxima.set_xlabel("|value| (log scale); each maximum may sit at another token")
+    maxima.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.4, -0.13), ncols=2)
+    values = followed["values"]
+    means = [v["value"]["mean"] for v in values]
+    place.barh(range(len(values)), means, color=PALETTE[2])
+    for i in range(len(values)):
+        inside = abs(means[i]) > 0.6 * max(map(abs, means))
+        place.text(
+            0 if inside else max(means[i], 0), i, f" {number(means[i], True)}", va="center", fontsize=9,
+            color="white" if inside else "black", ha="left" if means[i] >= 0 or not inside else "right",
+        )  # fmt: skip
+    place.axvline(0, color="black", lw=0.8)
+    place.set_yticks(range(len(values)), [v["label"] for v in values], fontsize=9)
+    place.invert_yaxis()
+    place.xaxis.set_major_formatter("{x:,.4g}")
+    place.set_xlabel(
+        f"dim {followed['dim']} at the followed position, signed (mean of {followed['sequences']} windows)"
+    )
+    figure.suptitle(_title(payload, f"Through the MLP of layer {results['layer']}"), fontsize=11)
+    return figure
+
+
+def dimension_analysis(payload, top=12):
+    """The neurons that make the followed output, how fast they add up, and the largest weights for contrast."""
+    results = payload["results"]
+    contributions, output = results["contributions"], results["contribution_check"]["output"]
+    figure, (bars, cumulative, weights) = _axes(1, 3, size=(14, 4.8))
+    _neuron_bars(bars, contributions[:top], "contribution", PALETTE[2])
+    bars.set_xlabel(f"activation \u00d7 weight to dim {results['followed']['dim']}")
+    bars.set_title("largest contributions", fontsize=11)
+    share = np.cumsum([c["contribution"] for c in contributions]) / output
+    cumulative.plot(np.arange(1, len(share) + 1), share, color=PALETTE[2], marker="o", ms=3)
+    cumulative.axhline(1, color="black", lw=0.8, ls="--")
+    cumulative.set_xscale("log")
+    cumulative.set_ylim(bottom=0)
+    cumulative.set_xlabel("neurons, largest contribution first (log scale)")
+    cumulative.set_ylabel("cumulative share of the output")
+    cumulative.set_title(f"90 % of {number(output, True)}: {results['conclusion']['verdict']}", fontsize=11)
+    _neuron_bars(weights, results["by_weight"], "weight", PALETTE[7])
+    weights.set_yticks(
+        range(len(results["by_weight"])),
+        [f"{c['neuron']} (rank {c['rank_by_contribution']}, {100 * c['share']:.1f} %)" for c in results["by_weight"]],
+        fontsize=9,
+    )
+    weights.set_xlabel("weight alone")
+    weights.set_title("contrast: largest weights\n(rank and share by contribution)", fontsize=11)
+    figure.suptitle(_title(payload, f"Neurons behind the largest output of MLP {results['layer']}"), fontsize=11)
+    return figure
+
+
+def _neuron_bars(ax, rows, key, color):
+    ax.barh(range(len(rows)), [row[key] for row in rows], color=color)
+    ax.set_yticks(range(len(rows)), [f"neuron {row['neuron']}" for row in rows], fontsize=9)
+    ax.invert_yaxis()
+    ax.axvline(0, color="black", lw=0.8)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    ax.xaxis.set_major_formatter("{x:,.4g}")
+
+
+def activation_function_impact(payload):
+    """The followed output and the perplexity with the activation function of this layer replaced."""
+    results = payload["results"]
+    replaced = list(results["replaced"].values())
+    figure, (place, loss) = _axes(1, 2, size=(10, 4.4))
+    labels = [f["label"] + (" (the model's)" if i == 0 else "") for i, f in enumerate(replaced)]
+    for i, f in enumerate(replaced):
+        place.bar(i, f["mlp_output"]["mean"], color=PALETTE[i])
+        if f["mlp_output"]["ci95"]:
+            place.plot([i, i], f["mlp_output"]["ci95"], color="black", lw=1.5)
+        loss.bar(i, f["perplexity"]["value"], color=PALETTE[i])
+        if f["perplexity"]["ci95"]:
+            loss.plot([i, i], f["perplexity"]["ci95"], color="black", lw=1.5)
+        for ax, value in ((place, f["mlp_output"]["mean"]), (loss, f["perplexity"]["value"])):
+            ax.annotate(
+                f" {number(value)}", (i, value), textcoords="offset points", xytext=(6, 3), fontsize=9, ha="left"
+            )
+    place.set_ylabel(f"MLP output in dim {results['followed']['dim']}, same places (black: 95 %)")
+    place.axhline(0, color="black", lw=0.8)
+    place.yaxis.set_major_formatter("{x:,.4g}")
+    loss.set_ylabel("perplexity (black: 95 %)")
+    for ax in (place, loss):
+        ax.set_xticks(range(len(labels)), labels)
+    figure.suptitle(_title(payload, f"Another activation function in the MLP of layer {results['layer']}"), fontsize=11)
+    return figure
+
+
+def before_after(payload):
+    """One layer in 3D before and after the head is removed, on one scale."""
+    results = payload["results"]
+    before, after = np.abs(results["before"]), np.abs(results["after"])
+    top = max(before.max(), after.max())
+    here = [entry for entry in results["massive"] if entry["layer"] == results["layer"]]
+    dims = _dims_to_label(here, before)
+    figure = plt.figure(figsize=(13, 5.4))
+    for column, (values, label) in enumerate(
+        [(before, "before"), (after, f"after removing head {results['head']} of layer {results['layer']}")], 1
+    ):
+        ax = figure.add_subplot(1, 2, column, projection="3d", computed_zorder=False)
+        _surface(ax, values, results["tokens"], dims, top)
+        ax.set_title(label, fontsize=11)
+    figure.suptitle(f"{payload['config']['model_name']}, output of layer {results['layer']}")
+    figure.subplots_adjust(left=0.0, right=0.95, bottom=0.02, top=0.88, wspace=0.06)
+    return figure
+
+
+def difference(payload, columns=12):
+    """Signed change in the head's layer where it is largest, and how the change travels downstream."""
+    results = payload["results"]
+    delta = np.array(results["after"]) - np.array(results["before"])
+    dims = np.sort(np.abs(delta).max(0).argsort()[::-1][:columns])
+    limit = np.abs(delta).max() or 1
+    figure, (local, downstream) = _axes(1, 2, size=(13, 4.8))
+    sns.heatmap(
+        delta[:, dims],
+        ax=local,
+        cmap=DIVERGING,
+        vmin=-limit,
+        vmax=limit,
+        xticklabels=dims,
+        yticklabels=[_printable(token) for token in results["tokens"]],
+        cbar_kws={"label": "after \u2212 before"},
+    )
+    local.tick_params(axis="y", rotation=0, labelsize=8)
+    local.set_xlabel(f"the {len(dims)} most changed dims of {delta.shape[1]}")
+    local.set_title(f"change in the output of layer {results['layer']}", fontsize=11)
+    rows = results["downstream"]
+    for i, (label, values) in enumerate(
+        [
+            ("largest |activation| before", [abs(r["largest"]["before"]) for r in rows]),
+            (
+                "largest |change| anywhere",
+                [abs(r["most_changed"]["after"] - r["most_changed"]["before"]) for r in rows],
+            ),
+            ("|change| at the largest activation", [abs(r["largest"]["after"] - r["largest"]["before"]) for r in rows]),
+            ("median |activation| before", [r["median"] for r in rows]),
+        ]
+    ):
+        values = np.where(np.array(values) > 0, values, np.nan)
+        downstream.plot(values, label=label, color=PALETTE[i], marker=MARKERS[i], ms=4, ls=LINES[i])
+    downstream.axvline(results["layer"], color="black", lw=0.8, ls="--")
+    downstream.text(
+        results["layer"], 1.0, " head removed here", transform=downstream.get_xaxis_transform(), va="top", fontsize=8
+    )
+    downstream.set_yscale("log")
+    downstream.set_ylabel("log scale; no point: no change")
+    _layer_axis(downstream, len(rows))
+    downstream.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+    title = f"{payload['config']['model_name']}: head {results['head']} of layer {results['layer']} removed"
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _printable(token):
+    return token.replace("\n", "\\n").replace("$", r"\$")

@@ -1,0 +1,52 @@
+"""The pruning configuration: which heads a ranking puts at the top and at the bottom."""
+
+import configparser
+
+from lib.cli import UserError
+
+PER_LAYER, OVERALL = 3, 3
+
+
+def config_text(payload):
+    """The TXT that analyze_heads_simple.py writes and test_head_pruning_on_massive.py --config reads."""
+    ranking = payload["results"]["ranking"]
+    layers = sorted({cell["layer"] for cell in ranking})
+    lines = [
+        f"# {payload['config']['model_name']}: heads by mean attention to the first token, as layer.head",
+        "# top: highest first; bottom: lowest first",
+        "",
+        "[overall]",
+        f"top = {_names(ranking[:OVERALL])}",
+        f"bottom = {_names(ranking[::-1][:OVERALL])}",
+    ]
+    for layer in layers:
+        of = [cell for cell in ranking if cell["layer"] == layer]
+        lines += ["", f"[layer {layer}]", f"top = {_names(of[:PER_LAYER])}", f"bottom = {_names(of[::-1][:PER_LAYER])}"]
+    return "\n".join(lines) + "\n"
+
+
+def _names(cells):
+    return " ".join(f"{cell['layer']}.{cell['head']}" for cell in cells)
+
+
+def read_config(path):
+    """(top, bottom) heads of a configuration's [overall] part. Raises UserError if it cannot be read."""
+    parser = configparser.ConfigParser()
+    try:
+        with open(path, encoding="utf-8") as file:
+            parser.read_file(file)
+        overall = parser["overall"]
+        return parse_heads(overall["top"].split()), parse_heads(overall["bottom"].split())
+    except (OSError, KeyError, configparser.Error, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read pruning configuration {path}: {str(error).splitlines()[0]}") from error
+
+
+def parse_heads(names):
+    """["2.7", "5.1"] -> ((2, 7), (5, 1)). Raises UserError for anything but layer.head."""
+    heads = []
+    for name in names:
+        layer, dot, head = name.partition(".")
+        if not (dot and layer.isdigit() and head.isdigit()):
+            raise UserError(f"'{name}' is not a head; write layer.head, for example 5.1")
+        heads.append((int(layer), int(head)))
+    return tuple(dict.fromkeys(heads))

@@ -1,0 +1,192 @@
+"""Tiny models, tokenizers and files. Nothing here needs a network."""
+
+import os
+import tempfile
+
+# read when the libraries are imported, here and in scripts that tests start
+os.environ["HF_HUB_OFFLINE"] = "1"
+_datasets_cache = tempfile.TemporaryDirectory(prefix="datasets-")
+os.environ["HF_DATASETS_CACHE"] = _datasets_cache.name
+
+from pydoc_data.topics import topics
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from lib import models as lib_models
+from lib.arch import Architecture
+from lib.cli import Options
+from tests import reference
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+END = "<|end|>"
+TEXT = "\n\n".join(topics[name] for name in sorted(topics))[:20_000]
+VOCABULARY = 320
+LAYERS, HEADS, HIDDEN, POSITIONS = 3, 4, 32, 64
+SHARED = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+GROUPED = {
+    **SHARED,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 2,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 48,
+    "max_position_embeddings": POSITIONS,
+    "tie_word_embeddings": False,
+}
+# family: (classes, configuration); the odd ones out: sliding windows, a scale that is not head_dim ** -0.5, heads
+# that together are wider than the residual stream
+FAMILIES = {
+    "gpt2": ("GPT2", {**SHARED, "n_layer": LAYERS, "n_head": HEADS, "n_embd": HIDDEN, "n_positions": POSITIONS}),
+    "llama": ("Llama", GROUPED),
+    "mistral": ("Mistral", {**GROUPED, "sliding_window": 10}),
+    "qwen2": ("Qwen2", GROUPED),
+    "qwen3": ("Qwen3", {**GROUPED, "head_dim": 16}),
+    "gemma3_text": (
+        "Gemma3",
+        {
+            **GROUPED,
+            "head_dim": 8,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+}
+
+
+def tiny_model(family, seed=0, scale=0.3, **overrides):
+    """A random model in which no bias is zero and no norm weight is its default."""
+    name, config = FAMILIES[family]
+    config_name = "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config"
+    config = getattr(transformers, config_name)(**{**config, **overrides})
+    model_class = f"{name}LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM"
+    model = getattr(transformers, model_class)(config).eval()
+    model.set_attn_implementation("sdpa")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            noise = scale * torch.randn(parameter.shape, generator=generator)
+            norm = parameter.ndim == 1 and parameter_name.endswith("weight")
+            parameter.copy_(parameter + noise if norm else noise)
+    return model
+
+
+# What plant() writes
+SPIKE_TOKEN = 7
+FLAG_DIM, MASSIVE_DIM, SECOND_DIM = 7, 5, 9
+
+
+def planted_model(family):
+    """A GPT-2 or Llama whose layer-1 MLP writes massive values into MASSIVE_DIM (negative) and SECOND_DIM (positive)
+    wherever the token is SPIKE_TOKEN; the layer-2 MLP adds to the former if it finds it there. Heads have no part.
+    """
+    model = tiny_model(family, scale=0.1)
+    blocks = [reference.parts(block) for block in reference.blocks(model)]
+    embedding = model.get_input_embeddings().weight.data
+    # only what is planted writes to these
+    private = [FLAG_DIM, MASSIVE_DIM]
+    embedding[:, private] = 0
+    for part in blocks:
+        for module in (part.heads, part.down):
+            reference.matrix(module)[private] = 0
+            if family == "gpt2":
+                module.bias.data[private] = 0
+    if family == "gpt2":
+        model.transformer.wpe.weight.data[:, private] = 0
+    embedding[SPIKE_TOKEN] = 0
+    embedding[SPIKE_TOKEN, FLAG_DIM] = 10
+    for layer, reads, gain, writes in (
+        (1, FLAG_DIM, 1, {MASSIVE_DIM: -2000, SECOND_DIM: 500}),
+        (2, MASSIVE_DIM, -1, {MASSIVE_DIM: -1000}),
+    ):
+        part = blocks[layer]
+        for module in part.mlp_in:
+            reference.matrix(module)[0] = 0
+            reference.matrix(module)[0, reads] = gain * (5 if family == "gpt2" else 1)
+        if family == "gpt2":
+            part.mlp_norm.bias.data[reads] = 0
+            part.mlp_in[0].bias.data[0] = -15
+        for dim, weight in writes.items():
+            reference.matrix(part.down)[dim, 0] = weight
+    return model
+
+
+def make_tokenizer(adds_bos=False):
+    """Byte-level BPE of about 300 entries; END is both BOS and EOS, as in GPT-2."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=[END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    if adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, 0)])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END)
+
+
+def language_model(model, tokenizer=None):
+    return lib_models.LanguageModel(model, Architecture(model), tokenizer, {"folder": "tiny"})
+
+
+def token_ids(sequences, length, seed=0):
+    return torch.randint(1, 300, (sequences, length), generator=torch.Generator().manual_seed(seed))
+
+
+def save(folder, model, tokenizer):
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def lm(family, tokenizer):
+    """A fresh tiny language model of each family."""
+    return language_model(tiny_model(family), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2_folder(tmp_path_factory, tokenizer):
+    return save(tmp_path_factory.mktemp("models") / "tiny-gpt2", tiny_model("gpt2"), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_folder(tmp_path_factory, tokenizer):
+    return save(tmp_path_factory.mktemp("models") / "tiny-llama", tiny_model("llama"), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    """Text for several dozen windows of 32 tokens."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(TEXT[:8000], encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    return lib_models.load(Options(model="smollm2-135m", device="cpu", offline=True))
+
+
+def logits(lm, ids):
+    with torch.inference_mode():
+        return lm.model(ids, use_cache=False).logits
