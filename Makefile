@@ -56,12 +56,8 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# write the numbers of the README files anew from results/smollm2-135m
-readme: $(READY)
-	$(RUN) -m lib.readme README.md README_CN.md
-
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache results/demo
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
-.PHONY: setup demo results reproduce-gpt2 test lint readme clean
+.PHONY: setup demo results reproduce-gpt2 test lint clean

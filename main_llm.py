@@ -155,6 +155,10 @@ LAYERWISE = Experiment(
 
 def main():
     options = cli.parse(Options, __doc__)
+    if options.replot:
+        experiment = report.read_json(options.replot).get("experiment")
+        execute(SENTENCE if experiment == SENTENCE.name else LAYERWISE, options)
+        return
     if not (options.exp1 or options.exp2):
         raise cli.UserError("choose --exp1 (3D plot of one layer), --exp2 (all layers), or both")
     if options.exp1:

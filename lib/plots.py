@@ -358,7 +358,7 @@ def activation_flow(payload):
         text = f" {number(r['max'])} (position {r['at']['position']}, index {r['at']['index']})"
         maxima.text(r["max"], i - 0.2, text, va="center", fontsize=8)
     maxima.set_xscale("log")
-    maxima.set_xlim(right=max(r["max"] for r in rows) * 1e4)
+    maxima.set_xlim(right=max(r["max"] for r in rows) * 1e5)
     maxima.set_yticks(y, [f"{r['label']} ({r['width']})" for r in rows], fontsize=9)
     maxima.invert_yaxis()
     maxima.set_xlabel("|value| (log scale); each maximum may sit at another token")

@@ -79,17 +79,33 @@ def _dump(value, indent=""):
     return f"{opening}\n{deeper}" + f",\n{deeper}".join(items) + f"\n{indent}{closing}"
 
 
-def load(path, experiment):
-    """The payload of a result JSON. Raises UserError if it is missing, malformed or of another experiment."""
+def read_json(path):
+    """The object in a JSON file. Raises UserError if there is none."""
     try:
-        payload = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(payload, dict) or payload.get("experiment") != experiment:
+    if not isinstance(value, dict):
+        raise UserError(f"cannot read {path}: not a JSON object")
+    return value
+
+
+def load(path, experiment):
+    """The payload of a result JSON. Raises UserError if it is missing, malformed or of another experiment."""
+    payload = read_json(path)
+    if payload.get("experiment") != experiment:
         raise UserError(f"{path} is not a result of '{experiment}'")
     if payload.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"{path} has schema version {payload.get('schema_version')}, not {SCHEMA_VERSION}")
     return payload
+
+
+def lookup(payload, path):
+    """The value at a dotted path, for example results.layers.11.top1.mean. Raises LookupError if there is none."""
+    value = payload
+    for key in path.split("."):
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return value
 
 
 def _plain(value):
