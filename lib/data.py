@@ -59,9 +59,7 @@ def load(options, lm):
     Raises UserError: unknown, unreachable or empty dataset; too few windows; seqlen beyond the position table.
     """
     seqlen = window_length(options.seqlen, lm)
-    bos = uses_bos(lm.tokenizer) if options.bos is None else options.bos
-    if bos and lm.tokenizer.bos_token_id is None:
-        raise UserError("this tokenizer has no BOS token; leave out --bos")
+    bos = _bos(options, lm.tokenizer)
     text, name = _text(options)
     tokens = lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     width = seqlen - bos
@@ -80,7 +78,7 @@ def load(options, lm):
 
 def from_text(text, options, lm):
     """One window that holds all of `text`. Raises UserError if it is empty or too long."""
-    bos = uses_bos(lm.tokenizer) if options.bos is None else options.bos
+    bos = _bos(options, lm.tokenizer)
     tokens = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
     if not tokens:
         raise UserError("--text is empty")
@@ -102,6 +100,12 @@ def window_length(requested, lm):
     if longest is not None and requested > longest:
         raise UserError(f"{requested} tokens are more than this model's {longest} positions")
     return requested
+
+
+def _bos(options, tokenizer):
+    if options.bos and tokenizer.bos_token_id is None:
+        raise UserError("this tokenizer has no BOS token; leave out --bos")
+    return uses_bos(tokenizer) if options.bos is None else options.bos
 
 
 def uses_bos(tokenizer):

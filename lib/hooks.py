@@ -7,6 +7,8 @@ from contextlib import contextmanager, suppress
 
 import torch
 
+from lib.cli import UserError
+
 
 class _Stop(Exception):  # noqa: N818 (not an error)
     pass
@@ -28,6 +30,15 @@ def token_losses(lm, ids, chunk=256):
             for part, target in zip(logits.split(chunk, dim=1), ids[:, 1:].split(chunk, dim=1), strict=True)
         ]
         return torch.cat(losses, dim=1)
+
+
+def require_finite(layer, value):
+    """Raise UserError if a (batch, ...) tensor of `layer` holds inf or nan."""
+    if not value.isfinite().all():
+        raise UserError(
+            f"non-finite values at layer {layer}; float16 ends at 65,504, which massive activations can pass: "
+            "try --dtype bfloat16 or float32"
+        )
 
 
 @contextmanager

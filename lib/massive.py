@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import torch
 
-from lib.cli import UserError
+from lib.hooks import require_finite
 from lib.stats import Samples, averages
 
 ABSOLUTE = 100.0
@@ -44,11 +44,7 @@ class LayerStatistics:
         magnitude = hidden.abs().float().flatten(1)
         top = magnitude.topk(3, dim=1)
         median = magnitude.median(dim=1).values
-        if not top.values.isfinite().all():
-            raise UserError(
-                f"non-finite values at layer {layer}; float16 ends at 65,504, which massive activations can pass: "
-                "try --dtype bfloat16 or float32"
-            )
+        require_finite(layer, top.values)
         self.batch[:, layer, :3] = top.values.cpu()
         self.batch[:, layer, 3] = median.cpu()
         for sequence, indices in enumerate(top.indices.tolist()):

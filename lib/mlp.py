@@ -10,6 +10,7 @@ from lib.stats import Samples, averages, perplexity
 
 REPLACEMENTS = {"identity": lambda x: x, "relu": torch.relu}
 OUTPUT = "mlp_output"
+NEURONS = ("gate", "up", "product", "after_linear1", "after_activation")  # checkpoints with one value a neuron
 
 
 def checkpoints_of(arch, layer):
@@ -35,7 +36,7 @@ def checkpoints_of(arch, layer):
             ("after_activation", f"after {activation}", "down", "input"),
         ]
     points.append((OUTPUT, "MLP output, after the down projection", "down", "output"))
-    if arch.family.mlp_write not in ("mlp", arch.family.down):
+    if not arch.family.down.startswith(arch.family.mlp_write):
         points.append(("mlp_write", "added to the residual stream, after a norm", "mlp_write", "output"))
     return [*points, ("block_output", "block output", "block", "output")]
 
@@ -107,6 +108,7 @@ class Internals:
 
     def _reduce(self, name, value, ids):
         magnitude = value.abs().float().flatten(1)
+        hooks.require_finite(self.layer, magnitude)
         self.medians[name].extend(magnitude.median(dim=1).values.tolist())
         largest = magnitude.max().item()
         if name not in self.maxima or largest > self.maxima[name]["max"]:
@@ -130,20 +132,17 @@ class Internals:
             dim,
             {
                 "positions": Counter(),
-                "values": {name: Samples() for name in vectors if not self._is_neurons(name)},
-                "sums": {name: 0 for name in vectors if self._is_neurons(name)},
+                "values": {name: Samples() for name in vectors if name not in NEURONS},
+                "sums": {name: 0 for name in vectors if name in NEURONS},
                 "replaced": {r: {OUTPUT: Samples(), "block_output": Samples()} for r in REPLACEMENTS},
             },
         )
         of["positions"][position] += 1
         for name, vector in vectors.items():
-            if self._is_neurons(name):
+            if name in NEURONS:
                 of["sums"][name] = of["sums"][name] + vector.double()
             else:
                 of["values"][name].extend([vector[dim].item()])
-
-    def _is_neurons(self, name):
-        return name in ("gate", "up", "product", "after_linear1", "after_activation")
 
     def checkpoints(self):
         """results.checkpoints: maximum of |value| over all tokens and windows, mean of the windows' medians."""

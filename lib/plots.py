@@ -48,15 +48,14 @@ def _data(payload):
     return f"{data['windows']} {windows} of {data['seqlen']} tokens"
 
 
-def _means(averages):
-    return np.array([a["mean"] for a in averages])
-
-
-def _band(ax, x, averages, color):
-    """Shade the 95 % interval, where there is one."""
+def _curve(ax, averages, style, label):
+    """Means over layers with their 95 % band; style: 0, 1, 2 ... picks colour, marker and line."""
+    color = PALETTE[style]
+    means = [a["mean"] for a in averages]
+    ax.plot(means, label=label, color=color, marker=MARKERS[style], markersize=4, ls=LINES[style])
     if averages[0]["ci95"] is not None:
         low, high = np.array([a["ci95"] for a in averages]).T
-        ax.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
+        ax.fill_between(np.arange(len(means)), low, high, color=color, alpha=0.25, linewidth=0)
 
 
 def _layer_axis(ax, n):
@@ -69,12 +68,9 @@ def _layer_axis(ax, n):
 def layerwise(payload):
     """Top-1, top-2, top-3 and median of |activation| over layers, logarithmic."""
     layers = payload["results"]["layers"]
-    x = np.arange(len(layers))
     figure, ax = _axes()
     for i, (key, label) in enumerate([("top1", "top 1"), ("top2", "top 2"), ("top3", "top 3"), ("median", "median")]):
-        averages = [layer[key] for layer in layers]
-        ax.plot(x, _means(averages), label=label, color=PALETTE[i], marker=MARKERS[i], markersize=4, ls=LINES[i])
-        _band(ax, x, averages, PALETTE[i])
+        _curve(ax, [layer[key] for layer in layers], i, label)
     ax.set_yscale("log")
     ax.set_ylabel("|activation| (mean over windows, log scale)")
     _layer_axis(ax, len(layers))
@@ -197,14 +193,11 @@ def top1_comparison(payload):
     conditions = payload["results"]["conditions"]
     figure, ax = _axes()
     for i, condition in enumerate(conditions.values()):
-        averages = [layer["top1"] for layer in condition["layers"]]
-        x = np.arange(len(averages))
         label = f"{condition['label']} (perplexity {number(condition['perplexity']['value'])})"
-        ax.plot(x, _means(averages), label=label, color=PALETTE[i], marker=MARKERS[i], markersize=4, ls=LINES[i])
-        _band(ax, x, averages, PALETTE[i])
+        _curve(ax, [layer["top1"] for layer in condition["layers"]], i, label)
     ax.set_yscale("log")
     ax.set_ylabel("top-1 |activation| (log scale, band: 95 % interval)")
-    _layer_axis(ax, len(x))
+    _layer_axis(ax, len(conditions["baseline"]["layers"]))
     ax.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     ax.set_title(
         _title(payload, "Largest activation of every layer (it may sit elsewhere after ablation)"), fontsize=11
@@ -219,16 +212,11 @@ def critical_dimensions(payload, at_most=4):
     figure, axes = _axes(1, max(1, len(dims)), size=(max(7, 5.2 * len(dims)), 4.6), squeeze=False)
     for ax, dim in zip(axes[0], dims, strict=False):
         for i, condition in enumerate(results["conditions"].values()):
-            averages = [layer["dims"][str(dim)] for layer in condition["layers"]]
-            x = np.arange(len(averages))
-            ax.plot(
-                x, _means(averages), label=condition["label"], color=PALETTE[i], marker=MARKERS[i], ms=4, ls=LINES[i]
-            )
-            _band(ax, x, averages, PALETTE[i])
+            _curve(ax, [layer["dims"][str(dim)] for layer in condition["layers"]], i, condition["label"])
         ax.set_title(f"dim {dim}", fontsize=11)
         ax.set_ylabel("activation (signed)")
         ax.yaxis.set_major_formatter(PLAIN)
-        _layer_axis(ax, len(x))
+        _layer_axis(ax, len(results["conditions"]["baseline"]["layers"]))
     if dims:
         axes[0][0].legend(frameon=False, fontsize=9)
     else:
@@ -275,28 +263,20 @@ def pruning_comparison(payload, name):
     conditions = results["conditions"]
     figure, (level, change) = _axes(1, 2, size=(12, 4.8))
     for i, condition in enumerate((conditions["baseline"], conditions[name])):
-        averages = [layer["top1"] for layer in condition["layers"]]
-        x = np.arange(len(averages))
-        level.plot(
-            x, _means(averages), label=condition["label"], color=PALETTE[i], marker=MARKERS[i], ms=4, ls=LINES[i]
-        )
-        _band(level, x, averages, PALETTE[i])
+        _curve(level, [layer["top1"] for layer in condition["layers"]], i, condition["label"])
     level.set_yscale("log")
     level.set_ylabel("top-1 |activation| (log scale)")
     level.legend(frameon=False)
     for i, draw in enumerate(results["null"][name]["draws"]):
-        averages = [layer["top1"] for layer in results["changes"][draw]]
-        label = "random heads of the same layers" if i == 0 else None
-        change.plot(x, _means(averages), color=PALETTE[7], lw=1, label=label)
-    averages = [layer["top1"] for layer in results["changes"][name]]
-    change.plot(x, _means(averages), color=PALETTE[1], marker=MARKERS[1], ms=4, label=conditions[name]["label"])
-    _band(change, x, averages, PALETTE[1])
+        means = [layer["top1"]["mean"] for layer in results["changes"][draw]]
+        change.plot(means, color=PALETTE[7], lw=1, label="random heads of the same layers" if i == 0 else None)
+    _curve(change, [layer["top1"] for layer in results["changes"][name]], 1, conditions[name]["label"])
     change.axhline(0, color="black", lw=0.8)
     change.set_ylabel("change of top-1 (paired, band: 95 % interval)")
     change.yaxis.set_major_formatter(PLAIN)
     change.legend(frameon=False)
     for ax in (level, change):
-        _layer_axis(ax, len(x))
+        _layer_axis(ax, len(results["changes"][name]))
         ax.set_xlabel("layer")
     heads = ", ".join(f"{layer}.{head}" for layer, head in results["sets"][name])
     figure.suptitle(_title(payload, f"{name.upper()} heads off (layer.head: {heads})"), fontsize=11)

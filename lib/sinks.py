@@ -80,6 +80,7 @@ class HeadScores:
         self.batch = {}
 
     def update(self, layer, probability, visible):
+        hooks.require_finite(layer, probability)
         p = probability[:, :, visible].double()
         means = {"scores": p.mean(2), "later": p[:, :, 1:].mean(2), "window": p[:, :, :SINK_WINDOW].mean(2)}
         for name, value in means.items():

@@ -1,0 +1,269 @@
+"""Every script end to end: its files, its errors, and its figures for real models against an eager forward."""
+
+import json
+import runpy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lib import plots, report
+from tests.conftest import save, tiny_model
+
+ABLATION_FIGURES = ("top1_comparison", "critical_dimensions", "percentage_change_heatmap")
+# script: (its own arguments, the files of the seed study, the JSON)
+SCRIPTS = {
+    "main_llm.py --exp1": (
+        ["--layer_id", "1"],
+        ["{m}_layer1_3d.png", "{m}_layer1_3d.txt"],
+        "{m}_layer1_3d.json",
+    ),
+    "main_llm.py --exp2": ([], ["{m}.png", "{m}_layerwise.txt"], "{m}_layerwise.json"),
+    "analyze_heads_simple.py": (
+        [],
+        ["{m}_head_analysis.png", "{m}_head_ranking.png", "{m}_pruning_config.txt", "{m}_head_analysis.txt"],
+        "{m}_head_analysis.json",
+    ),
+    "test_head_pruning_on_massive.py": (
+        ["--n_random", "2", "--top", "0.1", "1.2", "--bottom", "1.0", "2.3"],
+        [
+            "Prune_TOP_Heads_comparison.png",
+            "Prune_BOTTOM_Heads_comparison.png",
+            "summary_comparison.png",
+            "pruning_summary.txt",
+        ],
+        "pruning_results.json",
+    ),
+    "exp1_feasibility_test.py": (
+        ["--dims", "5", "9"],
+        [f"comparison/exp1_{name}.png" for name in ABLATION_FIGURES] + ["comparison/EXPERIMENT_1_SUMMARY.txt"],
+        "comparison/exp1_results.json",
+    ),
+    "exp2a_mlp_feasibility_test.py": (
+        [],
+        [f"comparison/exp2a_{name}.png" for name in ABLATION_FIGURES] + ["comparison/EXPERIMENT_2A_SUMMARY.txt"],
+        "comparison/exp2a_results.json",
+    ),
+    "exp2c_mlp_internal_analysis.py": (
+        ["--layer_id", "1"],
+        [
+            "exp2c_activation_flow.png",
+            "exp2c_dimension_analysis.png",
+            "exp2c_gelu_impact.png",
+            "EXPERIMENT_2C_SUMMARY.txt",
+        ],
+        "exp2c_detailed_results.json",
+    ),
+    "compare_3d_before_after_pruning.py": (
+        ["--layer_id", "1"],
+        ["layer1_3d_comparison.png", "layer1_difference_analysis.png", "layer1_comparison.txt"],
+        "layer1_comparison.json",
+    ),
+}
+SAMPLE = ["--nsamples", "3", "--seqlen", "32"]
+
+
+def run(script, *arguments):
+    """Run a script as `python SCRIPT ARGUMENTS` would, in this process; returns its exit code."""
+    name, *flags = script.split()
+    before = sys.argv
+    sys.argv = [name, *flags, *map(str, arguments)]
+    try:
+        runpy.run_path(str(report.ROOT / name), run_name="__main__")
+    except SystemExit as stop:
+        return stop.code
+    finally:
+        sys.argv = before
+    return 0
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(params=["tiny_gpt2_folder", "tiny_llama_folder"])
+def folder(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_writes_the_seed_studys_files_and_redraws_them(script, folder, text_file, tmp_path, capsys):
+    own, names, json_name = SCRIPTS[script]
+    names = [name.format(m=folder.name) for name in names]
+    json_name = json_name.format(m=folder.name)
+    out = tmp_path / "out"
+    assert run(script, "--model", folder, "--dataset", text_file, *SAMPLE, *own, "--savedir", out) == 0
+    assert files(out) == sorted([*names, json_name])
+    printed = capsys.readouterr().out
+    assert all(str(out / name) in printed for name in [*names, json_name])
+    payload = json.loads((out / json_name).read_text())
+    assert list(payload) == ["schema_version", "experiment", "provenance", "config", "results", "files"]
+    assert payload["provenance"]["model"]["weights_sha256"]
+    for name in names:
+        if name.endswith(".png"):
+            assert len(Image.open(out / name).convert("RGB").getcolors(1 << 24)) > 20, "an empty figure"
+        else:
+            assert folder.name in (out / name).read_text()
+
+    assert run(script.split()[0], "--replot", out / json_name, "--savedir", tmp_path / "again") == 0
+    for name in (name for name in names if name.endswith(".png")):
+        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_same_command_same_json(tiny_gpt2_folder, text_file, tmp_path):
+    texts = []
+    for _ in range(2):
+        arguments = ["--model", tiny_gpt2_folder, "--dataset", text_file, *SAMPLE, "--savedir", tmp_path]
+        assert run("exp1_feasibility_test.py", *arguments) == 0
+        payload = json.loads((tmp_path / "comparison" / "exp1_results.json").read_text())
+        del payload["provenance"]["time"], payload["provenance"]["seconds"]
+        texts.append(json.dumps(payload))
+    assert texts[0] == texts[1]
+
+
+def test_help_and_replot_need_no_torch(tiny_gpt2_folder, text_file, tmp_path):
+    assert (
+        run("main_llm.py --exp2", "--model", tiny_gpt2_folder, "--dataset", text_file, *SAMPLE, "--savedir", tmp_path)
+        == 0
+    )
+    result = tmp_path / "tiny-gpt2_layerwise.json"
+    for arguments in (["--help"], ["--replot", str(result)]):
+        code = (
+            "import runpy, sys\n"
+            f"sys.argv = ['main_llm.py', *{arguments!r}]\n"
+            "try:\n    runpy.run_path('main_llm.py', run_name='__main__')\n"
+            "except SystemExit as stop:\n    assert not stop.code\n"
+            "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=report.ROOT, capture_output=True)
+
+
+def test_pruning_takes_the_configuration_that_the_head_analysis_wrote(tiny_llama_folder, text_file, tmp_path):
+    shared = ["--model", tiny_llama_folder, "--dataset", text_file, *SAMPLE, "--savedir", tmp_path]
+    assert run("analyze_heads_simple.py", *shared) == 0
+    analysis = json.loads((tmp_path / "tiny-llama_head_analysis.json").read_text())
+    scores = np.array([[cell["mean"] for cell in row] for row in analysis["results"]["scores"]])
+    order = np.argsort(-scores, axis=None)
+    top = [list(divmod(int(i), scores.shape[1])) for i in order[:3]]
+    bottom = [list(divmod(int(i), scores.shape[1])) for i in order[::-1][:3]]
+    by_config = [*shared, "--config", tmp_path / "tiny-llama_pruning_config.txt", "--n_random", "0"]
+    for arguments in (by_config, [*shared, "--n_random", "0"]):
+        assert run("test_head_pruning_on_massive.py", *arguments) == 0
+        results = json.loads((tmp_path / "pruning_results.json").read_text())["results"]
+        assert results["sets"]["top"] == top == results["conditions"]["top"]["heads_off"]
+        assert results["sets"]["bottom"] == bottom == results["conditions"]["bottom"]["heads_off"]
+
+
+def test_random_heads_match_the_layers_and_avoid_the_sets(tiny_gpt2_folder, text_file, tmp_path):
+    own, _names, json_name = SCRIPTS["test_head_pruning_on_massive.py"]
+    arguments = ["--model", tiny_gpt2_folder, "--dataset", text_file, *SAMPLE, *own, "--savedir", tmp_path]
+    assert run("test_head_pruning_on_massive.py", *arguments) == 0
+    results = json.loads((tmp_path / json_name).read_text())["results"]
+    taken = [*results["sets"]["top"], *results["sets"]["bottom"]]
+    for name in ("top", "bottom"):
+        draws = [results["conditions"][draw]["heads_off"] for draw in results["null"][name]["draws"]]
+        assert len(draws) == 2
+        for heads in draws:
+            assert sorted(layer for layer, _ in heads) == sorted(layer for layer, _ in results["sets"][name])
+            assert not [head for head in heads if head in taken]
+
+
+BAD_INPUTS = {
+    "unknown model folder": (["--model", "./nowhere"], "no such model folder"),
+    "hub unreachable": (["--model", "gpt2"], "--model smollm2-135m --dataset python-docs"),
+    "hub dataset unreachable": (["--dataset", "wikitext"], "--model smollm2-135m --dataset python-docs"),
+    "missing dataset file": (["--dataset", "nowhere.txt"], "no such file"),
+    "too many windows": (["--nsamples", "100000"], "windows of 32 tokens"),
+    "seqlen beyond the position table": (["--seqlen", "65"], "64 positions"),
+    "layer out of range": (["--exp1", "--layer_id", "3"], "layers 0 to 2"),
+    "no windows": (["--nsamples", "0"], "at least 1"),
+    "not a number": (["--nsamples", "many"], "invalid int value"),
+    "unknown flag": (["--frobnicate"], "--frobnicate"),
+    "unknown device": (["--device", "abacus"], "abacus"),
+    "malformed replot": (["--replot", __file__], "cannot read"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_input_is_one_line_and_exit_code_2(case, tiny_gpt2_folder, text_file, tmp_path, capsys):
+    arguments, expected = BAD_INPUTS[case]
+    shared = ["--model", tiny_gpt2_folder, "--dataset", text_file, *SAMPLE, "--savedir", tmp_path / "out"]
+    assert run("main_llm.py --exp2", *shared, *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert expected in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "expected"),
+    [
+        ("compare_3d_before_after_pruning.py", ["--head", "4"], "heads 0 to 3"),
+        ("exp1_feasibility_test.py", ["--dims", "32"], "dims 0 to 31"),
+        ("exp2c_mlp_internal_analysis.py", ["--position", "32"], "0 to 31"),
+        ("exp2c_mlp_internal_analysis.py", ["--layer_id", "-1"], "layers 0 to 2"),
+        ("test_head_pruning_on_massive.py", ["--top", "5,1", "--bottom", "1.1"], "layer.head"),
+        ("test_head_pruning_on_massive.py", ["--top", "1.4", "--bottom", "1.1"], "heads 0 to 3"),
+        ("test_head_pruning_on_massive.py", ["--config", "nowhere"], "cannot read pruning configuration"),
+        ("test_head_pruning_on_massive.py", ["--top", "1.0", "1.1", "--bottom", "1.2", "1.3"], "only 0 heads"),
+    ],
+)
+def test_out_of_range_is_an_error(script, arguments, expected, tiny_gpt2_folder, text_file, tmp_path, capsys):
+    shared = ["--model", tiny_gpt2_folder, "--dataset", text_file, *SAMPLE, "--savedir", tmp_path / "out"]
+    assert run(script, *shared, *arguments) == 2
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_unwritable_savedir_is_found_before_the_model_is_loaded(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert run("main_llm.py --exp2", "--model", "./nowhere", "--savedir", tmp_path / "file" / "out") == 2
+    assert "not a writable folder" in capsys.readouterr().err
+
+
+def test_non_finite_values_are_an_error(tokenizer, text_file, tmp_path, capsys):
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.down_proj.weight.data[3, 3] = torch.inf
+    broken = save(tmp_path / "broken", model, tokenizer)
+    assert (
+        run("main_llm.py --exp2", "--model", broken, "--dataset", text_file, *SAMPLE, "--savedir", tmp_path / "out")
+        == 2
+    )
+    assert "non-finite values at layer 1; float16 ends at 65,504" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_cut_short_leaves_no_half_written_file(tiny_gpt2_folder, text_file, tmp_path, monkeypatch):
+    def half_written(_figure, path):
+        with open(path, "wb") as file:
+            file.write(b"\x89PNG")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plots, "save", half_written)
+    out = tmp_path / "out"
+    assert (
+        run("main_llm.py --exp2", "--model", tiny_gpt2_folder, "--dataset", text_file, *SAMPLE, "--savedir", out) == 130
+    )
+    assert files(out) == ["tiny-gpt2_layerwise.json", "tiny-gpt2_layerwise.txt"]
+
+
+def test_a_full_disk_is_one_line(tiny_gpt2_folder, text_file, tmp_path, monkeypatch, capsys):
+    def no_space(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(plots, "save", no_space)
+    out = tmp_path / "out"
+    assert (
+        run("main_llm.py --exp2", "--model", tiny_gpt2_folder, "--dataset", text_file, *SAMPLE, "--savedir", out) == 2
+    )
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_comparison_with_published_figures_says_untested(tmp_path, capsys):
+    assert run("compare_with_published.py", tmp_path) == 0
+    assert "0 of 92 compared" in capsys.readouterr().out
+    assert run("compare_with_published.py", tmp_path / "nowhere") == 2
