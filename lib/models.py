@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import huggingface_hub
 import torch
 import transformers
 
@@ -71,7 +72,8 @@ def load(options):
             "they do not belong together"
         )
     if path is None:
-        source = {"hub_id": options.model, "revision": model.config._commit_hash}
+        config_file = huggingface_hub.hf_hub_download(options.model, "config.json", local_files_only=True, **where)
+        source = {"hub_id": options.model, "revision": Path(config_file).parent.name}  # snapshots/<commit>/config.json
     return LanguageModel(model.to(_device(options.device)).eval(), Architecture(model), tokenizer, source)
 
 
