@@ -92,7 +92,7 @@ def window_length(requested, lm):
 
     Raises UserError if `requested` is beyond the position table.
     """
-    longest = getattr(lm.model.config, "max_position_embeddings", None)
+    longest = lm.arch.n_positions
     if requested is None:
         return min(1024, longest or 1024)
     if requested < 2:

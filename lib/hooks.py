@@ -58,14 +58,14 @@ def watch_inputs(arch, role, see, layers=None):
 
 @contextmanager
 def watch_outputs(arch, role, see, layers=None):
-    """Call `see` with the output of each layer's `role` module (the first, where it returns several)."""
+    """Call `see` with `role`'s part of each layer's module output (of the first, where it returns several)."""
 
     def register(layer, module):
         def hook(_module, _args, output):
             if isinstance(output, tuple):
                 new = see(layer, output[0])
                 return None if new is None else (new, *output[1:])
-            return see(layer, output)
+            return see(layer, arch.part(role, output))
 
         return module.register_forward_hook(hook)
 

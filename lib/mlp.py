@@ -19,10 +19,13 @@ def checkpoints_of(arch, layer):
     `mlp_output` is the output of the down projection; families with a norm after it add `mlp_write`.
     """
     activation = activation_name(arch, layer)
-    points = [
-        ("residual", "residual stream before the norm", "mlp_norm", "input"),
-        ("mlp_input", "MLP input, after the norm", "mlp_norm", "output"),
-    ]
+    if arch.family.mlp_norm is None:
+        points = [("residual", "residual stream, which is the MLP input", "up", "input")]
+    else:
+        points = [
+            ("residual", "residual stream before the norm", "mlp_norm", "input"),
+            ("mlp_input", "MLP input, after the norm", "mlp_norm", "output"),
+        ]
     if arch.is_gated:
         points += [
             ("gate", "gate projection", "gate", "output"),
@@ -36,7 +39,7 @@ def checkpoints_of(arch, layer):
             ("after_activation", f"after {activation}", "down", "input"),
         ]
     points.append((OUTPUT, "MLP output, after the down projection", "down", "output"))
-    if not arch.family.down.startswith(arch.family.mlp_write):
+    if arch.family.mlp_write != arch.family.down:
         points.append(("mlp_write", "added to the residual stream, after a norm", "mlp_write", "output"))
     return [*points, ("block_output", "block output", "block", "output")]
 
@@ -84,8 +87,8 @@ class Internals:
         arch, values = self.lm.arch, {}
         batch, seq = ids.shape
 
-        def keep(name):
-            return lambda _layer, value: values.update({name: value.view(batch, seq, -1)})
+        def keep(name):  # a copy: Falcon adds to its MLP's output in place
+            return lambda _layer, value: values.update({name: value.clone().view(batch, seq, -1)})
 
         function = REPLACEMENTS.get(replacement)
         with ExitStack() as stack:

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from lib import hub
-from lib.arch import Architecture, check_supported
+from lib.arch import Architecture, family_of
 from lib.cli import UserError
 
 PACKAGED = "smollm2-135m"
@@ -51,9 +51,12 @@ def load(options):
     name = options.model if path is None else str(path)
     try:
         config = transformers.AutoConfig.from_pretrained(name, **where)
-        check_supported(config.model_type)
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=getattr(torch, options.dtype), attn_implementation="sdpa", **where
+            name,
+            config=config,
+            dtype=getattr(torch, options.dtype),
+            attn_implementation=family_of(config).attention,
+            **where,
         )
     except UserError:
         raise
@@ -150,7 +153,7 @@ def _dequantise(gguf, folder):
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     print(f"dequantising {gguf.name} once, for later runs ...", flush=True)
     try:
-        check_supported(transformers.AutoConfig.from_pretrained(**where).model_type)
+        family_of(transformers.AutoConfig.from_pretrained(**where))
         model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
         tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
     except UserError:

@@ -1,22 +1,23 @@
-"""How much each head attends to the first token, without attention maps.
+"""How much each head attends to the first token, without keeping attention maps.
 
-Values get one more column that is 1 at the first token and 0 elsewhere, so the attention kernel returns
-softmax(QK)[:, first] in that column, beside the usual output and from the same call.
+Whatever the architecture, attention is one call of PyTorch's scaled_dot_product_attention, or of softmax where the
+model has no other. Values get one more column that is 1 at the first token and 0 elsewhere, so the former returns
+softmax(QK)[:, first] in that column, beside the usual output and from the same call. Of the latter's map that one
+column is read, and the map is not kept.
 """
 
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention, softmax
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lib import hooks
+from lib.cli import UserError
 from lib.stats import Samples
 
-NAME = "first_token_probability"
 EXTRA_COLUMNS = 8  # kernels want head sizes that are multiples of 8
 
 SINK_WINDOW = 64
@@ -30,39 +31,53 @@ def watch(lm, see):
     probability: (batch, heads, seq), of each query on the first token.
     visible: (seq,) bool, whether a query can see the first token (sliding windows: the later ones cannot).
     """
+    waiting = []  # the layer that is running, until its attention has been seen
 
-    def attention(module, query, key, value, attention_mask, scaling=None, **_kwargs):
+    def found(probability, visible):
+        if waiting:
+            see(waiting.pop(), probability.reshape(len(probability), lm.arch.n_heads, -1), visible)
+
+    def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
         head_dim = query.shape[-1]
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        visible = _not_masked(attn_mask, query)
+        if enable_gqa:
+            groups = query.shape[1] // key.shape[1]
+            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         query, key, value = (pad(x, (0, EXTRA_COLUMNS)) for x in (query, key, value))
         value[:, :, 0, head_dim] = 1
-        output = scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            is_causal=attention_mask is None and query.shape[2] > 1,
-            scale=head_dim**-0.5 if scaling is None else scaling,
-        )
-        see(module.layer_idx, output[..., head_dim], _sees_first(attention_mask, query))
-        return output[..., :head_dim].transpose(1, 2).contiguous(), None
+        scale = head_dim**-0.5 if scale is None else scale
+        output = scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
+        found(output[..., head_dim], visible)
+        return output[..., :head_dim]
 
-    before = lm.model.config._attn_implementation
-    ALL_ATTENTION_FUNCTIONS[NAME] = attention
-    ALL_MASK_ATTENTION_FUNCTIONS[NAME] = sdpa_mask
-    try:
-        lm.model.set_attn_implementation(NAME)
+    def attention_map(scores, *args, **kwargs):
+        weights = softmax(scores, *args, **kwargs)
+        found(weights[..., 0], _not_masked(scores, scores))
+        return weights
+
+    instead = {scaled_dot_product_attention: attention, softmax: attention_map}
+    with hooks.watch_inputs(lm.arch, "block", lambda layer, _hidden: waiting.append(layer)), _Replaced(instead):
         yield
-    finally:
-        lm.model.set_attn_implementation(before)
-        del ALL_ATTENTION_FUNCTIONS[NAME], ALL_MASK_ATTENTION_FUNCTIONS[NAME]
+    if waiting:
+        raise UserError(f"cannot watch '{lm.model.config._attn_implementation}' attention; use sdpa or eager")
 
 
-def _sees_first(attention_mask, query):
-    if attention_mask is None:
+class _Replaced(TorchFunctionMode):
+    """Calls others in the place of some of PyTorch's functions."""
+
+    def __init__(self, instead):
+        super().__init__()
+        self.instead = instead
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return self.instead.get(function, function)(*args, **(kwargs or {}))
+
+
+def _not_masked(mask, query):
+    """(seq,) bool of a mask, or of scores with the mask added: True where the first key counts."""
+    if mask is None:
         return torch.ones(query.shape[2], dtype=torch.bool, device=query.device)
-    first = attention_mask[0, 0, :, 0]
+    first = mask[0, 0, :, 0]
     return first if first.dtype == torch.bool else first > torch.finfo(first.dtype).min / 2
 
 

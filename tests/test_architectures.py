@@ -1,0 +1,401 @@
+"""Every supported architecture, as transformers builds it, against that model's own outputs and zeroed copies of it."""
+
+import copy
+import gc
+import re
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+import transformers
+from torch.testing import assert_close
+from transformers.models.falcon import modeling_falcon
+
+from lib import arch, hooks, mlp, sinks
+from lib.cli import UserError
+from lib.models import LanguageModel
+from tests import architectures
+from tests.reference import matrix, silence
+
+README = Path(__file__).parent.parent / "README.md"
+SEQUENCES, LENGTH = 2, 16
+LAYER = 1
+
+
+def configuration(family, changes):
+    config = {**architectures.TOKENS, **architectures.TESTED[family].config, **changes}
+    return transformers.AutoConfig.for_model(family, **config)
+
+
+def build(config, scale=0.25):
+    """A random model in which no bias is zero and no norm weight is its default, loaded as lib.models does it."""
+    attention = arch.family_of(config).attention
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        noise = scale * torch.randn(parameter.shape, generator=generator)
+        is_norm = parameter.ndim == 1 and name.endswith("weight")
+        parameter.data.copy_(parameter + noise if is_norm else noise)
+    return model.requires_grad_(False)
+
+
+@pytest.fixture(params=architectures.CASES, ids=": ".join, scope="module")
+def case(request):
+    """One variant: its description, its paths, the tiny model, token ids, and what the model itself says of them."""
+    family, variant = request.param
+    tested = architectures.TESTED[family]
+    model = build(configuration(family, tested.variants[variant]))
+    vocabulary = architectures.TOKENS["vocab_size"]
+    ids = torch.randint(vocabulary, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(1))
+    tokenizer = SimpleNamespace(decode=str)
+    return SimpleNamespace(
+        variant=variant,
+        tested=tested,
+        lm=LanguageModel(model, arch.Architecture(model), tokenizer, {}),
+        ids=ids,
+        real=observe(tested, model, ids),
+        heads=[(0, 1), (1, 0), (2, model.config.num_attention_heads - 1)],
+    )
+
+
+def observe(tested, model, ids):
+    """logits; hidden: input of the first block and outputs of all; maps: (batch, heads, seq, seq) of each layer."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        logits = model(ids, use_cache=False).logits
+        model.config._attn_implementation = "eager"  # set_attn_implementation does not do it in every family
+        # eager Falcon adds ALiBi twice: once in the mask, once to the scores
+        alibi = modeling_falcon.build_alibi_tensor
+        with mock.patch.object(modeling_falcon, "build_alibi_tensor", lambda *a, **k: alibi(*a, **k) / 2):
+            output = model(ids, use_cache=False, output_hidden_states=True, output_attentions=True)
+            close(output.logits, logits)
+            for path in tested.after_blocks:
+                parent, _dot, name = path.rpartition(".")
+                setattr(model.get_submodule(parent), name, torch.nn.Identity())
+            last = model.base_model(ids, use_cache=False, output_hidden_states=True).hidden_states[-1]
+    return SimpleNamespace(logits=logits, hidden=[*output.hidden_states[:-1], last], maps=output.attentions)
+
+
+def close(got, expected, tolerance=2e-5):
+    """Equal within a share of the largest value."""
+    assert_close(got, expected, rtol=0, atol=tolerance * expected.abs().max().item())
+
+
+def without(case, heads=(), attentions=(), mlps=()):
+    """What a copy does whose weights are zero for (layer, head) pairs, for whole attentions, for whole MLPs."""
+    model = copy.deepcopy(case.lm.model)
+    blocks = model.get_submodule(case.tested.blocks)
+    for layer, head in heads:
+        weight = matrix(blocks[layer].get_submodule(case.tested.attention_out))
+        width = weight.shape[1] // model.config.num_attention_heads
+        weight[:, head * width : (head + 1) * width] = 0
+    for layers, path in ((attentions, case.tested.attention_out), (mlps, case.tested.mlp_out)):
+        for layer in layers:
+            silence(blocks[layer].get_submodule(path))
+    return observe(case.tested, model, case.ids)
+
+
+def run(case, *watchers):
+    """(logits, [block outputs]) under context managers."""
+    hidden = {}
+    with ExitStack() as stack:
+        for watcher in watchers:
+            stack.enter_context(watcher)
+        stack.enter_context(hooks.watch_outputs(case.lm.arch, "block", lambda la, value: hidden.update({la: value})))
+        with torch.inference_mode():
+            logits = case.lm.model(case.ids, use_cache=False).logits
+    return logits, [hidden[layer] for layer in range(architectures.LAYERS)]
+
+
+def captured(case, role, watch=hooks.watch_outputs):
+    """[value] of a role, one a layer, each (batch, seq, width)."""
+    values = {}
+    run(case, watch(case.lm.arch, role, lambda la, value: values.update({la: value.clone()})))
+    return [values[layer].view(SEQUENCES, LENGTH, -1) for layer in range(architectures.LAYERS)]
+
+
+def same(case, got, expected):
+    """`got` is of run(), `expected` of observe(), and not what the whole model does."""
+    logits, hidden = got
+    close(logits, expected.logits)
+    for mine, real in zip(hidden, expected.hidden[1:], strict=True):
+        close(mine, real)
+    assert (logits - case.real.logits).abs().max() > 1e-2
+
+
+def test_block_outputs_are_the_hidden_states(case):
+    logits, hidden = run(case)
+    assert torch.equal(logits, case.real.logits)
+    for mine, real in zip(hidden, case.real.hidden[1:], strict=True):
+        close(mine, real)
+
+
+def test_head_off_is_a_zero_slice_of_the_projection(case):
+    same(case, run(case, hooks.heads_off(case.lm.arch, case.heads)), without(case, heads=case.heads))
+
+
+def test_attention_off_is_a_zero_projection(case):
+    same(case, run(case, hooks.attention_off(case.lm.arch, [0, 2])), without(case, attentions=[0, 2]))
+
+
+def test_mlp_off_is_a_zero_projection(case):
+    same(case, run(case, hooks.mlps_off(case.lm.arch, [0, 2])), without(case, mlps=[0, 2]))
+
+
+@pytest.mark.parametrize("off", ["heads", "attentions"])
+def test_tokens_meet_in_attention_only(case, off):
+    """With no attention anywhere, one token's outputs do not depend on the tokens before."""
+    architecture = case.lm.arch
+    layers, heads = range(architecture.n_layers), range(architecture.n_heads)
+    every_head = [(layer, head) for layer in layers for head in heads]
+    changed = SimpleNamespace(**vars(case))
+    changed.ids = case.ids.clone()
+    changed.ids[:, :-1] = (case.ids[:, :-1] + 1) % architectures.TOKENS["vocab_size"]
+
+    def last(of):
+        if off == "heads":
+            return run(of, hooks.heads_off(architecture, every_head))[0][:, -1]
+        return run(of, hooks.attention_off(architecture, layers))[0][:, -1]
+
+    close(last(changed), last(case))
+    assert (run(changed)[0][:, -1] - run(case)[0][:, -1]).abs().max() > 1e-2
+
+
+def test_heads_are_in_the_order_of_their_maps(case):
+    """A head whose attention weights are all zero, by PyTorch's own functions, is a head that is off."""
+    layer, head = case.heads[-1]
+
+    def no_output(function):
+        def call(*args, **kwargs):
+            value = function(*args, **kwargs)
+            calls.append(1)
+            if len(calls) == layer + 1:
+                value = value.clone()
+                value[:, head] = 0
+            return value
+
+        return call
+
+    calls, name = [], "scaled_dot_product_attention"
+    if case.lm.model.config._attn_implementation == "eager":
+        name = "softmax"
+    with mock.patch.object(torch.nn.functional, name, no_output(getattr(torch.nn.functional, name))):
+        expected = run(case)[0]
+    assert len(calls) == architectures.LAYERS
+    close(run(case, hooks.heads_off(case.lm.arch, [(layer, head)]))[0], expected)
+
+
+def test_contributions_add_up(case):
+    scale = getattr(case.lm.model.config, "residual_multiplier", 1)
+    attention, mlps = captured(case, "attention_write"), captured(case, "mlp_write")
+    for layer, (before, after) in enumerate(zip(case.real.hidden[:-1], case.real.hidden[1:], strict=True)):
+        close(before + scale * (attention[layer] + mlps[layer]), after)
+        assert min(attention[layer].abs().max(), mlps[layer].abs().max()) > 1e-2
+
+
+def test_probabilities_are_those_of_the_maps(case):
+    seen, visible = {}, {}
+
+    def see(layer, probability, sees_first):
+        seen[layer], visible[layer] = probability, sees_first
+
+    close(run(case, sinks.watch(case.lm, see))[0], case.real.logits)
+    windows = 0
+    for layer, maps in enumerate(case.real.maps):
+        first = maps[..., 0]
+        assert_close(seen[layer], first, rtol=0, atol=1e-5)
+        assert torch.equal(visible[layer], (first > 0).any(0).any(0))
+        windows += not visible[layer].all()
+    assert (windows > 0) == ("sliding" in case.variant or "local" in case.variant)
+
+
+def test_probability_of_a_single_token_is_one(case):
+    seen = {}
+    with sinks.watch(case.lm, lambda layer, probability, _visible: seen.update({layer: probability})):
+        hooks.forward(case.lm, case.ids[:, :1])
+    for layer in range(architectures.LAYERS):
+        assert torch.equal(seen[layer], torch.ones(SEQUENCES, case.lm.arch.n_heads, 1))
+
+
+def test_everything_is_restored(case):
+    class Broken(Exception):  # noqa: N818
+        pass
+
+    def fail(layer, *_):
+        if layer == LAYER:
+            raise Broken
+
+    attention = case.lm.model.config._attn_implementation
+    architecture = case.lm.arch
+    for watcher in (
+        hooks.heads_off(architecture, case.heads),
+        hooks.attention_off(architecture, [LAYER]),
+        hooks.mlps_off(architecture, [LAYER]),
+        sinks.watch(case.lm, lambda *_: None),
+        hooks.activation_replaced(architecture, LAYER, torch.relu),
+    ):
+        run(case, watcher)
+    for watcher in (sinks.watch(case.lm, fail), hooks.watch_outputs(architecture, "down", fail)):
+        with pytest.raises(Broken):
+            run(case, watcher)
+    assert torch.equal(run(case)[0], case.real.logits)
+    assert case.lm.model.config._attn_implementation == attention
+
+
+def by_hand(case, mlp_input):
+    """(gate or None, first projection, input of the last projection, its output) of LAYER's MLP."""
+    block = case.lm.model.get_submodule(case.tested.blocks)[LAYER]
+
+    def linear(value, path):
+        module = block.get_submodule(path)
+        return value @ matrix(module).T + (0 if module.bias is None else module.bias)
+
+    first = torch.cat([linear(mlp_input, path) for path in case.tested.mlp_in], dim=-1)
+    gate, up = first.chunk(2, dim=-1) if case.tested.gated else (None, first)
+    inner = case.tested.act(up) if gate is None else case.tested.act(gate) * up
+    return gate, up, inner, linear(inner, case.tested.mlp_out)
+
+
+def test_mlp_checkpoints_equal_a_hand_made_mlp(case):
+    architecture = case.lm.arch
+    got = {}
+    for name, _label, role, side in mlp.checkpoints_of(architecture, LAYER):
+        watch = hooks.watch_inputs if side == "input" else hooks.watch_outputs
+        got[name] = captured(case, role, watch)[LAYER]
+    scale = getattr(case.lm.model.config, "residual_multiplier", 1)
+    after_attention = case.real.hidden[LAYER] + scale * captured(case, "attention_write")[LAYER]
+    close(got["residual"], case.real.hidden[LAYER] if "parallel" in case.variant else after_attention)
+    gate, up, inner, output = by_hand(case, got.get("mlp_input", got["residual"]))
+    if gate is not None:
+        close(got["gate"], gate)
+        close(got["after_activation"], case.tested.act(gate), 1e-4)
+    close(got["up" if case.tested.gated else "after_linear1"], up)
+    close(got["product" if case.tested.gated else "after_activation"], inner, 1e-4)
+    close(got["mlp_output"], output, 1e-4)
+    close(got["block_output"], case.real.hidden[LAYER + 1])
+
+
+def test_neurons_add_up_to_the_mlp_output(case):
+    internals = mlp.Internals(case.lm, LAYER, position=5, dim=3)
+    internals.measure(case.ids)
+    _gate, _up, inner, output = by_hand(case, captured(case, "up", hooks.watch_inputs)[LAYER])
+    contributions = internals.contributions(3)
+    weight = matrix(case.lm.model.get_submodule(case.tested.blocks)[LAYER].get_submodule(case.tested.mlp_out))
+    by_neuron = {row["neuron"]: row["contribution"] for row in contributions}
+    expected = (inner[:, 5] * weight[3]).mean(0)
+    close(torch.tensor([by_neuron[n] for n in range(len(expected))]), expected, 1e-4)
+    check = internals.check(3, contributions)
+    assert check["output"] == pytest.approx(output[:, 5, 3].mean().item(), rel=1e-3)
+    assert check["relative_error"] < 1e-3
+    checkpoints = {row["name"]: row for row in internals.checkpoints()}
+    assert checkpoints["mlp_output"]["max"] == pytest.approx(output.abs().max().item(), rel=1e-4)
+
+
+def test_neurons_replaced(case):
+    """With ReLU for the activation function, the MLP is the hand-made one with ReLU."""
+    replaced = SimpleNamespace(**vars(case))
+    replaced.tested = SimpleNamespace(**{**vars(case.tested), "act": torch.relu})
+    values = {}
+    with hooks.watch_inputs(case.lm.arch, "up", lambda _la, value: values.update(mlp_input=value.clone()), [LAYER]):
+        run(
+            case,
+            hooks.activation_replaced(case.lm.arch, LAYER, torch.relu),
+            hooks.watch_outputs(case.lm.arch, "down", lambda _la, value: values.update(out=value.clone()), [LAYER]),
+        )
+    close(values["out"], by_hand(replaced, values["mlp_input"])[3], 1e-4)
+
+
+def test_projections_are_those_of_the_model(case):
+    block = case.lm.model.get_submodule(case.tested.blocks)[LAYER]
+    first = [block.get_submodule(path) for path in case.tested.mlp_in]
+    roles = ("gate", "up") if case.tested.gated else ("up",)
+    weights = torch.cat([case.lm.arch.weight(LAYER, role) for role in roles])
+    assert torch.equal(weights, torch.cat([matrix(module) for module in first]))
+    biases = [case.lm.arch.bias(LAYER, role) for role in roles]
+    if biases[0] is None:
+        assert all(module.bias is None for module in first)
+    else:
+        assert torch.equal(torch.cat(biases), torch.cat([module.bias for module in first]))
+    for role, path in (("head_projection", case.tested.attention_out), ("down", case.tested.mlp_out)):
+        assert torch.equal(case.lm.arch.weight(LAYER, role), matrix(block.get_submodule(path)))
+
+
+def test_dimensions(case):
+    architecture, config = case.lm.arch, case.lm.model.config
+    assert architecture.n_layers == architectures.LAYERS
+    assert architecture.n_heads == case.real.maps[0].shape[1]
+    assert architecture.hidden_size == case.real.hidden[0].shape[-1]
+    width = getattr(config, "head_dim", None) or architecture.hidden_size // architecture.n_heads
+    assert architecture.head_dim == width
+    assert architecture.n_positions == (None if config.model_type == "bloom" else 64)
+
+
+@pytest.mark.parametrize("family", [f for f, of in arch.FAMILIES.items() if of.attention == "eager"])
+def test_maps_are_not_kept(family):
+    """As many (seq, seq) tensors are alive in the last layer as in the third."""
+    layers = "num_layers" if family == "gpt_neo" else "num_hidden_layers"
+    changes = {"attention_types": [[["global"], 6]]} if family == "gpt_neo" else {"layer_types": None}
+    length = 37
+    model = build(configuration(family, {layers: 6, **changes}))
+    lm = LanguageModel(model, arch.Architecture(model), None, {})
+    alive = []
+
+    def see(layer, _probability, _visible):
+        if layer >= 2:
+            tensors = (x for x in gc.get_objects() if type(x) is torch.Tensor)
+            alive.append(sum(x.shape[-2:] == (length, length) for x in tensors))
+
+    with sinks.watch(lm, see):
+        hooks.forward(lm, torch.ones(1, length, dtype=torch.long))
+    assert len(alive) == 4
+    assert max(alive) == alive[0] > 0
+
+
+def test_attention_that_cannot_be_watched_is_an_error():
+    model = build(configuration("llama", {}))
+    lm = LanguageModel(model, arch.Architecture(model), None, {})
+    with (
+        mock.patch.dict(
+            transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS._global_mapping,
+            {"sdpa": lambda _module, query, *_a, **_k: (query.transpose(1, 2), None)},
+        ),
+        pytest.raises(UserError, match="cannot watch"),
+        sinks.watch(lm, lambda *_: None),
+    ):
+        hooks.forward(lm, torch.ones(1, 4, dtype=torch.long))
+
+
+@pytest.mark.parametrize(("family", "changes", "message"), architectures.REFUSED)
+def test_variant_refused(family, changes, message):
+    assert arch.family_of(configuration(family, {}))
+    with pytest.raises(UserError, match=f"unsupported variant of '{family}': .*{message}"):
+        arch.family_of(configuration(family, changes))
+
+
+def test_eager_falcon_with_alibi_is_refused():
+    model = build(configuration("falcon", {"alibi": True}))
+    assert arch.Architecture(model)
+    model.config._attn_implementation = "eager"
+    with pytest.raises(UserError, match="adds ALiBi twice"):
+        arch.Architecture(model)
+
+
+@pytest.mark.parametrize("model_type", architectures.UNSUPPORTED)
+def test_architecture_unsupported(model_type):
+    with pytest.raises(UserError, match=f"unsupported architecture '{model_type}'; supported: gpt2, .*llama"):
+        arch.family_of(transformers.AutoConfig.for_model(model_type))
+
+
+def test_every_family_is_tested():
+    assert list(architectures.TESTED) == list(arch.FAMILIES)
+
+
+def test_readme_has_the_table():
+    text = README.read_text(encoding="utf-8") if README.exists() else ""
+    block = re.search(r"<!-- architectures -->\n(.*?)\n<!-- /architectures -->", text, re.DOTALL)
+    if block is None:
+        pytest.skip("the README has no <!-- architectures --> markers")
+    assert block[1].strip() == architectures.table()
