@@ -12,12 +12,14 @@ import pytest
 import torch
 import transformers
 from torch.testing import assert_close
+from transformers.integrations import sdpa_attention
 from transformers.models.falcon import modeling_falcon
 
 from lib import arch, hooks, mlp, sinks
-from lib.cli import UserError
-from lib.models import LanguageModel
+from lib.cli import Options, UserError
+from lib.models import LanguageModel, load
 from tests import architectures
+from tests.conftest import save
 from tests.reference import matrix, silence
 
 README = Path(__file__).parent.parent / "README.md"
@@ -52,6 +54,7 @@ def case(request):
     ids = torch.randint(vocabulary, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(1))
     tokenizer = SimpleNamespace(decode=str)
     return SimpleNamespace(
+        family=family,
         variant=variant,
         tested=tested,
         lm=LanguageModel(model, arch.Architecture(model), tokenizer, {}),
@@ -212,9 +215,14 @@ def test_probabilities_are_those_of_the_maps(case):
     assert (windows > 0) == ("sliding" in case.variant or "local" in case.variant)
 
 
-def test_probability_of_a_single_token_is_one(case):
+@pytest.mark.parametrize("grouped", [True, False])
+def test_probability_of_a_single_token_is_one(case, grouped):
+    """Also where transformers does not leave the grouping of queries to PyTorch, as for heads wider than 256."""
     seen = {}
-    with sinks.watch(case.lm, lambda layer, probability, _visible: seen.update({layer: probability})):
+    with (
+        mock.patch.object(sdpa_attention, "use_gqa_in_sdpa", return_value=grouped),
+        sinks.watch(case.lm, lambda layer, probability, _visible: seen.update({layer: probability})),
+    ):
         hooks.forward(case.lm, case.ids[:, :1])
     for layer in range(architectures.LAYERS):
         assert torch.equal(seen[layer], torch.ones(SEQUENCES, case.lm.arch.n_heads, 1))
@@ -275,6 +283,10 @@ def test_mlp_checkpoints_equal_a_hand_made_mlp(case):
     close(got["up" if case.tested.gated else "after_linear1"], up)
     close(got["product" if case.tested.gated else "after_activation"], inner, 1e-4)
     close(got["mlp_output"], output, 1e-4)
+    written = captured(case, "mlp_write")[LAYER]
+    has_norm = "gemma" in case.family or case.family == "olmo2"
+    assert ("mlp_write" in got) == has_norm == (not torch.allclose(written, output, atol=1e-2))
+    close(got.get("mlp_write", written), written)
     close(got["block_output"], case.real.hidden[LAYER + 1])
 
 
@@ -366,6 +378,22 @@ def test_attention_that_cannot_be_watched_is_an_error():
         sinks.watch(lm, lambda *_: None),
     ):
         hooks.forward(lm, torch.ones(1, 4, dtype=torch.long))
+
+
+@pytest.mark.parametrize("family", architectures.TESTED)
+def test_loads_as_it_was_saved(family, tokenizer, tmp_path):
+    model = build(configuration(family, {"vocab_size": 320}))
+    loaded = load(Options(model=str(save(tmp_path / "model", model, tokenizer)), device="cpu", offline=True))
+    assert loaded.model.config._attn_implementation == model.config._attn_implementation
+    ids = torch.arange(12)[None]
+    assert torch.equal(loaded.model(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
+
+
+def test_refused_when_loaded(tokenizer, tmp_path):
+    model = build(configuration("opt", {"vocab_size": 320}))
+    model.config.do_layer_norm_before = False
+    with pytest.raises(UserError, match="unsupported variant of 'opt'"):
+        load(Options(model=str(save(tmp_path / "model", model, tokenizer)), device="cpu", offline=True))
 
 
 @pytest.mark.parametrize(("family", "changes", "message"), architectures.REFUSED)
