@@ -491,5 +491,35 @@ def difference(payload, columns=12):
     return figure
 
 
+def controls(payload):
+    """Share of the planted models, by kind and by what is diagnosed, in which the diagnosis is the truth."""
+    results = payload["results"]
+    right, total = {}, {}
+    for model in results["models"]:
+        kind = f"{model['truth']['architecture']}  {model['truth']['kind']}"
+        total[kind] = total.get(kind, 0) + 1
+        row = right.setdefault(kind, np.zeros(len(results["fields"]), dtype=int))
+        row += [name not in model["misses"] for name in results["fields"]]
+    share = np.array([right[kind] / total[kind] for kind in total])
+    text = np.array([[f"{n}/{total[kind]}" for n in right[kind]] for kind in total])
+    figure, ax = _axes(size=(9, 1.8 + 0.3 * len(total)))
+    sns.heatmap(
+        share,
+        ax=ax,
+        cmap=SEQUENTIAL,
+        vmin=0,
+        vmax=1,
+        annot=text,
+        fmt="",
+        linewidths=1,
+        cbar_kws={"label": "share of models diagnosed right"},
+        xticklabels=results["fields"],
+        yticklabels=list(total),
+    )
+    ax.tick_params(axis="y", rotation=0)
+    ax.set_title(f"Planted models: {results['conclusion']['verdict']}", fontsize=11)
+    return figure
+
+
 def _printable(token):
     return token.replace("\n", "\\n").replace("$", r"\$")

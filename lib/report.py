@@ -143,6 +143,22 @@ def payload(experiment, config, provenance, results, files):
 
 
 def provenance(options, lm, windows, seconds):
+    """What made a result: the environment, the model and the data."""
+    import torch
+
+    return {
+        **environment(seconds),
+        "model": {"name": options.model, "type": lm.model.config.model_type, **lm.source},
+        "data": windows.provenance,
+        "seed": options.seed,
+        "dtype": options.dtype,
+        "attention": lm.model.config._attn_implementation,
+        "device": torch.cuda.get_device_name(lm.device) if lm.device.type == "cuda" else str(lm.device),
+    }
+
+
+def environment(seconds):
+    """The part of the provenance that knows no model: command, code, packages."""
     import torch
 
     return {
@@ -150,12 +166,6 @@ def provenance(options, lm, windows, seconds):
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 1),
         "git": _git(),
-        "model": {"name": options.model, "type": lm.model.config.model_type, **lm.source},
-        "data": windows.provenance,
-        "seed": options.seed,
-        "dtype": options.dtype,
-        "attention": lm.model.config._attn_implementation,
-        "device": torch.cuda.get_device_name(lm.device) if lm.device.type == "cuda" else str(lm.device),
         "threads": torch.get_num_threads(),
         "python": ".".join(map(str, sys.version_info[:3])),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},

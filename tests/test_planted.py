@@ -1,0 +1,379 @@
+"""The planted models are what their truth says, by weights set to zero, copies, and hooks of this file alone; and
+check_controls.py tells right from wrong."""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+import transformers
+
+import check_controls
+from lib import ablation, models, planted
+from lib.cli import Options
+from tests.conftest import save
+
+SEEDS = (0, 1, 1234)
+POSITION_KINDS = [kind for kind in planted.KINDS if kind not in ("content", "none")]
+MLP_KINDS = [kind for kind in planted.KINDS if kind not in ("head", "none")]
+SETTINGS = [(architecture, seed) for architecture in planted.ARCHITECTURES for seed in SEEDS]
+
+
+def blocks(model):
+    return model.transformer.h if model.config.model_type == "gpt2" else model.model.layers
+
+
+def block_outputs(model, ids):
+    """Per layer (batch, seq, hidden)."""
+    seen = []
+    handles = [block.register_forward_hook(lambda _m, _args, output: seen.append(output)) for block in blocks(model)]
+    with torch.no_grad():
+        model(ids, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def first_token_attention(model, ids):
+    """{(layer, head): mean probability on the first token, over all queries but the first}, from attention maps."""
+    model = copy.deepcopy(model)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        maps = model(ids, use_cache=False, output_attentions=True).attentions
+    means = [of[:, :, 1:, 0].mean((0, 2)).tolist() for of in maps]
+    return {(layer, head): mean for layer, row in enumerate(means) for head, mean in enumerate(row)}
+
+
+def down(model, layer):
+    """(out, in) view of the last projection of an MLP."""
+    mlp = blocks(model)[layer].mlp
+    return mlp.c_proj.weight.data.T if model.config.model_type == "gpt2" else mlp.down_proj.weight.data
+
+
+def head_columns(model, layer, head):
+    """View of the attention output projection's weights that take the output of one head."""
+    block = blocks(model)[layer]
+    weight = (
+        block.attn.c_proj.weight.data.T if model.config.model_type == "gpt2" else block.self_attn.o_proj.weight.data
+    )
+    return weight[:, head * planted.HEAD_DIM : (head + 1) * planted.HEAD_DIM]
+
+
+def without(model, *parts):
+    """A copy in which parts, {"layer", "neurons" or "head"}, write nothing."""
+    model = copy.deepcopy(model)
+    for part in parts:
+        if part.get("neurons"):
+            down(model, part["layer"])[:, list(part["neurons"])] = 0
+        else:
+            head_columns(model, part["layer"], part["head"]).zero_()
+    return model
+
+
+def generator(truth):
+    return {"layer": truth.layer, "neurons": truth.neurons, "head": truth.head}
+
+
+def massive_places(hidden):
+    """[{(position, dim): value}] of each window of a (batch, seq, hidden) block output."""
+    places = []
+    for window in hidden:
+        median = window.abs().flatten().sort().values[(window.numel() - 1) // 2]
+        large = ((window.abs() > 100) & (window.abs() > 1000 * median)).nonzero().tolist()
+        places.append({(position, dim): window[position, dim].item() for position, dim in large})
+    return places
+
+
+def all_massive(model, ids):
+    """[layers with a massive value]."""
+    return [layer for layer, hidden in enumerate(block_outputs(model, ids)) if any(massive_places(hidden))]
+
+
+@pytest.fixture(params=SETTINGS, ids=lambda setting: f"{setting[0]}-{setting[1]}")
+def setting(request):
+    return request.param
+
+
+@pytest.fixture
+def of_kind(setting):
+    """kind -> (model, ids, truth)."""
+
+    def build(kind):
+        built = planted.build(setting[0], kind, setting[1])
+        return built.lm.model, built.windows.ids, built.truth
+
+    return build
+
+
+@pytest.mark.parametrize("kind", planted.KINDS)
+@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+def test_saved_and_reloaded(tmp_path, architecture, kind):
+    built = planted.build(architecture, kind, 5)
+    folder = save(tmp_path / "model", built.lm.model, built.lm.tokenizer)
+    classes = {"gpt2": transformers.GPT2LMHeadModel, "llama": transformers.LlamaForCausalLM}
+    assert type(built.lm.model) is classes[architecture]
+    lm = models.load(Options(model=str(folder), device="cpu", offline=True))
+    with torch.no_grad():
+        expected, logits = (m(built.windows.ids, use_cache=False).logits for m in (built.lm.model, lm.model))
+    assert torch.equal(logits, expected)
+    text = lm.tokenizer.decode(built.windows.ids[0].tolist())
+    assert lm.tokenizer(text, add_special_tokens=False)["input_ids"] == built.windows.ids[0].tolist()
+    truth = json.loads(json.dumps(dataclasses.asdict(built.truth)))
+    assert (truth["kind"], truth["layer"]) == (kind, built.truth.layer)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in planted.KINDS if kind != "none"])
+def test_massive_where_and_as_large_as_the_truth_says(of_kind, kind):
+    model, ids, truth = of_kind(kind)
+    outputs = block_outputs(model, ids)
+    last = len(outputs) if truth.eraser is None else truth.eraser["layer"]
+    token = int(truth.trigger.removeprefix("token t")) if kind == "content" else None
+    for layer, hidden in enumerate(outputs):
+        for window, places in zip(ids, massive_places(hidden), strict=True):
+            where = [0] if token is None else (window == token).nonzero().flatten().tolist()
+            expected = {(p, dim) for p in where for dim in truth.values} if truth.layer <= layer < last else set()
+            assert set(places) == expected
+            for (_position, dim), value in places.items():
+                assert value == pytest.approx(truth.values[dim], rel=0.05)
+    if token is not None:
+        assert truth.positions == tuple((ids == token).any(0).nonzero().flatten().tolist())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in planted.KINDS if kind not in ("redundant", "none")])
+def test_gone_without_the_generating_part(of_kind, kind):
+    model, ids, truth = of_kind(kind)
+    assert all_massive(model, ids)[0] == truth.layer
+    off = without(model, generator(truth))
+    assert all_massive(off, ids) == []
+    dims = list(truth.values)
+    assert block_outputs(off, ids)[truth.layer][:, :, dims].abs().max() < 1
+
+
+def test_each_named_neuron_takes_part(of_kind):
+    model, ids, truth = of_kind("mlp")
+    dim = max(truth.values, key=lambda d: abs(truth.values[d]))
+    for neuron in truth.neurons:
+        off = without(model, {"layer": truth.layer, "neurons": [neuron]})
+        value = block_outputs(off, ids)[truth.layer][:, 0, dim]
+        assert (value / truth.values[dim] < 0.85).all()
+
+
+def test_head_generator_needs_no_mlp(of_kind):
+    model, ids, truth = of_kind("head")
+    width = down(model, 0).shape[1]
+    off = without(model, *({"layer": layer, "neurons": range(width)} for layer in range(len(blocks(model)))))
+    assert all_massive(off, ids) == all_massive(model, ids) != []
+    others = [
+        {"layer": layer, "head": head}
+        for layer in range(len(blocks(model)))
+        for head in range(planted.HEADS)
+        if (layer, head) != (truth.layer, truth.head)
+    ]
+    assert all_massive(without(model, *others), ids) == all_massive(model, ids)
+
+
+@pytest.mark.parametrize("kind", ["head_eraser", "mlp_eraser"])
+def test_survives_without_the_eraser(of_kind, kind):
+    model, ids, truth = of_kind(kind)
+    assert ("head" in truth.eraser) == (kind == "head_eraser")
+    layers, erased = len(blocks(model)), truth.eraser["layer"]
+    assert all_massive(model, ids) == list(range(truth.layer, erased))
+    assert all_massive(without(model, truth.eraser), ids) == list(range(truth.layer, layers))
+
+
+def test_second_step_needs_the_first(of_kind):
+    model, ids, truth = of_kind("two_steps")
+    ((early, value),) = truth.outliers.items()
+    between = block_outputs(model, ids)[truth.first_step["layer"]]
+    assert 15 < abs(value) < 100
+    assert between[:, 0, early].numpy() == pytest.approx(value, rel=0.1)
+    assert all_massive(without(model, truth.first_step), ids) == []
+
+
+def test_redundant_generators_are_each_sufficient(of_kind):
+    model, ids, truth = of_kind("redundant")
+    first, second = generator(truth), truth.second_generator
+    layers = len(blocks(model))
+    assert all_massive(model, ids) == list(range(truth.layer, layers))
+    assert all_massive(without(model, second), ids) == list(range(truth.layer, layers))
+    alone = without(model, first)
+    assert all_massive(alone, ids) == list(range(second["layer"], layers))
+    for hidden in (block_outputs(model, ids)[-1], block_outputs(alone, ids)[-1]):
+        for dim, value in truth.values.items():
+            assert hidden[:, 0, dim].numpy() == pytest.approx(value, rel=0.05)
+    assert all_massive(without(model, first, second), ids) == []
+
+
+def test_decoy_neurons_have_the_largest_weights_and_no_effect(of_kind):
+    model, ids, truth = of_kind("decoy")
+    dim = max(truth.values, key=lambda d: abs(truth.values[d]))
+    order = down(model, truth.layer)[dim].abs().argsort(descending=True).tolist()
+    assert set(order[: len(truth.decoy_neurons)]) == set(truth.decoy_neurons)
+    off = without(model, {"layer": truth.layer, "neurons": truth.decoy_neurons})
+    before, after = (block_outputs(m, ids)[truth.layer][:, 0, dim] for m in (model, off))
+    assert after.numpy() == pytest.approx(before.numpy(), rel=1e-3)
+
+
+def test_decoy_head_attends_most_writes_nothing_and_reads_no_spike(of_kind):
+    model, ids, truth = of_kind("decoy")
+    attention = first_token_attention(model, ids)
+    assert max(attention, key=attention.get) == truth.decoy_head
+    layer, head = truth.decoy_head
+    off = without(model, {"layer": layer, "head": head})
+    change = (block_outputs(off, ids)[-1] - block_outputs(model, ids)[-1])[:, 1:].abs().max()
+    assert 0 < change < 1e-3  # a noise head: about 0.1
+    without_spike = first_token_attention(without(model, generator(truth)), ids)
+    assert without_spike[truth.decoy_head] > 0.9
+
+
+@pytest.mark.parametrize("kind", POSITION_KINDS)
+def test_readers_sink_on_the_spike_only(of_kind, kind):
+    model, ids, truth = of_kind(kind)
+    attention = first_token_attention(model, ids)
+    over = {head for head, mean in attention.items() if mean > 0.3}
+    assert truth.readers
+    assert over - {truth.decoy_head} == set(truth.readers)
+    parts = [generator(truth), *([truth.second_generator] if truth.second_generator else [])]
+    off = first_token_attention(without(model, *parts), ids)
+    assert all(attention[head] > 0.9 and off[head] < 0.2 for head in truth.readers)
+
+
+def test_position_trigger_needs_no_token_in_gpt2():
+    for seed in SEEDS:
+        built = planted.build("gpt2", "mlp", seed)
+        every = torch.arange(planted.VOCABULARY)[:, None].expand(-1, 4)
+        places = massive_places(block_outputs(built.lm.model, every)[built.truth.layer])
+        assert {position for place in places for position, _dim in place} == {0}
+        assert all(places)
+
+
+def test_position_trigger_is_bos_in_llama():
+    for seed in SEEDS:
+        built = planted.build("llama", "mlp", seed)
+        model, ids = built.lm.model, built.windows.ids
+        assert (ids[:, 1:] != planted.BOS).all()
+        assert all_massive(model, ids[:, 1:]) == []
+        later = torch.cat([ids[:, 1:6], ids[:, :1]], dim=1)
+        places = massive_places(block_outputs(model, later)[built.truth.layer])
+        assert {position for place in places for position, _dim in place} == {5}
+
+
+def test_content_trigger_follows_the_token(of_kind):
+    model, ids, truth = of_kind("content")
+    token = int(truth.trigger.removeprefix("token t"))
+    assert all_massive(model, torch.where(ids == token, ids.flatten()[ids.flatten() != token][0], ids)) == []
+    for position in (0, 7, 31):
+        moved = torch.where(ids == token, ids[ids != token][0], ids)
+        moved[:, position] = token
+        places = massive_places(block_outputs(model, moved)[truth.layer])
+        assert all({p for p, _dim in place} == {position} for place in places)
+
+
+def test_none_has_outliers_that_are_not_massive(of_kind):
+    model, ids, truth = of_kind("none")
+    assert all_massive(model, ids) == []
+    assert truth.layer is None
+    largest = max(truth.outliers.values(), key=abs)
+    assert block_outputs(model, ids)[-1].abs().max().item() == pytest.approx(abs(largest), rel=0.05)
+    assert max(first_token_attention(model, ids).values()) > 0.9  # there is a sink, on nothing massive
+
+
+def test_none_fails_either_half_of_the_definition():
+    sizes = [max(map(abs, planted.build("gpt2", "none", seed).truth.outliers.values())) for seed in range(20)]
+    assert min(sizes) < 100 < max(sizes)
+
+
+@pytest.mark.parametrize("kind", planted.KINDS)
+@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+def test_no_weight_is_zero(architecture, kind):
+    for name, parameter in planted.build(architecture, kind, 3).lm.model.named_parameters():
+        assert (parameter != 0).all(), name
+
+
+@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+def test_seeds_decide_everything(architecture):
+    truths = [planted.build(architecture, "mlp", seed).truth for seed in range(12)]
+    for field in ("layer", "neurons", "readers"):
+        assert len({getattr(truth, field) for truth in truths}) > 2, field
+    assert len({tuple(truth.values) for truth in truths}) > 2
+    assert len({tuple(truth.values.values()) for truth in truths}) == 12
+    assert {value > 0 for truth in truths for value in truth.values.values()} == {True, False}
+    assert {len(truth.neurons) for truth in truths} == {1, 2, 3}
+    again = [planted.build(architecture, "mlp", 3) for _ in range(2)]
+    assert again[0].truth == again[1].truth == truths[3]
+    assert torch.equal(again[0].windows.ids, again[1].windows.ids)
+    pairs = zip(*(built.lm.model.parameters() for built in again), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def check(monkeypatch, folder, *flags):
+    """The exit code of check_controls.py and its JSON."""
+    monkeypatch.setattr("sys.argv", ["check_controls.py", "--savedir", str(folder), *flags])
+    code = 0
+    try:
+        check_controls.main()
+    except SystemExit as error:
+        code = error.code
+    return code, json.loads((folder / "controls.json").read_text())
+
+
+def test_controls_are_diagnosed_right(monkeypatch, tmp_path, capsys):
+    code, payload = check(monkeypatch, tmp_path, "--seeds", "1", "--first_seed", "77")
+    printed = capsys.readouterr().out
+    assert code == 0
+    assert "MISS" not in printed
+    assert check_controls.RULE in printed
+    assert "18 of 18 diagnosed right" in (tmp_path / "controls.txt").read_text()
+    assert (tmp_path / "controls.png").stat().st_size > 10_000
+    results = {(m["truth"]["architecture"], m["truth"]["kind"]): m for m in payload["results"]["models"]}
+    assert {architecture for architecture, _kind in results} == {"gpt2", "llama"}
+    assert len(results) == 18
+    assert all(m["truth"]["seed"] == 77 for m in results.values())
+    opened = {kind: m["open"] for (_architecture, kind), m in results.items() if m["open"]}
+    assert opened == {
+        "head": ["head"],
+        "head_eraser": ["eraser"],
+        "mlp_eraser": ["eraser"],
+        "two_steps": ["first_step"],
+        "redundant": ["second_generator"],
+    }
+
+
+FALSE = {
+    "generator": lambda truth: {"generator": "head"},
+    "layer": lambda truth: {"layer": truth.layer + 1},
+    "neurons": lambda truth: {"neurons": truth.neurons[1:]},
+    "dims": lambda truth: {"values": {dim: -value for dim, value in truth.values.items()}},
+    "trigger": lambda truth: {"trigger": "token t5"},
+    "positions": lambda truth: {"positions": (0, 1)},
+    "readers": lambda truth: {"readers": (*truth.readers, truth.decoy_head)},
+}
+
+
+@pytest.mark.parametrize("field", check_controls.FIELDS)
+def test_a_false_truth_is_a_miss(monkeypatch, tmp_path, capsys, field):
+    build = planted.build
+
+    def falsified(*which):
+        built = build(*which)
+        return dataclasses.replace(built, truth=dataclasses.replace(built.truth, **FALSE[field](built.truth)))
+
+    monkeypatch.setattr(planted, "build", falsified)
+    monkeypatch.setattr(planted, "ARCHITECTURES", ("gpt2",))
+    monkeypatch.setattr(planted, "KINDS", {"decoy": planted.KINDS["decoy"]})
+    code, payload = check(monkeypatch, tmp_path, "--seeds", "1")
+    assert code == 1
+    assert [model["misses"] for model in payload["results"]["models"]] == [[field]]
+    assert f"MISS {field}: " in capsys.readouterr().out
+    assert "0 of 1 diagnosed right" in (tmp_path / "controls.txt").read_text()
+
+
+@pytest.mark.parametrize("broken", ["heads_off", "mlps_off"])
+def test_an_ablation_that_does_nothing_is_a_miss(monkeypatch, tmp_path, broken):
+    """Both change nothing, so everything persists; only the models without anything massive stay right."""
+    monkeypatch.setattr(ablation.hooks, broken, lambda arch, which: ablation.ExitStack())
+    monkeypatch.setattr(planted, "ARCHITECTURES", ("llama",))
+    _code, payload = check(monkeypatch, tmp_path, "--seeds", "1")
+    missed = {m["truth"]["kind"] for m in payload["results"]["models"] if "generator" in m["misses"]}
+    assert missed == ({"head"} if broken == "heads_off" else set(planted.KINDS) - {"head", "none"})
