@@ -43,6 +43,10 @@ demo: $(READY)
 results: $(READY)
 	$(call study,results/smollm2-135m,$(SMOLLM) --nsamples 30,--nsamples 20)
 
+# write the numbers of the READMEs anew from results/smollm2-135m
+readme: $(READY)
+	$(RUN) -m tests.readme_numbers
+
 # the seed study's commands on GPT-2, and our values beside the published ones
 reproduce-gpt2: $(READY)
 	$(RUN) main_llm.py --model $(GPT2) --exp1 --layer_id 2 --savedir results/llm/3d_feat_vis/
@@ -71,4 +75,4 @@ clean:
 	rm -rf .venv .venv-peers .pytest_cache .ruff_cache results/demo
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
-.PHONY: setup demo results reproduce-gpt2 test test-peers lint clean
+.PHONY: setup demo results readme reproduce-gpt2 test test-peers lint clean

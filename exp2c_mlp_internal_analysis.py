@@ -88,7 +88,7 @@ def summarise(payload):
     r = payload["results"]
     followed, check, activation = r["followed"], r["contribution_check"], r["followed"]["activation_function"]
     checkpoints = [
-        [c["label"], c["width"], report.number(c["max"]), report.number(c["median"]), f"{c['ratio']:,.0f}", _place(c)]
+        [c["label"], c["width"], report.number(c["max"]), report.number(c["median"]), _ratio(c), _place(c)]
         for c in r["checkpoints"]
     ]
     values = [[c["label"], report.interval(c["value"], True)] for c in followed["values"]]
@@ -140,6 +140,11 @@ def summarise(payload):
             "",
         ]
     )
+
+
+def _ratio(checkpoint):
+    """The median may be zero: ReLU leaves most neurons at exactly that."""
+    return "inf" if checkpoint["ratio"] is None else f"{checkpoint['ratio']:,.0f}"
 
 
 def _place(checkpoint):

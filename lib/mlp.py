@@ -153,7 +153,7 @@ class Internals:
         for name, label, *_ in self.points:
             largest = self.maxima[name]
             median = self.medians[name].array.mean()
-            ratio = largest["max"] / median
+            ratio = largest["max"] / median if median else float("inf")
             rows.append({"name": name, "label": label, **largest, "median": median, "ratio": ratio})
         return rows
 

@@ -366,14 +366,14 @@ class _Builder:
         self._head_reads(layer, head, "k", channel, keys)
 
     def _head_reads(self, layer, head, name, channel, reads):
-        attention = self.arch.module(layer, "attention_write")
+        block = self.arch.blocks[layer]
         row = head * HEAD_DIM + channel
         if self.model.config.model_type == "gpt2":
             row += "qkv".index(name) * HIDDEN
-            weight, bias = attention.c_attn.weight.T, attention.c_attn.bias
+            weight, bias = block.attn.c_attn.weight.T, block.attn.c_attn.bias
             bias[row] *= QUIET
         else:
-            weight = getattr(attention, f"{name}_proj").weight
+            weight = getattr(block.self_attn, f"{name}_proj").weight
         weight[row] = QUIET * weight[row] + reads
 
     def mute(self, layer, head):

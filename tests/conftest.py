@@ -1,12 +1,10 @@
 """Tiny models, tokenizers and files. Nothing here needs a network."""
 
 import os
-import tempfile
 
 # read when the libraries are imported, here and in scripts that tests start
 os.environ["HF_HUB_OFFLINE"] = "1"
-_datasets_cache = tempfile.TemporaryDirectory(prefix="datasets-")
-os.environ["HF_DATASETS_CACHE"] = _datasets_cache.name
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads that wait for each other cost the most
 
 from pydoc_data.topics import topics
 
@@ -43,7 +41,7 @@ GROUPED = {
 FAMILIES = {
     "gpt2": ("GPT2", {**SHARED, "n_layer": LAYERS, "n_head": HEADS, "n_embd": HIDDEN, "n_positions": POSITIONS}),
     "llama": ("Llama", GROUPED),
-    "mistral": ("Mistral", {**GROUPED, "sliding_window": 10}),
+    "mistral": ("Mistral", {**GROUPED, "sliding_window": 6}),
     "qwen2": ("Qwen2", GROUPED),
     "qwen3": ("Qwen3", {**GROUPED, "head_dim": 16}),
     "gemma3_text": (
@@ -59,7 +57,7 @@ FAMILIES = {
 }
 
 
-def tiny_model(family, seed=0, scale=0.3, **overrides):
+def tiny_model(family, seed=0, scale=0.2, **overrides):
     """A random model in which no bias is zero and no norm weight is its default."""
     name, config = FAMILIES[family]
     config_name = "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config"
@@ -73,10 +71,10 @@ def tiny_model(family, seed=0, scale=0.3, **overrides):
             noise = scale * torch.randn(parameter.shape, generator=generator)
             norm = parameter.ndim == 1 and parameter_name.endswith("weight")
             parameter.copy_(parameter + noise if norm else noise)
-    return model
+    return model.requires_grad_(False)
 
 
-# What plant() writes
+# What planted_model() plants
 SPIKE_TOKEN = 7
 FLAG_DIM, MASSIVE_DIM, SECOND_DIM = 7, 5, 9
 
@@ -138,7 +136,8 @@ def language_model(model, tokenizer=None):
 
 
 def token_ids(sequences, length, seed=0):
-    return torch.randint(1, 300, (sequences, length), generator=torch.Generator().manual_seed(seed))
+    """Random tokens; SPIKE_TOKEN is not among them."""
+    return torch.randint(SPIKE_TOKEN + 1, 300, (sequences, length), generator=torch.Generator().manual_seed(seed))
 
 
 def save(folder, model, tokenizer):
@@ -146,6 +145,12 @@ def save(folder, model, tokenizer):
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_datasets_cache(tmp_path_factory):
+    """Set before anything imports `datasets`, here or in scripts that tests start."""
+    os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets"))
 
 
 @pytest.fixture(scope="session")
