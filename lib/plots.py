@@ -449,16 +449,20 @@ def difference(payload, columns=12):
     results = payload["results"]
     delta = np.array(results["after"]) - np.array(results["before"])
     dims = np.sort(np.abs(delta).max(0).argsort()[::-1][:columns])
-    limit = np.abs(delta).max() or 1
+    limit = float(np.abs(delta).max()) or 1.0
     figure, (local, downstream) = _axes(1, 2, size=(13, 4.8))
     sns.heatmap(
         delta[:, dims],
         ax=local,
         cmap=DIVERGING,
-        norm=SymLogNorm(limit / 1000, vmin=-limit, vmax=limit),
+        norm=SymLogNorm(limit / 100, vmin=-limit, vmax=limit),
         xticklabels=dims,
         yticklabels=[_printable(token) for token in results["tokens"]],
-        cbar_kws={"label": "after \u2212 before (symmetric log scale)"},
+        cbar_kws={
+            "label": "after \u2212 before (symmetric log scale)",
+            "ticks": [sign * limit / step for sign, step in ((-1, 1), (-1, 10), (0, 1), (1, 10), (1, 1))],
+            "format": FuncFormatter(lambda x, _position: number(x, signed=True)),
+        },
     )
     local.tick_params(axis="y", rotation=0, labelsize=8)
     local.set_xlabel(f"the {len(dims)} most changed dims of {delta.shape[1]}")
