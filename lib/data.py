@@ -163,4 +163,7 @@ def _column(options, *args, **kwargs):
         raise UserError(
             f"dataset '{options.dataset}' has no column '{options.text_column}'; it has: {', '.join(rows.column_names)}"
         )
-    return "\n\n".join(text for text in rows[options.text_column] if text)
+    texts = [text for text in rows[options.text_column] if text]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"column '{options.text_column}' of dataset '{options.dataset}' holds no text")
+    return "\n\n".join(texts)

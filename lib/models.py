@@ -51,20 +51,25 @@ def load(options):
     name = options.model if path is None else str(path)
     try:
         config = transformers.AutoConfig.from_pretrained(name, **where)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
             name,
             config=config,
             dtype=getattr(torch, options.dtype),
             attn_implementation=family_of(config).attention,
+            output_loading_info=True,
             **where,
         )
     except UserError:
         raise
     except Exception as error:
         raise UserError(_why_not_loaded(options.model, path, error)) from error
+    if loading["missing_keys"]:  # transformers would go on with random numbers
+        raise UserError(f"'{options.model}' has no weights for {', '.join(sorted(loading['missing_keys'])[:3])}")
     try:
         tokenizer_where = {} if options.tokenizer else where
         tokenizer = transformers.AutoTokenizer.from_pretrained(options.tokenizer or name, **tokenizer_where)
+        if not set(tokenizer("a text", add_special_tokens=False)["input_ids"]) - {tokenizer.unk_token_id}:
+            raise ValueError("its vocabulary is empty")  # where there are no files, transformers may make one up
     except Exception as error:
         raise UserError(
             f"no tokenizer for '{options.tokenizer or options.model}' ({_first_line(error)}); name one with --tokenizer"
