@@ -58,7 +58,7 @@ class LayerStatistics:
     def _list_massive(self, layer, sequence, hidden, median):
         for position, dim in torch.nonzero(is_massive(hidden.float(), median)).tolist():
             value = hidden[position, dim].item()
-            ratio = abs(value) / median.item()
+            ratio = abs(value) / median.item() if median else float("inf")
             self.batch_massive.append((sequence, layer, position, dim, value, ratio))
             entry = self.found.setdefault((layer, position, dim), {"values": 0.0, "ratios": 0.0, "tokens": Counter()})
             entry["values"] += value

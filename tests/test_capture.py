@@ -225,3 +225,14 @@ def test_non_finite_values_are_an_error(bad, tokenizer):
         hooks.watch_outputs(lm.arch, "block", statistics.update),
     ):
         hooks.forward(lm, ids)
+
+
+def test_a_median_of_zero_makes_no_error(tokenizer):
+    lm, hidden = language_model(tiny_model("gpt2"), tokenizer), torch.zeros(1, 4, 32)
+    hidden[0, 2, 5] = -200
+    statistics = LayerStatistics(lm.arch, tokenizer)
+    statistics.begin_batch(token_ids(1, 4))
+    statistics.update(1, hidden)
+    statistics.end_batch()
+    (found,) = statistics.massive()
+    assert (found["layer"], found["position"], found["dim"], found["value"]) == (1, 2, 5, -200)
