@@ -106,6 +106,7 @@ def summarise_sentence(payload):
             "",
             report.table(["rank", "position", "token", "dim", "value", "x median"], rows),
             f"Massive here ({r['definition']}): {len(r['massive'])}",
+            "",
         ]
     )
 

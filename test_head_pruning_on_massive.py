@@ -99,22 +99,32 @@ def choose_sets(lm, windows, options):
 
 
 def random_heads(arch, sets, name, options):
-    """`n_random` draws of as many heads in the same layers, none of them in either set."""
+    """Up to `n_random` different draws, as the layers allow, of as many heads in the same layers, none in either set.
+
+    Raises UserError if a layer has too few other heads for one draw.
+    """
+    import math
+
     import numpy as np
 
     rng = np.random.default_rng([options.seed, name == "bottom"])
     taken = {*sets["top"], *sets["bottom"]}
     layers = [layer for layer, _head in sets[name]]
-    for layer in layers:
+    possible = 1
+    for layer in sorted(set(layers)):
         free = arch.n_heads - sum(other == layer for other, _head in taken)
         if free < layers.count(layer):
             raise cli.UserError(f"layer {layer} has only {free} heads outside TOP and BOTTOM to draw random heads from")
-    for _ in range(options.n_random):
+        possible *= math.comb(free, layers.count(layer))
+    draws = set()
+    while len(draws) < min(options.n_random, possible):
         draw = []
         for layer in sorted(set(layers)):
             free = [head for head in range(arch.n_heads) if (layer, head) not in taken]
             draw += [(layer, int(head)) for head in rng.choice(free, size=layers.count(layer), replace=False)]
-        yield tuple(draw)
+        if tuple(sorted(draw)) not in draws:
+            draws.add(tuple(sorted(draw)))
+            yield tuple(sorted(draw))
 
 
 def null_of(result, names):

@@ -87,10 +87,10 @@ def parse(options_class, description, argv=None):
         parser.add_argument(*names, dest=f.name, default=f.default, **spec)
     typed = vars(parser.parse_args(argv))
     options = options_class(**{key: tuple(v) if isinstance(v, list) else v for key, v in typed.items()})
-    for name in ("nsamples", "batch_size"):
-        value = getattr(options, name)
-        if value < 1:
-            raise UserError(f"--{name} must be at least 1, not {value}")
+    for name, least in (("nsamples", 1), ("batch_size", 1), ("seed", 0), ("n_random", 0)):
+        value = getattr(options, name, least)
+        if value < least:
+            raise UserError(f"--{name} must be at least {least}, not {value}")
     return options
 
 

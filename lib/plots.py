@@ -90,7 +90,7 @@ def sentence(payload):
         f"{payload['config']['model_name']}, output of layer {results['layer']}\n"
         f"median |activation| {number(results['median'])}, {len(results['massive'])} massive"
     )
-    figure.subplots_adjust(left=0.0, right=0.92, bottom=0.07, top=0.93)
+    figure.subplots_adjust(left=0.0, right=0.92, bottom=0.05, top=0.9)
     return figure
 
 

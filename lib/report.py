@@ -94,7 +94,7 @@ def load(path, experiment):
     """The payload of a result JSON. Raises UserError if it is missing, malformed or of another experiment."""
     payload = read_json(path)
     if payload.get("experiment") != experiment:
-        raise UserError(f"{path} is not a result of '{experiment}'")
+        raise UserError(f"{path} is not a result of '{experiment}' but of '{payload.get('experiment')}'")
     if payload.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"{path} has schema version {payload.get('schema_version')}, not {SCHEMA_VERSION}")
     return payload
@@ -249,7 +249,10 @@ def percent(before, after):
 
 
 def massive_table(massive, definition, at_most=20):
-    """Identities of the massive activations, the largest of each (position, dim) with the layers it spans."""
+    """Identities of the massive activations: one row a (position, dim), with its layers and its largest value.
+
+    windows: in how many it passes the test, fewest and most over these layers.
+    """
     places = {}
     for entry in massive:
         places.setdefault((entry["position"], entry["dim"]), []).append(entry)
@@ -261,17 +264,26 @@ def massive_table(massive, definition, at_most=20):
             repr(e["token"]),
             e["dim"],
             _spans([x["layer"] for x in of]),
+            "-".join(str(n) for n in sorted({min(x["sequences"] for x in of), max(x["sequences"] for x in of)})),
             e["layer"],
             number(e["value"], True),
             f"{e['ratio']:,.0f}",
-            e["sequences"],
         ]
         for e, of in peaks[:at_most]
     ]
     text = f"Massive: {definition}\n"
     if not rows:
         return text + "none found\n"
-    heads = ["position", "token", "dim", "massive in layers", "largest at", "value", "x median", "windows"]
+    heads = [
+        "position",
+        "most frequent token",
+        "dim",
+        "massive in layers",
+        "windows",
+        "largest at",
+        "value",
+        "x median",
+    ]
     more = len(peaks) - len(rows)
     return text + table(heads, rows) + (f"and {more} more places, in the JSON\n" if more else "")
 

@@ -165,7 +165,7 @@ def test_random_heads_match_the_layers_and_avoid_the_sets(tiny_gpt2_folder, text
     taken = [*results["sets"]["top"], *results["sets"]["bottom"]]
     for name in ("top", "bottom"):
         draws = [results["conditions"][draw]["heads_off"] for draw in results["null"][name]["draws"]]
-        assert len(draws) == 2
+        assert len({str(heads) for heads in draws}) == 2, "a set that was drawn twice"
         for heads in draws:
             assert sorted(layer for layer, _ in heads) == sorted(layer for layer, _ in results["sets"][name])
             assert not [head for head in heads if head in taken]
@@ -180,6 +180,7 @@ BAD_INPUTS = {
     "seqlen beyond the position table": (["--seqlen", "65"], "64 positions"),
     "layer out of range": (["--exp1", "--layer_id", "3"], "layers 0 to 2"),
     "no windows": (["--nsamples", "0"], "at least 1"),
+    "negative seed": (["--seed", "-1"], "at least 0"),
     "not a number": (["--nsamples", "many"], "invalid int value"),
     "unknown flag": (["--frobnicate"], "--frobnicate"),
     "unknown device": (["--device", "abacus"], "abacus"),
