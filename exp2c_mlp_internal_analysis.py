@@ -72,7 +72,7 @@ def run(lm, windows, options):
         followed=followed,
         contributions=contributions,
         contribution_check=check,
-        neurons=inside.neurons(followed["dim"], [row["neuron"] for row in contributions[:10]]),
+        neurons=inside.neurons(followed["dim"], contributions[:10]),
         by_weight=[row | {"rank_by_contribution": by_rank[row["neuron"]]} for row in heaviest],
         replaced=inside.replaced(followed["dim"], options.seed),
         conclusion={

@@ -13,6 +13,11 @@ class UserError(Exception):
     """A mistake in the input; its message is one line and the exit code is 2."""
 
 
+def first_line(error):
+    """One line that tells what an exception says, or its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def flag(default, help, **argparse_options):
     """A dataclass field that is also a command-line flag.
 

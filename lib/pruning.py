@@ -2,7 +2,7 @@
 
 import configparser
 
-from lib.cli import UserError
+from lib.cli import UserError, first_line
 
 PER_LAYER, OVERALL = 3, 3
 
@@ -38,7 +38,7 @@ def read_config(path):
         overall = parser["overall"]
         return parse_heads(overall["top"].split()), parse_heads(overall["bottom"].split())
     except (OSError, KeyError, configparser.Error, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read pruning configuration {path}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot read pruning configuration {path}: {first_line(error)}") from error
 
 
 def parse_heads(names):
