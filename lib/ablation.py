@@ -23,19 +23,27 @@ BASELINE = "baseline"
 
 @dataclass(frozen=True)
 class Condition:
-    """What is off: (layer, head) pairs, and layers whose MLP is off."""
+    """What is off: (layer, head) pairs, layers whose MLP is off, layers whose attention is off."""
 
     name: str
     label: str
     heads: tuple = ()
     mlps: tuple = ()
+    attention: tuple = ()
 
-    def hooks(self, arch):
+    @property
+    def first_layer(self):
+        """The first layer that is changed."""
+        return min(layer for layer in (*(layer for layer, _head in self.heads), *self.mlps, *self.attention))
+
+    def hooks(self, arch, _rows=None):
         stack = ExitStack()
         if self.heads:
             stack.enter_context(hooks.heads_off(arch, self.heads))
         if self.mlps:
             stack.enter_context(hooks.mlps_off(arch, self.mlps))
+        if self.attention:
+            stack.enter_context(hooks.attention_off(arch, self.attention))
         return stack
 
 

@@ -21,8 +21,7 @@ class Family:
     head_projection: str
     """Attention's output projection; its input is the heads' outputs side by side."""
     attention_write: str
-    """The module whose output attention adds to the residual stream: that projection, or a norm after it.
-    Granite multiplies this output, and the MLP's, by a constant first."""
+    """The module whose output attention adds to the residual stream: that projection, or a norm after it."""
     mlp_norm: str | tuple[str, ...] | None
     """The norm before the MLP, whose input is the residual stream: one path, or several of which the first that a
     block has is meant; None where the MLP reads the residual stream itself. In a parallel block, which feeds
@@ -37,6 +36,11 @@ class Family:
     """Last projection of the MLP; its input is the activation of every neuron."""
     mlp_write: str
     """The module whose output the MLP adds to the residual stream: that projection, or a norm after it."""
+    position_embedding: str | None = None
+    """The learned position embeddings, relative to `model.base_model`; None where positions act in attention."""
+    write_scale: str | None = None
+    """Field of the configuration with the constant that multiplies all that attention and MLP add to the residual
+    stream; None where nothing does."""
     fused: tuple[str, ...] = ()
     """Roles that are one projection, whose output is theirs side by side, in this order."""
     attention: str = "sdpa"
@@ -57,6 +61,7 @@ GPT2 = Family(
     activation="mlp.act",
     down="mlp.c_proj",
     mlp_write="mlp.c_proj",
+    position_embedding="wpe",
 )
 GPT_NEOX = Family(
     blocks="layers",
@@ -124,6 +129,7 @@ OPT = Family(
     activation="activation_fn",
     down="fc2",
     mlp_write="fc2",
+    position_embedding="decoder.embed_positions",
     refused=((lambda c: not c.do_layer_norm_before, "norms on the residual stream itself (as in opt-350m)"),),
 )
 PHI = Family(
@@ -175,6 +181,7 @@ FAMILIES = {
         up="mlp.fc_in",
         down="mlp.fc_out",
         mlp_write="mlp.fc_out",
+        position_embedding=None,
         attention="eager",
     ),
     "gpt_neox": GPT_NEOX,
@@ -195,7 +202,7 @@ FAMILIES = {
     "qwen2": LLAMA,
     "qwen3": LLAMA,
     "smollm3": LLAMA,
-    "granite": LLAMA,
+    "granite": replace(LLAMA, write_scale="residual_multiplier"),
     "stablelm": replace(LLAMA, mlp_norm=("post_attention_layernorm", "input_layernorm")),
     "cohere": replace(LLAMA, mlp_norm="input_layernorm"),
     "olmo2": OLMO2,
@@ -231,6 +238,9 @@ class Architecture:
         self.n_heads = model.config.num_attention_heads
         self.hidden_size = model.config.hidden_size
         self.n_positions = getattr(model.config, self.family.positions, None)
+        path, scale = self.family.position_embedding, self.family.write_scale
+        self.position_embedding = None if path is None else model.base_model.get_submodule(path)
+        self.write_scale = 1.0 if scale is None else getattr(model.config, scale)
 
     @cached_property
     def head_dim(self):

@@ -73,6 +73,14 @@ class Options:
         return Path("results") / self.model_name / Path(sys.argv[0]).stem
 
 
+@dataclass(frozen=True)
+class PlaceOptions(Options):
+    """What the scripts accept that follow one place (lib.place)."""
+
+    dim: int | None = flag(None, "dim to follow (default: of the largest massive activations)")
+    position: int | None = flag(None, "position to follow (default: in each window where |value| in that dim peaks)")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{message} (see --help)")

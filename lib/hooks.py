@@ -3,7 +3,7 @@
 A watcher is called as `see(layer, value)`; a tensor that it returns takes the value's place.
 """
 
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import torch
 
@@ -94,18 +94,67 @@ def stop_after(arch, layer):
     return watch_outputs(arch, "block", stop, [layer])
 
 
+@contextmanager
+def keep_block_outputs(arch, kept):
+    """Put what each block returns, as it is, into the dict `kept`."""
+    with ExitStack() as stack:
+        for layer, block in enumerate(arch.blocks):
+            handle = block.register_forward_hook(lambda _m, _args, out, layer=layer: kept.update({layer: out}))
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def resume_at(arch, layer, before):
+    """Start at block `layer`: the blocks before it do not run, and all return `before`, block `layer - 1`'s output."""
+    with ExitStack() as stack:
+        for block in arch.blocks[:layer]:
+            stack.enter_context(_forward_replaced(block, lambda *_args, **_kwargs: before))
+        yield
+
+
+@contextmanager
+def _forward_replaced(module, function):
+    own = vars(module).get("forward")  # accelerate puts one there
+    module.forward = function
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
 def heads_off(arch, heads):
     """Zero each (layer, head)'s slice of the input of the attention output projection; the bias stays."""
-    off = {}
-    for layer, head in heads:
+    return heads_set(arch, dict.fromkeys(heads, 0.0))
+
+
+def heads_set(arch, outputs):
+    """Put constants in the place of heads' outputs, before the attention output projection.
+
+    outputs: {(layer, head): (head_dim,) tensor, or a number}.
+    """
+    off, instead = {}, {}
+    for (layer, head), output in outputs.items():
         arch.check_head(layer, head)
         mask = off.setdefault(layer, torch.zeros(arch.n_heads, arch.head_dim, dtype=torch.bool))
         mask[head] = True
+        instead.setdefault(layer, torch.zeros(arch.n_heads, arch.head_dim))[head] = output
 
-    def zero(layer, value):
-        return value.masked_fill(off[layer].flatten().to(value.device), 0)
+    def replace(layer, value):
+        mask, new = (x[layer].flatten().to(value.device) for x in (off, instead))
+        return torch.where(mask, new.to(value.dtype), value)
 
-    return watch_inputs(arch, "head_projection", zero, off)
+    return watch_inputs(arch, "head_projection", replace, off)
+
+
+def neurons_off(arch, layer, neurons):
+    """Zero these neurons of one layer's MLP: their activation, which is the input of the down projection."""
+    arch.check_layer(layer)
+    off = torch.zeros(arch.weight(layer, "down").shape[1], dtype=torch.bool)
+    off[list(neurons)] = True
+    return watch_inputs(arch, "down", lambda _layer, value: value.masked_fill(off.to(value.device), 0), [layer])
 
 
 def attention_off(arch, layers):

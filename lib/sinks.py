@@ -25,8 +25,8 @@ SINK_EPSILON = 0.3
 
 
 @contextmanager
-def watch(lm, see):
-    """Call `see(layer, probability, visible)` for each layer's attention.
+def watch(lm, see, layers=None):
+    """Call `see(layer, probability, visible)` for the attention of each layer (default: of all).
 
     probability: (batch, heads, seq), of each query on the first token.
     visible: (seq,) bool, whether a query can see the first token (sliding windows: the later ones cannot).
@@ -56,7 +56,7 @@ def watch(lm, see):
         return weights
 
     instead = {scaled_dot_product_attention: attention, softmax: attention_map}
-    with hooks.watch_inputs(lm.arch, "block", lambda layer, _hidden: waiting.append(layer)), _Replaced(instead):
+    with hooks.watch_inputs(lm.arch, "block", lambda layer, _hidden: waiting.append(layer), layers), _Replaced(instead):
         yield
     if waiting:
         raise UserError(f"cannot watch '{lm.model.config._attn_implementation}' attention; use sdpa or eager")

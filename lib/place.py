@@ -1,0 +1,121 @@
+"""The place that the causal experiments follow: one dim, in each window at one position, through all layers."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lib import hooks
+from lib.cli import UserError
+from lib.massive import DEFINITION, LayerStatistics, is_massive
+from lib.stats import averages
+
+PLATEAU = 0.5
+RULE = (
+    "place: the dim whose massive activations are largest in sum over windows (where nothing is massive, the dim of "
+    "the largest |value|), in each window at the position where its |value| over layers is largest; "
+    f"plateau: from the first to the last layer with at least {PLATEAU:.0%} of the largest mean |value|"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One dim at one position a window, in the model as it is.
+
+    dim: int. positions: (windows,) ints. token: the most frequent text there. values, medians: (windows, layers),
+    signed block outputs there and the median of |block output|. massive: whether it passes the test of
+    massive.DEFINITION in any layer of any window.
+    """
+
+    dim: int
+    positions: np.ndarray
+    token: str
+    values: np.ndarray
+    medians: np.ndarray
+
+    @property
+    def massive(self):
+        return bool(is_massive(self.values, self.medians).any())
+
+    @property
+    def peak(self):
+        """The layer with the largest mean |value|."""
+        return int(np.abs(self.values).mean(0).argmax())
+
+    @property
+    def sign(self):
+        """+1 or -1, of the mean value at the peak."""
+        return 1 if self.values[:, self.peak].mean() >= 0 else -1
+
+    @property
+    def plateau(self):
+        """(first, last) layer of RULE."""
+        size = np.abs(self.values).mean(0)
+        layers = np.flatnonzero(size >= PLATEAU * size.max())
+        return int(layers[0]), int(layers[-1])
+
+    def described(self, seed):
+        """results.place of a report."""
+        first, last = self.plateau
+        return {
+            "rule": RULE,
+            "definition": DEFINITION,
+            "dim": self.dim,
+            "positions": dict(Counter(self.positions.tolist()).most_common()),
+            "token": self.token,
+            "massive": self.massive,
+            "peak_layer": self.peak,
+            "sign": self.sign,
+            "plateau": [first, last],
+            "values": averages(self.values, seed),
+        }
+
+
+def find(lm, windows, batch_size, dim=None, position=None):
+    """The Place of RULE; `dim` or `position`, where given, are taken instead. Costs one or two passes.
+
+    Raises UserError for what is out of range and for non-finite values.
+    """
+    seqlen = windows.ids.shape[1]
+    if dim is not None:
+        lm.arch.check_dim(dim)
+    if position is not None and not 0 <= position < seqlen:
+        raise UserError(f"position {position} is out of range: a window has 0 to {seqlen - 1}")
+    statistics = LayerStatistics(lm.arch, lm.tokenizer)
+    size = Counter()  # of each dim: its largest massive value in each window, summed
+    found = []
+    with tqdm(total=len(windows.ids), unit="window", desc="place", disable=None) as progress:
+        for ids in windows.batches(batch_size):
+            statistics.begin_batch(ids)
+            with hooks.watch_outputs(lm.arch, "block", statistics.update):
+                hooks.forward(lm, ids)
+            statistics.end_batch()
+            largest = {}
+            for sequence, _layer, at, of, value, _ratio in statistics.batch_massive:
+                if position in (None, at):
+                    largest[sequence, of] = max(abs(value), largest.get((sequence, of), 0))
+            for (_sequence, of), value in largest.items():
+                size[of] += value
+            progress.update(len(ids))
+    if dim is None:
+        dim = max(size, key=size.get) if size else _largest_dim(statistics)
+    for ids in windows.batches(batch_size):
+        column = {}
+        with hooks.watch_outputs(lm.arch, "block", lambda i, hidden, c=column: c.update({i: hidden[:, :, dim].cpu()})):
+            hooks.forward(lm, ids)
+        found.append(torch.stack([column[layer] for layer in sorted(column)], dim=2).double())
+    columns = torch.cat(found)  # (windows, seq, layers)
+    peaks = columns.abs().amax(2).argmax(1)
+    positions = peaks if position is None else torch.full_like(peaks, position)
+    values = columns[torch.arange(len(columns)), positions].numpy()
+    tokens = Counter(windows.ids[torch.arange(len(columns)), positions].tolist())
+    token = lm.tokenizer.decode([tokens.most_common(1)[0][0]])
+    return Place(dim, positions.numpy(), token, values, statistics.rows.array[:, :, 3])
+
+
+def _largest_dim(statistics):
+    top1 = statistics.rows.array[:, :, 0].mean(0)
+    (_position, dim, _positive), _n = statistics.where[int(top1.argmax())][0].most_common(1)[0]
+    return dim

@@ -1,0 +1,135 @@
+"""A sweep that starts at the changed layer gives what full passes over zeroed copies give; the place is right."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from lib import hooks, place, planted, sweep
+from lib.ablation import Condition
+from lib.cli import UserError
+from lib.data import Windows
+from tests import reference
+from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, token_ids
+from tests.test_architectures import case, close, without  # noqa: F401 (a fixture)
+
+DIM = 3
+
+
+def windows_of(ids):
+    return Windows(ids, len(ids), False, "test")
+
+
+def fixed_place(positions, n_layers):
+    nothing = np.zeros((len(positions), n_layers))
+    return place.Place(DIM, np.array(positions), "", nothing, nothing)
+
+
+def changes_of(case):  # noqa: F811
+    return {
+        "heads": (Condition("heads", "", heads=tuple(case.heads[1:])), {"heads": case.heads[1:]}),
+        "attention": (Condition("attention", "", attention=(2,)), {"attentions": [2]}),
+        "mlp": (Condition("mlp", "", mlps=(1,)), {"mlps": [1]}),
+        "from the start": (Condition("from the start", "", mlps=(0, 2)), {"mlps": [0, 2]}),
+    }
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_sweep_equals_zeroed_copies(case, batch_size):  # noqa: F811
+    at = fixed_place([0, 9], case.lm.arch.n_layers)
+    changes = changes_of(case)
+    conditions = [condition for condition, _off in changes.values()]
+    measured = sweep.measure(case.lm, windows_of(case.ids), at, conditions, batch_size)
+    assert list(measured) == [sweep.BASELINE, *changes]
+    truncated = sweep.at_place(case.lm, windows_of(case.ids), at, conditions, batch_size)
+    for name, (_condition, off) in changes.items():
+        expected = without(case, **off)
+        values = torch.stack([h[torch.arange(2), torch.from_numpy(at.positions), DIM] for h in expected.hidden[1:]], 1)
+        close(torch.from_numpy(measured[name].values).float(), values)
+        close(torch.from_numpy(truncated[name]).float(), values)
+        losses = cross_entropy(expected.logits[:, :-1].transpose(1, 2), case.ids[:, 1:], reduction="none").mean(1)
+        close(torch.from_numpy(measured[name].losses).float(), losses)
+        for layer, maps in enumerate(expected.maps):
+            first = maps[:, :, :, 0]  # 0 where a window has slid past the first token
+            means = first.sum(2) / (first > 0).sum(2)
+            assert measured[name].attention[:, layer] == pytest.approx(means.numpy(), abs=2e-5)
+
+
+def test_starting_late_changes_no_bit(case):  # noqa: F811
+    at = fixed_place([0, 9], case.lm.arch.n_layers)
+    conditions = [condition for condition, _off in changes_of(case).values()]
+    measured = sweep.measure(case.lm, windows_of(case.ids), at, conditions, 2)
+    for condition in conditions:
+        full = sweep._Passes(case.lm, at)
+        with condition.hooks(case.lm.arch):
+            full.run(case.ids, slice(0, 2))
+        mine = measured[condition.name]
+        assert np.array_equal(mine.values, full.values[0])
+        assert np.array_equal(mine.losses, full.losses[0])
+        assert np.array_equal(mine.attention, full.attention[0])
+
+
+def test_blocks_before_the_change_do_not_run(case):  # noqa: F811
+    """Counts what the first and last blocks' projections compute."""
+    ran = {0: 0, 2: 0}
+    at = fixed_place([0, 0], case.lm.arch.n_layers)
+
+    def count(layer, _value):
+        ran[layer] += 1
+
+    with hooks.watch_inputs(case.lm.arch, "down", count, [0, 2]):
+        sweep.measure(case.lm, windows_of(case.ids), at, [Condition("mlp", "", mlps=(1,))], 2)
+    assert ran == {0: 1, 2: 2}
+
+
+def test_restored_after_an_error(case):  # noqa: F811
+    kept = {}
+    with hooks.keep_block_outputs(case.lm.arch, kept):
+        hooks.forward(case.lm, case.ids)
+    with pytest.raises(ValueError, match="on purpose"), hooks.resume_at(case.lm.arch, 2, kept[1]):
+        raise ValueError("on purpose")
+    again = {}
+    with hooks.keep_block_outputs(case.lm.arch, again):
+        hooks.forward(case.lm, case.ids)
+    first = [h[0] if isinstance(h, tuple) else h for h in (kept[2], again[2])]
+    assert torch.equal(*first)
+    assert not any("forward" in vars(block) for block in case.lm.arch.blocks)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_place_is_where_the_spike_was_planted(family, tokenizer):
+    lm = language_model(planted_model(family), tokenizer)
+    ids = token_ids(3, 16)
+    where = [4, 0, 11]
+    ids[torch.arange(3), torch.tensor(where)] = SPIKE_TOKEN
+    found = place.find(lm, windows_of(ids), 2)
+    hidden = reference.observe(lm.model, ids).hidden
+    assert found.dim == MASSIVE_DIM
+    assert found.positions.tolist() == where
+    assert found.massive
+    assert found.sign == -1
+    expected = [[h[s, p, MASSIVE_DIM].item() for h in hidden] for s, p in enumerate(where)]
+    size = [sum(abs(row[layer]) for row in expected) for layer in range(3)]
+    high = [layer for layer in range(3) if size[layer] >= max(size) / 2]
+    assert (found.peak, found.plateau) == (size.index(max(size)), (high[0], high[-1]))
+    assert np.allclose(found.values, expected, rtol=1e-5, atol=1e-4)
+    medians = [[h[s].abs().median().item() for h in hidden] for s in range(3)]
+    assert np.allclose(found.medians, medians)
+    assert found.described(0)["positions"] == {4: 1, 0: 1, 11: 1}
+
+
+def test_place_as_asked_for(tokenizer):
+    lm = language_model(planted_model("gpt2"), tokenizer)
+    ids = token_ids(3, 16)
+    found = place.find(lm, windows_of(ids), 2, dim=6, position=5)
+    assert (found.dim, found.positions.tolist()) == (6, [5, 5, 5])
+    for wrong, message in (({"dim": 32}, "0 to 31"), ({"position": 16}, "0 to 15"), ({"position": -1}, "0 to 15")):
+        with pytest.raises(UserError, match=message):
+            place.find(lm, windows_of(ids), 2, **wrong)
+
+
+def test_place_without_anything_massive():
+    built = planted.build("gpt2", "none", 1)
+    found = place.find(built.lm, built.windows, 4)
+    assert not found.massive
+    assert found.dim in built.truth.outliers
