@@ -495,6 +495,79 @@ def difference(payload, columns=12):
     return figure
 
 
+SWEEP_RUNS = {
+    "alone": "this one off",
+    "only": "all others off",
+    "from_front": "off up to this one",
+    "from_back": "off from this one on",
+}
+
+
+def layer_sweep(payload):
+    """Share of the value that is left in each run of every layer, MLPs above, attention below; verdicts on top."""
+    results = payload["results"]
+    kinds = results["kinds"]
+    n = len(kinds["mlp"])
+    figure, axes = _axes(len(kinds), 1, size=(max(7, 2.6 + 0.42 * n), 6.4))
+    for ax, (kind, rows) in zip(axes, kinds.items(), strict=True):
+        share = np.array(
+            [[row[run]["retained"]["mean"] if run in row else np.nan for row in rows] for run in SWEEP_RUNS]
+        )
+        sns.heatmap(
+            share,
+            ax=ax,
+            cmap=SEQUENTIAL,
+            vmin=0,
+            vmax=1,
+            annot=n <= 40,
+            fmt=".1f",
+            annot_kws={"size": 7},
+            linewidths=0.5,
+            yticklabels=list(SWEEP_RUNS.values()),
+            cbar_kws={"label": "share of the value left\n(colour ends at 0 and 1)", "extend": "both"},
+        )
+        ax.tick_params(axis="y", rotation=0)
+        ax.set_xlabel(f"layer of the {'MLP' if kind == 'mlp' else 'attention block'}")
+        for row in rows:
+            letters = "".join(w[0].upper() for w in ("necessary", "sufficient", "redundant") if row[w])
+            ax.text(row["layer"] + 0.5, -0.12, letters, ha="center", va="bottom", fontsize=9, weight="bold")
+    place = results["place"]
+    figure.suptitle(
+        _title(payload, f"Dim {place['dim']} at the end of its plateau (layer {place['plateau'][1]})")
+        + "\nN necessary, S sufficient, R redundant",
+        fontsize=11,
+    )
+    return figure
+
+
+def layer_sweep_cost(payload):
+    """Perplexity and sink rate in each run of every layer."""
+    results = payload["results"]
+    figure, axes = _axes(2, 2, size=(12, 7.4), sharex=True)
+    for column, (kind, rows) in zip(axes.T, results["kinds"].items(), strict=True):
+        for i, (run, label) in enumerate(SWEEP_RUNS.items()):
+            of = [row for row in rows if run in row]
+            x = [row["layer"] for row in of]
+            style = {"color": PALETTE[i], "marker": MARKERS[i], "ms": 4, "ls": LINES[i], "label": label}
+            column[0].plot(x, [row[run]["perplexity"]["value"] for row in of], **style)
+            column[1].plot(x, [row[run]["sink_rate"]["mean"] for row in of], **style)
+        baseline = results["baseline"]
+        column[0].axhline(baseline["perplexity"]["value"], color="black", lw=0.8, label="baseline")
+        column[1].axhline(baseline["sink_rate"]["mean"], color="black", lw=0.8)
+        column[0].set_title("MLPs" if kind == "mlp" else "attention blocks", fontsize=11)
+        column[0].set_yscale("log")
+        column[0].set_ylabel("perplexity (log scale)")
+        column[1].set_ylabel("sink rate")
+        column[1].set_ylim(-0.02, 1.02)
+        for ax in column:
+            _layer_axis(ax, len(rows))
+            ax.set_xlabel("layer")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, ncols=5, loc="outside lower center")
+    figure.suptitle(_title(payload, "What the ablations cost"), fontsize=11)
+    return figure
+
+
 def controls(payload):
     """Share of the planted models, by kind and by what is diagnosed, in which the diagnosis is the truth."""
     results = payload["results"]

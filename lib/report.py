@@ -299,6 +299,20 @@ def _spans(numbers):
     return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
 
 
+def place_text(place):
+    """The followed place of results.place in words, and the rule that chose it."""
+    positions = ", ".join(f"{n} at {position}" for position, n in list(place["positions"].items())[:8])
+    values = place["values"]
+    first, last = place["plateau"]
+    found = "" if place["massive"] else " (nothing is massive here)"
+    return (
+        f"Followed: dim {place['dim']}, most often token {place['token']!r}{found}; windows: {positions}\n"
+        f"peak {interval(values[place['peak_layer']], True)} at layer {place['peak_layer']}, "
+        f"plateau layers {first} to {last}\n"
+        f"Rule: {place['rule']}\n"
+    )
+
+
 def ablation_summary(payload, title, question):
     """The short part of an ablation's TXT: what is massive, every condition, the conclusion by its printed rule."""
     r = payload["results"]
