@@ -1,11 +1,16 @@
-"""Massive activations of a language model: in one sentence (3D), and over its layers.
+"""Massive activations of a language model: in one sentence (3D), over its layers, set to something else; attention.
 
     python main_llm.py --model gpt2 --exp1 --layer_id 2 --savedir results/llm/3d_feat_vis/
     python main_llm.py --model gpt2 --exp2 --savedir results/llm/layerwise/
+    python main_llm.py --model gpt2 --exp3 --layer_id 2 --reset_type set_mean --savedir results/llm/intervention/
+    python main_llm.py --model gpt2 --exp4 --layer_id 2 --savedir results/llm/attn/
 
 --exp1 draws |activation| over tokens x dims of one block's output for --text.
 --exp2 gives top-1, top-2, top-3 and median of |activation| of every block's output, over --nsamples windows.
-Both may be given. Layer i's value is the output of block i, before any final norm.
+--exp3 sets the massive activations of one block's output to zero, or to the mean they have in every second window,
+and gives the perplexity of the other windows before and after (exp5_interventions.py does it in more ways).
+--exp4 gives one layer's attention logits, as its softmax takes them, for --text.
+Several may be given. Layer i's value is the output of block i, before any final norm.
 """
 
 from dataclasses import dataclass
@@ -18,8 +23,11 @@ from lib.experiment import Experiment, execute
 class Options(cli.Options):
     exp1: bool = cli.flag(False, "3D plot of one layer", action="store_true")
     exp2: bool = cli.flag(False, "statistics of all layers", action="store_true")
-    layer_id: int = cli.flag(2, "layer of --exp1, from 0")
-    text: str = cli.flag("Summer is warm. Winter is cold.", "sentence of --exp1")
+    exp3: bool = cli.flag(False, "massive activations of one layer set to something else", action="store_true")
+    exp4: bool = cli.flag(False, "attention logits of one layer", action="store_true")
+    layer_id: int = cli.flag(2, "layer of --exp1, --exp3 and --exp4, from 0")
+    reset_type: str = cli.flag("set_zero", "what --exp3 sets", choices=["set_zero", "set_mean"])
+    text: str = cli.flag("Summer is warm. Winter is cold.", "sentence of --exp1 and --exp4")
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,22 @@ class Layerwise:
     definition: str
     layers: list
     massive: list
+
+
+@dataclass(frozen=True)
+class AttentionLogits:
+    """What the softmax of one layer's attention takes. logits: of each head, mean: over heads; per query the keys up
+    to it, None where a sliding window hides one.
+
+    first_token: of each head, means over all queries but the first: logit on the first token, mean logit on the other
+    visible keys, and attention probability on the first token.
+    """
+
+    layer: int
+    tokens: list
+    logits: list
+    mean: list
+    first_token: list
 
 
 def run_sentence(lm, windows, options):
@@ -83,6 +107,33 @@ def run_layerwise(lm, windows, options):
             statistics.end_batch()
             progress.update(len(ids))
     return Layerwise(massive.DEFINITION, statistics.layers(options.seed), statistics.massive())
+
+
+def run_intervention(lm, windows, options):
+    from lib import interventions, place, sinks
+
+    lm.arch.check_layer(options.layer_id)
+    found = place.find(lm, windows, options.batch_size)
+    wanted = [(options.reset_type.removeprefix("set_"), interventions.LAYER)]
+    return interventions.compare(lm, windows, found, options.layer_id, wanted, (sinks.SINK_EPSILON,), options)
+
+
+def run_logits(lm, windows, options):
+    from lib import sinks
+
+    lm.arch.check_layer(options.layer_id)
+    logits = sinks.logits(lm, windows.ids, options.layer_id)
+    return AttentionLogits(
+        layer=options.layer_id,
+        tokens=[lm.tokenizer.decode([token]) for token in windows.ids[0].tolist()],
+        logits=[_up_to_the_query(head) for head in logits],
+        mean=_up_to_the_query(logits.mean(0)),
+        first_token=[sinks.first_token_logits(head) for head in logits],
+    )
+
+
+def _up_to_the_query(logits):
+    return [row[: query + 1].tolist() for query, row in enumerate(logits)]
 
 
 def sentence_windows(options, lm):
@@ -135,6 +186,30 @@ def summarise_layerwise(payload):
     )
 
 
+def summarise_intervention(payload):
+    layer, set_to = payload["results"]["layer"], payload["config"]["reset_type"]
+    return report.interventions_summary(payload, f"Massive activations of layer {layer}: {set_to}")
+
+
+def summarise_logits(payload):
+    r = payload["results"]
+    rows = []
+    for head, row in enumerate(r["first_token"]):
+        gap = None if row["first"] is None else row["first"] - row["others"]
+        rows.append([head, *(report.number(x, True) for x in (row["first"], row["others"], gap))])
+        rows[-1].append(report.number(row["probability"]))
+    return "\n".join(
+        [
+            report.header(payload, f"Attention logits of layer {r['layer']} in one text"),
+            f"text: {''.join(r['tokens'])!r}",
+            "",
+            "Before softmax: scaled, capped, with position biases. Means over the queries that see the first token,",
+            "without the first query; others: the mean over the other keys that a query sees.",
+            report.table(["head", "logit, first token", "logit, others", "difference", "probability, first"], rows),
+        ]
+    )
+
+
 SENTENCE = Experiment(
     name="sentence",
     json="{model_name}_layer{layer_id}_3d.json",
@@ -154,18 +229,41 @@ LAYERWISE = Experiment(
 )
 
 
+INTERVENTION = Experiment(
+    name="intervention",
+    json="{model_name}_layer{layer_id}_{reset_type}.json",
+    txt="{model_name}_layer{layer_id}_{reset_type}.txt",
+    run=run_intervention,
+    summary=summarise_intervention,
+    details=report.interventions_details,
+    figures={"{model_name}_layer{layer_id}_{reset_type}.png": plots.interventions_over_layers},
+)
+LOGITS = Experiment(
+    name="attention_logits",
+    json="{model_name}_layer{layer_id}_attention_logits.json",
+    txt="{model_name}_layer{layer_id}_attention_logits.txt",
+    run=run_logits,
+    summary=summarise_logits,
+    figures={"{model_name}_layer{layer_id}_attention_logits.png": plots.attention_logits},
+    windows=sentence_windows,
+)
+EXPERIMENTS = {"exp1": SENTENCE, "exp2": LAYERWISE, "exp3": INTERVENTION, "exp4": LOGITS}
+
+
 def main():
     options = cli.parse(Options, __doc__)
     if options.replot:
-        experiment = report.read_json(options.replot).get("experiment")
-        execute(SENTENCE if experiment == SENTENCE.name else LAYERWISE, options)
+        name = report.read_json(options.replot).get("experiment")
+        execute(next((e for e in EXPERIMENTS.values() if e.name == name), LAYERWISE), options)
         return
-    if not (options.exp1 or options.exp2):
-        raise cli.UserError("choose --exp1 (3D plot of one layer), --exp2 (all layers), or both")
-    if options.exp1:
-        execute(SENTENCE, options)
-    if options.exp2:
-        execute(LAYERWISE, options)
+    chosen = [experiment for flag, experiment in EXPERIMENTS.items() if getattr(options, flag)]
+    if not chosen:
+        raise cli.UserError(
+            "choose --exp1 (3D plot of one layer), --exp2 (all layers), --exp3 (set massive activations), "
+            "--exp4 (attention logits), or several"
+        )
+    for experiment in chosen:
+        execute(experiment, options)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ def flag(default, help, **argparse_options):
 
 
 INTS = {"nargs": "+", "type": int, "metavar": "N"}
+FLOATS = {"nargs": "+", "type": float, "metavar": "X"}
 
 
 @dataclass(frozen=True)

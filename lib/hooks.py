@@ -174,6 +174,22 @@ def _write_off(arch, role, layers):
 
 
 @contextmanager
+def position_embeddings_swapped(arch, one, other):
+    """Give position `one` the learned position embedding of `other`, and the other way round."""
+
+    def swap(_module, _args, output):  # (1 or batch, seq, hidden)
+        order = torch.arange(output.shape[1], device=output.device)
+        order[[one, other]] = order[[other, one]]
+        return output[:, order]
+
+    handle = arch.position_embedding.register_forward_hook(swap)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def activation_replaced(arch, layer, function):
     """Put `function` in the place of the activation function of one layer's MLP."""
     handle = arch.module(layer, "activation").register_forward_hook(lambda _module, args, _output: function(args[0]))

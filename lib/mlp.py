@@ -183,34 +183,14 @@ class Internals:
     def contributions(self, dim):
         """results.contributions: every neuron's {neuron, activation, weight, contribution, share}, the largest
         along the output's sign first. activation: mean input of the down projection at the followed place."""
-        activation = self._means(dim)["product" if self.lm.arch.is_gated else "after_activation"]
-        weight = self.lm.arch.weight(self.layer, "down")[dim].double().cpu()
-        contribution = activation * weight
+        activation = self._means(dim)[neuron_output(self.lm.arch)]
         output = self.by_dim[dim]["values"][OUTPUT].array.mean()
-        order = (contribution * (1 if output >= 0 else -1)).argsort(descending=True).tolist()
-        return [
-            {
-                "neuron": n,
-                "activation": activation[n].item(),
-                "weight": weight[n].item(),
-                "contribution": contribution[n].item(),
-                "share": contribution[n].item() / output,
-            }
-            for n in order
-        ]
+        return contributions(self.lm.arch, self.layer, dim, activation, output)
 
     def check(self, dim, contributions):
         """results.contribution_check: contributions + bias against the down projection's own output."""
-        bias = self.lm.arch.bias(self.layer, "down")
-        bias = 0.0 if bias is None else bias[dim].item()
-        total = sum(row["contribution"] for row in contributions)
         output = self.by_dim[dim]["values"][OUTPUT].array.mean()
-        return {
-            "sum": total,
-            "bias": bias,
-            "output": output,
-            "relative_error": abs(total + bias - output) / abs(output),
-        }
+        return contribution_check(self.lm.arch, self.layer, dim, contributions, output)
 
     def neurons(self, dim, contributions):
         """results.neurons: these rows of `contributions`, with the neuron's mean at every checkpoint of its width."""
@@ -232,11 +212,50 @@ class Internals:
         }
 
 
+def neuron_output(arch):
+    """The checkpoint that is the input of the down projection."""
+    return "product" if arch.is_gated else "after_activation"
+
+
+def contributions(arch, layer, dim, activation, output):
+    """Every neuron's {neuron, activation, weight, contribution, share}, the largest along the output's sign first.
+
+    activation: (neurons,) tensor, the input of the down projection; output: what that projection gives in `dim`.
+    share: of the output; nan where that is zero.
+    """
+    weight = arch.weight(layer, "down")[dim].double().cpu()
+    contribution = activation * weight
+    order = (contribution * (1 if output >= 0 else -1)).argsort(descending=True).tolist()
+    return [
+        {
+            "neuron": n,
+            "activation": activation[n].item(),
+            "weight": weight[n].item(),
+            "contribution": contribution[n].item(),
+            "share": ratio(contribution[n].item(), output),
+        }
+        for n in order
+    ]
+
+
+def contribution_check(arch, layer, dim, contributions, output):
+    """Sum of `contributions` + bias against `output`, the down projection's own in `dim`."""
+    bias = arch.bias(layer, "down")
+    bias = 0.0 if bias is None else bias[dim].item()
+    total = sum(row["contribution"] for row in contributions)
+    error = ratio(abs(total + bias - output), abs(output))
+    return {"sum": total, "bias": bias, "output": output, "relative_error": error}
+
+
+def ratio(part, whole):
+    return part / whole if whole else float("nan")
+
+
 def smallest_set(contributions, check, share):
     """How many of `contributions`, in their order, give `share` of the output; None if all do not reach it."""
     total = 0.0
     for count, row in enumerate(contributions, 1):
         total += row["contribution"]
-        if total / check["output"] >= share:
+        if ratio(total, check["output"]) >= share:
             return count
     return None

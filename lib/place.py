@@ -1,7 +1,7 @@
 """The place that the causal experiments follow: one dim, in each window at one position, through all layers."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,6 +55,10 @@ class Place:
         size = np.abs(self.values).mean(0)
         layers = np.flatnonzero(size >= PLATEAU * size.max())
         return int(layers[0]), int(layers[-1])
+
+    def of(self, rows):
+        """The Place of some of the windows (a slice)."""
+        return replace(self, positions=self.positions[rows], values=self.values[rows], medians=self.medians[rows])
 
     def described(self, seed):
         """results.place of a report."""

@@ -50,9 +50,9 @@ def _data(payload):
 
 def _curve(ax, averages, style, label):
     """Means over layers with their 95 % band; style: 0, 1, 2 ... picks colour, marker and line."""
-    color = PALETTE[style]
+    color, marker, line = (of[style % len(of)] for of in (PALETTE, MARKERS, LINES))
     means = [a["mean"] for a in averages]
-    ax.plot(means, label=label, color=color, marker=MARKERS[style], markersize=4, ls=LINES[style])
+    ax.plot(means, label=label, color=color, marker=marker, markersize=4, ls=line)
     if averages[0]["ci95"] is not None:
         low, high = np.array([a["ci95"] for a in averages]).T
         ax.fill_between(np.arange(len(means)), low, high, color=color, alpha=0.25, linewidth=0)
@@ -566,6 +566,388 @@ def layer_sweep_cost(payload):
     figure.legend(handles, labels, frameon=False, ncols=5, loc="outside lower center")
     figure.suptitle(_title(payload, "What the ablations cost"), fontsize=11)
     return figure
+
+
+def ledger(payload):
+    """What attention and MLP of each layer write into the place, signed, under the block output that they add up to."""
+    results = payload["results"]
+    layers, values = results["layers"], results["conclusion"]["values"]
+    before = sum(write["value"] for write in results["writes"] if write["layer"] is None)
+    attention = [layer["heads"]["mean"] + (layer["attention_bias"] or {"mean": 0})["mean"] for layer in layers]
+    mlp = [layer["mlp"]["mean"] for layer in layers]
+    start = -1.5  # where the embedding stands
+    figure, ax = _axes(size=(max(8, 3 + 0.25 * len(layers)), 5.4))
+    ax.use_sticky_edges = False
+    if values["plateau"]:
+        first, last = values["plateau"]
+        ax.axvspan(first - 0.5, last + 0.5, color=PALETTE[7], alpha=0.15, lw=0, label="plateau")
+    ax.bar(start, before, color=PALETTE[4], label="embedding")
+    ax.bar(range(len(layers)), attention, color=PALETTE[1], label="attention (heads and bias)")
+    on_top = np.where(np.sign(attention) == np.sign(mlp), attention, 0)
+    ax.bar(range(len(layers)), mlp, bottom=on_top, color=PALETTE[0], label="MLP")
+    _curve(ax, results["residual"], 2, "block output (band: 95 % interval)")
+    for role, marker, writes in (("birth", "*", [values["birth"]]), ("eraser", "v", values["erasers"])):
+        writes = [write for write in writes if write]
+        if writes:
+            named = [f"{write['name']} ({number(write['value'], True)})" for write in writes[:4]]
+            label = f"{role}: {', '.join(named)}" + (f" and {len(writes) - 4} more" if writes[4:] else "")
+            layer = [start if write["layer"] is None else write["layer"] for write in writes]
+            height = [write["value"] for write in writes]
+            ax.scatter(layer, height, marker=marker, s=90, color=PALETTE[3], edgecolor="white", zorder=4, label=label)
+    ax.axhline(0, color="black", lw=0.8)
+    _layer_axis(ax, len(layers))
+    ticks = range(0, len(layers), 1 + len(layers) // 16)
+    ax.set_xticks([start, *ticks], ["emb.", *ticks])
+    ax.set_xlim(start - 0.6, len(layers) - 0.4)
+    ax.set_ylabel(f"dim {results['place']['dim']} at the place, signed")
+    ax.yaxis.set_major_formatter(PLAIN)
+    ax.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+    ax.set_title(
+        _title(payload, f"Who writes into dim {results['place']['dim']} ({results['condition']['label']})"), fontsize=11
+    )
+    return figure
+
+
+def ledger_writes(payload, annotated=0.01):
+    """Heatmap layers x (heads, attention bias, MLP) of the signed writes, with numbers from 1 % of the peak on."""
+    results = payload["results"]
+    writes = [write for write in results["writes"] if write["layer"] is not None]
+    components = list(dict.fromkeys(write["component"] for write in writes))
+    values = np.zeros((len(results["layers"]), len(components)))
+    for write in writes:
+        values[write["layer"], components.index(write["component"])] = write["value"]
+    limit = float(np.abs(values).max()) or 1.0
+    least = annotated * abs(results["conclusion"]["values"]["peak"]["value"])
+    figure, ax = _axes(size=(max(6.0, 2.8 + 0.55 * len(components)), max(4.0, 1.8 + 0.27 * len(values))))
+    sns.heatmap(
+        values,
+        ax=ax,
+        cmap=DIVERGING,
+        norm=SymLogNorm(limit / 1000, vmin=-limit, vmax=limit),
+        annot=np.array([[number(v, True) if abs(v) >= least else "" for v in row] for row in values]),
+        fmt="",
+        annot_kws={"size": 7},
+        xticklabels=[name.removeprefix("head ").replace("attention ", "") for name in components],
+        cbar_kws={
+            "label": f"write into dim {results['place']['dim']} (symmetric log scale)",
+            "ticks": [
+                sign * limit / step for sign, step in ((-1, 1), (-1, 10), (-1, 100), (0, 1), (1, 100), (1, 10), (1, 1))
+            ],
+            "format": FuncFormatter(lambda x, _position: number(x, signed=True)),
+        },
+    )
+    for column in (index for index, name in enumerate(components) if not name.startswith("head")):
+        ax.axvline(column, color="black", lw=1)
+    ax.set_xlabel("head, attention bias, MLP")
+    ax.set_ylabel("layer")
+    ax.tick_params(axis="y", rotation=0)
+    ax.set_title(
+        _title(payload, f"Writes into dim {results['place']['dim']} ({results['condition']['label']})"), fontsize=11
+    )
+    return figure
+
+
+def vocabulary_census(payload, named=12):
+    """Histogram of every token as the first one; the fewer of those that spike and those that do not are named."""
+    results = payload["results"]
+    census, spike = results["census"], results["spike"]
+    values = np.array([v for v in census["values"] if v is not None])
+    few = "failing" if census["n_failing"] <= census["n_spiking"] else "spiking"
+    color = PALETTE[3] if few == "failing" else PALETTE[2]
+    figure, ax = _axes(size=(10.5, 4.8))
+    ax.hist(values, bins=100, color=PALETTE[0])
+    ax.set_yscale("log")
+    ax.axvline(spike["sign"] * spike["threshold"], color="black", ls="--", lw=1, label="threshold of a spike")
+    if census[few]:
+        words = "do not spike" if few == "failing" else "spike"
+        shown = [token["value"] for token in census[few]]
+        label = f"{census[f'n_{few}']:,} tokens that {words}"
+        ax.plot(shown, np.full(len(shown), 0.75), "v", color=color, ms=6, label=label)
+        names = [f"{t['token']!a}  {number(t['value'], True)}".replace("$", r"\$") for t in census[few][:named]]
+        more = census[f"n_{few}"] - len(names)
+        names += [f"and {more:,} more"] if more else []
+        ax.text(1.02, 1, "\n".join([label, "", *names]), transform=ax.transAxes, va="top", fontsize=9)
+    ax.set_ylim(bottom=0.5)
+    ax.xaxis.set_major_formatter(PLAIN)
+    ax.set_xlabel(f"dim {results['place']['dim']} after layer {results['layer']}, signed, of one token alone")
+    ax.set_ylabel("tokens of the vocabulary (log scale)")
+    ax.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    ax.set_title(f"Each of {census['tokens']:,} tokens as the first one\n{payload['config']['model_name']}")
+    return figure
+
+
+def triggers(payload):
+    """The followed value with the token moved, repeated, behind BOS, and with position embeddings swapped."""
+    results = payload["results"]
+    figure, axes = _axes(2, 2, size=(12, 8.4), sharey=True)
+    (moved, repeated), (bos, swapped) = axes
+    rows = results["moved"]
+    _summaries(moved, [r["position"] for r in rows], [("where it is", [r["new"] for r in rows]),
+                                                      ("where it was", [r["old"] for r in rows])])  # fmt: skip
+    moved.set_title("token moved", fontsize=11)
+    moved.set_xlabel("moved to position")
+    rows = results["repeated"]["positions"]
+    _summaries(repeated, [r["position"] for r in rows], [("the token, repeated", rows)])
+    repeated.set_title(f"token repeated ({results['repeated']['tokens']} different tokens)", fontsize=11)
+    repeated.set_xlabel("position")
+    names = {"off_first": "first token, at 0", "on_bos": "BOS before it, at 0",
+             "on_former_first": "first token, at 1"}  # fmt: skip
+    if results["bos"]:
+        _summaries(bos, list(names.values()), [("value", [results["bos"][key] for key in names])], line="")
+    else:
+        bos.text(0.5, 0.5, "no BOS token", transform=bos.transAxes, ha="center")
+        bos.set_xticks([])
+    bos.set_title("BOS off and on", fontsize=11)
+    rows = results["swapped"]
+    if rows:
+        sets = [("at p", [r["there"] for r in rows]), ("at 0", [r["at_0"] for r in rows])]
+        _summaries(swapped, [r["position"] for r in rows], sets)
+        swapped.set_xlabel("p")
+    else:
+        text = "positions act in attention:\nnothing to swap"
+        swapped.text(0.5, 0.5, text, transform=swapped.transAxes, ha="center")
+        swapped.set_xticks([])
+    swapped.set_title("position embeddings of 0 and p swapped", fontsize=11)
+    for ax in axes.flat:
+        if len(ax.lines) and ax in (moved, swapped):
+            ax.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+        threshold = results["spike"]["sign"] * results["spike"]["threshold"]
+        ordinary = ax.axhline(results["ordinary"]["value"]["mean"], color="black", lw=1)
+        spike = ax.axhline(threshold, color="black", lw=1, ls="--")
+        ax.yaxis.set_major_formatter(PLAIN)
+    lines = {"windows as they are": ordinary, "threshold of a spike": spike}
+    figure.legend(lines.values(), lines, frameon=False, fontsize=9, ncols=2, loc="outside lower center")
+    for ax in axes[:, 0]:
+        ax.set_ylabel(f"dim {results['place']['dim']} after layer {results['layer']}, signed\n(mean, 95 % interval)")
+    figure.suptitle(_title(payload, f"Position or token: {results['conclusion']['verdict']}"), fontsize=11)
+    return figure
+
+
+def _summaries(ax, ticks, series, line=None):
+    """Means with their intervals over categories; series: [(label, [{"value": average}])]."""
+    for i, (label, rows) in enumerate(series):
+        x = np.arange(len(rows)) + 0.12 * (i - (len(series) - 1) / 2)
+        values = [row["value"] for row in rows]
+        means = [v["mean"] for v in values]
+        ax.plot(x, means, color=PALETTE[i], marker=MARKERS[i], ms=6, ls=LINES[i] if line is None else line, label=label)
+        for at, value in zip(x, values, strict=True):
+            if value["ci95"]:
+                ax.plot([at, at], value["ci95"], color=PALETTE[i], lw=3, alpha=0.5)
+    ax.set_xticks(range(len(ticks)), ticks)
+    ax.margins(x=0.08)
+
+
+def neuron_sets(payload):
+    """How fast the neurons add up, and the place with the smallest set alone and removed, beside random sets."""
+    results = payload["results"]
+    size, dim, wanted = len(results["minimal_set"]), results["place"]["dim"], results["conclusion"]["values"]["share"]
+    figure, (curve, place) = _axes(1, 2, size=(13, 4.8), width_ratios=[1, 1.25])
+    share = np.array(results["cumulative"], dtype=float)
+    curve.plot(np.arange(1, len(share) + 1), share, color=PALETTE[2], marker="o", ms=3, label="cumulative share")
+    curve.axhline(wanted, color="black", lw=0.8, ls="--", label=f"{wanted:.0%} of the output")
+    if size:
+        curve.axvline(size, color=PALETTE[1], lw=1.5, ls=":", label=f"smallest set: {size} of {results['width']}")
+    curve.set_xscale("log")
+    curve.xaxis.set_major_formatter(PLAIN)
+    curve.set_ylim(bottom=min(0, np.nanmin(share, initial=0)))
+    curve.set_xlabel("neurons, largest contribution first (log scale)")
+    curve.set_ylabel("share of the down projection's output")
+    curve.legend(frameon=False, fontsize=9, loc="lower right")
+    curve.set_title(f"activation \u00d7 weight to dim {dim}", fontsize=11)
+
+    labels = []
+    for row, (name, run) in enumerate(results["runs"].items()):
+        value, at = run["value"], max(0, 2 * row - 1)
+        labels.append((at, run["label"]))
+        place.barh(at, value["mean"], height=0.6, color=PALETTE[7] if name == "baseline" else PALETTE[row - 1])
+        if value["ci95"]:
+            place.plot(value["ci95"], [at, at], color="black", lw=1.5)
+        text = number(value["mean"], True) + (f" ({100 * run['share']['mean']:.1f} %)" if run["share"] else "")
+        _beside(place, max(0, value["mean"], *(value["ci95"] or [])), at, text)
+        draws = [draw[name]["value"]["mean"] for draw in results["null"]] if name != "baseline" else []
+        if draws:
+            labels.append((at + 1, f"{run['label'].replace('the set', 'random')} ({len(draws)} sets)"))
+            place.plot(draws, np.full(len(draws), at + 1), "x", color="black", ms=6)
+            _beside(place, max(0, *draws), at + 1, f"{number(min(draws), True)} to {number(max(draws), True)}")
+    place.axvline(0, color="black", lw=0.8)
+    place.set_yticks(*zip(*labels, strict=True), fontsize=9)
+    place.invert_yaxis()
+    low, high = place.get_xlim()
+    place.set_xlim(right=high + 0.4 * (high - low))  # room for the numbers
+    place.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    place.xaxis.set_major_formatter(PLAIN)
+    place.set_xlabel(f"output of layer {results['layer']} in dim {dim}, signed (black line: 95 % interval)")
+    place.set_title("the same places in each run (share of the baseline's value)", fontsize=11)
+    title = f"MLP {results['layer']}, dim {dim}: {results['conclusion']['verdict']}"
+    figure.suptitle(_title(payload, title), fontsize=11)
+    return figure
+
+
+def _beside(ax, x, y, text):
+    ax.annotate(text, (x, y), (7, 0), textcoords="offset points", va="center", fontsize=9)
+
+
+def neurons_read(payload, at_most=3):
+    """The input dims that add up to the pre-activations of the first neurons of the smallest set."""
+    results = payload["results"]
+    rows = results["reads"]["neurons"][:at_most]
+    roles = list(rows[0]["projections"]) if rows else ["up"]
+    size = (5.6 * len(roles) + 0.8, 1.2 + 2.7 * max(1, len(rows)))
+    figure, axes = _axes(max(1, len(rows)), len(roles), size=size, squeeze=False)
+    for line, neuron in zip(axes, rows, strict=False):
+        for ax, (role, of) in zip(line, neuron["projections"].items(), strict=True):
+            inputs = of["inputs"]
+            ax.barh(range(len(inputs)), [i["contribution"] for i in inputs], color=PALETTE[roles.index(role)])
+            labels = [f"dim {i['dim']} = {number(i['residual'], True)}" for i in inputs]
+            ax.set_yticks(range(len(inputs)), labels, fontsize=8)
+            ax.invert_yaxis()
+            ax.axvline(0, color="black", lw=0.8)
+            ax.xaxis.set_major_locator(MaxNLocator(nbins=6))
+            ax.xaxis.set_major_formatter(PLAIN)
+            half = f"half of it in {of['dims_to_half'] or '-'} of {results['reads']['dims']} dims"
+            value = number(of["pre_activation"], True)
+            ax.set_title(f"neuron {neuron['neuron']}, {role}: {value}, {half}", fontsize=10)
+    for ax in axes[-1]:
+        ax.set_xlabel("normed value \u00d7 weight")
+    if not rows:
+        axes[0][0].text(0.5, 0.5, "no set of neurons", ha="center")
+        axes[0][0].set_axis_off()
+    norm = results["reads"]["norm"] or "no norm"
+    title = f"What the first neurons of MLP {results['layer']} read (dim = value before {norm})"
+    figure.suptitle(_title(payload, title), fontsize=11)
+    return figure
+
+
+def interventions(payload):
+    """Perplexity and sink rate of every intervention, at the layer alone and from it on, beside the baseline."""
+    results = payload["results"]
+    conditions = results["conditions"]
+    epsilon = str(results["epsilons"][len(results["epsilons"]) // 2])
+    changed = [condition for condition in conditions.values() if "set_to" in condition]
+    rows = list(dict.fromkeys(condition["set_to"] for condition in changed))
+    figure, (loss, sinks) = _axes(1, 2, size=(12, 2.4 + 0.5 * max(2, len(rows))))
+    for ax, of in (
+        (loss, lambda c: (c["perplexity"]["value"], c["perplexity"]["ci95"])),
+        (sinks, lambda c: (c["sink_rates"][epsilon]["mean"], c["sink_rates"][epsilon]["ci95"])),
+    ):
+        value, ci95 = of(conditions["baseline"])
+        ax.axvline(value, color="black", lw=0.8, ls="--", label=f"baseline {number(value)}")
+        if ci95:
+            ax.axvspan(*ci95, color="black", alpha=0.08, lw=0)
+        for style, (where, label) in enumerate(
+            [("layer", f"layer {results['layer']} alone"), ("onward", f"layer {results['layer']} and all later")]
+        ):
+            for condition in (c for c in changed if c["where"] == where):
+                row = rows.index(condition["set_to"]) + (0.17, -0.17)[where == "layer"]
+                value, ci95 = of(condition)
+                if ci95:
+                    ax.plot(ci95, [row, row], color=PALETTE[style], lw=2)
+                ax.plot(value, row, MARKERS[style], color=PALETTE[style], ms=7, label=label)
+                label = None
+                right = (ci95[1] if ci95 else value, row)
+                ax.annotate(number(value), right, textcoords="offset points", xytext=(7, 0), va="center", fontsize=8)
+        ax.set_yticks(range(len(rows)), rows)
+        ax.set_ylim(max(1, len(rows)) - 0.5, -0.5)
+        ax.grid(axis="x", alpha=0.4)
+        ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+    loss.set_xscale("log")
+    loss.margins(x=0.2)
+    loss.set_xlabel("perplexity (log scale; line, band: 95 % interval)")
+    sinks.set_xlim(-0.03, 1.2)
+    sinks.set_xlabel(f"sink rate at epsilon {epsilon} (line, band: 95 % interval)")
+    if not rows:
+        for ax in (loss, sinks):
+            ax.text(0.5, 0.6, "no massive activation to change", ha="center", transform=ax.transAxes)
+    else:
+        loss.set_ylabel("massive activations set to")
+    title = f"Massive activations of layer {results['layer']} set to something else: {results['conclusion']['verdict']}"
+    figure.suptitle(_measured_title(payload, title), fontsize=11)
+    return figure
+
+
+def interventions_over_layers(payload):
+    """The signed value at the followed place, by layer, in the baseline and in each intervention."""
+    results = payload["results"]
+    conditions, place = results["conditions"], results["place"]
+    wheres = [where for where in ("layer", "onward") if any(c.get("where") == where for c in conditions.values())]
+    figure, axes = _axes(1, max(1, len(wheres)), size=(7 * max(1, len(wheres)), 5), squeeze=False, sharey=True)
+    for ax, where in zip(axes[0], wheres or [None], strict=True):
+        shown = [c for name, c in conditions.items() if name == "baseline" or c["where"] == where]
+        for i, condition in enumerate(shown):
+            label = f"{condition.get('set_to', 'baseline')} (perplexity {number(condition['perplexity']['value'])})"
+            _curve(ax, condition["values"], i, label)
+        ax.axvline(results["layer"], color="black", lw=0.8, ls="--")
+        ax.axhline(0, color="black", lw=0.8)
+        ax.yaxis.set_major_formatter(PLAIN)
+        _layer_axis(ax, len(place["values"]))
+        titles = {
+            "layer": "set at layer {} alone",
+            "onward": "set from layer {} on",
+            None: "nothing massive at layer {}",
+        }
+        ax.set_title(titles[where].format(results["layer"]) + " (dashed line)", fontsize=11)
+        ax.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+    axes[0][0].set_ylabel(f"dim {place['dim']}, signed (band: 95 % interval)")
+    figure.suptitle(_measured_title(payload, "The value at the followed place: does it come back?"), fontsize=11)
+    return figure
+
+
+def _measured_title(payload, text):
+    n, seqlen = payload["results"]["sites"]["windows"], payload["provenance"]["data"]["seqlen"]
+    return f"{text}\n{payload['config']['model_name']}, {n} measured window{'s' * (n > 1)} of {seqlen} tokens"
+
+
+def attention_logits(payload, columns=4):
+    """Logits of one layer, queries x keys: the mean over heads with the tokens, and every head in small."""
+    results = payload["results"]
+    heads = np.array([_triangle(head) for head in results["logits"]])
+    tokens = [_printable(token) for token in results["tokens"]]
+    rows = -(-len(heads) // columns)
+    figure = plt.figure(figsize=(13, max(5.0, 1.7 * rows + 0.8)), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.15])
+    ax = left.subplots()
+    average = _triangle(results["mean"])
+    annotate = {"annot": True, "fmt": ".1f", "annot_kws": {"size": 7}} if len(tokens) <= 16 else {}
+    limit = np.nanmax(np.abs(average)) or 1.0
+    sns.heatmap(
+        average,
+        ax=ax,
+        cmap=DIVERGING,
+        vmin=-limit,
+        vmax=limit,
+        xticklabels=tokens,
+        yticklabels=tokens,
+        cbar_kws={"label": "attention logit", "shrink": 0.7},
+        square=True,
+        **annotate,
+    )
+    ax.tick_params(axis="x", rotation=90, labelsize=8)
+    ax.tick_params(axis="y", rotation=0, labelsize=8)
+    ax.set_xlabel("key")
+    ax.set_ylabel("query")
+    ax.set_title(f"mean over {len(heads)} heads", fontsize=11)
+    limit = np.nanmax(np.abs(heads)) or 1.0
+    small = right.subplots(rows, columns, squeeze=False)
+    for head, of in enumerate(small.flat):
+        of.set_axis_off()
+        if head < len(heads):
+            image = of.imshow(heads[head], cmap=DIVERGING, vmin=-limit, vmax=limit)
+            of.set_title(f"head {head}", fontsize=9)
+    right.colorbar(image, ax=small, label="attention logit, one scale for all heads", shrink=0.7)
+    figure.suptitle(
+        f"{payload['config']['model_name']}, layer {results['layer']}: attention logits before softmax "
+        "(blank: not visible)",
+        fontsize=11,
+    )
+    return figure
+
+
+def _triangle(rows):
+    """(seq, seq) array of lists of 1, 2, 3 ... numbers; nan elsewhere."""
+    square = np.full((len(rows), len(rows)), np.nan)
+    for i, row in enumerate(rows):
+        square[i, : len(row)] = row  # None becomes nan
+    return square
 
 
 def controls(payload):

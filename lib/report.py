@@ -368,6 +368,91 @@ def _layers_table(baseline, condition, changes, key, label):
     return table(["layer", f"{label} before", "after", "change", "per cent"], rows)
 
 
+def interventions_summary(payload, title):
+    """What is changed, what it costs, the sinks, whether the value comes back, the conclusion by its printed rule."""
+    r = payload["results"]
+    sites, place, first = r["sites"], r["place"], r["layer"]
+    after = sorted({first, min(first + 1, len(place["values"]) - 1), place["plateau"][1], len(place["values"]) - 1})
+    after = [layer for layer in after if layer >= first]
+    costs, sinks, values = [], [], []
+    for condition in r["conditions"].values():
+        loss, back = condition.get("loss_change"), condition.get("comes_back")
+        costs.append(
+            [
+                condition["label"],
+                interval({"mean": condition["perplexity"]["value"], "ci95": condition["perplexity"]["ci95"]}),
+                interval(loss, True) if loss else "-",
+                condition.get("cost", "-"),
+            ]
+        )
+        sinks.append([condition["label"]])
+        for epsilon, rate in condition["sink_rates"].items():
+            changes = condition.get("sink_rate_changes")
+            sinks[-1] += [mean(rate), interval(changes[epsilon], True) if changes else "-"]
+        shares = interval(back["share"], True) if back else "-"
+        values.append([condition["label"], *(mean(condition["values"][layer], True) for layer in after), shares])
+    dims = [
+        [
+            d["dim"],
+            _counted(d["positions"]),
+            d["sites"],
+            number(d["value"], True),
+            number(d["means"][0], True),
+            d["estimation_sites"],
+        ]
+        for d in sites["dims"]
+    ]
+    n = sites["windows"]
+    epsilons = [heading for e in r["epsilons"] for heading in (f"epsilon {e:g}", "change")]
+    back = next((c["comes_back"] for c in r["conditions"].values() if c.get("comes_back")), None)
+    back = f"share of the baseline at layer {back['layer']}" if back else "comes back"
+    parts = [
+        header(payload, title),
+        f"Followed: dim {place['dim']} at position {_counted(place['positions'])}, plateau layers "
+        f"{place['plateau'][0]}-{place['plateau'][1]}",
+        f"Rule: {place['rule']}",
+        f"Changed: the massive activations of layer {first} in {sites['changed_windows']} of {n} measured windows, the "
+        f"followed place in {sites['place_changed_windows']}; {sites['left_alone']} left alone",
+        f"Rule: {sites['rule']}",
+        f"Massive: {sites['definition']}",
+        table(["dim", f"positions (of {n} windows)", "sites", "value", "mean set", "estimated from"], dims)
+        if dims
+        else "none found\n",
+        f"Median set: {number(sites['medians'][0])} at layer {first}, with the sign of the value. From a layer on,",
+        "each later layer has its own mean, median and multiple.",
+        "",
+        "Loss: paired change in nats a token, with its 95 % bootstrap interval over windows",
+        table(["condition", "perplexity", "change of the loss", "cost"], costs),
+        "Sink rate: share of all heads with more than epsilon of their attention on the first token, in windows of 64",
+        "tokens",
+        table(["condition", *epsilons], sinks),
+        f"Value at dim {place['dim']}, signed, mean of the measured windows; comes back: the share, where one layer "
+        "alone is changed",
+        table(["condition", *(f"layer {layer}" for layer in after), back], values),
+        conclusion_text(r["conclusion"]),
+    ]
+    return "\n".join(parts)
+
+
+def interventions_details(payload):
+    """Every layer's value at the followed place, in every condition."""
+    r = payload["results"]
+    conditions = r["conditions"].values()
+    rows = [
+        [layer, *(mean(condition["values"][layer], True) for condition in conditions)]
+        for layer in range(r["layer"], len(r["place"]["values"]))
+    ]
+    return f"Value at dim {r['place']['dim']}, signed, mean of the measured windows, by layer\n" + table(
+        ["layer", *(condition["label"] for condition in conditions)], rows
+    )
+
+
+def _counted(positions, at_most=5):
+    """{"0": 14, "3": 1} -> `0 (14), 3 (1)`."""
+    shown = ", ".join(f"{position} ({n})" for position, n in list(positions.items())[:at_most])
+    return shown + (f" and {len(positions) - at_most} more" if len(positions) > at_most else "")
+
+
 def conclusion_text(conclusion):
     values = conclusion["values"]
     lines = [f"Conclusion: {conclusion['verdict']}", f"Rule: {conclusion['rule']}"]

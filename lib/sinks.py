@@ -1,9 +1,10 @@
-"""How much each head attends to the first token, without keeping attention maps.
+"""How much each head attends to the first token, without keeping attention maps; and, on request, the logits.
 
 Whatever the architecture, attention is one call of PyTorch's scaled_dot_product_attention, or of softmax where the
 model has no other. Values get one more column that is 1 at the first token and 0 elsewhere, so the former returns
 softmax(QK)[:, first] in that column, beside the usual output and from the same call. Of the latter's map that one
-column is read, and the map is not kept.
+column is read, and the map is not kept. The logits of a layer are those that softmax takes, or are computed beside
+the call from its arguments.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -24,18 +25,12 @@ SINK_WINDOW = 64
 SINK_EPSILON = 0.3
 
 
-@contextmanager
 def watch(lm, see, layers=None):
     """Call `see(layer, probability, visible)` for the attention of each layer (default: of all).
 
     probability: (batch, heads, seq), of each query on the first token.
     visible: (seq,) bool, whether a query can see the first token (sliding windows: the later ones cannot).
     """
-    waiting = []  # the layer that is running, until its attention has been seen
-
-    def found(probability, visible):
-        if waiting:
-            see(waiting.pop(), probability.reshape(len(probability), lm.arch.n_heads, -1), visible)
 
     def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
         head_dim = query.shape[-1]
@@ -47,15 +42,89 @@ def watch(lm, see, layers=None):
         value[:, :, 0, head_dim] = 1
         scale = head_dim**-0.5 if scale is None else scale
         output = scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
-        found(output[..., head_dim], visible)
-        return output[..., :head_dim]
+        return output[..., :head_dim], (output[..., head_dim], visible)
 
     def attention_map(scores, *args, **kwargs):
         weights = softmax(scores, *args, **kwargs)
-        found(weights[..., 0], _not_masked(scores, scores))
-        return weights
+        return weights, (weights[..., 0], _not_masked(scores, scores))
 
-    instead = {scaled_dot_product_attention: attention, softmax: attention_map}
+    def found(layer, probability, visible):
+        see(layer, probability.reshape(len(probability), lm.arch.n_heads, -1), visible)
+
+    return _intercepted(lm, found, layers, attention, attention_map)
+
+
+def watch_logits(lm, see, layers=None):
+    """Call `see(layer, logits)` for the attention of each layer (default: of all).
+
+    logits: (batch, heads, queries, keys) float32, what softmax takes: scaled, capped, with the position biases of the
+    model; -inf where a query cannot see a key.
+    """
+
+    def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+        output = scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+        keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1).float()
+        logits = query.float() @ keys.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
+        if is_causal:
+            attn_mask = torch.ones(logits.shape[2:], dtype=torch.bool, device=logits.device).tril()
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            logits = logits.masked_fill(~attn_mask, -torch.inf)
+        elif attn_mask is not None:
+            logits = _masked_to_inf(logits + attn_mask, attn_mask)
+        return output, (logits,)
+
+    def attention_map(scores, *args, **kwargs):
+        return softmax(scores, *args, **kwargs), (_masked_to_inf(scores.float(), scores),)
+
+    return _intercepted(lm, see, layers, attention, attention_map)
+
+
+def logits(lm, ids, layer):
+    """(heads, seq, seq) float64 attention logits of one layer, as in `watch_logits`, for one window of (1, seq) ids."""
+    seen = {}
+    with watch_logits(lm, seen.__setitem__, [layer]), hooks.stop_after(lm.arch, layer):
+        hooks.forward(lm, ids)
+    hooks.require_finite(layer, seen[layer].diagonal(dim1=2, dim2=3))
+    return seen[layer][0].double().cpu()
+
+
+def first_token_logits(head):
+    """Of one head's (seq, seq) logits, means over the queries that see the first token, without the first query.
+
+    {"first": logit on the first token, "others": mean logit on the other visible keys, "probability": on the first
+    token}; None where there is no such query.
+    """
+    rows = [row[row > -torch.inf] for row in head[1:] if row[0] > -torch.inf]
+    means = [(row[0], row[1:].mean(), row.softmax(0)[0]) for row in rows]
+    values = torch.tensor(means).mean(0).tolist() if means else [None] * 3
+    return dict(zip(("first", "others", "probability"), values, strict=True))
+
+
+def _masked_to_inf(logits, mask):
+    return logits.masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -torch.inf)
+
+
+@contextmanager
+def _intercepted(lm, see, layers, attention, attention_map):
+    """Call `see(layer, *seen)` for the attention of each layer.
+
+    attention, attention_map: called in the place of scaled_dot_product_attention and of softmax; each returns
+    (the output, seen).
+    """
+    waiting = []  # the layer that is running, until its attention has been seen
+
+    def watched(function):
+        def call(*args, **kwargs):
+            output, seen = function(*args, **kwargs)
+            if waiting:
+                see(waiting.pop(), *seen)
+            return output
+
+        return call
+
+    instead = {scaled_dot_product_attention: watched(attention), softmax: watched(attention_map)}
     with hooks.watch_inputs(lm.arch, "block", lambda layer, _hidden: waiting.append(layer), layers), _Replaced(instead):
         yield
     if waiting:

@@ -22,6 +22,16 @@ SCRIPTS = {
         "{m}_layer1_3d.json",
     ),
     "main_llm.py --exp2": ([], ["{m}.png", "{m}_layerwise.txt"], "{m}_layerwise.json"),
+    "main_llm.py --exp3": (
+        ["--layer_id", "1", "--reset_type", "set_mean"],
+        ["{m}_layer1_set_mean.png", "{m}_layer1_set_mean.txt"],
+        "{m}_layer1_set_mean.json",
+    ),
+    "main_llm.py --exp4": (
+        ["--layer_id", "1"],
+        ["{m}_layer1_attention_logits.png", "{m}_layer1_attention_logits.txt"],
+        "{m}_layer1_attention_logits.json",
+    ),
     "analyze_heads_simple.py": (
         [],
         ["{m}_head_analysis.png", "{m}_head_ranking.png", "{m}_pruning_config.txt", "{m}_head_analysis.txt"],
@@ -56,6 +66,26 @@ SCRIPTS = {
             "EXPERIMENT_2C_SUMMARY.txt",
         ],
         "exp2c_detailed_results.json",
+    ),
+    "exp3_lifecycle_ledger.py": (
+        ["--mlps_off", "2", "--heads_off", "0.1", "1.2"],
+        ["exp3_ledger.png", "exp3_writes.png", "EXPERIMENT_3_SUMMARY.txt"],
+        "exp3_results.json",
+    ),
+    "exp6_trigger_census.py": (
+        [],
+        ["exp6_vocabulary.png", "exp6_triggers.png", "EXPERIMENT_6_SUMMARY.txt"],
+        "exp6_results.json",
+    ),
+    "exp4_neuron_sets.py": (
+        ["--layer_id", "1", "--n_random", "2"],
+        ["exp4_neuron_sets.png", "exp4_neurons_read.png", "EXPERIMENT_4_SUMMARY.txt"],
+        "exp4_results.json",
+    ),
+    "exp5_interventions.py": (
+        ["--factors", "0.5", "--epsilons", "0.1", "0.3"],
+        ["exp5_perplexity_and_sinks.png", "exp5_comes_back.png", "EXPERIMENT_5_SUMMARY.txt"],
+        "exp5_results.json",
     ),
     "compare_3d_before_after_pruning.py": (
         ["--layer_id", "1"],
@@ -206,7 +236,13 @@ def test_bad_input_is_one_line_and_exit_code_2(case, tiny_gpt2_folder, text_file
         ("compare_3d_before_after_pruning.py", ["--head", "4"], "heads 0 to 3"),
         ("exp1_feasibility_test.py", ["--dims", "32"], "dims 0 to 31"),
         ("exp2c_mlp_internal_analysis.py", ["--position", "32"], "0 to 31"),
+        ("exp5_interventions.py", ["--layer_id", "3"], "layers 0 to 2"),
+        ("exp5_interventions.py", ["--nsamples", "1"], "at least 2"),
+        ("exp5_interventions.py", ["--epsilons", "1.5"], "between 0 and 1"),
+        ("main_llm.py --exp3", ["--reset_type", "set_one"], "invalid choice"),
+        ("main_llm.py --exp4", ["--layer_id", "3"], "layers 0 to 2"),
         ("exp2c_mlp_internal_analysis.py", ["--layer_id", "-1"], "layers 0 to 2"),
+        ("exp4_neuron_sets.py", ["--layer_id", "3"], "layers 0 to 2"),
         ("test_head_pruning_on_massive.py", ["--top", "5,1", "--bottom", "1.1"], "layer.head"),
         ("test_head_pruning_on_massive.py", ["--top", "1.4", "--bottom", "1.1"], "heads 0 to 3"),
         ("test_head_pruning_on_massive.py", ["--config", "nowhere"], "cannot read pruning configuration"),

@@ -11,6 +11,7 @@ import analyze_heads_simple
 import exp1_feasibility_test
 import exp2a_mlp_feasibility_test
 import exp2c_mlp_internal_analysis
+import exp4_neuron_sets
 import main_llm
 from lib import data, report
 from tests import reference
@@ -46,6 +47,17 @@ def test_two_neurons_of_mlp_11(smollm2):
     assert sum(row["share"] for row in result.contributions[:2]) == pytest.approx(0.996, abs=0.004)
     assert result.contribution_check["relative_error"] < 1e-4
     assert result.conclusion["verdict"] == "2 of 1536 neurons"
+
+
+def test_two_neurons_alone_carry_it(smollm2):
+    options = exp4_neuron_sets.Options(**SAMPLE, n_random=1)
+    result = exp4_neuron_sets.run(smollm2, data.load(options, smollm2), options)
+    assert (result.layer, result.end_layer) == (11, 27)
+    assert [row["neuron"] for row in result.minimal_set] == [1229, 1487]
+    assert result.keep_only_share > 0.95
+    assert result.remove_share < 0.1
+    assert result.conclusion["verdict"] == "2 of 1536 neurons"
+    assert all(p["relative_error"] < 1e-5 for n in result.reads["neurons"] for p in n["projections"].values())
 
 
 @pytest.fixture(scope="module")

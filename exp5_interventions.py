@@ -1,0 +1,55 @@
+"""Experiment 5: are the massive activations needed, and as what: their size, or only a constant?
+
+    python exp5_interventions.py --model gpt2 --nsamples 30 --savedir results/exp5_interventions/
+
+Sets every massive activation of one layer (--layer_id; default: the first of the followed place's plateau) to zero,
+to the mean it has in other windows, to the median of |block output|, and to --factors times what it is: in that
+layer's output alone, or in that of all later ones too. Every second window estimates the means; perplexity, sink
+rates and the values of the later layers at the followed place (--dim, --position) are measured on the others.
+"""
+
+from dataclasses import dataclass
+
+from lib import cli, plots, report
+from lib.experiment import Experiment, execute
+
+
+@dataclass(frozen=True)
+class Options(cli.PlaceOptions):
+    layer_id: int | None = cli.flag(None, "layer to change, from 0 (default: the first of the place's plateau)")
+    factors: tuple = cli.flag((0.5, 2.0), "multiples of the value to set", **cli.FLOATS)
+    epsilons: tuple = cli.flag((0.2, 0.3, 0.4), "attention to the first token that makes a sink", **cli.FLOATS)
+
+
+def run(lm, windows, options):
+    from lib import interventions, place
+
+    if options.layer_id is not None:
+        lm.arch.check_layer(options.layer_id)
+    found = place.find(lm, windows, options.batch_size, options.dim, options.position)
+    layer = found.plateau[0] if options.layer_id is None else options.layer_id
+    every = (interventions.ZERO, interventions.MEAN, interventions.MEDIAN, *options.factors)
+    wanted = [(set_to, where) for where in (interventions.LAYER, interventions.ONWARD) for set_to in every]
+    return interventions.compare(lm, windows, found, layer, wanted, options.epsilons, options)
+
+
+def summarise(payload):
+    layer = payload["results"]["layer"]
+    return report.interventions_summary(payload, f"Experiment 5: massive activations of layer {layer} set to others")
+
+
+EXPERIMENT = Experiment(
+    name="exp5",
+    json="exp5_results.json",
+    txt="EXPERIMENT_5_SUMMARY.txt",
+    run=run,
+    summary=summarise,
+    details=report.interventions_details,
+    figures={
+        "exp5_perplexity_and_sinks.png": plots.interventions,
+        "exp5_comes_back.png": plots.interventions_over_layers,
+    },
+)
+
+if __name__ == "__main__":
+    cli.main(lambda: execute(EXPERIMENT, cli.parse(Options, __doc__)))

@@ -1,0 +1,210 @@
+"""Who writes what into one place of the residual stream: the direct attribution of one dim at one position a window.
+
+Every component adds its output to the stream, so the block outputs there are sums of writes, exact up to rounding. A
+head's write is its slice of the projection's input times that slice of the projection's weights to the dim. A norm
+after the projection (OLMo 2, Gemma) is an RMS norm: linear once its scale is known, so what it does to the whole of
+attention in this dim it does to each head's part.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lib import hooks
+from lib.place import PLATEAU, Place
+from lib.stats import averages
+
+SHARE = 0.1
+TOLERANCE = 1e-4
+RULE = (
+    f"peak = the largest mean |block output| at the place, s its sign; generators: components with s x write >= "
+    f"{SHARE:.0%} of the peak, in layers up to the peak's; birth: the largest of them; plateau: from the first to the "
+    f"last layer with at least {PLATEAU:.0%} of the peak; erasers: components with -s x write >= {SHARE:.0%} of the "
+    "peak, in layers after the birth's (without a birth, after the peak's); verdict: the birth, no single component "
+    "where nothing reaches a generator's size, none found where the place is not massive in any layer of any window"
+)
+CHECK = (
+    "relative_error: largest |sum of all writes up to a layer - that block's output|, over layers and windows, "
+    f"relative to the window's largest |block output| at the place; float32 keeps it below {TOLERANCE:.0e}"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Write:
+    """What one component adds to the place: (windows,) signed values. layer: None for embeddings."""
+
+    layer: int | None
+    component: str
+    values: np.ndarray
+
+    @property
+    def mean(self):
+        return float(self.values.mean())
+
+    @property
+    def name(self):
+        """As in "embedding", "mlp 11", "attention bias 11" and, of head 8, "head 11.8"."""
+        if self.layer is None:
+            return self.component
+        kind, *head = self.component.split("head ")
+        return f"head {self.layer}.{head[0]}" if head else f"{kind} {self.layer}"
+
+    def listed(self):
+        return {"layer": self.layer, "component": self.component, "name": self.name, "value": self.mean}
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All writes into one place, in the order of the layers, and the block outputs there (`place.values`)."""
+
+    place: Place
+    writes: list
+
+    def total(self, layer, component):
+        """(windows,) sum of the layer's writes whose component begins with `component`; None if there are none."""
+        of = [w.values for w in self.writes if w.layer == layer and w.component.startswith(component)]
+        return np.sum(of, axis=0) if of else None
+
+    def layers(self, seed):
+        """[{layer, averages of the sum of its heads, of its attention bias (None without one) and of its MLP}]."""
+        kinds = {"heads": "head", "attention_bias": "attention bias", "mlp": "mlp"}
+        return [
+            {"layer": layer}
+            | {
+                key: None if (of := self.total(layer, kind)) is None else averages(of, seed)
+                for key, kind in kinds.items()
+            }
+            for layer in range(self.place.values.shape[1])
+        ]
+
+    def check(self):
+        """The sum of all writes beside the last block's output, means over windows, and the error of CHECK."""
+        sums = np.zeros_like(self.place.values)
+        for write in self.writes:
+            sums[:, write.layer or 0 :] += write.values[:, None]
+        largest = np.abs(self.place.values).max(1, keepdims=True)
+        error = np.abs(sums - self.place.values) / np.where(largest > 0, largest, 1)
+        return {
+            "sum": sums[:, -1].mean(),
+            "residual": self.place.values[:, -1].mean(),
+            "relative_error": error.max(),
+            "tolerance": TOLERANCE,
+            "definition": CHECK,
+        }
+
+    def conclusion(self):
+        """{verdict, rule, values} of RULE."""
+        place = self.place
+        size = np.abs(place.values).mean(0)[place.peak]
+        along = {write: place.sign * write.mean for write in self.writes} if place.massive else {}
+        generators = [w for w in along if along[w] >= SHARE * size and _order(w) <= place.peak]
+        generators.sort(key=along.get, reverse=True)
+        birth = generators[0] if generators else None
+        after = _order(birth) if birth else place.peak
+        erasers = [w for w in along if -along[w] >= SHARE * size and _order(w) > after]
+        verdict = birth.name if birth else "no single component" if place.massive else "none found"
+        values = {
+            "birth": birth and birth.listed(),
+            "generators": [w.listed() for w in generators],
+            "plateau": list(place.plateau) if place.massive else None,
+            "erasers": [w.listed() for w in sorted(erasers, key=along.get)],
+            "peak": {"layer": place.peak, "value": place.sign * size},
+        }
+        return {"verdict": verdict, "rule": RULE, "values": values}
+
+
+def _order(write):
+    return -1 if write.layer is None else write.layer
+
+
+def measure(lm, windows, place, condition, batch_size):
+    """The Ledger of a Place under an ablation.Condition, which may have nothing off. Costs one pass.
+
+    Raises UserError for non-finite values.
+    """
+    arch = lm.arch
+    seen = _Seen(arch, place)
+    with tqdm(total=len(windows.ids), unit="window", desc="ledger", disable=None) as progress:
+        for ids in windows.batches(batch_size):
+            with condition.hooks(arch):  # before the watchers, so that they see what is off as off
+                seen.run(lm, ids)
+            progress.update(len(ids))
+    # 1 where no norm follows the projection; where the projection gives exactly 0, a norm's scale cannot be told
+    norm = np.divide(seen.attention, seen.projected, out=np.zeros_like(seen.projected), where=seen.projected != 0)
+    scale = arch.write_scale
+    writes = [Write(None, "embedding", seen.first - seen.position)]
+    if arch.position_embedding is not None:
+        writes.append(Write(None, "position embedding", seen.position))
+    for layer in range(arch.n_layers):
+        factor = scale * norm[:, layer]
+        writes += [Write(layer, f"head {h}", factor * seen.heads[:, layer, h]) for h in range(arch.n_heads)]
+        bias = arch.bias(layer, "head_projection")
+        if bias is not None:
+            writes.append(Write(layer, "attention bias", factor * bias[place.dim].item()))
+        writes.append(Write(layer, "mlp", scale * seen.mlps[:, layer]))
+    return Ledger(replace(place, values=seen.residual, medians=seen.medians), writes)
+
+
+class _Seen:
+    """What forward passes show at the place, in float64, batch after batch.
+
+    first, position: (windows,) input of block 0, and the position embedding's part of it. heads: (windows, layers,
+    heads) shares of the projection's output without its bias. projected, attention: (windows, layers) output of the
+    projection, and of the norm that may follow it. mlps, residual: (windows, layers) outputs of MLPs and blocks.
+    medians: (windows, layers) of |block output|.
+    """
+
+    def __init__(self, arch, place):
+        self.arch, self.dim = arch, place.dim
+        self.positions = torch.from_numpy(place.positions)
+        shape = len(self.positions), arch.n_layers
+        self.first, self.position = np.zeros((2, len(self.positions)))
+        self.heads = np.zeros((*shape, arch.n_heads))
+        self.projected, self.attention, self.mlps, self.residual, self.medians = np.zeros((5, *shape))
+        self.rows = slice(0, 0)
+
+    def run(self, lm, ids):
+        self.rows = slice(self.rows.stop, self.rows.stop + len(ids))
+
+        def position(_module, _args, output):
+            self.position[self.rows] = self._at(output.expand(len(ids), -1, -1))[:, self.dim]
+
+        embedding = self.arch.position_embedding
+        with (
+            nullcontext() if embedding is None else embedding.register_forward_hook(position),
+            hooks.watch_inputs(self.arch, "block", self._first, [0]),
+            hooks.watch_inputs(self.arch, "head_projection", self._heads),
+            hooks.watch_outputs(self.arch, "head_projection", self._into(self.projected)),
+            hooks.watch_outputs(self.arch, "attention_write", self._into(self.attention)),
+            hooks.watch_outputs(self.arch, "mlp_write", self._into(self.mlps)),
+            hooks.watch_outputs(self.arch, "block", self._block),
+        ):
+            hooks.forward(lm, ids)
+
+    def _at(self, value):
+        """(batch, width) vectors at the place, of a (batch, seq, width) or (batch x seq, width) value."""
+        positions = self.positions[self.rows].to(value.device)
+        value = value.reshape(len(positions), -1, value.shape[-1])
+        return value[torch.arange(len(value), device=value.device), positions].double().cpu().numpy()
+
+    def _first(self, _layer, value):
+        self.first[self.rows] = self._at(value)[:, self.dim]
+
+    def _heads(self, layer, value):
+        weight = self.arch.weight(layer, "head_projection")[self.dim].double().cpu().numpy()
+        shares = self._at(value) * weight
+        self.heads[self.rows, layer] = shares.reshape(len(shares), self.arch.n_heads, -1).sum(2)
+
+    def _into(self, array):
+        def see(layer, value):
+            array[self.rows, layer] = self._at(value)[:, self.dim]
+
+        return see
+
+    def _block(self, layer, value):
+        hooks.require_finite(layer, value)
+        self.residual[self.rows, layer] = self._at(value)[:, self.dim]
+        self.medians[self.rows, layer] = value.abs().float().flatten(1).median(1).values.cpu().numpy()
