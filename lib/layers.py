@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lib import sweep
+from lib import ledger, sweep
 from lib.ablation import COLLAPSES, PERSISTS, Condition
 from lib.stats import averages, perplexity
 
@@ -46,7 +46,7 @@ def sweep_layers(lm, windows, place, batch_size, seed):
         for off in dict.fromkeys(sets.values())
     }
     measured = sweep.measure(lm, windows, place, list(changes.values()), batch_size)
-    writes = sweep.writes(lm, windows, place, batch_size)
+    writes = ledger.measure(lm, windows, place, Condition("baseline", "baseline"), batch_size)
     baseline = measured[sweep.BASELINE]
     end = place.plateau[1]
 
@@ -70,7 +70,9 @@ def sweep_layers(lm, windows, place, batch_size, seed):
         kinds[kind] = []
         for layer in range(lm.arch.n_layers):
             runs = {run: reports[kind, sets[run, layer]] for run in RUNS if (run, layer) in sets}
-            write = writes[kind][:, layer]
+            write = sum(
+                of.values for of in writes.writes if of.layer == layer and (of.component == "mlp") == (kind == "mlp")
+            )
             necessary = layer <= end and runs["alone"]["retained"]["mean"] <= COLLAPSES
             alone = measured[changes[kind, (layer,)].name]
             sufficient = needed and "only" in runs and runs["only"]["retained"]["mean"] >= PERSISTS

@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -74,26 +73,6 @@ def at_place(lm, windows, place, changes, batch_size):
                 values[change.name].append(column.values)
             progress.update()
     return {name: np.concatenate(parts) for name, parts in values.items()}
-
-
-def writes(lm, windows, place, batch_size):
-    """{"mlp", "attention": (windows, layers)} what each adds to the residual stream at the place, biases included."""
-    length = int(place.positions.max()) + 1
-    parts = {"mlp": [], "attention": []}
-    for rows, ids in _batches(windows.ids[:, :length], batch_size):
-        columns = {part: _Column(lm.arch.n_layers, place, rows) for part in parts}
-
-        def see(part, layer, value, columns=columns, ids=ids):
-            columns[part].see(layer, value.view(*ids.shape, -1))
-
-        with (
-            hooks.watch_outputs(lm.arch, "mlp_write", partial(see, "mlp")),
-            hooks.watch_outputs(lm.arch, "attention_write", partial(see, "attention")),
-        ):
-            hooks.forward(lm, ids)
-        for part, column in columns.items():
-            parts[part].append(lm.arch.write_scale * column.values)
-    return {part: np.concatenate(of) for part, of in parts.items()}
 
 
 def _batches(ids, batch_size):

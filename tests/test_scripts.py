@@ -57,6 +57,11 @@ SCRIPTS = {
         [f"comparison/exp2a_{name}.png" for name in ABLATION_FIGURES] + ["comparison/EXPERIMENT_2A_SUMMARY.txt"],
         "comparison/exp2a_results.json",
     ),
+    "exp2b_mlp_layer_sweep.py": (
+        [],
+        ["exp2b_layer_sweep.png", "exp2b_cost.png", "EXPERIMENT_2B_SUMMARY.txt"],
+        "exp2b_results.json",
+    ),
     "exp2c_mlp_internal_analysis.py": (
         ["--layer_id", "1"],
         [
