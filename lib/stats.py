@@ -50,3 +50,14 @@ def perplexity(losses, seed=0):
     loss = averages(losses, seed)
     ci95 = loss["ci95"] and np.exp(loss["ci95"]).tolist()
     return {"value": float(np.exp(loss["mean"])), "ci95": ci95, "n": loss["n"]}
+
+
+def spearman(x, y):
+    """Rank correlation (Spearman 1904) of two equally long lists, ties at their mean rank; None if one is constant."""
+    x, y = _ranks(x), _ranks(y)
+    return float(np.corrcoef(x, y)[0, 1]) if len(x) and np.ptp(x) and np.ptp(y) else None
+
+
+def _ranks(values):
+    _unique, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]

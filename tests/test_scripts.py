@@ -92,6 +92,16 @@ SCRIPTS = {
         ["exp5_perplexity_and_sinks.png", "exp5_comes_back.png", "EXPERIMENT_5_SUMMARY.txt"],
         "exp5_results.json",
     ),
+    "exp7_head_sweep.py": (
+        ["--n_random", "2"],
+        [
+            "exp7_place_heatmap.png",
+            "exp7_model_heatmap.png",
+            "exp7_cumulative.png",
+            "EXPERIMENT_7_SUMMARY.txt",
+        ],
+        "exp7_results.json",
+    ),
     "compare_3d_before_after_pruning.py": (
         ["--layer_id", "1"],
         ["layer1_3d_comparison.png", "layer1_difference_analysis.png", "layer1_comparison.txt"],

@@ -1,0 +1,175 @@
+"""Single attention heads: where they look, what they write at a place, and what the model does without them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lib import hooks, sinks, sweep
+from lib.stats import averages, perplexity
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Every head of the model as it is.
+
+    scores: (windows, layers, heads) mean probability on the first token. writes: (windows, layers, heads), signed, what
+    a head adds to the residual stream at the place. outputs: (layers, heads, head_dim), a head's part of the input of
+    the attention output projection, mean over all tokens of all windows.
+    """
+
+    scores: np.ndarray
+    writes: np.ndarray
+    outputs: torch.Tensor
+
+    @property
+    def heads(self):
+        """[(layer, head)] of all, in order."""
+        return [tuple(map(int, head)) for head in np.ndindex(self.scores.shape[1:])]
+
+
+def survey(lm, windows, place, batch_size):
+    """The Survey of all windows, in one pass.
+
+    Where a norm follows the output projection, a write is multiplied by what the norm does to the projection's output
+    at the place. Biases belong to no head.
+    """
+    arch, dim = lm.arch, place.dim
+    scores = sinks.HeadScores(arch)
+    sums = torch.zeros(arch.n_layers, arch.n_heads, arch.head_dim, dtype=torch.float64)
+    weights = [arch.weight(layer, "head_projection")[dim].double().cpu() for layer in range(arch.n_layers)]
+    writes = np.zeros((len(windows.ids), arch.n_layers, arch.n_heads))
+    start = 0
+    with tqdm(total=len(windows.ids), unit="window", desc="heads", disable=None) as progress:
+        for ids in windows.batches(batch_size):
+            batch = torch.arange(len(ids))
+            at = batch, torch.from_numpy(place.positions[start : start + len(ids)])
+            projected, written = {}, {}
+
+            def take(layer, value, ids=ids, at=at, start=start):
+                value = value.reshape(*ids.shape, arch.n_heads, arch.head_dim).double().cpu()
+                sums[layer] += value.sum((0, 1))
+                parts = value[at] * weights[layer].view(arch.n_heads, arch.head_dim)
+                writes[start : start + len(ids), layer] = parts.sum(2)
+
+            def keep(into, at=at):
+                return lambda of, value: into.update({of: value.cpu()[(*at, dim)].double().numpy()})
+
+            with (
+                sinks.watch(lm, scores.update),
+                hooks.watch_inputs(arch, "head_projection", take),
+                hooks.watch_outputs(arch, "head_projection", keep(projected)),
+                hooks.watch_outputs(arch, "attention_write", keep(written)),
+            ):
+                hooks.forward(lm, ids)
+            scores.end_batch()
+            for layer, before in projected.items():
+                norm = np.divide(written[layer], before, out=np.ones_like(before), where=before != 0)
+                writes[start : start + len(ids), layer] *= arch.write_scale * norm[:, None]
+            start += len(ids)
+            progress.update(len(ids))
+    return Survey(scores.scores, writes, (sums / windows.ids.numel()).float())
+
+
+@dataclass(frozen=True)
+class HeadsSet:
+    """A change for lib.sweep. outputs: as in hooks.heads_set."""
+
+    name: str
+    outputs: dict
+
+    @property
+    def first_layer(self):
+        return min(layer for layer, _head in self.outputs)
+
+    def hooks(self, arch, _rows=None):
+        return hooks.heads_set(arch, self.outputs)
+
+
+def label(heads):
+    """`4.1 11.8` of (layer, head) pairs."""
+    return " ".join(f"{layer}.{head}" for layer, head in sorted(heads))
+
+
+def orders(found, n_random, seed):
+    """{name: every (layer, head)}, the order in which heads are removed.
+
+    "score", "write": largest mean first (of |write|). "random 0", "random 1", ...: the head of each step is a random
+    one of the layer from which "score" takes its head, so both have removed as many heads of each layer at each step.
+    """
+    by = {"score": found.scores.mean(0), "write": np.abs(found.writes.mean(0))}
+    result = {name: sorted(found.heads, key=lambda head, of=of: -of[head]) for name, of in by.items()}
+    n_layers, n_heads = found.scores.shape[1:]
+    rng = np.random.default_rng(seed)
+    for draw in range(n_random):
+        left = [rng.permutation(n_heads).tolist() for _ in range(n_layers)]
+        result[f"random {draw}"] = [(layer, left[layer].pop()) for layer, _head in result["score"]]
+    return result
+
+
+def steps(n):
+    """1, 2, 4, ... and `n`."""
+    return [2**i for i in range((n - 1).bit_length())] + [n]
+
+
+def measure(lm, windows, place, found, orders, batch_size):
+    """sweep.measure of every single head off ("off 4.1") and at its mean ("mean 4.1"), and of each order's first 1, 2,
+    4, ... heads off."""
+    sets = [(head,) for head in found.heads]
+    sets += [order[:n] for order in orders.values() for n in steps(len(order))]
+    changes = {f"off {label(heads)}": dict.fromkeys(heads, 0.0) for heads in sets}
+    changes |= {f"mean {label([head])}": {head: found.outputs[head]} for head in found.heads}
+    return sweep.measure(lm, windows, place, [HeadsSet(*change) for change in changes.items()], batch_size)
+
+
+class Effects:
+    """What measured versions change: the value at the place after three layers, the sink rate, the loss.
+
+    keys: {key: {"label", "reach": the last layer whose heads can change it, "impossible": why none after it can}}.
+    The sink rate is of all heads, the removed ones too (they write nothing and still look somewhere), so that no change
+    comes from which heads are counted.
+    """
+
+    def __init__(self, measured, place, seed):
+        self.measured, self.seed = measured, seed
+        self.layers = [*place.plateau, place.values.shape[1] - 1]
+        first, end, last = self.layers
+        later, attention = "causality: they run later", "a head changes only the attention of later layers"
+        keys = (
+            ("birth", f"value at layer {first} (first of the plateau)", first, later),
+            ("end", f"value at layer {end} (end of the plateau)", end, later),
+            ("last", f"value at layer {last} (the last)", last, later),
+            ("sink_rate", "sink rate", last - 1, attention),
+            ("loss", "loss (nats a token)", last, later),
+        )
+        self.keys = {
+            key: {
+                "label": name,
+                "reach": reach,
+                "impossible": None if reach == last else f"heads of layers after {reach}: {why}",
+            }
+            for key, name, reach, why in keys
+        }
+
+    def levels(self, name):
+        """(windows, keys) values of one version."""
+        of = self.measured[name]
+        return np.column_stack([of.values[:, self.layers], of.sink_rates(), of.losses])
+
+    def described(self, name):
+        """{key: average} of one version, and its perplexity."""
+        averaged = zip(self.keys, averages(self.levels(name), self.seed), strict=True)
+        return dict(averaged) | {"perplexity": perplexity(self.measured[name].losses, self.seed)}
+
+    def changes(self, names):
+        """[{key: {"mean", "ci95"} or None, where impossible}] of {version: the layer of its one head}, paired."""
+        baseline = self.levels(sweep.BASELINE)
+        table = averages(np.stack([self.levels(name) - baseline for name in names], axis=1), self.seed)
+        return [
+            {
+                key: {"mean": cell["mean"], "ci95": cell["ci95"]} if layer <= of["reach"] else None
+                for (key, of), cell in zip(self.keys.items(), cells, strict=True)
+            }
+            for layer, cells in zip(names.values(), table, strict=True)
+        ]
