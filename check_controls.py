@@ -21,13 +21,24 @@ GENERATORS = {  # (verdict of Experiment 1, all heads off; verdict of Experiment
     ("collapses", "persists"): "head",
     ("none found", "none found"): "none",
 }
-FIELDS = ("generator", "layer", "neurons", "dims", "trigger", "positions", "readers")
-OPEN = {  # fields of the truth that no script sees yet
-    "head": "which head",
-    "first_step": "first step",
-    "second_generator": "second generator",
-    "eraser": "eraser",
-}
+FIELDS = (
+    "generator",
+    "layer",
+    "neurons",
+    "dims",
+    "trigger",
+    "positions",
+    "readers",
+    "birth",
+    "erasers",
+    "eraser_neurons",
+    "necessary",
+    "sufficient",
+    "first_step_neurons",
+    "neuron_set",
+    "single_heads",
+    "cause",
+)
 RULE = """\
 generator  "mlp" if the massive activations persist without heads (exp1) and collapse without MLPs (exp2a), "head" if
            the reverse, "none" if neither finds any, otherwise unclear
@@ -40,13 +51,21 @@ trigger    "position 0" if every window is massive there and nowhere else; ", al
            are as many as the windows have of it; otherwise unclear
 readers    heads with over 0.3 of their attention on the first token (analyze_heads_simple, without the first query)
            and not over 0.3 once massive values are set to zero in every layer's output: a high score alone proves no
-           reading"""
+           reading
+birth      exp3's verdict: the component that writes most of the value at the followed place
+erasers    exp3's, and eraser_neurons: exp2c's smallest set in an MLP among them
+necessary, sufficient  exp2b's: MLPs and attention blocks without which the value is gone, or that make it on their own;
+           redundant generators are sufficient and not necessary, a first step is necessary and not sufficient
+first_step_neurons  exp2c's smallest set in a necessary MLP before the birth's
+neuron_set of an "mlp": exp4's minimal set at that layer, if keep-only and remove-only runs confirm it
+single_heads  exp7's heads whose removal lowers the value
+cause      exp6's verdict, and the tokens if it names a token"""
 
 
 @dataclass(frozen=True)
 class Controls:
-    """models: per model its whole `truth`, the fields of it that scripts can see (`visible`), their `diagnosis`, the
-    fields that differ (`misses`) and those that no script sees yet (`open`)."""
+    """models: per model its whole `truth`, what of it the scripts should see (`visible`), their `diagnosis`, and the
+    fields that differ (`misses`)."""
 
     rule: str
     fields: tuple
@@ -77,7 +96,35 @@ def run(seeds):
 
 def _check(built):
     truth, diagnosis = built.truth, diagnose(built.lm, built.windows)
-    visible = {
+    visible = visible_of(truth)
+    return {
+        "truth": dataclasses.asdict(truth),
+        "visible": visible,
+        "diagnosis": diagnosis,
+        "misses": [name for name in FIELDS if diagnosis[name] != visible[name]],
+    }
+
+
+def visible_of(truth):
+    """{field: value} of FIELDS that a right diagnosis of a planted.Truth gives."""
+    first, second, eraser = (part or {} for part in (truth.first_step, truth.second_generator, truth.eraser))
+    nothing, by_head = truth.generator == "none", truth.generator == "head"
+    part = f"{'attention' if by_head else 'mlp'} {truth.layer}"
+    heads = [f"head {truth.layer}.{truth.head}"] if by_head else []
+    needed, enough = [part], [part]
+    if first:
+        needed, enough = [f"mlp {first['layer']}", part], []
+    if second:
+        needed, enough = [], [part, f"mlp {second['layer']}"]
+    erasers = []
+    if eraser:
+        erasers = [f"head {eraser['layer']}.{eraser['head']}" if "head" in eraser else f"mlp {eraser['layer']}"]
+    cause = "none found" if nothing else "position"
+    if "token" in truth.trigger or "always" in truth.trigger:
+        cause = f"token {truth.trigger.split()[-1]}"
+        if by_head:  # a planted head looks away from the trigger, so it writes only where there is nothing else to see
+            cause = "position and token"
+    return {
         "generator": truth.generator,
         "layer": truth.layer,
         "neurons": list(truth.neurons),
@@ -85,13 +132,15 @@ def _check(built):
         "trigger": truth.trigger,
         "positions": list(truth.positions),
         "readers": [list(head) for head in truth.readers],
-    }
-    return {
-        "truth": dataclasses.asdict(truth),
-        "visible": visible,
-        "diagnosis": diagnosis,
-        "misses": [name for name in FIELDS if diagnosis[name] != visible[name]],
-        "open": [name for name in OPEN if getattr(truth, name) is not None],
+        "birth": "none found" if nothing else (heads or [part])[0],
+        "erasers": erasers,
+        "eraser_neurons": list(eraser.get("neurons", ())),
+        "necessary": [] if nothing else needed,
+        "sufficient": [] if nothing else enough,
+        "first_step_neurons": list(first.get("neurons", ())),
+        "neuron_set": list(truth.neurons),
+        "single_heads": heads,
+        "cause": cause,
     }
 
 
@@ -108,7 +157,7 @@ def diagnose(lm, windows):
     generator = GENERATORS.get(tuple(verdicts), f"unclear: {verdicts[0]} without heads, {verdicts[1]} without MLPs")
     if not massive:
         nothing = {"neurons": [], "dims": [], "trigger": "none", "positions": [], "readers": []}
-        return {"generator": generator, "layer": None, **nothing}
+        return {"generator": generator, "layer": None, **nothing, **_causal(lm, windows, None)}
     layer = massive[0]["layer"]
     born = [entry for entry in massive if entry["layer"] == layer]
     positions = sorted({entry["position"] for entry in massive})
@@ -125,6 +174,44 @@ def diagnose(lm, windows):
         "trigger": _trigger(lm, windows, born),
         "positions": positions,
         "readers": _readers(lm, windows),
+        **_causal(lm, windows, layer if generator == "mlp" else None),
+    }
+
+
+def _causal(lm, windows, layer):
+    """The fields that experiments 2B to 7 see; layer: of the MLP that generates, if one does."""
+    import exp2b_mlp_layer_sweep as exp2b
+    import exp2c_mlp_internal_analysis as exp2c
+    import exp3_lifecycle_ledger as exp3
+    import exp4_neuron_sets as exp4
+    import exp6_trigger_census as exp6
+    import exp7_head_sweep as exp7
+
+    def conclusion_of(script, **flags):
+        return script.run(lm, windows, script.Options(batch_size=len(windows.ids), **flags)).conclusion
+
+    def neurons_of(mlps):
+        return sorted(n for mlp in mlps for n in conclusion_of(exp2c, layer_id=mlp)["values"]["neurons"])
+
+    ledger, layers = conclusion_of(exp3), conclusion_of(exp2b)["values"]
+    census, heads = conclusion_of(exp6), conclusion_of(exp7)["values"]["lowers"]["zero"]
+    if ledger["verdict"] == "none found":
+        layers, heads = {"necessary": [], "sufficient": []}, []
+    steps = [at for kind, at in layers["necessary"] if kind == "mlp" and at < ledger["values"]["birth"]["layer"]]
+    erasers = ledger["values"]["erasers"]
+    neurons = conclusion_of(exp4, layer_id=layer) if layer is not None else {"verdict": "none found"}
+    confirmed = neurons["verdict"].endswith("neurons")
+    tokens = census["values"]["tokens"] if census["verdict"] == "token" else []
+    return {
+        "birth": ledger["verdict"],
+        "erasers": [part["name"] for part in erasers],
+        "eraser_neurons": neurons_of(part["layer"] for part in erasers if part["component"] == "mlp"),
+        "necessary": [f"{kind} {at}" for kind, at in layers["necessary"]],
+        "sufficient": [f"{kind} {at}" for kind, at in layers["sufficient"]],
+        "first_step_neurons": neurons_of(steps),
+        "neuron_set": sorted(neurons["values"]["neurons"]) if confirmed else [],
+        "single_heads": [f"head {at}.{head}" for at, head in heads],
+        "cause": " ".join([census["verdict"], *tokens]),
     }
 
 
@@ -175,11 +262,10 @@ def summarise(payload):
         found = "; ".join(f"{name}: {_text(model['diagnosis'][name])}" for name in misses)
         described = [_text(model["visible"][name]) for name in FIELDS]
         described[FIELDS.index("positions")] = str(len(truth["positions"]))
-        opened = "; ".join(f"{OPEN[name]}: {_part(truth[name])}" for name in model["open"])
         diagnosis = f"MISS {found}" if misses else "right"
         model = [truth["architecture"], truth["kind"], truth["seed"]]
-        rows.append([*model, *described, diagnosis, opened or "nothing"])
-    heads = ["model", "kind", "seed", *FIELDS, "diagnosis", "open: no script sees this yet"]
+        rows.append([*model, *described, diagnosis])
+    heads = ["model", "kind", "seed", *FIELDS, "diagnosis"]
     return "\n".join(
         [
             "Planted truth against diagnosis",
@@ -203,13 +289,6 @@ def _text(value):
     if isinstance(value, list):
         return " ".join(".".join(map(str, x)) if isinstance(x, list) else str(x) for x in value) or "-"
     return "-" if value is None else str(value)
-
-
-def _part(part):
-    """A head, or {"layer", "neurons" or "head"}, in words."""
-    if isinstance(part, int):
-        return str(part)
-    return ", ".join(f"{name} {_text(value)}" for name, value in part.items())
 
 
 def main():

@@ -256,14 +256,19 @@ def main():
         name = report.read_json(options.replot).get("experiment")
         execute(next((e for e in EXPERIMENTS.values() if e.name == name), LAYERWISE), options)
         return
-    chosen = [experiment for flag, experiment in EXPERIMENTS.items() if getattr(options, flag)]
-    if not chosen:
+    for experiment in chosen(options):
+        execute(experiment, options)
+
+
+def chosen(options):
+    """The Experiments that the command line asks for. Raises UserError if there is none."""
+    experiments = [experiment for flag, experiment in EXPERIMENTS.items() if getattr(options, flag)]
+    if not experiments:
         raise cli.UserError(
             "choose --exp1 (3D plot of one layer), --exp2 (all layers), --exp3 (set massive activations), "
             "--exp4 (attention logits), or several"
         )
-    for experiment in chosen:
-        execute(experiment, options)
+    return experiments
 
 
 if __name__ == "__main__":

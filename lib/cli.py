@@ -103,7 +103,7 @@ def parse(options_class, description, argv=None):
     options = options_class(**{key: tuple(v) if isinstance(v, list) else v for key, v in typed.items()})
     for name, least in (("nsamples", 1), ("batch_size", 1), ("seed", 0), ("n_random", 0)):
         value = getattr(options, name, least)
-        if value < least:
+        if value is not None and value < least:
             raise UserError(f"--{name} must be at least {least}, not {value}")
     return options
 

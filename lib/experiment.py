@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lib import plots, report
+from lib.cli import UserError
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Experiment:
     """(options, lm) -> data.Windows; None: `data.load`."""
 
 
-def execute(experiment, options):
-    """Carry out one experiment and print its summary and where the files are."""
+def execute(experiment, options, lm=None):
+    """Carry out one experiment and print its summary and where the files are; `lm`: the model, if it is loaded."""
     if options.replot:
         payload = report.load(options.replot, experiment.name)
         folder = options.savedir or options.replot.parent
@@ -37,7 +38,7 @@ def execute(experiment, options):
     else:
         folder = options.output_dir
         report.check_writable(folder)
-        payload = _measure(experiment, options)
+        payload = _measure(experiment, options, lm)
         text = experiment.summary(payload)
         print(text)
         report.write_json(folder / payload["files"]["json"], payload)
@@ -54,19 +55,51 @@ def execute(experiment, options):
         print(folder / name)
 
 
-def _measure(experiment, options):
-    from lib import data, models
-
-    start = time.monotonic()
-    lm = models.load(options)
-    windows = (experiment.windows or data.load)(options, lm)
-    results = experiment.run(lm, windows, options)
-    seconds = time.monotonic() - start
+def already_there(experiment, options, lm):
+    """Whether this experiment's files are there, of the same options, code, model, data, packages and machine."""
     config = report.config(options)
-    files = {
+    folder = options.output_dir
+    try:
+        payload = report.load(folder / experiment.json.format(**config), experiment.name)
+        provenance = report.provenance(options, lm, _windows(experiment, options, lm), 0)
+        expected = report.payload(experiment.name, config, provenance, None, _files(experiment, config))
+        names = [payload["files"]["txt"], *payload["files"]["extra"], *payload["files"]["figures"]]
+    except (UserError, LookupError, TypeError):
+        return False
+    return (
+        all((folder / name).is_file() for name in names)
+        and all(payload[key] == expected[key] for key in ("config", "files"))
+        and _repeats(payload["provenance"]) == _repeats(expected["provenance"])
+    )
+
+
+def _repeats(provenance):
+    """The part of a provenance that is the same whenever the same thing is measured."""
+    return {key: value for key, value in provenance.items() if key not in report.NOT_REPEATED}
+
+
+def _windows(experiment, options, lm):
+    from lib import data
+
+    return (experiment.windows or data.load)(options, lm)
+
+
+def _files(experiment, config):
+    return {
         "json": experiment.json.format(**config),
         "txt": experiment.txt.format(**config),
         "extra": [name.format(**config) for name in experiment.extra],
         "figures": [name.format(**config) for name in experiment.figures],
     }
+
+
+def _measure(experiment, options, lm):
+    from lib import models
+
+    start = time.monotonic()
+    lm = lm or models.load(options)
+    windows = _windows(experiment, options, lm)
+    results = experiment.run(lm, windows, options)
+    seconds = time.monotonic() - start
+    config, files = report.config(options), _files(experiment, report.config(options))
     return report.payload(experiment.name, config, report.provenance(options, lm, windows, seconds), results, files)

@@ -1,6 +1,7 @@
 """Result files: JSON with provenance, TXT, figures. A file appears complete or not at all."""
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -17,6 +18,7 @@ from lib.cli import UserError
 
 SCHEMA_VERSION = 1
 ROOT = Path(__file__).resolve().parent.parent
+NOT_REPEATED = ("command", "time", "seconds", "git")  # of a provenance, when the same thing is measured again
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "safetensors", "gguf")
 
 
@@ -129,7 +131,7 @@ def config(options):
 
 
 def payload(experiment, config, provenance, results, files):
-    """What the JSON holds; all but provenance's `time`, `seconds` and `git` repeats on the same machine."""
+    """What the JSON holds; all but NOT_REPEATED of the provenance repeats on the same machine."""
     return _plain(
         {
             "schema_version": SCHEMA_VERSION,
@@ -166,10 +168,20 @@ def environment(seconds):
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 1),
         "git": _git(),
+        "code_sha256": _code(),
         "threads": torch.get_num_threads(),
         "python": ".".join(map(str, sys.version_info[:3])),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def _code():
+    """Digest of the running script and of lib/, but for plots.py, which draws what has been measured."""
+    digest = hashlib.sha256()
+    for path in [ROOT / Path(sys.argv[0]).name, *sorted((ROOT / "lib").glob("*.py"))]:
+        if path.is_file() and path.name != "plots.py":
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _git():

@@ -330,36 +330,26 @@ def test_controls_are_diagnosed_right(monkeypatch, tmp_path, capsys):
     assert {architecture for architecture, _kind in results} == {"gpt2", "llama"}
     assert len(results) == 18
     assert all(m["truth"]["seed"] == 77 for m in results.values())
-    opened = {kind: m["open"] for (_architecture, kind), m in results.items() if m["open"]}
-    assert opened == {
-        "head": ["head"],
-        "head_eraser": ["eraser"],
-        "mlp_eraser": ["eraser"],
-        "two_steps": ["first_step"],
-        "redundant": ["second_generator"],
-    }
+    assert {kind: m["visible"]["cause"] for (_architecture, kind), m in results.items()}["content"].startswith("token ")
+    for name in check_controls.FIELDS:  # a field that is the same in every kind would show nothing
+        assert len({str(m["visible"][name]) for m in results.values()}) > 1, name
 
 
-FALSE = {
-    "generator": lambda truth: {"generator": "head"},
-    "layer": lambda truth: {"layer": truth.layer + 1},
-    "neurons": lambda truth: {"neurons": truth.neurons[1:]},
-    "dims": lambda truth: {"values": {dim: -value for dim, value in truth.values.items()}},
-    "trigger": lambda truth: {"trigger": "token t5"},
-    "positions": lambda truth: {"positions": (0, 1)},
-    "readers": lambda truth: {"readers": (*truth.readers, truth.decoy_head)},
-}
+@pytest.fixture(scope="module")
+def decoy():
+    """A planted model and its diagnosis."""
+    built = planted.build("gpt2", "decoy", 0)
+    return built, check_controls.diagnose(built.lm, built.windows)
 
 
 @pytest.mark.parametrize("field", check_controls.FIELDS)
-def test_a_false_truth_is_a_miss(monkeypatch, tmp_path, capsys, field):
-    build = planted.build
-
-    def falsified(*which):
-        built = build(*which)
-        return dataclasses.replace(built, truth=dataclasses.replace(built.truth, **FALSE[field](built.truth)))
-
-    monkeypatch.setattr(planted, "build", falsified)
+def test_a_false_truth_is_a_miss(monkeypatch, tmp_path, capsys, field, decoy):
+    built, diagnosis = decoy
+    visible = check_controls.visible_of(built.truth)
+    false = [*visible[field], "7"] if isinstance(visible[field], list) else f"not {visible[field]}"
+    monkeypatch.setattr(check_controls, "visible_of", lambda _truth: visible | {field: false})
+    monkeypatch.setattr(check_controls, "diagnose", lambda *_model: diagnosis)
+    monkeypatch.setattr(planted, "build", lambda *_which: built)
     monkeypatch.setattr(planted, "ARCHITECTURES", ("gpt2",))
     monkeypatch.setattr(planted, "KINDS", {"decoy": planted.KINDS["decoy"]})
     code, payload = check(monkeypatch, tmp_path, "--seeds", "1")
@@ -372,6 +362,7 @@ def test_a_false_truth_is_a_miss(monkeypatch, tmp_path, capsys, field):
 @pytest.mark.parametrize("broken", ["heads_off", "mlps_off"])
 def test_an_ablation_that_does_nothing_is_a_miss(monkeypatch, tmp_path, broken):
     """Both change nothing, so everything persists; only the models without anything massive stay right."""
+    monkeypatch.setattr(check_controls, "_causal", lambda *_args: dict.fromkeys(check_controls.FIELDS[7:]))
     monkeypatch.setattr(ablation.hooks, broken, lambda arch, which: ablation.ExitStack())
     monkeypatch.setattr(planted, "ARCHITECTURES", ("llama",))
     _code, payload = check(monkeypatch, tmp_path, "--seeds", "1")

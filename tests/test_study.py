@@ -1,0 +1,111 @@
+"""study.py on a planted model: every script once, nothing twice, and verdicts that are the planted truth."""
+
+import json
+
+import pytest
+
+import study
+from lib import experiment, planted
+from tests.conftest import save
+from tests.test_scripts import run
+
+
+@pytest.fixture(scope="module")
+def planted_folder(tmp_path_factory):
+    """A GPT-2 in which one MLP writes the massive activation and nothing takes it away; and a text in its tokens."""
+    folder = tmp_path_factory.mktemp("planted")
+    built = planted.build("gpt2", "mlp", 0)
+    save(folder / "toy", built.lm.model, built.lm.tokenizer)
+    (folder / "text.txt").write_text(" ".join(f"t{token}" for token in built.windows.ids.flatten().tolist()))
+    return folder, built.truth
+
+
+def test_study(planted_folder, tmp_path, monkeypatch, capsys):
+    folder, truth = planted_folder
+    out = tmp_path / "out"
+    flags = ["--model", folder / "toy", "--dataset", folder / "text.txt", "--nsamples", "4", "--seqlen", "32"]
+    flags += ["--savedir", out, "--offline"]
+    assert run("study.py", *flags, "--short") == 0
+    verdicts = {of["row"]: of["verdict"] for of in claims_of(out)}
+    assert verdicts["4"] == "supported"
+    assert verdicts["7"] == verdicts["14"] == "untested"
+
+    measured = []
+    measure = experiment._measure
+
+    def counted(*args):
+        measured.append(args[0].name)
+        return measure(*args)
+
+    monkeypatch.setattr(experiment, "_measure", counted)
+    capsys.readouterr()
+    assert run("study.py", *flags) == 0
+    assert measured == ["exp2b", "exp4", "exp5", "exp6", "exp7"]
+    assert capsys.readouterr().out.count("is there already") == len(study.SEED_STUDY) - (born(out) == read(out))
+    by_row = {of["row"]: of for of in claims_of(out)}
+    assert {row: by_row[row]["verdict"] for row in ("3", "4", "7", "8b", "11", "13c", "14")} == {
+        "3": "supported",
+        "4": "supported",
+        "7": "supported",
+        "8b": "refuted",
+        "11": "refuted",
+        "13c": "supported",
+        "14": "supported",
+    }
+    assert by_row["7"]["values"]["necessary"] == str(truth.layer) == str(born(out))
+    assert json.loads((out / "exp2c_mlp_internal_analysis" / "exp2c_detailed_results.json").read_text())["config"][
+        "layer_id"
+    ] == born(out)
+
+    # a file that is gone, other flags, other code
+    measured.clear()
+    (out / "exp4_neuron_sets" / "exp4_neuron_sets.png").unlink()
+    assert run("study.py", *flags) == 0
+    assert measured == ["exp4"]
+    measured.clear()
+    monkeypatch.setattr(study, "CAUSAL_SUITE", ())
+    monkeypatch.setattr(study, "SEED_STUDY", study.SEED_STUDY[:3])
+    names = ["layerwise", "head_analysis", "exp3"]
+    assert run_main(monkeypatch, *flags, "--seed", "1") == names == measured
+    measured.clear()
+    monkeypatch.setattr("lib.report._code", lambda: "other")
+    assert run_main(monkeypatch, *flags, "--seed", "1") == names == measured
+    assert run_main(monkeypatch, *flags, "--seed", "1") == names == measured  # nothing more
+    assert run_main(monkeypatch, *flags, "--seed", "1", "--force") == names
+    assert measured == names * 2
+
+    # the same as the script on its own writes
+    path = out / "exp3_lifecycle_ledger" / "exp3_results.json"
+    in_study = json.loads(path.read_text())
+    monkeypatch.undo()
+    own = [*flags[:-3], "--savedir", out / "exp3_lifecycle_ledger", "--offline", "--seed", "1"]
+    assert run("exp3_lifecycle_ledger.py", *own) == 0
+    alone = json.loads(path.read_text())
+    assert alone["results"] == in_study["results"]
+    assert alone["config"] == in_study["config"]
+
+
+def run_main(monkeypatch, *flags):
+    """The experiments that are there after a study, in the order of its steps."""
+    monkeypatch.setattr("sys.argv", ["study.py", *map(str, flags)])
+    study.main()
+    return ["layerwise", "head_analysis", "exp3"]
+
+
+def claims_of(out):
+    return json.loads((out / "toy_claims.json").read_text())["results"]["claims"]
+
+
+def born(out):
+    payload = json.loads((out / "exp3_lifecycle_ledger" / "exp3_results.json").read_text())
+    return payload["results"]["place"]["plateau"][0]
+
+
+def read(out):
+    payload = json.loads((out / "analyze_heads_simple" / "toy_head_analysis.json").read_text())
+    return payload["results"]["ranking"][0]["layer"]
+
+
+def test_replot_belongs_to_the_scripts(tmp_path, capsys):
+    assert run("study.py", "--replot", tmp_path / "x.json") == 2
+    assert "belongs to its scripts" in capsys.readouterr().err

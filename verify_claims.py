@@ -1,0 +1,189 @@
+"""What a model's results say to each claim of the seed study: supported, refuted or untested, by a printed rule.
+
+    python verify_claims.py results/gpt2
+
+Reads every result JSON below the folder and writes <model>_claims.txt and <model>_claims.json into it, for each model
+that has results there, or for --model. Where there are several results of one experiment, the one with most tokens
+counts, then the newest; results under an ablation or at a place of one's own choice are left aside. For gpt2 our values
+stand beside the published ones, reference/gpt2_published.json.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib import cli, report
+
+PUBLISHED = report.ROOT / "reference" / "gpt2_published.json"
+CHOSEN_PLACE = ("dim", "position", "dims", "mlps_off", "heads_off")
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """claims: as lib.claims.judge gives them. files: {experiment: the results they rest on}. published: for gpt2,
+    {name, published, ours (None: untested), gap (ours - published), source}; otherwise empty."""
+
+    claims: list
+    files: dict
+    published: list
+    conclusion: dict
+
+
+def find(folder):
+    """{model name: {experiment: [payload, ...]}} of all result files below a folder, the one that counts first.
+
+    A payload gets the key `path`, below the folder.
+    """
+    from lib.claims import SCRIPTS
+
+    found = {}
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            payload = report.read_json(path)
+        except cli.UserError:
+            continue
+        if payload.get("schema_version") != report.SCHEMA_VERSION or payload.get("experiment") not in SCRIPTS:
+            continue
+        if any(payload["config"].get(name) not in (None, []) for name in CHOSEN_PLACE):
+            continue
+        of = found.setdefault(payload["config"]["model_name"], {})
+        of.setdefault(payload["experiment"], []).append(payload | {"path": str(path.relative_to(folder))})
+    for of in found.values():
+        for payloads in of.values():
+            payloads.sort(key=_counts, reverse=True)
+    return found
+
+
+def _weights(payload):
+    return {key: value for key, value in payload["provenance"]["model"].items() if key not in ("name", "type")}
+
+
+def _counts(payload):
+    data = payload["provenance"]["data"]
+    return data["windows"] * data["seqlen"], payload["provenance"]["time"]
+
+
+def judge(files, model_name):
+    """The Verdicts on one model's files of `find`."""
+    from lib import claims
+
+    results = claims.Results(files)
+    judged = [claims.judge(claim, results) for claim in claims.CLAIMS]
+    counts = {verdict: sum(of["verdict"] == verdict for of in judged) for verdict in claims.VERDICTS}
+    used = {name: [_described(payload) for payload in files.get(name, [])] for name in claims.SCRIPTS}
+    return Verdicts(
+        claims=judged,
+        files=used,
+        published=beside_published(files) if model_name == "gpt2" else [],
+        conclusion={
+            "verdict": ", ".join(f"{n} {verdict}" for verdict, n in counts.items()),
+            "rule": "each claim by its own rule; untested: a result is missing, or the results cannot tell",
+            "values": counts,
+        },
+    )
+
+
+def _described(payload):
+    provenance = payload["provenance"]
+    return {"path": payload["path"]} | {key: provenance[key] for key in ("data", "model", "git")}
+
+
+def beside_published(files):
+    """Every published figure of GPT-2 beside ours."""
+    rows = []
+    for figure in report.read_json(PUBLISHED)["figures"]:
+        payloads = [p for p in files.get(figure["experiment"], []) if figure["layer"] in (None, p["results"]["layer"])]
+        try:
+            ours = report.lookup(payloads[0], figure["path"]) if payloads else None
+        except LookupError as error:
+            raise cli.UserError(f"{payloads[0]['path']} has no {figure['path']}: is it of GPT-2 small?") from error
+        gap = None if ours is None else ours - figure["published"]
+        rows.append({"name": figure["name"], "published": figure["published"], "ours": ours, "gap": gap})
+        rows[-1]["source"] = figure["source"]
+    return rows
+
+
+def summarise(payload):
+    from lib.claims import SCRIPTS
+
+    r, model_name = payload["results"], payload["config"]["model_name"]
+    title = f"Claims about massive activations, by the results of {model_name}"
+    parts = [title, "=" * len(title), f"command  {payload['provenance']['command']}", "", "Results that count"]
+    used = []
+    for name, files in r["files"].items():
+        data = files[0]["data"] if files else None
+        described = f"{data['windows']} x {data['seqlen']} tokens of {data['dataset']}" if data else "-"
+        used.append([SCRIPTS[name], " ".join(f["path"] for f in files[:2]) or "missing", described])
+    parts += [report.table(["script", "file", "data"], used)]
+    rows = [[of["row"], of["verdict"], of["claim"]] for of in r["claims"]]
+    parts += [report.table(["row", "verdict", "claim"], rows), "Numbers, and the rule of each"]
+    for of in r["claims"]:
+        parts += [f"{of['row']}: {of['verdict']}: {numbers(of)}", f"    {of['rule']}"]
+    if r["published"]:
+        rows = [
+            [
+                f["name"],
+                "untested" if f["ours"] is None else report.number(f["ours"]),
+                report.number(f["published"]),
+                "-" if f["ours"] is None else report.number(f["gap"], True),
+                "-" if f["ours"] is None else report.percent(f["published"], f["ours"]),
+                f["source"],
+            ]
+            for f in r["published"]
+        ]
+        compared = sum(f["ours"] is not None for f in r["published"])
+        parts += ["", "Published figures of GPT-2", f"{compared} of {len(rows)} compared"]
+        parts += [report.table(["figure", "ours", "published", "gap", "per cent", "source"], rows)]
+    return "\n".join([*parts, "", f"Conclusion: {r['conclusion']['verdict']}", f"Rule: {r['conclusion']['rule']}", ""])
+
+
+def numbers(claim):
+    """The numbers of a judged claim in one line, or why it is untested."""
+    if claim["reason"]:
+        return claim["reason"]
+    return "; ".join(f"{name} {_text(value)}" for name, value in claim["values"].items())
+
+
+def _text(value):
+    if isinstance(value, dict):
+        return report.interval(value)
+    return str(value) if isinstance(value, (str, int)) else report.number(value)
+
+
+def verify(folder, model_name, files):
+    """Judge one model's files, print the table, write TXT and JSON into the folder.
+
+    Raises UserError if they are of different weights under one name.
+    """
+    every = [payload for payloads in files.values() for payload in payloads]
+    weights = {str(_weights(payload)): payload["path"] for payload in every}
+    if len(weights) > 1:
+        raise cli.UserError(f"results of different weights are called {model_name}: {', '.join(weights.values())}")
+    names = {"json": f"{model_name}_claims.json", "txt": f"{model_name}_claims.txt"}
+    config = {"folder": folder, "model_name": model_name}
+    payload = report.payload("claims", config, report.environment(0), judge(files, model_name), names)
+    text = summarise(payload)
+    print(text)
+    report.write_json(folder / names["json"], payload)
+    report.write_text(folder / names["txt"], text)
+    for name in names.values():
+        print(folder / name)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("results"), help="default: results")
+    parser.add_argument("--model", help="short name of the model, as in the file names (default: all)")
+    args = parser.parse_args()
+    if not args.folder.is_dir():
+        raise cli.UserError(f"no such folder: {args.folder}")
+    report.check_writable(args.folder)
+    found = find(args.folder)
+    if not found and not args.model:
+        raise cli.UserError(f"no results below {args.folder}; name the --model to see what is untested")
+    for model_name in [args.model] if args.model else sorted(found):
+        verify(args.folder, model_name, found.get(model_name, {}))
+
+
+if __name__ == "__main__":
+    cli.main(main)
