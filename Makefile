@@ -7,6 +7,8 @@ PEERS_READY := .venv-peers/.ready
 
 SMOLLM := --model smollm2-135m --dataset python-docs
 GPT2 ?= gpt2
+MODEL ?= gpt2
+DATASET ?= wikitext
 
 setup: $(READY)
 
@@ -21,27 +23,18 @@ $(PEERS_READY): requirements.txt requirements-dev.txt requirements-peers.txt
 	$(PEERS)/pip install --quiet $(addprefix --requirement ,$^)
 	touch $@
 
-# $(call study,folder,flags of every script,flags of test_head_pruning_on_massive.py)
-define study
-	$(RUN) main_llm.py $(2) --exp1 --layer_id 11 --savedir $(1)/main_llm
-	$(RUN) main_llm.py $(2) --exp2 --savedir $(1)/main_llm
-	$(RUN) analyze_heads_simple.py $(2) --savedir $(1)/analyze_heads_simple
-	$(RUN) test_head_pruning_on_massive.py $(2) $(3) --savedir $(1)/test_head_pruning_on_massive
-	$(RUN) exp1_feasibility_test.py $(2) --savedir $(1)/exp1_feasibility_test
-	$(RUN) exp2a_mlp_feasibility_test.py $(2) --savedir $(1)/exp2a_mlp_feasibility_test
-	$(RUN) exp2c_mlp_internal_analysis.py $(2) --layer_id 11 --savedir $(1)/exp2c_mlp_internal_analysis
-	$(RUN) compare_3d_before_after_pruning.py $(2) --layer_id 11 --savedir $(1)/compare_3d_before_after_pruning
-	$(RUN) compare_3d_before_after_pruning.py $(2) --layer_id 18 --savedir $(1)/compare_3d_before_after_pruning
-	@echo && echo "Open these:" && find $(1) -name '*.png' -o -name '*.txt' | sort
-endef
-
-# all seven scripts on a real model, small samples
+# the seed study's seven scripts and the ledger on a real model, small samples
 demo: $(READY)
-	$(call study,results/demo,$(SMOLLM) --nsamples 8 --seqlen 512,--n_random 2)
+	$(RUN) study.py $(SMOLLM) --short --nsamples 8 --seqlen 512 --savedir results/demo
+	@echo && echo "Open these:" && find results/demo -name '*.png' -o -name '*.txt' | sort
 
-# the same with the seed study's sample counts; the README shows this folder
+# every experiment in order, then the verdicts on the claims: make study MODEL=gpt2 DATASET=wikitext [FORCE=1]
+study: $(READY)
+	$(RUN) study.py --model $(MODEL) --dataset $(DATASET) $(if $(FORCE),--force)
+
+# the study that the README shows
 results: $(READY)
-	$(call study,results/smollm2-135m,$(SMOLLM) --nsamples 30,--nsamples 20)
+	$(RUN) study.py $(SMOLLM)
 
 # write the numbers of the READMEs anew from results/smollm2-135m
 readme: $(READY)
@@ -58,7 +51,7 @@ reproduce-gpt2: $(READY)
 	$(RUN) exp2c_mlp_internal_analysis.py --model $(GPT2) --layer_id 2 --nsamples 30 --savedir results/exp2c_mlp_internal/
 	$(RUN) compare_3d_before_after_pruning.py --model $(GPT2) --layer_id 2 --savedir results/3d_comparison/
 	$(RUN) compare_3d_before_after_pruning.py --model $(GPT2) --layer_id 5 --savedir results/3d_comparison/
-	$(RUN) compare_with_published.py results
+	$(RUN) verify_claims.py results --model gpt2
 
 test: $(READY)
 	$(RUN) -m pytest
@@ -75,4 +68,4 @@ clean:
 	rm -rf .venv .venv-peers .pytest_cache .ruff_cache results/demo
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
-.PHONY: setup demo results readme reproduce-gpt2 test test-peers lint clean
+.PHONY: setup demo study results readme reproduce-gpt2 test test-peers lint clean

@@ -1,6 +1,6 @@
 """Experiment 4: the smallest set of MLP neurons that carries a massive activation, proved by runs.
 
-    python exp4_neuron_sets.py --model gpt2 --layer_id 2 --nsamples 30 --savedir results/exp4_neuron_sets/
+    python exp4_neuron_sets.py --model gpt2 --layer_id 2 --savedir results/exp4_neuron_sets/
 
 Follows one dim at one position a window. Neurons are ranked by activation x weight to that dim; the smallest set that
 makes the MLP's output there is run alone (all other neurons of that MLP off) and removed, beside random sets of the
@@ -25,6 +25,7 @@ RULE = (
 
 @dataclass(frozen=True)
 class Options(cli.PlaceOptions):
+    nsamples: int = cli.flag(8, "number of token windows")
     layer_id: int | None = cli.flag(None, "layer of the MLP, from 0 (default: the first of the place's plateau)")
     n_random: int = cli.flag(5, "random sets of the same size")
 

@@ -1,6 +1,6 @@
 """Experiment 5: are the massive activations needed, and as what: their size, or only a constant?
 
-    python exp5_interventions.py --model gpt2 --nsamples 30 --savedir results/exp5_interventions/
+    python exp5_interventions.py --model gpt2 --savedir results/exp5_interventions/
 
 Sets every massive activation of one layer (--layer_id; default: the first of the followed place's plateau) to zero,
 to the mean it has in other windows, to the median of |block output|, and to --factors times what it is: in that
@@ -16,6 +16,7 @@ from lib.experiment import Experiment, execute
 
 @dataclass(frozen=True)
 class Options(cli.PlaceOptions):
+    nsamples: int = cli.flag(16, "number of token windows, half of which are measured")
     layer_id: int | None = cli.flag(None, "layer to change, from 0 (default: the first of the place's plateau)")
     factors: tuple = cli.flag((0.5, 2.0), "multiples of the value to set", **cli.FLOATS)
     epsilons: tuple = cli.flag((0.2, 0.3, 0.4), "attention to the first token that makes a sink", **cli.FLOATS)

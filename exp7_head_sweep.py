@@ -1,6 +1,6 @@
 """Experiment 7: every attention head off, one at a time and together, and what each does to the massive activation.
 
-    python exp7_head_sweep.py --model gpt2 --nsamples 10 --savedir results/exp7_head_sweep/
+    python exp7_head_sweep.py --model gpt2 --savedir results/exp7_head_sweep/
 
 Every single head is set to zero and, beside it, to its mean over all tokens. Then heads are removed together, 1, 2, 4,
 ... of them: first those that attend most to the first token; first those that write most to the place; and, as the null
@@ -26,7 +26,8 @@ KINDS = ("zero", "mean")
 
 @dataclass(frozen=True)
 class Options(cli.PlaceOptions):
-    nsamples: int = cli.flag(10, "number of token windows")
+    nsamples: int = cli.flag(8, "number of token windows")
+    seqlen: int | None = cli.flag(256, "tokens in a window")
     n_random: int = cli.flag(3, "random orders of removal")
 
 

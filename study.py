@@ -58,21 +58,30 @@ def main():
     from lib import models
 
     lm = models.load(options)
-    layers, done = {}, set()
+    layers, done, failed = {}, set(), []
     for step in SEED_STUDY if options.short else SEED_STUDY + CAUSAL_SUITE:
-        name, *own = step.format_map(layers).split()
-        command = [f"{name}.py", *own, *shared_flags(options), "--savedir", str(folder / name)]
-        if tuple(command) in done:
-            continue
-        done.add(tuple(command))
-        print(f"\n$ python {shlex.join(command)}", flush=True)
-        payload = carry_out(importlib.import_module(name), command, lm, options.force)
-        if payload["experiment"] == "exp3":
-            layers["born"] = payload["results"]["place"]["plateau"][0]
-        elif payload["experiment"] == "head_analysis":
-            layers["read"] = payload["results"]["ranking"][0]["layer"]
+        try:
+            name, *own = step.format_map(layers).split()
+            command = [f"{name}.py", *own, *shared_flags(options), "--savedir", str(folder / name)]
+            if tuple(command) in done:
+                continue
+            done.add(tuple(command))
+            print(f"\n$ python {shlex.join(command)}", flush=True)
+            payload = carry_out(importlib.import_module(name), command, lm, options.force)
+        except KeyError as layer:
+            failed.append(f"{step} (no {layer.args[0]} layer: an earlier step failed)")
+        except cli.UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed.append(step)
+        else:
+            if payload["experiment"] == "exp3":
+                layers["born"] = payload["results"]["place"]["plateau"][0]
+            elif payload["experiment"] == "head_analysis":
+                layers["read"] = payload["results"]["ranking"][0]["layer"]
     sys.argv = ["verify_claims.py", str(folder)]
-    verify_claims.verify(folder, options.model_name, verify_claims.find(folder)[options.model_name])
+    verify_claims.verify(folder, options.model_name, verify_claims.find(folder).get(options.model_name, {}))
+    if failed:
+        raise cli.UserError(f"without a result: {', '.join(failed)}")
 
 
 def shared_flags(options):

@@ -6,25 +6,23 @@ import pytest
 
 import study
 from lib import experiment, planted
+from lib.cli import UserError
 from tests.conftest import save
 from tests.test_scripts import run
 
 
-@pytest.fixture(scope="module")
-def planted_folder(tmp_path_factory):
-    """A GPT-2 in which one MLP writes the massive activation and nothing takes it away; and a text in its tokens."""
-    folder = tmp_path_factory.mktemp("planted")
-    built = planted.build("gpt2", "mlp", 0)
+def planted_study(folder, seed):
+    """(flags of a study of a GPT-2 in which one MLP writes the massive activation and nothing takes it away, truth)."""
+    built = planted.build("gpt2", "mlp", seed)
     save(folder / "toy", built.lm.model, built.lm.tokenizer)
     (folder / "text.txt").write_text(" ".join(f"t{token}" for token in built.windows.ids.flatten().tolist()))
-    return folder, built.truth
-
-
-def test_study(planted_folder, tmp_path, monkeypatch, capsys):
-    folder, truth = planted_folder
-    out = tmp_path / "out"
     flags = ["--model", folder / "toy", "--dataset", folder / "text.txt", "--nsamples", "4", "--seqlen", "32"]
-    flags += ["--savedir", out, "--offline"]
+    return [*flags, "--savedir", folder / "out", "--offline"], built.truth
+
+
+def test_study(tmp_path, monkeypatch, capsys):
+    flags, truth = planted_study(tmp_path, seed=2)
+    out = tmp_path / "out"
     assert run("study.py", *flags, "--short") == 0
     verdicts = {of["row"]: of["verdict"] for of in claims_of(out)}
     assert verdicts["4"] == "supported"
@@ -78,11 +76,23 @@ def test_study(planted_folder, tmp_path, monkeypatch, capsys):
     path = out / "exp3_lifecycle_ledger" / "exp3_results.json"
     in_study = json.loads(path.read_text())
     monkeypatch.undo()
-    own = [*flags[:-3], "--savedir", out / "exp3_lifecycle_ledger", "--offline", "--seed", "1"]
+    own = [*flags[:-3], "--seed", "1", "--offline", "--savedir", out / "exp3_lifecycle_ledger"]
     assert run("exp3_lifecycle_ledger.py", *own) == 0
     alone = json.loads(path.read_text())
     assert alone["results"] == in_study["results"]
     assert alone["config"] == in_study["config"]
+
+
+def test_a_step_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    """In this model the lowest heads take up a layer, which leaves no random heads beside them."""
+    flags, _truth = planted_study(tmp_path, seed=0)
+    monkeypatch.setattr(study, "SEED_STUDY", ("test_head_pruning_on_massive", "main_llm --exp1 --layer_id {born}"))
+    monkeypatch.setattr(study, "CAUSAL_SUITE", ("main_llm --exp2",))
+    monkeypatch.setattr("sys.argv", ["study.py", *map(str, flags)])
+    with pytest.raises(UserError, match=r"test_head_pruning_on_massive, main_llm .* \(no born layer"):
+        study.main()
+    assert "to draw random heads from" in capsys.readouterr().err
+    assert {of["row"]: of["verdict"] for of in claims_of(tmp_path / "out")}["size"] != "untested"
 
 
 def run_main(monkeypatch, *flags):
