@@ -852,7 +852,7 @@ def interventions(payload):
         ax.grid(axis="x", alpha=0.4)
         ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
     loss.set_xscale("log")
-    loss.margins(x=0.2)
+    loss.margins(x=0.3)
     loss.set_xlabel("perplexity (log scale; line, band: 95 % interval)")
     sinks.set_xlim(-0.03, 1.2)
     sinks.set_xlabel(f"sink rate at epsilon {epsilon} (line, band: 95 % interval)")
