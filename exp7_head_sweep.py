@@ -27,7 +27,7 @@ KINDS = ("zero", "mean")
 @dataclass(frozen=True)
 class Options(cli.PlaceOptions):
     nsamples: int = cli.flag(8, "number of token windows")
-    seqlen: int | None = cli.flag(256, "tokens in a window")
+    seqlen: int | None = cli.flag(128, "tokens in a window")
     n_random: int = cli.flag(3, "random orders of removal")
 
 
