@@ -26,6 +26,7 @@ RULE = (
 @dataclass(frozen=True)
 class Options(cli.PlaceOptions):
     nsamples: int = cli.flag(8, "number of token windows")
+    seqlen: int | None = cli.flag(512, "tokens in a window")
     layer_id: int | None = cli.flag(None, "layer of the MLP, from 0 (default: the first of the place's plateau)")
     n_random: int = cli.flag(5, "random sets of the same size")
 

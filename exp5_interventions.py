@@ -17,6 +17,7 @@ from lib.experiment import Experiment, execute
 @dataclass(frozen=True)
 class Options(cli.PlaceOptions):
     nsamples: int = cli.flag(16, "number of token windows, half of which are measured")
+    seqlen: int | None = cli.flag(512, "tokens in a window")
     layer_id: int | None = cli.flag(None, "layer to change, from 0 (default: the first of the place's plateau)")
     factors: tuple = cli.flag((0.5, 2.0), "multiples of the value to set", **cli.FLOATS)
     epsilons: tuple = cli.flag((0.2, 0.3, 0.4), "attention to the first token that makes a sink", **cli.FLOATS)

@@ -1,6 +1,6 @@
 """Experiment 6: is it the position or the token that triggers the spike? A census of the vocabulary.
 
-    python exp6_trigger_census.py --model gpt2 --nsamples 30 --savedir results/exp6_trigger_census/
+    python exp6_trigger_census.py --model gpt2 --savedir results/exp6_trigger_census/
 
 "The first token is special" confounds position, content and BOS. The place is followed by the shared rule (--dim and
 --position choose another) at the first layer of its plateau (or --layer_id); no later block runs. Every entry of the
@@ -16,6 +16,7 @@ from lib.experiment import Experiment, execute
 
 @dataclass(frozen=True)
 class Options(cli.PlaceOptions):
+    nsamples: int = cli.flag(8, "number of token windows")
     layer_id: int | None = cli.flag(None, "layer of the spike, from 0 (default: the first of the place's plateau)")
 
 
