@@ -1,13 +1,15 @@
 """The numbers of the READMEs, held to the results they come from.
 
 A number is followed by a comment `<!--=FILE PATH FORMAT-->`, which GitHub does not show: a key of FILES, a path below
-`results` in that JSON, and a Python format. `python -m tests.readme_numbers` (`make readme`) writes all of them anew.
+`results` in that JSON, and a Python format. The table of claims stands between `<!-- claims -->` and
+`<!-- /claims -->`. `python -m tests.readme_numbers` (`make readme`) writes all of them anew.
 """
 
 import functools
 import json
 import re
 
+import verify_claims
 from lib.report import ROOT, lookup
 
 READMES = [ROOT / "README.md", ROOT / "README_CN.md"]
@@ -20,12 +22,22 @@ FILES = {
     "exp1": "exp1_feasibility_test/comparison/exp1_results.json",
     "exp2a": "exp2a_mlp_feasibility_test/comparison/exp2a_results.json",
     "exp2c": "exp2c_mlp_internal_analysis/exp2c_detailed_results.json",
+    "exp2b": "exp2b_mlp_layer_sweep/exp2b_results.json",
+    "exp3": "exp3_lifecycle_ledger/exp3_results.json",
+    "exp4": "exp4_neuron_sets/exp4_results.json",
+    "exp5": "exp5_interventions/exp5_results.json",
+    "exp6": "exp6_trigger_census/exp6_results.json",
+    "exp7": "exp7_head_sweep/exp7_results.json",
+    "claims": "smollm2-135m_claims.json",
     "compare11": "compare_3d_before_after_pruning/layer11_comparison.json",
     "compare18": "compare_3d_before_after_pruning/layer18_comparison.json",
 }
 NUMBER = re.compile(
     r"(?P<shown>`[^`]*`|[-+]?\d[\d,.]*(?:e[-+]\d+)?%?)<!--=(?P<file>\S+) (?P<path>\S+) (?P<format>\S+)-->"
 )
+
+
+CLAIMS = re.compile(r"(?<=<!-- claims -->\n).*(?=<!-- /claims -->)", re.DOTALL)
 
 
 @functools.cache
@@ -39,9 +51,19 @@ def render(match):
     return match.group().replace(match["shown"], shown, 1)
 
 
+def claims_table():
+    """Markdown of every claim, its verdict and the numbers that the verdict rests on."""
+    rows = [
+        [c["row"], c["verdict"], c["claim"], verify_claims.numbers(c)] for c in result("claims")["results"]["claims"]
+    ]
+    lines = [["row", "verdict", "claim", "numbers"], ["---"] * 4, *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
 def rendered(readme):
-    """The README's text with every number taken from its result."""
-    return NUMBER.sub(render, readme.read_text(encoding="utf-8"))
+    """The README's text with every number and the claims taken from the results."""
+    text = NUMBER.sub(render, readme.read_text(encoding="utf-8"))
+    return CLAIMS.sub(lambda _match: claims_table(), text)
 
 
 if __name__ == "__main__":
