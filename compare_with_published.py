@@ -52,6 +52,7 @@ def main():
     parser.add_argument("folder", type=Path, help="folder below which the seed study's commands wrote their results")
     parser.add_argument("--model_name", default="gpt2", help="the model's name in the file names (default: gpt2)")
     args = parser.parse_args()
+    cli.require_one_process()
     if not args.folder.is_dir():
         raise cli.UserError(f"no such folder: {args.folder}")
     text = summarise(compare(args.folder, args.model_name))

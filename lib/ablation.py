@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from lib import hooks, sinks
+from lib import hooks, ranks, sinks
 from lib.massive import DEFINITION, LayerStatistics, is_massive
 from lib.stats import Samples, averages, perplexity
 
@@ -106,6 +105,13 @@ class _Measurements:
         self.layers.end_batch()
         self.heads.end_batch()
 
+    def gather(self):
+        """Take in the windows of all processes; call it after the last batch."""
+        self.layers.gather()
+        self.heads.gather()
+        self.losses = ranks.merged(self.losses)
+        self.tracked = ranks.gather(self.tracked)
+
 
 def compare(lm, windows, conditions, options, dims=()):
     """Measure the baseline and each Condition on the same windows.
@@ -120,8 +126,8 @@ def compare(lm, windows, conditions, options, dims=()):
     every = [Condition(BASELINE, "baseline"), *conditions]
     measured = {condition.name: _Measurements(lm) for condition in every}
     sites = []
-    with tqdm(total=len(windows.ids) * len(every), unit="window", desc="ablation", disable=None) as progress:
-        for ids in windows.batches(options.batch_size):
+    with ranks.progress(len(windows.ids), options.batch_size, "ablation", len(every)) as progress:
+        for _rows, ids in windows.batches(options.batch_size):
             kept = {}
             baseline = measured[BASELINE]
             baseline.run(lm, ids, every[0], lambda layer, hidden, kept=kept: kept.update({layer: hidden}))
@@ -142,7 +148,9 @@ def compare(lm, windows, conditions, options, dims=()):
                 measured[condition.name].run(lm, ids, condition, gather)
                 measured[condition.name].tracked.extend(_by_sequence(gathered, batch_sites))
                 progress.update(len(ids))
-    return _summarise(every, measured, sites, lm, options.seed, dims)
+    for of in measured.values():
+        of.gather()
+    return _summarise(every, measured, ranks.gather(sites), lm, options.seed, dims)
 
 
 def _sites(massive, kept, n_sequences, dims):

@@ -8,6 +8,8 @@ import sys
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
+from lib import ranks
+
 
 class UserError(Exception):
     """A mistake in the input; its message is one line and the exit code is 2."""
@@ -108,13 +110,23 @@ def parse(options_class, description, argv=None):
     return options
 
 
+def require_one_process():
+    """For scripts that do not share their work. Raises UserError if there are several processes."""
+    if ranks.size() > 1:
+        raise UserError(f"{Path(sys.argv[0]).name} does not share its work among processes; start it without torchrun")
+
+
 def main(script):
-    """Run `script()`; user errors become one line on stderr and exit code 2."""
+    """Run `script()`; user errors become one line on stderr and exit code 2, in all processes where one has one."""
     try:
-        script()
+        with ranks.quiet(), ranks.failing_together():
+            script()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        with ranks.quiet():
+            print(f"error: {error}", file=sys.stderr)
+        ranks.gather([])  # the first to leave takes the others with it: not before the line is printed
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: no result was written", file=sys.stderr)
+        with ranks.quiet():
+            print("interrupted: no result was written", file=sys.stderr)
         sys.exit(130)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lib import plots, report
+from lib import plots, ranks, report
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ def execute(experiment, options):
         folder = options.output_dir
         report.check_writable(folder)
         payload = _measure(experiment, options)
+        if ranks.rank() > 0:
+            return
         text = experiment.summary(payload)
         print(text)
         report.write_json(folder / payload["files"]["json"], payload)

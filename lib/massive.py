@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import torch
 
+from lib import ranks
 from lib.hooks import require_finite
 from lib.stats import Samples, averages
 
@@ -60,7 +61,8 @@ class LayerStatistics:
             value = hidden[position, dim].item()
             ratio = abs(value) / median.item() if median else float("inf")
             self.batch_massive.append((sequence, layer, position, dim, value, ratio))
-            entry = self.found.setdefault((layer, position, dim), {"values": 0.0, "ratios": 0.0, "tokens": Counter()})
+            new = {"values": ranks.Sum(), "ratios": ranks.Sum(), "tokens": Counter()}
+            entry = self.found.setdefault((layer, position, dim), new)
             entry["values"] += value
             entry["ratios"] += ratio
             entry["tokens"][self.ids[sequence, position].item()] += 1
@@ -69,6 +71,11 @@ class LayerStatistics:
         self.rows.extend(self.batch)
         positions = [{m[2] for m in self.batch_massive if m[0] == s} for s in range(len(self.ids))]
         self.massive_positions.extend(len(p) for p in positions)
+
+    def gather(self):
+        """Take in the windows of all processes; call it after the last batch."""
+        own = [self.rows, self.massive_positions, self.where, self.found]
+        self.rows, self.massive_positions, self.where, self.found = ranks.merged(own)
 
     def layers(self, seed):
         """results.layers of the report: averages over sequences, and where each top value sits most often."""
@@ -96,8 +103,8 @@ class LayerStatistics:
                     "position": position,
                     "token": self.tokenizer.decode([token]),
                     "dim": dim,
-                    "value": entry["values"] / n,
-                    "ratio": entry["ratios"] / n,
+                    "value": entry["values"].total / n,
+                    "ratio": entry["ratios"].total / n,
                     "sequences": n,
                 }
             )

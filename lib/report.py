@@ -13,6 +13,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from lib import ranks
 from lib.cli import UserError
 
 SCHEMA_VERSION = 1
@@ -161,12 +162,15 @@ def environment(seconds):
     """The part of the provenance that knows no model: command, code, packages."""
     import torch
 
+    n = ranks.size()
+    start = ["python"] if n == 1 else ["torchrun", f"--nproc_per_node={n}"]
     return {
-        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([*start, Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 1),
         "git": _git(),
         "threads": torch.get_num_threads(),
+        "processes": n,
         "python": ".".join(map(str, sys.version_info[:3])),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
