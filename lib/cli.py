@@ -29,6 +29,10 @@ def flag(default, help, **argparse_options):
     return field(default=default, metadata={"help": help, **argparse_options})
 
 
+def batch_size(text):
+    return text if text == "auto" else int(text)
+
+
 INTS = {"nargs": "+", "type": int, "metavar": "N"}
 FLOATS = {"nargs": "+", "type": float, "metavar": "X"}
 
@@ -48,7 +52,7 @@ class Options:
     text_column: str = flag("text", "column that holds the text")
     nsamples: int = flag(30, "number of token windows")
     seqlen: int | None = flag(None, "tokens in a window (default: 1024, or the model's position table if shorter)")
-    batch_size: int = flag(1, "windows in one forward pass")
+    batch_size: int | str = flag(1, "windows in one forward pass, or auto: as many as fit", type=batch_size)
     bos: bool | None = flag(
         None,
         "begin each window with the BOS token (default: as the tokenizer does)",
@@ -105,7 +109,7 @@ def parse(options_class, description, argv=None):
     options = options_class(**{key: tuple(v) if isinstance(v, list) else v for key, v in typed.items()})
     for name, least in (("nsamples", 1), ("batch_size", 1), ("seed", 0), ("n_random", 0)):
         value = getattr(options, name, least)
-        if value < least:
+        if value != "auto" and value < least:
             raise UserError(f"--{name} must be at least {least}, not {value}")
     return options
 

@@ -1,16 +1,18 @@
 """What counts as massive, and the per-layer statistics of the residual stream."""
 
 from collections import Counter
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 from lib import ranks
-from lib.hooks import require_finite
+from lib.hooks import require_finite, watch_outputs
 from lib.stats import Samples, averages
 
 ABSOLUTE = 100.0
 RELATIVE = 1000.0
+NEAR_LIMIT = 0.5
 DEFINITION = f"|value| > {ABSOLUTE:,.0f} and > {RELATIVE:,.0f} x the layer's median (Sun et al. 2024, arXiv 2402.17762)"
 
 
@@ -109,6 +111,28 @@ class LayerStatistics:
                 }
             )
         return sorted(entries, key=lambda e: (e["layer"], -abs(e["value"])))
+
+
+@contextmanager
+def limit_watched(lm):
+    """Yield a dict that comes to hold {layer: largest |block output|}; it stays empty but for float16, which alone
+    ends near massive values."""
+    largest = {}
+
+    def see(layer, hidden):
+        largest[layer] = max(largest.get(layer, 0.0), hidden.abs().max().item())
+
+    with watch_outputs(lm.arch, "block", see, None if lm.model.dtype == torch.float16 else ()):
+        yield largest
+
+
+def limit_warning(lm, largest):
+    """One line if the values of `limit_watched`, in any process, come close to the end of float16; else None."""
+    limit = torch.finfo(torch.float16).max
+    value, layer = max(((v, layer) for layer, v in ranks.gather([*largest.items()])), default=(0, None))
+    if value <= limit * NEAR_LIMIT:
+        return None
+    return f"|value| up to {value:,.0f} at layer {layer}, where float16 ends at {limit:,.0f}: compare with float32"
 
 
 def _most_common(counter):

@@ -8,6 +8,7 @@ to the bit. What is exchanged are small objects in main memory, so gloo serves G
 import functools
 import operator
 import os
+import threading
 from collections import Counter
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
@@ -127,14 +128,25 @@ def quiet():
 
 def _exchange(mine):
     """What each process gave, in the order of the ranks. Where one gave an error it is raised here, in all of them."""
-    import torch.distributed as dist
-
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=timedelta(days=1))
-    everyone = [None] * size()
-    dist.all_gather_object(everyone, mine)
+    everyone = []
+    waiting = threading.Thread(target=_all_gather, args=(mine, everyone), daemon=True)  # so that Ctrl-C can end it
+    waiting.start()
+    waiting.join()
     for theirs in everyone:
         if isinstance(theirs, Exception):
             theirs.shared = True
             raise theirs
     return everyone
+
+
+def _all_gather(mine, everyone):
+    import torch.distributed as dist
+
+    found = [None] * size()
+    try:
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", timeout=timedelta(days=1))
+        dist.all_gather_object(found, mine)
+        everyone.extend(found)
+    except Exception as error:  # another process is gone
+        everyone.append(error)

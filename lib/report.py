@@ -196,6 +196,7 @@ def header(payload, title):
     data = p["data"]
     bos = "on" if data["bos"] else "off"
     source = ", ".join(f"{key} {value}" for key, value in p["model"].items() if key not in ("name", "type"))
+    warning = [f"warning  {p['warning']}"] if "warning" in p else []
     return "\n".join(
         [
             title,
@@ -204,6 +205,7 @@ def header(payload, title):
             f"data     {data['windows']} x {data['seqlen']} tokens of {data['dataset']}, BOS {bos}",
             f"run      {p['dtype']}, {p['device']}, seed {p['seed']}, {p['time']}",
             f"command  {p['command']}",
+            *warning,
             "",
         ]
     )
