@@ -133,8 +133,8 @@ def compare(lm, windows, conditions, options, dims=()):
             baseline.run(lm, ids, every[0], lambda layer, hidden, kept=kept: kept.update({layer: hidden}))
             batch_sites = _sites(baseline.layers.batch_massive, kept, len(ids), dims)
             index = torch.tensor([(s, *site) for s, of in enumerate(batch_sites) for site in of], dtype=torch.long)
-            index = index.view(-1, 3).T.to(lm.device)
-            gathered = {layer: hidden[tuple(index)] for layer, hidden in kept.items()}
+            index = index.view(-1, 3).T
+            gathered = {layer: _at(hidden, index) for layer, hidden in kept.items()}
             del kept
             sites.extend(batch_sites)
             baseline.tracked.extend(_by_sequence(gathered, batch_sites))
@@ -143,7 +143,7 @@ def compare(lm, windows, conditions, options, dims=()):
                 gathered = {}
 
                 def gather(layer, hidden, gathered=gathered, index=index):
-                    gathered[layer] = hidden[tuple(index)]
+                    gathered[layer] = _at(hidden, index)
 
                 measured[condition.name].run(lm, ids, condition, gather)
                 measured[condition.name].tracked.extend(_by_sequence(gathered, batch_sites))
@@ -153,13 +153,18 @@ def compare(lm, windows, conditions, options, dims=()):
     return _summarise(every, measured, ranks.gather(sites), lm, options.seed, dims)
 
 
+def _at(hidden, index):
+    """(sites,) values of one layer; layers may be on different devices."""
+    return hidden[tuple(index.to(hidden.device))].cpu()
+
+
 def _sites(massive, kept, n_sequences, dims):
     """Per sequence {(position, dim): layers at which it is massive}; named dims are added at their peak."""
     sites = [{} for _ in range(n_sequences)]
     for sequence, layer, position, dim, _value, _ratio in massive:
         sites[sequence].setdefault((position, dim), []).append(layer)
     for dim in dims:
-        peaks = torch.stack([hidden[:, :, dim].abs() for hidden in kept.values()]).amax(0).argmax(1)
+        peaks = torch.stack([hidden[:, :, dim].abs().cpu() for hidden in kept.values()]).amax(0).argmax(1)
         for sequence, position in enumerate(peaks.tolist()):
             sites[sequence].setdefault((position, dim), [])
     return sites
@@ -167,7 +172,7 @@ def _sites(massive, kept, n_sequences, dims):
 
 def _by_sequence(gathered, batch_sites):
     """Split {layer: (all sites of the batch,)} into one (sites, layers) array a sequence."""
-    values = torch.stack([gathered[layer] for layer in sorted(gathered)], dim=1).double().cpu().numpy()
+    values = torch.stack([gathered[layer] for layer in sorted(gathered)], dim=1).double().numpy()
     return np.split(values, np.cumsum([len(of) for of in batch_sites])[:-1])
 
 

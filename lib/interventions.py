@@ -180,7 +180,7 @@ def _batch_sites(lm, ids, layer):
             hooks.require_finite(layer, magnitude)
             median = magnitude.flatten(1).median(1).values
             index.extend(is_massive(magnitude, median[:, None, None]).nonzero().T)
-        values.append(hidden[tuple(index)].double().cpu())
+        values.append(hidden[tuple(of.to(hidden.device) for of in index)].double().cpu())
 
     with hooks.watch_outputs(lm.arch, "block", see, range(layer, lm.arch.n_layers)):
         hooks.forward(lm, ids)

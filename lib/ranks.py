@@ -19,6 +19,11 @@ def rank():
     return int(os.environ.get("RANK", 0))
 
 
+def local_rank():
+    """Which of the processes on this machine this is, from 0."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
 def size():
     return int(os.environ.get("WORLD_SIZE", 1))
 

@@ -155,6 +155,7 @@ def provenance(options, lm, windows, seconds):
         "dtype": options.dtype,
         "attention": lm.model.config._attn_implementation,
         "device": torch.cuda.get_device_name(lm.device) if lm.device.type == "cuda" else str(lm.device),
+        **({"device_map": lm.devices} if len(lm.devices) > 1 else {}),
     }
 
 

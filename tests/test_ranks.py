@@ -65,14 +65,19 @@ def exact(results):
     return json.dumps(dataclasses.asdict(results), default=lambda value: value.tolist())
 
 
-@pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in ONE_SENTENCE])
-def test_same_results_to_the_bit(script, in_threads, tokenizer):
-    """Five windows in batches of two, for two processes: shares are unequal, and some parts leave one without."""
+def experiment_of(script):
+    """The Experiment of a key of SCRIPTS, and the options for it."""
     name, *flags = script.split()
     module = importlib.import_module(name.removesuffix(".py"))
     few = ["--n_random", "1"] if "--n_random" in SCRIPTS[script][0] else []
     options = cli.parse(module.Options, "", [*flags, *SCRIPTS[script][0], *few, "--batch_size", "2"])
-    experiment = module.EXPERIMENTS[flags[0].strip("-")] if flags else module.EXPERIMENT
+    return (module.EXPERIMENTS[flags[0].strip("-")] if flags else module.EXPERIMENT), options
+
+
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in ONE_SENTENCE])
+def test_same_results_to_the_bit(script, in_threads, tokenizer):
+    """Five windows in batches of two, for two processes: shares are unequal, and some parts leave one without."""
+    experiment, options = experiment_of(script)
     lm, windows = language_model(planted_model("gpt2"), tokenizer), spiked_windows()
     models = [language_model(copy.deepcopy(lm.model), tokenizer) for _ in range(2)]
     one = exact(experiment.run(lm, windows, options))
