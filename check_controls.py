@@ -299,6 +299,7 @@ def main():
         "--savedir", type=Path, default=Path("results/controls"), help="folder for the results (default: %(default)s)"
     )
     args = parser.parse_args()
+    cli.require_one_process()
     if args.seeds < 1 or args.first_seed < 0:
         raise cli.UserError("--seeds must be at least 1 and --first_seed at least 0")
     report.check_writable(args.savedir)

@@ -44,9 +44,7 @@ class MlpInternal:
 
 
 def run(lm, windows, options):
-    from tqdm import tqdm
-
-    from lib import mlp
+    from lib import mlp, ranks
 
     lm.arch.check_layer(options.layer_id)
     if options.dim is not None:
@@ -56,10 +54,11 @@ def run(lm, windows, options):
             f"position {options.position} is out of range: a window has 0 to {windows.ids.shape[1] - 1}"
         )
     inside = mlp.Internals(lm, options.layer_id, options.position, options.dim)
-    with tqdm(total=len(windows.ids), unit="window", desc="MLP", disable=None) as progress:
-        for ids in windows.batches(options.batch_size):
+    with ranks.progress(len(windows.ids), options.batch_size, "MLP") as progress:
+        for _rows, ids in windows.batches(options.batch_size):
             inside.measure(ids)
             progress.update(len(ids))
+    inside.gather()
     followed = inside.followed(options.seed)
     contributions = inside.contributions(followed["dim"])
     check = inside.check(followed["dim"], contributions)

@@ -92,20 +92,19 @@ def run_sentence(lm, windows, options):
 
 
 def run_layerwise(lm, windows, options):
-    from tqdm import tqdm
-
-    from lib import hooks, massive
+    from lib import hooks, massive, ranks
 
     statistics = massive.LayerStatistics(lm.arch, lm.tokenizer)
     with (
-        tqdm(total=len(windows.ids), unit="window", desc="layerwise", disable=None) as progress,
+        ranks.progress(len(windows.ids), options.batch_size, "layerwise") as progress,
         hooks.watch_outputs(lm.arch, "block", statistics.update),
     ):
-        for ids in windows.batches(options.batch_size):
+        for _rows, ids in windows.batches(options.batch_size):
             statistics.begin_batch(ids)
             hooks.forward(lm, ids)
             statistics.end_batch()
             progress.update(len(ids))
+    statistics.gather()
     return Layerwise(massive.DEFINITION, statistics.layers(options.seed), statistics.massive())
 
 

@@ -49,6 +49,7 @@ class Options(cli.Options):
 
 
 def main():
+    cli.require_one_process()
     options = cli.parse(Options, __doc__)
     if options.replot:
         raise cli.UserError("a study has no figures of its own; --replot belongs to its scripts")

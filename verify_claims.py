@@ -171,6 +171,7 @@ def verify(folder, model_name, files):
 
 
 def main():
+    cli.require_one_process()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("results"), help="default: results")
     parser.add_argument("--model", help="short name of the model, as in the file names (default: all)")

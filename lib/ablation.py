@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from lib import hooks, sinks
+from lib import hooks, ranks, sinks
 from lib.massive import DEFINITION, LayerStatistics, is_massive
 from lib.stats import Samples, averages, perplexity
 
@@ -106,6 +105,13 @@ class _Measurements:
         self.layers.end_batch()
         self.heads.end_batch()
 
+    def gather(self):
+        """Take in the windows of all processes; call it after the last batch."""
+        self.layers.gather()
+        self.heads.gather()
+        self.losses = ranks.merged(self.losses)
+        self.tracked = ranks.gather(self.tracked)
+
 
 def compare(lm, windows, conditions, options, dims=()):
     """Measure the baseline and each Condition on the same windows.
@@ -120,15 +126,15 @@ def compare(lm, windows, conditions, options, dims=()):
     every = [Condition(BASELINE, "baseline"), *conditions]
     measured = {condition.name: _Measurements(lm) for condition in every}
     sites = []
-    with tqdm(total=len(windows.ids) * len(every), unit="window", desc="ablation", disable=None) as progress:
-        for ids in windows.batches(options.batch_size):
+    with ranks.progress(len(windows.ids), options.batch_size, "ablation", len(every)) as progress:
+        for _rows, ids in windows.batches(options.batch_size):
             kept = {}
             baseline = measured[BASELINE]
             baseline.run(lm, ids, every[0], lambda layer, hidden, kept=kept: kept.update({layer: hidden}))
             batch_sites = _sites(baseline.layers.batch_massive, kept, len(ids), dims)
             index = torch.tensor([(s, *site) for s, of in enumerate(batch_sites) for site in of], dtype=torch.long)
-            index = index.view(-1, 3).T.to(lm.device)
-            gathered = {layer: hidden[tuple(index)] for layer, hidden in kept.items()}
+            index = index.view(-1, 3).T
+            gathered = {layer: _at(hidden, index) for layer, hidden in kept.items()}
             del kept
             sites.extend(batch_sites)
             baseline.tracked.extend(_by_sequence(gathered, batch_sites))
@@ -137,12 +143,19 @@ def compare(lm, windows, conditions, options, dims=()):
                 gathered = {}
 
                 def gather(layer, hidden, gathered=gathered, index=index):
-                    gathered[layer] = hidden[tuple(index)]
+                    gathered[layer] = _at(hidden, index)
 
                 measured[condition.name].run(lm, ids, condition, gather)
                 measured[condition.name].tracked.extend(_by_sequence(gathered, batch_sites))
                 progress.update(len(ids))
-    return _summarise(every, measured, sites, lm, options.seed, dims)
+    for of in measured.values():
+        of.gather()
+    return _summarise(every, measured, ranks.gather(sites), lm, options.seed, dims)
+
+
+def _at(hidden, index):
+    """(sites,) values of one layer; layers may be on different devices."""
+    return hidden[tuple(index.to(hidden.device))].cpu()
 
 
 def _sites(massive, kept, n_sequences, dims):
@@ -151,7 +164,7 @@ def _sites(massive, kept, n_sequences, dims):
     for sequence, layer, position, dim, _value, _ratio in massive:
         sites[sequence].setdefault((position, dim), []).append(layer)
     for dim in dims:
-        peaks = torch.stack([hidden[:, :, dim].abs() for hidden in kept.values()]).amax(0).argmax(1)
+        peaks = torch.stack([hidden[:, :, dim].abs().cpu() for hidden in kept.values()]).amax(0).argmax(1)
         for sequence, position in enumerate(peaks.tolist()):
             sites[sequence].setdefault((position, dim), [])
     return sites
@@ -159,7 +172,7 @@ def _sites(massive, kept, n_sequences, dims):
 
 def _by_sequence(gathered, batch_sites):
     """Split {layer: (all sites of the batch,)} into one (sites, layers) array a sequence."""
-    values = torch.stack([gathered[layer] for layer in sorted(gathered)], dim=1).double().cpu().numpy()
+    values = torch.stack([gathered[layer] for layer in sorted(gathered)], dim=1).double().numpy()
     return np.split(values, np.cumsum([len(of) for of in batch_sites])[:-1])
 
 

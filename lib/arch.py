@@ -7,6 +7,7 @@ To support another family, add one entry to FAMILIES and one to tests/architectu
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from accelerate.utils import align_module_device
 from transformers.pytorch_utils import Conv1D
 
 from lib.cli import UserError
@@ -268,12 +269,14 @@ class Architecture:
     def weight(self, layer, role):
         """(out, in) weight of a projection, whichever way the module stores it."""
         module = self.module(layer, role)
-        return self.part(role, module.weight if isinstance(module, Conv1D) else module.weight.T).T
+        with align_module_device(module):  # it may be on disk
+            return self.part(role, module.weight if isinstance(module, Conv1D) else module.weight.T).T
 
     def bias(self, layer, role):
         """(out,) bias of a projection, or None."""
-        bias = self.module(layer, role).bias
-        return None if bias is None else self.part(role, bias)
+        module = self.module(layer, role)
+        with align_module_device(module):
+            return None if module.bias is None else self.part(role, module.bias)
 
     def check_layer(self, layer):
         if not 0 <= layer < self.n_layers:

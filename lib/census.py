@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from lib import hooks
+from lib import hooks, ranks
 from lib.massive import ABSOLUTE, RELATIVE, is_massive
 from lib.models import LanguageModel
 from lib.stats import averages
@@ -55,15 +54,15 @@ class Probe:
             parts.append(hidden[:, :, self.dim].double().cpu())
             hooks.require_finite(layer, parts[-1])
 
-        with tqdm(total=len(ids), unit="sequence", desc=label, disable=None, leave=False) as progress:
-            for batch in ids.split(batch_size):
+        with ranks.progress(len(ids), batch_size, label, unit="sequence", leave=False) as progress:
+            for _rows, batch in ranks.batches(ids, batch_size):
                 with (
                     hooks.watch_outputs(self.lm.arch, "block", see, [self.layer]),
                     hooks.stop_after(self.lm.arch, self.layer),
                 ):
                     hooks.forward(self.lm, batch)
                 progress.update(len(batch))
-        return torch.cat(parts).numpy()
+        return torch.cat(ranks.gather(parts)).numpy()
 
     def spikes(self, values):
         return is_massive(values, self.median) & (np.sign(values) == self.sign)

@@ -8,6 +8,8 @@ import sys
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
+from lib import ranks
+
 
 class UserError(Exception):
     """A mistake in the input; its message is one line and the exit code is 2."""
@@ -25,6 +27,10 @@ def flag(default, help, **argparse_options):
     argparse_options: passed to `add_argument` (`type`, `choices`, `nargs`, `action`, `metavar`, `aliases`).
     """
     return field(default=default, metadata={"help": help, **argparse_options})
+
+
+def batch_size(text):
+    return text if text == "auto" else int(text)
 
 
 INTS = {"nargs": "+", "type": int, "metavar": "N"}
@@ -46,7 +52,7 @@ class Options:
     text_column: str = flag("text", "column that holds the text")
     nsamples: int = flag(30, "number of token windows")
     seqlen: int | None = flag(None, "tokens in a window (default: 1024, or the model's position table if shorter)")
-    batch_size: int = flag(1, "windows in one forward pass")
+    batch_size: int | str = flag(1, "windows in one forward pass, or auto: as many as fit", type=batch_size)
     bos: bool | None = flag(
         None,
         "begin each window with the BOS token (default: as the tokenizer does)",
@@ -103,18 +109,28 @@ def parse(options_class, description, argv=None):
     options = options_class(**{key: tuple(v) if isinstance(v, list) else v for key, v in typed.items()})
     for name, least in (("nsamples", 1), ("batch_size", 1), ("seed", 0), ("n_random", 0)):
         value = getattr(options, name, least)
-        if value is not None and value < least:
+        if value not in (None, "auto") and value < least:
             raise UserError(f"--{name} must be at least {least}, not {value}")
     return options
 
 
+def require_one_process():
+    """For scripts that do not share their work. Raises UserError if there are several processes."""
+    if ranks.size() > 1:
+        raise UserError(f"{Path(sys.argv[0]).name} does not share its work among processes; start it without torchrun")
+
+
 def main(script):
-    """Run `script()`; user errors become one line on stderr and exit code 2."""
+    """Run `script()`; user errors become one line on stderr and exit code 2, in all processes where one has one."""
     try:
-        script()
+        with ranks.quiet(), ranks.failing_together():
+            script()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        with ranks.quiet():
+            print(f"error: {error}", file=sys.stderr)
+        ranks.gather([])  # the first to leave takes the others with it: not before the line is printed
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: no result was written", file=sys.stderr)
+        with ranks.quiet():
+            print("interrupted: no result was written", file=sys.stderr)
         sys.exit(130)

@@ -8,7 +8,7 @@ from pydoc_data import topics
 
 import torch
 
-from lib import hub
+from lib import hub, ranks
 from lib.cli import UserError, first_line
 
 FILE_LOADERS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
@@ -46,7 +46,8 @@ class Windows:
         }
 
     def batches(self, batch_size):
-        return self.ids.split(batch_size)
+        """(slice of the windows, their ids) of each batch of this process."""
+        return ranks.batches(self.ids, batch_size)
 
 
 def load(options, lm):
@@ -56,7 +57,8 @@ def load(options, lm):
     `nsamples` of them are drawn without replacement with `options.seed`. A window has `seqlen` tokens: with BOS the
     first is BOS and the text gives the others.
 
-    Raises UserError: unknown, unreachable or empty dataset; too few windows; seqlen beyond the position table.
+    Raises UserError: unknown, unreachable or empty dataset; too few windows, or fewer batches than processes; seqlen
+    beyond the position table.
     """
     seqlen = window_length(options.seqlen, lm)
     bos = _bos(options, lm.tokenizer)
@@ -68,6 +70,9 @@ def load(options, lm):
         raise UserError(
             f"--nsamples {options.nsamples}, but '{options.dataset}' gives only {available} windows of {seqlen} tokens"
         )
+    batches = -(-options.nsamples // (1 if options.batch_size == "auto" else options.batch_size))
+    if batches < ranks.size():
+        raise UserError(f"{ranks.size()} processes share the batches of windows, but there are only {batches} of them")
     windows = torch.tensor(tokens[: available * width]).view(available, width)
     chosen = torch.randperm(available, generator=torch.Generator().manual_seed(options.seed))[: options.nsamples]
     ids = windows[chosen.sort().values]

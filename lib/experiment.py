@@ -1,11 +1,15 @@
 """What every script does around its own `run`: load, run, write JSON and TXT, draw; or, with --replot, only draw."""
 
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from lib import plots, report
+from lib import plots, ranks, report
 from lib.cli import UserError
+
+CPU_TOKENS = 1024  # of a batch with --batch_size auto; more are no faster there
+GPU_WINDOWS = 128  # to begin with, there
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ def execute(experiment, options, lm=None):
         folder = options.output_dir
         report.check_writable(folder)
         payload = _measure(experiment, options, lm)
+        if ranks.rank() > 0:
+            return
         text = experiment.summary(payload)
         print(text)
         report.write_json(folder / payload["files"]["json"], payload)
@@ -64,6 +70,8 @@ def already_there(experiment, options, lm):
         provenance = report.provenance(options, lm, _windows(experiment, options, lm), 0)
         expected = report.payload(experiment.name, config, provenance, None, _files(experiment, config))
         names = [payload["files"]["txt"], *payload["files"]["extra"], *payload["files"]["figures"]]
+        if options.batch_size == "auto":
+            expected["config"]["batch_size"] = payload["config"]["batch_size"]
     except (UserError, LookupError, TypeError):
         return False
     return (
@@ -94,12 +102,39 @@ def _files(experiment, config):
 
 
 def _measure(experiment, options, lm):
-    from lib import models
+    from lib import massive, models
 
     start = time.monotonic()
     lm = lm or models.load(options)
     windows = _windows(experiment, options, lm)
-    results = experiment.run(lm, windows, options)
+    with massive.limit_watched(lm) as largest:
+        results, options = _run(experiment, lm, windows, options)
     seconds = time.monotonic() - start
     config, files = report.config(options), _files(experiment, report.config(options))
-    return report.payload(experiment.name, config, report.provenance(options, lm, windows, seconds), results, files)
+    provenance = report.provenance(options, lm, windows, seconds)
+    if warning := massive.limit_warning(lm, largest):
+        print(f"warning: {warning}", file=sys.stderr)
+        provenance["warning"] = warning
+    return report.payload(experiment.name, config, provenance, results, files)
+
+
+def _run(experiment, lm, windows, options):
+    """(results, options with the batch size that was used). Raises UserError if memory is short even so."""
+    auto = options.batch_size == "auto"
+    if auto:
+        n, seqlen = windows.ids.shape
+        most = CPU_TOKENS // seqlen if lm.device.type == "cpu" else GPU_WINDOWS
+        options = replace(options, batch_size=max(1, min(most, n // ranks.size())))
+    while True:
+        try:
+            with ranks.failing_together():
+                return experiment.run(lm, windows, options), options
+        except RuntimeError as error:
+            from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+            if not should_reduce_batch_size(error):
+                raise
+        clear_device_cache(garbage_collection=True)
+        if not auto or options.batch_size == 1:
+            raise UserError(f"out of memory with --batch_size {options.batch_size}")
+        options = replace(options, batch_size=options.batch_size // 2)

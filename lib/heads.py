@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from lib import hooks, sinks, sweep
+from lib import hooks, ranks, sinks, sweep
 from lib.stats import averages, perplexity
 
 
@@ -37,21 +36,20 @@ def survey(lm, windows, place, batch_size):
     """
     arch, dim = lm.arch, place.dim
     scores = sinks.HeadScores(arch)
-    sums = torch.zeros(arch.n_layers, arch.n_heads, arch.head_dim, dtype=torch.float64)
+    sums = [ranks.Sum() for _ in range(arch.n_layers)]
     weights = [arch.weight(layer, "head_projection")[dim].double().cpu() for layer in range(arch.n_layers)]
     writes = np.zeros((len(windows.ids), arch.n_layers, arch.n_heads))
-    start = 0
-    with tqdm(total=len(windows.ids), unit="window", desc="heads", disable=None) as progress:
-        for ids in windows.batches(batch_size):
-            batch = torch.arange(len(ids))
-            at = batch, torch.from_numpy(place.positions[start : start + len(ids)])
+    own = ranks.own(len(windows.ids), batch_size)
+    with ranks.progress(len(windows.ids), batch_size, "heads") as progress:
+        for rows, ids in windows.batches(batch_size):
+            at = torch.arange(len(ids)), torch.from_numpy(place.positions[rows])
             projected, written = {}, {}
 
-            def take(layer, value, ids=ids, at=at, start=start):
+            def take(layer, value, ids=ids, at=at, rows=rows):
                 value = value.reshape(*ids.shape, arch.n_heads, arch.head_dim).double().cpu()
                 sums[layer] += value.sum((0, 1))
                 parts = value[at] * weights[layer].view(arch.n_heads, arch.head_dim)
-                writes[start : start + len(ids), layer] = parts.sum(2)
+                writes[rows, layer] = parts.sum(2)
 
             def keep(into, at=at):
                 return lambda of, value: into.update({of: value.cpu()[(*at, dim)].double().numpy()})
@@ -66,9 +64,11 @@ def survey(lm, windows, place, batch_size):
             scores.end_batch()
             for layer, before in projected.items():
                 norm = np.divide(written[layer], before, out=np.ones_like(before), where=before != 0)
-                writes[start : start + len(ids), layer] *= arch.write_scale * norm[:, None]
-            start += len(ids)
+                writes[rows, layer] *= arch.write_scale * norm[:, None]
             progress.update(len(ids))
+    scores.gather()
+    writes = np.concatenate(ranks.gather([writes[own]]))
+    sums = torch.stack([of.total for of in ranks.merged(sums)])
     return Survey(scores.scores, writes, (sums / windows.ids.numel()).float())
 
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from lib import hooks, sweep
+from lib import hooks, ranks, sweep
 from lib.cli import UserError
 from lib.massive import DEFINITION, is_massive
 from lib.stats import averages, perplexity
@@ -163,14 +162,13 @@ def compare(lm, windows, place, layer, wanted, epsilons, options):
 
 def find_sites(lm, windows, layer, batch_size):
     """The Sites of `layer` in all windows, by massive.DEFINITION. Raises UserError for non-finite values."""
-    found, start = [], 0
-    with tqdm(total=len(windows.ids), unit="window", desc="sites", disable=None) as progress:
-        for ids in windows.batches(batch_size):
+    found = []
+    with ranks.progress(len(windows.ids), batch_size, "sites") as progress:
+        for rows, ids in windows.batches(batch_size):
             index, values = _batch_sites(lm, ids, layer)
-            found.append((index + np.array([start, 0, 0]), values))
-            start += len(ids)
+            found.append((index + np.array([rows.start, 0, 0]), values))
             progress.update(len(ids))
-    return Sites(layer, *map(np.concatenate, zip(*found, strict=True)))
+    return Sites(layer, *map(np.concatenate, zip(*ranks.gather(found), strict=True)))
 
 
 def _batch_sites(lm, ids, layer):
@@ -182,7 +180,7 @@ def _batch_sites(lm, ids, layer):
             hooks.require_finite(layer, magnitude)
             median = magnitude.flatten(1).median(1).values
             index.extend(is_massive(magnitude, median[:, None, None]).nonzero().T)
-        values.append(hidden[tuple(index)].double().cpu())
+        values.append(hidden[tuple(of.to(hidden.device) for of in index)].double().cpu())
 
     with hooks.watch_outputs(lm.arch, "block", see, range(layer, lm.arch.n_layers)):
         hooks.forward(lm, ids)

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from lib import hooks
+from lib import hooks, ranks
 from lib.place import PLATEAU, Place
 from lib.stats import averages
 
@@ -126,12 +125,13 @@ def measure(lm, windows, place, condition, batch_size):
     Raises UserError for non-finite values.
     """
     arch = lm.arch
-    seen = _Seen(arch, place)
-    with tqdm(total=len(windows.ids), unit="window", desc="ledger", disable=None) as progress:
-        for ids in windows.batches(batch_size):
+    seen, own = _Seen(arch, place), ranks.own(len(windows.ids), batch_size)
+    with ranks.progress(len(windows.ids), batch_size, "ledger") as progress:
+        for rows, ids in windows.batches(batch_size):
             with condition.hooks(arch):  # before the watchers, so that they see what is off as off
-                seen.run(lm, ids)
+                seen.run(lm, ids, rows)
             progress.update(len(ids))
+    seen.gather(own)
     # 1 where no norm follows the projection; where the projection gives exactly 0, a norm's scale cannot be told
     norm = np.divide(seen.attention, seen.projected, out=np.zeros_like(seen.projected), where=seen.projected != 0)
     scale = arch.write_scale
@@ -164,10 +164,9 @@ class _Seen:
         self.first, self.position = np.zeros((2, len(self.positions)))
         self.heads = np.zeros((*shape, arch.n_heads))
         self.projected, self.attention, self.mlps, self.residual, self.medians = np.zeros((5, *shape))
-        self.rows = slice(0, 0)
 
-    def run(self, lm, ids):
-        self.rows = slice(self.rows.stop, self.rows.stop + len(ids))
+    def run(self, lm, ids, rows):
+        self.rows = rows
 
         def position(_module, _args, output):
             self.position[self.rows] = self._at(output.expand(len(ids), -1, -1))[:, self.dim]
@@ -183,6 +182,12 @@ class _Seen:
             hooks.watch_outputs(self.arch, "block", self._block),
         ):
             hooks.forward(lm, ids)
+
+    def gather(self, own):
+        """Have the windows of all processes; `own` are this one's."""
+        for name, array in vars(self).items():
+            if isinstance(array, np.ndarray):
+                setattr(self, name, np.concatenate(ranks.gather([array[own]])))
 
     def _at(self, value):
         """(batch, width) vectors at the place, of a (batch, seq, width) or (batch x seq, width) value."""

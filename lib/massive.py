@@ -1,15 +1,18 @@
 """What counts as massive, and the per-layer statistics of the residual stream."""
 
 from collections import Counter
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-from lib.hooks import require_finite
+from lib import ranks
+from lib.hooks import require_finite, watch_outputs
 from lib.stats import Samples, averages
 
 ABSOLUTE = 100.0
 RELATIVE = 1000.0
+NEAR_LIMIT = 0.5
 DEFINITION = f"|value| > {ABSOLUTE:,.0f} and > {RELATIVE:,.0f} x the layer's median (Sun et al. 2024, arXiv 2402.17762)"
 
 
@@ -60,7 +63,8 @@ class LayerStatistics:
             value = hidden[position, dim].item()
             ratio = abs(value) / median.item() if median else float("inf")
             self.batch_massive.append((sequence, layer, position, dim, value, ratio))
-            entry = self.found.setdefault((layer, position, dim), {"values": 0.0, "ratios": 0.0, "tokens": Counter()})
+            new = {"values": ranks.Sum(), "ratios": ranks.Sum(), "tokens": Counter()}
+            entry = self.found.setdefault((layer, position, dim), new)
             entry["values"] += value
             entry["ratios"] += ratio
             entry["tokens"][self.ids[sequence, position].item()] += 1
@@ -69,6 +73,11 @@ class LayerStatistics:
         self.rows.extend(self.batch)
         positions = [{m[2] for m in self.batch_massive if m[0] == s} for s in range(len(self.ids))]
         self.massive_positions.extend(len(p) for p in positions)
+
+    def gather(self):
+        """Take in the windows of all processes; call it after the last batch."""
+        own = [self.rows, self.massive_positions, self.where, self.found]
+        self.rows, self.massive_positions, self.where, self.found = ranks.merged(own)
 
     def layers(self, seed):
         """results.layers of the report: averages over sequences, and where each top value sits most often."""
@@ -96,12 +105,34 @@ class LayerStatistics:
                     "position": position,
                     "token": self.tokenizer.decode([token]),
                     "dim": dim,
-                    "value": entry["values"] / n,
-                    "ratio": entry["ratios"] / n,
+                    "value": entry["values"].total / n,
+                    "ratio": entry["ratios"].total / n,
                     "sequences": n,
                 }
             )
         return sorted(entries, key=lambda e: (e["layer"], -abs(e["value"])))
+
+
+@contextmanager
+def limit_watched(lm):
+    """Yield a dict that comes to hold {layer: largest |block output|}; it stays empty but for float16, which alone
+    ends near massive values."""
+    largest = {}
+
+    def see(layer, hidden):
+        largest[layer] = max(largest.get(layer, 0.0), hidden.abs().max().item())
+
+    with watch_outputs(lm.arch, "block", see, None if lm.model.dtype == torch.float16 else ()):
+        yield largest
+
+
+def limit_warning(lm, largest):
+    """One line if the values of `limit_watched`, in any process, come close to the end of float16; else None."""
+    limit = torch.finfo(torch.float16).max
+    value, layer = max(((v, layer) for layer, v in ranks.gather([*largest.items()])), default=(0, None))
+    if value <= limit * NEAR_LIMIT:
+        return None
+    return f"|value| up to {value:,.0f} at layer {layer}, where float16 ends at {limit:,.0f}: compare with float32"
 
 
 def _most_common(counter):

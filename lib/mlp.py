@@ -5,7 +5,7 @@ from contextlib import ExitStack, nullcontext
 
 import torch
 
-from lib import hooks
+from lib import hooks, ranks
 from lib.stats import Samples, averages, perplexity
 
 REPLACEMENTS = {"identity": lambda x: x, "relu": torch.relu}
@@ -136,16 +136,28 @@ class Internals:
             {
                 "positions": Counter(),
                 "values": {name: Samples() for name in vectors if name not in NEURONS},
-                "sums": {name: 0 for name in vectors if name in NEURONS},
+                "sums": {name: ranks.Sum() for name in vectors if name in NEURONS},
                 "replaced": {r: {OUTPUT: Samples(), "block_output": Samples()} for r in REPLACEMENTS},
             },
         )
         of["positions"][position] += 1
         for name, vector in vectors.items():
             if name in NEURONS:
-                of["sums"][name] = of["sums"][name] + vector.double()
+                of["sums"][name] += vector.double().cpu()
             else:
                 of["values"][name].extend([vector[dim].item()])
+
+    def gather(self):
+        """Take in the windows of all processes; call it after the last batch."""
+        self.medians, self.losses, self.by_dim = ranks.merged([self.medians, self.losses, self.by_dim])
+        everyone = ranks.gather([(self.sequences, self.maxima)])
+        self.sequences, self.maxima = 0, {}
+        for sequences, maxima in everyone:
+            for name, largest in maxima.items():
+                if name not in self.maxima or largest["max"] > self.maxima[name]["max"]:
+                    largest["at"]["sequence"] += self.sequences
+                    self.maxima[name] = largest
+            self.sequences += sequences
 
     def checkpoints(self):
         """results.checkpoints: maximum of |value| over all tokens and windows, mean of the windows' medians."""
@@ -178,7 +190,7 @@ class Internals:
 
     def _means(self, dim):
         of = self.by_dim[dim]
-        return {name: (total / of["positions"].total()).cpu() for name, total in of["sums"].items()}
+        return {name: of_windows.total / of["positions"].total() for name, of_windows in of["sums"].items()}
 
     def contributions(self, dim):
         """results.contributions: every neuron's {neuron, activation, weight, contribution, share}, the largest

@@ -11,7 +11,7 @@ import huggingface_hub
 import torch
 import transformers
 
-from lib import hub
+from lib import hub, ranks
 from lib.arch import Architecture, family_of
 from lib.cli import UserError, first_line
 
@@ -34,7 +34,15 @@ class LanguageModel:
 
     @property
     def device(self):
-        return self.model.device
+        """Where token ids go. Parts that are elsewhere or on disk have hooks by accelerate that move what they get."""
+        device = self.model.device
+        return torch.device("cpu") if device.type == "meta" else device
+
+    @property
+    def devices(self):
+        """Names of all devices that hold a part, in order."""
+        parts = getattr(self.model, "hf_device_map", {"": self.device}).values()
+        return list(dict.fromkeys(f"cuda:{part}" if isinstance(part, int) else str(part) for part in parts))
 
 
 def load(options):
@@ -47,6 +55,8 @@ def load(options):
         hub.go_offline()
     elif path is None:
         hub.reachable()
+    device = _device(options.device)
+    device_map = _device_map(options.device, device)
     where = {"revision": options.revision} if path is None else {}
     name = options.model if path is None else str(path)
     try:
@@ -56,6 +66,7 @@ def load(options):
             config=config,
             dtype=getattr(torch, options.dtype),
             attn_implementation=family_of(config).attention,
+            device_map=device_map,
             output_loading_info=True,
             **where,
         )
@@ -82,7 +93,9 @@ def load(options):
     if path is None:
         config_file = huggingface_hub.hf_hub_download(options.model, "config.json", local_files_only=True, **where)
         source = {"hub_id": options.model, "revision": Path(config_file).parent.name}  # snapshots/<commit>/config.json
-    return LanguageModel(model.to(_device(options.device)).eval(), Architecture(model), tokenizer, source)
+    if device_map is None:
+        model.to(device)
+    return LanguageModel(model.eval(), Architecture(model), tokenizer, source)
 
 
 def _resolve(name):
@@ -120,10 +133,18 @@ def _why_not_loaded(name, path, error):
 def _device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and ranks.size() > 1:
+        name = f"cuda:{ranks.local_rank() % torch.cuda.device_count()}"
     try:
         return torch.empty(0, device=name).device
     except Exception as error:
         raise UserError(f"device '{name}' cannot be used: {first_line(error)}") from error
+
+
+def _device_map(name, device):
+    """How accelerate spreads the model. None: all of it is on `device`; "sequential": the first GPU is filled, then the
+    next, then main memory, so that a model that fits on the first is there alone."""
+    return "sequential" if name == "auto" and device.type == "cuda" and ranks.size() == 1 else None
 
 
 def _sha256(path):

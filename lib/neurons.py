@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lib import hooks, mlp, sweep
+from lib import hooks, mlp, ranks, sweep
 from lib.massive import is_massive
 from lib.stats import averages, perplexity
 
@@ -37,9 +37,8 @@ def at_place(lm, windows, place, layer, batch_size):
     points = mlp.checkpoints_of(lm.arch, layer)
     kept = {name: [] for name, *_ in points}
     length = int(place.positions.max()) + 1
-    for start in range(0, len(windows.ids), batch_size):
-        ids = windows.ids[start : start + batch_size, :length]
-        positions = torch.from_numpy(place.positions[start : start + batch_size])
+    for rows, ids in ranks.batches(windows.ids[:, :length], batch_size):
+        positions = torch.from_numpy(place.positions[rows])
 
         def keep(name, ids=ids, positions=positions):
             def see(_layer, value):
@@ -55,7 +54,7 @@ def at_place(lm, windows, place, layer, batch_size):
                 stack.enter_context(watch(lm.arch, role, keep(name), [layer]))
             stack.enter_context(hooks.stop_after(lm.arch, layer))
             hooks.forward(lm, ids)
-    return {name: torch.cat(parts) for name, parts in kept.items()}
+    return {name: torch.cat(ranks.gather(parts)) for name, parts in kept.items()}
 
 
 def prove(lm, windows, place, layer, end_layer, chosen, options):

@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from lib import hooks
+from lib import hooks, ranks
 from lib.cli import UserError
 from lib.massive import DEFINITION, LayerStatistics, is_massive
 from lib.stats import averages
@@ -88,10 +87,9 @@ def find(lm, windows, batch_size, dim=None, position=None):
     if position is not None and not 0 <= position < seqlen:
         raise UserError(f"position {position} is out of range: a window has 0 to {seqlen - 1}")
     statistics = LayerStatistics(lm.arch, lm.tokenizer)
-    size = Counter()  # of each dim: its largest massive value in each window, summed
-    found = []
-    with tqdm(total=len(windows.ids), unit="window", desc="place", disable=None) as progress:
-        for ids in windows.batches(batch_size):
+    massive, found = [], []
+    with ranks.progress(len(windows.ids), batch_size, "place") as progress:
+        for _rows, ids in windows.batches(batch_size):
             statistics.begin_batch(ids)
             with hooks.watch_outputs(lm.arch, "block", statistics.update):
                 hooks.forward(lm, ids)
@@ -100,23 +98,25 @@ def find(lm, windows, batch_size, dim=None, position=None):
             for sequence, _layer, at, of, value, _ratio in statistics.batch_massive:
                 if position in (None, at):
                     largest[sequence, of] = max(abs(value), largest.get((sequence, of), 0))
-            for (_sequence, of), value in largest.items():
-                size[of] += value
+            massive.extend((of, value) for (_sequence, of), value in largest.items())
             progress.update(len(ids))
+    statistics.gather()
+    size = Counter()  # of each dim: its largest massive value in each window, summed
+    for of, value in ranks.gather(massive):
+        size[of] += value
     if dim is None:
         dim = max(size, key=size.get) if size else _largest_dim(statistics)
-    for ids in windows.batches(batch_size):
+    for _rows, ids in windows.batches(batch_size):
         column = {}
         with hooks.watch_outputs(lm.arch, "block", lambda i, hidden, c=column: c.update({i: hidden[:, :, dim].cpu()})):
             hooks.forward(lm, ids)
-        found.append(torch.stack([column[layer] for layer in sorted(column)], dim=2).double())
-    columns = torch.cat(found)  # (windows, seq, layers)
-    peaks = columns.abs().amax(2).argmax(1)
-    positions = peaks if position is None else torch.full_like(peaks, position)
-    values = columns[torch.arange(len(columns)), positions].numpy()
-    tokens = Counter(windows.ids[torch.arange(len(columns)), positions].tolist())
-    token = lm.tokenizer.decode([tokens.most_common(1)[0][0]])
-    return Place(dim, positions.numpy(), token, values, statistics.rows.array[:, :, 3])
+        columns = torch.stack([column[layer] for layer in sorted(column)], dim=2).double()  # (batch, seq, layers)
+        peaks = columns.abs().amax(2).argmax(1)
+        at = torch.arange(len(ids)), peaks if position is None else torch.full_like(peaks, position)
+        found.append((at[1].numpy(), columns[at].numpy(), ids[at].numpy()))
+    positions, values, tokens = map(np.concatenate, zip(*ranks.gather(found), strict=True))
+    token = lm.tokenizer.decode([Counter(tokens.tolist()).most_common(1)[0][0]])
+    return Place(dim, positions, token, values, statistics.rows.array[:, :, 3])
 
 
 def _largest_dim(statistics):

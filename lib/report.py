@@ -14,11 +14,18 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from lib import ranks
 from lib.cli import UserError
 
 SCHEMA_VERSION = 1
 ROOT = Path(__file__).resolve().parent.parent
-NOT_REPEATED = ("command", "time", "seconds", "git")  # of a provenance, when the same thing is measured again
+NOT_REPEATED = (
+    "command",
+    "time",
+    "seconds",
+    "git",
+    "warning",
+)  # of a provenance, when the same thing is measured again
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "safetensors", "gguf")
 
 
@@ -156,6 +163,7 @@ def provenance(options, lm, windows, seconds):
         "dtype": options.dtype,
         "attention": lm.model.config._attn_implementation,
         "device": torch.cuda.get_device_name(lm.device) if lm.device.type == "cuda" else str(lm.device),
+        **({"device_map": lm.devices} if len(lm.devices) > 1 else {}),
     }
 
 
@@ -163,13 +171,16 @@ def environment(seconds):
     """The part of the provenance that knows no model: command, code, packages."""
     import torch
 
+    n = ranks.size()
+    start = ["python"] if n == 1 else ["torchrun", f"--nproc_per_node={n}"]
     return {
-        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([*start, Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 1),
         "git": _git(),
         "code_sha256": _code(),
         "threads": torch.get_num_threads(),
+        "processes": n,
         "python": ".".join(map(str, sys.version_info[:3])),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
@@ -204,6 +215,7 @@ def header(payload, title):
     data = p["data"]
     bos = "on" if data["bos"] else "off"
     source = ", ".join(f"{key} {value}" for key, value in p["model"].items() if key not in ("name", "type"))
+    warning = [f"warning  {p['warning']}"] if "warning" in p else []
     return "\n".join(
         [
             title,
@@ -212,6 +224,7 @@ def header(payload, title):
             f"data     {data['windows']} x {data['seqlen']} tokens of {data['dataset']}, BOS {bos}",
             f"run      {p['dtype']}, {p['device']}, seed {p['seed']}, {p['time']}",
             f"command  {p['command']}",
+            *warning,
             "",
         ]
     )

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention, softmax
 from torch.overrides import TorchFunctionMode
-from tqdm import tqdm
 
-from lib import hooks
+from lib import hooks, ranks
 from lib.cli import UserError
 from lib.stats import Samples
 
@@ -176,6 +175,10 @@ class HeadScores:
             self.rows[name].extend(rows)
         self.batch = {}
 
+    def gather(self):
+        """Have the rows of all processes; call it after the last batch."""
+        self.rows = ranks.merged(self.rows)
+
     def __getattr__(self, name):
         if name not in ("scores", "later", "window"):
             raise AttributeError(name)
@@ -205,12 +208,13 @@ def measure(lm, windows, batch_size, last_layer=None):
     scores = HeadScores(lm.arch)
     stop = nullcontext() if last_layer is None else hooks.stop_after(lm.arch, last_layer)
     with (
-        tqdm(total=len(windows.ids), unit="window", desc="attention", disable=None) as progress,
+        ranks.progress(len(windows.ids), batch_size, "attention") as progress,
         watch(lm, scores.update),
         stop,
     ):
-        for ids in windows.batches(batch_size):
+        for _rows, ids in windows.batches(batch_size):
             hooks.forward(lm, ids)
             scores.end_batch()
             progress.update(len(ids))
+    scores.gather()
     return scores

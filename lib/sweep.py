@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lib import hooks, sinks
+from lib import hooks, ranks, sinks
 from lib.sinks import SINK_WINDOW
 
 BASELINE = "baseline"
@@ -42,8 +42,8 @@ def measure(lm, windows, place, changes, batch_size):
     One batch's block outputs are kept until its changes are done, so memory does not grow with the windows.
     """
     passes = {name: _Passes(lm, place) for name in (BASELINE, *(change.name for change in changes))}
-    with tqdm(total=len(windows.ids) * len(passes), unit="window", desc="sweep", disable=None) as progress:
-        for rows, ids in _batches(windows.ids, batch_size):
+    with ranks.progress(len(windows.ids), batch_size, "sweep", len(passes)) as progress:
+        for rows, ids in windows.batches(batch_size):
             kept = {}
             with hooks.keep_block_outputs(lm.arch, kept):
                 passes[BASELINE].run(ids, rows)
@@ -66,20 +66,13 @@ def at_place(lm, windows, place, changes, batch_size):
     batch_size = max(batch_size, batch_size * windows.ids.shape[1] // length)
     with tqdm(total=len(changes), unit="change", desc="place", disable=None) as progress:
         for change in changes:
-            for rows, ids in _batches(windows.ids[:, :length], batch_size):
+            for rows, ids in ranks.batches(windows.ids[:, :length], batch_size):
                 column = _Column(lm.arch.n_layers, place, rows)
                 with change.hooks(lm.arch, rows), hooks.watch_outputs(lm.arch, "block", column.see):
                     hooks.forward(lm, ids)
                 values[change.name].append(column.values)
             progress.update()
-    return {name: np.concatenate(parts) for name, parts in values.items()}
-
-
-def _batches(ids, batch_size):
-    """(slice of the windows, their ids) of each batch."""
-    for start in range(0, len(ids), batch_size):
-        rows = slice(start, min(start + batch_size, len(ids)))
-        yield rows, ids[rows]
+    return {name: np.concatenate(ranks.gather(parts)) for name, parts in values.items()}
 
 
 class _Column:
@@ -127,4 +120,5 @@ class _Passes:
         self.attention.append(attention)
 
     def measured(self):
-        return Measured(*(np.concatenate(parts) for parts in (self.values, self.losses, self.attention)))
+        every = (self.values, self.losses, self.attention)
+        return Measured(*(np.concatenate(ranks.gather(parts)) for parts in every))

@@ -122,7 +122,7 @@ def padding_in_the_statistics(patch):
     patch.setattr(
         data.Windows,
         "batches",
-        lambda self, size: [torch.nn.functional.pad(ids, (0, 5)) for ids in batches(self, size)],
+        lambda self, size: [(rows, torch.nn.functional.pad(ids, (0, 5))) for rows, ids in batches(self, size)],
     )
 
 

@@ -1,0 +1,83 @@
+"""Run a script once for every combination of values, as jobs on this machine or on a Slurm cluster (submitit).
+
+    python cluster.py --executor slurm --over model gpt2 EleutherAI/pythia-70m -- main_llm.py --exp2 --nsamples 30
+    python cluster.py --executor local --over model gpt2 --over head 0 1 2 -- compare_3d_before_after_pruning.py
+
+Every job has its own folder below --savedir; logs are in its `jobs`. Needs `pip install -r requirements-cluster.txt`.
+Waits for all jobs, and ends with exit code 1 if one fails; a Slurm job goes on where this is interrupted.
+"""
+
+import argparse
+import itertools
+import sys
+from pathlib import Path
+
+from lib import cli, report
+
+
+def commands(over, script, savedir):
+    """[(name, command line)] of every combination of `over`, [[flag, value, ...], ...]."""
+    flags = [flag for flag, *_values in over]
+    for values in itertools.product(*(values for _flag, *values in over)):
+        pairs = list(zip(flags, values, strict=True))
+        name = "_".join(f"{flag}-{value.strip('/').replace('/', '-')}" for flag, value in pairs)
+        chosen = [text for flag, value in pairs for text in (f"--{flag}", value)]
+        path, *arguments = script
+        yield name, [sys.executable, str(report.ROOT / path), *arguments, *chosen, "--savedir", str(savedir / name)]
+
+
+def number_or_text(text):
+    return int(text) if text.isdigit() else text
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--executor", choices=["local", "slurm"], default="local", help="where jobs run")
+    parser.add_argument(
+        "--over", nargs="+", action="append", required=True, metavar=("FLAG", "VALUE"), help="a flag and its values"
+    )
+    parser.add_argument(
+        "--parameters",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of submitit, for example timeout_min=600 gpus_per_node=1 slurm_partition=gpu (default: timeout_min=60)",
+    )
+    parser.add_argument("--savedir", type=Path, default=Path("results/cluster"), help="default: %(default)s")
+    parser.add_argument("script", nargs="+", help="after --, the script and its flags")
+    args = parser.parse_args()
+    if not (report.ROOT / args.script[0]).is_file():
+        raise cli.UserError(f"no such script: {args.script[0]}")
+    if not all("=" in pair for pair in args.parameters):
+        raise cli.UserError("--parameters are KEY=VALUE")
+    report.check_writable(args.savedir)
+    try:
+        import submitit
+    except ImportError as error:
+        raise cli.UserError("submitit is not installed; run: pip install -r requirements-cluster.txt") from error
+
+    savedir = args.savedir.resolve()
+    executor = submitit.AutoExecutor(folder=savedir / "jobs", cluster=args.executor)
+    given = dict(pair.split("=", 1) for pair in args.parameters)
+    try:
+        executor.update_parameters(**{"timeout_min": 60} | {key: number_or_text(value) for key, value in given.items()})
+    except (NameError, TypeError, ValueError) as error:
+        raise cli.UserError(f"submitit: {cli.first_line(error)}") from error
+    named = list(commands(args.over, args.script, savedir))
+    with executor.batch():
+        jobs = [executor.submit(submitit.helpers.CommandFunction(command)) for _name, command in named]
+    failed = 0
+    for (name, _command), job in zip(named, jobs, strict=True):
+        error = job.exception()
+        failed += error is not None
+        print(
+            f"{'failed' if error else 'done'}  job {job.job_id}  {savedir / name}  log {job.paths.stderr}", flush=True
+        )
+    if failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli.main(main)

@@ -1,0 +1,157 @@
+"""Several processes, as `torchrun` starts them, share the windows of an experiment; one process alone notices nothing.
+
+Each takes equally many whole batches, in the order of the ranks, and `gather` gives what came of them to all. Every
+process then goes on with the same numbers, in the order in which one process would have had them: results are the same
+to the bit. What is exchanged are small objects in main memory, so gloo serves GPUs, too.
+"""
+
+import functools
+import operator
+import os
+import threading
+from collections import Counter
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
+
+
+def rank():
+    """Which process this is, from 0. The first one alone writes and prints."""
+    return int(os.environ.get("RANK", 0))
+
+
+def local_rank():
+    """Which of the processes on this machine this is, from 0."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def size():
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def own(n, batch_size):
+    """Which of `n` windows are this process's, as a slice; it may be empty."""
+    batches = -(-n // batch_size)
+    first, end = (batches * r // size() * batch_size for r in (rank(), rank() + 1))
+    return slice(min(first, n), min(end, n))
+
+
+def progress(n, batch_size, label, versions=1, unit="window", leave=True):
+    """A progress bar over those of `n` windows that are this process's, each in so many versions."""
+    from tqdm import tqdm
+
+    mine = own(n, batch_size)
+    return tqdm(total=(mine.stop - mine.start) * versions, unit=unit, desc=label, disable=None, leave=leave)
+
+
+def batches(ids, batch_size):
+    """(slice of the windows, their ids) of each batch of this process."""
+    mine = own(len(ids), batch_size)
+    for start in range(mine.start, mine.stop, batch_size):
+        rows = slice(start, min(start + batch_size, mine.stop))
+        yield rows, ids[rows]
+
+
+def gather(parts):
+    """The lists `parts` of all processes, one after another; all must call it, equally often.
+
+    Raises the error that another process took to the end of `failing_together` instead.
+    """
+    return parts if size() == 1 else [part for of in _exchange(parts) for part in of]
+
+
+def merged(own):
+    """`own` of all processes as one: nested lists and dicts of Counter and of what has a method `merge`."""
+    first, *later = gather([own])
+    for of in later:
+        _merge(first, of)
+    return first
+
+
+def _merge(first, later):
+    if isinstance(first, Counter):
+        first.update(later)
+    elif isinstance(first, list):
+        for pair in zip(first, later, strict=True):
+            _merge(*pair)
+    elif isinstance(first, dict):
+        for key in later:
+            if key in first:
+                _merge(first[key], later[key])
+            else:
+                first[key] = later[key]
+    else:
+        first.merge(later)
+
+
+class Sum:
+    """A sum over windows, of numbers or tensors, added in the order of the windows whatever the number of processes.
+
+    With one process terms are added as they come; with several they are kept until `total`.
+    """
+
+    def __init__(self):
+        self.terms, self.kept = [], size() > 1
+
+    def __iadd__(self, term):
+        self.terms.append(term)
+        if not self.kept:
+            self.terms = [self.total]
+        return self
+
+    def merge(self, later):
+        self.terms.extend(later.terms)
+
+    @property
+    def total(self):
+        return functools.reduce(operator.add, self.terms, 0.0)
+
+
+@contextmanager
+def failing_together():
+    """Whatever fails in the block in one process fails in all of them, with the error of the first that it hit."""
+    if size() == 1:
+        yield
+        return
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "shared"):
+            raise
+        _exchange(error)
+    _exchange([])
+
+
+@contextmanager
+def quiet():
+    """In the block only the first process prints."""
+    if rank() == 0:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def _exchange(mine):
+    """What each process gave, in the order of the ranks. Where one gave an error it is raised here, in all of them."""
+    everyone = []
+    waiting = threading.Thread(target=_all_gather, args=(mine, everyone), daemon=True)  # so that Ctrl-C can end it
+    waiting.start()
+    waiting.join()
+    for theirs in everyone:
+        if isinstance(theirs, Exception):
+            theirs.shared = True
+            raise theirs
+    return everyone
+
+
+def _all_gather(mine, everyone):
+    import torch.distributed as dist
+
+    found = [None] * size()
+    try:
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", timeout=timedelta(days=1))
+        dist.all_gather_object(found, mine)
+        everyone.extend(found)
+    except Exception as error:  # another process is gone
+        everyone.append(error)
