@@ -1,7 +1,5 @@
 """Figures, each drawn from a result JSON's payload; no model is needed."""
 
-import io
-
 import matplotlib
 
 matplotlib.use("Agg")
@@ -29,10 +27,11 @@ sns.set_theme(style="ticks", palette=PALETTE)
 
 def save(figure, path):
     """Write a PNG with a palette of 256 colours, a third of the usual size."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=DPI)
+    figure.set_dpi(DPI)
+    figure.canvas.draw()
+    pixels = Image.fromarray(np.asarray(figure.canvas.buffer_rgba()))
     plt.close(figure)
-    Image.open(buffer).convert("RGB").quantize(256).save(path, optimize=True)
+    pixels.convert("RGB").quantize(256).save(path, optimize=True)
 
 
 def _axes(rows=1, columns=1, size=(8, 5), **kwargs):
