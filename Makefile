@@ -60,8 +60,9 @@ reproduce-gpt2: $(READY)
 	$(RUN) compare_3d_before_after_pruning.py --model $(GPT2) --layer_id 5 --savedir results/3d_comparison/
 	$(RUN) compare_with_published.py results
 
+# two workers: CI has two cores
 test: $(READY)
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses 2 --dist worksteal
 
 # the same weights in TransformerLens, in an environment of its own
 test-peers: $(PEERS_READY)
