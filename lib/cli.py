@@ -113,7 +113,7 @@ def main(script):
     try:
         script()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: no result was written", file=sys.stderr)

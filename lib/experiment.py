@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from lib import plots, report
+from lib.cli import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ def execute(experiment, options):
         payload = report.load(options.replot, experiment.name)
         folder = options.savedir or options.replot.parent
         report.check_writable(folder)
+        with _of_file(options.replot):
+            _check_figures(experiment, payload, folder)
+            _draw(experiment, payload, folder)
     else:
         folder = options.output_dir
         report.check_writable(folder)
@@ -48,6 +53,29 @@ def execute(experiment, options):
             report.write_text(folder / name, content)
             print(folder / name)
         print(folder / payload["files"]["json"])
+        _draw(experiment, payload, folder)
+
+
+@contextmanager
+def _of_file(path):
+    """Whatever fails in the block is the fault of what `path` holds."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is not a whole result ({type(error).__name__}: {first_line(error)})") from error
+
+
+def _check_figures(experiment, payload, folder):
+    """Raise ValueError unless the figures are named as by a run, and lie in `folder`."""
+    names = payload["files"]["figures"]
+    inside = all((folder / name).resolve().is_relative_to(folder.resolve()) for name in names)
+    if not inside or names != _files(experiment, payload["config"])["figures"]:
+        raise ValueError(f"no run names its figures {', '.join(names)}")
+
+
+def _draw(experiment, payload, folder):
     for name, draw in zip(payload["files"]["figures"], experiment.figures.values(), strict=True):
         with report.complete_file(folder / name) as temporary:
             plots.save(draw(payload), temporary)
@@ -63,10 +91,14 @@ def _measure(experiment, options):
     results = experiment.run(lm, windows, options)
     seconds = time.monotonic() - start
     config = report.config(options)
-    files = {
+    provenance = report.provenance(options, lm, windows, seconds)
+    return report.payload(experiment.name, config, provenance, results, _files(experiment, config))
+
+
+def _files(experiment, config):
+    return {
         "json": experiment.json.format(**config),
         "txt": experiment.txt.format(**config),
         "extra": [name.format(**config) for name in experiment.extra],
         "figures": [name.format(**config) for name in experiment.figures],
     }
-    return report.payload(experiment.name, config, report.provenance(options, lm, windows, seconds), results, files)

@@ -23,6 +23,8 @@ LINES = ("-", "--", ":", "-.")
 PLAIN = FuncFormatter(lambda x, _position: f"{x:,.10g}")
 
 sns.set_theme(style="ticks", palette=PALETTE)
+for text in (str, np.str_, bytes, np.bytes_):  # no axis is of words: a text among the numbers is a mistake
+    matplotlib.units.registry.pop(text)
 
 
 def save(figure, path):
@@ -175,7 +177,8 @@ def head_ranking(payload):
     by_layer.legend(frameon=False, fontsize=9)
     top = ranking[:20][::-1]
     names = [f"layer {r['layer']}, head {r['head']}" for r in top]
-    by_rank.barh(names, [r["score"] for r in top], color=PALETTE[0])
+    by_rank.barh(range(len(top)), [r["score"] for r in top], color=PALETTE[0])
+    by_rank.set_yticks(range(len(top)), names)
     for row, r in enumerate(top):
         cell = results["scores"][r["layer"]][r["head"]]
         if cell["ci95"]:
