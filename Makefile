@@ -53,8 +53,9 @@ reproduce-gpt2: $(READY)
 	$(RUN) compare_3d_before_after_pruning.py --model $(GPT2) --layer_id 5 --savedir results/3d_comparison/
 	$(RUN) verify_claims.py results --model gpt2
 
+# two workers: CI has two cores
 test: $(READY)
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses 2 --dist worksteal
 
 # the same weights in TransformerLens, in an environment of its own
 test-peers: $(PEERS_READY)

@@ -127,7 +127,7 @@ def main(script):
             script()
     except UserError as error:
         with ranks.quiet():
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         ranks.gather([])  # the first to leave takes the others with it: not before the line is printed
         sys.exit(2)
     except KeyboardInterrupt:

@@ -3,10 +3,11 @@
 import sys
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from lib import plots, ranks, report
-from lib.cli import UserError
+from lib.cli import UserError, first_line
 
 CPU_TOKENS = 1024  # of a batch with --batch_size auto; more are no faster there
 GPU_WINDOWS = 128  # to begin with, there
@@ -39,6 +40,9 @@ def execute(experiment, options, lm=None):
         payload = report.load(options.replot, experiment.name)
         folder = options.savedir or options.replot.parent
         report.check_writable(folder)
+        with _of_file(options.replot):
+            _check_figures(experiment, payload, folder)
+            _draw(experiment, payload, folder)
     else:
         folder = options.output_dir
         report.check_writable(folder)
@@ -55,6 +59,29 @@ def execute(experiment, options, lm=None):
             report.write_text(folder / name, content)
             print(folder / name)
         print(folder / payload["files"]["json"])
+        _draw(experiment, payload, folder)
+
+
+@contextmanager
+def _of_file(path):
+    """Whatever fails in the block is the fault of what `path` holds."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is not a whole result ({type(error).__name__}: {first_line(error)})") from error
+
+
+def _check_figures(experiment, payload, folder):
+    """Raise ValueError unless the figures are named as by a run, and lie in `folder`."""
+    names = payload["files"]["figures"]
+    inside = all((folder / name).resolve().is_relative_to(folder.resolve()) for name in names)
+    if not inside or names != _files(experiment, payload["config"])["figures"]:
+        raise ValueError(f"no run names its figures {', '.join(names)}")
+
+
+def _draw(experiment, payload, folder):
     for name, draw in zip(payload["files"]["figures"], experiment.figures.values(), strict=True):
         with report.complete_file(folder / name) as temporary:
             plots.save(draw(payload), temporary)
@@ -83,7 +110,8 @@ def already_there(experiment, options, lm):
 
 def _repeats(provenance):
     """The part of a provenance that is the same whenever the same thing is measured."""
-    return {key: value for key, value in provenance.items() if key not in report.NOT_REPEATED}
+    told_apart = (*report.UNREPEATED, "command", "warning", "sha256")
+    return {key: value for key, value in provenance.items() if key not in told_apart}
 
 
 def _windows(experiment, options, lm):

@@ -15,17 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lib import ranks
-from lib.cli import UserError
+from lib.cli import UserError, first_line
 
 SCHEMA_VERSION = 1
+UNREPEATED = ("time", "seconds", "git")
 ROOT = Path(__file__).resolve().parent.parent
-NOT_REPEATED = (
-    "command",
-    "time",
-    "seconds",
-    "git",
-    "warning",
-)  # of a provenance, when the same thing is measured again
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "safetensors", "gguf")
 
 
@@ -91,22 +85,37 @@ def _dump(value, indent=""):
 def read_json(path):
     """The object in a JSON file. Raises UserError if there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        value = json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {first_line(error)}") from error
     if not isinstance(value, dict):
         raise UserError(f"cannot read {path}: not a JSON object")
     return value
 
 
+def _finite(text):
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return float(text)
+
+
 def load(path, experiment):
-    """The payload of a result JSON. Raises UserError if it is missing, malformed or of another experiment."""
+    """The payload of a result JSON. Raises UserError if it is missing, malformed, changed or of another experiment."""
     payload = read_json(path)
     if payload.get("experiment") != experiment:
         raise UserError(f"{path} is not a result of '{experiment}' but of '{payload.get('experiment')}'")
     if payload.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"{path} has schema version {payload.get('schema_version')}, not {SCHEMA_VERSION}")
+    provenance = payload.get("provenance")
+    if not isinstance(provenance, dict) or provenance.get("sha256", _sha256(payload)) != _sha256(payload):
+        raise UserError(f"{path} is not what a run wrote: its content does not have the sha256 in its provenance")
     return payload
+
+
+def _sha256(payload):
+    """Of a payload but for what differs when the same run is repeated, and the hash itself."""
+    kept = {key: value for key, value in payload["provenance"].items() if key not in (*UNREPEATED, "sha256")}
+    return hashlib.sha256(json.dumps(payload | {"provenance": kept}, sort_keys=True).encode()).hexdigest()
 
 
 def lookup(payload, path):
@@ -138,8 +147,8 @@ def config(options):
 
 
 def payload(experiment, config, provenance, results, files):
-    """What the JSON holds; all but NOT_REPEATED of the provenance repeats on the same machine."""
-    return _plain(
+    """What the JSON holds; all but provenance's UNREPEATED is the same for the same run on the same machine."""
+    whole = _plain(
         {
             "schema_version": SCHEMA_VERSION,
             "experiment": experiment,
@@ -149,6 +158,8 @@ def payload(experiment, config, provenance, results, files):
             "files": files,
         }
     )
+    whole["provenance"]["sha256"] = _sha256(whole)
+    return whole
 
 
 def provenance(options, lm, windows, seconds):

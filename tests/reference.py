@@ -1,9 +1,8 @@
 """Slow, plain implementations of what lib/ measures. They share nothing with it: eager attention maps, copies of the
-model with weights zeroed, Python loops, and two transformer blocks in NumPy.
+model with weights zeroed, statistics and two transformer blocks in NumPy.
 """
 
 import copy
-import math
 from collections import Counter
 from types import SimpleNamespace
 
@@ -79,15 +78,18 @@ def observe(model, ids):
 
 
 def layer_statistics(hidden):
-    """(top1, top2, top3, median), places of the three, and {(position, dim): (value, ratio)} of what is massive."""
-    cells = sorted(
-        ((abs(value), position, dim, value) for position, row in enumerate(hidden) for dim, value in enumerate(row)),
-        reverse=True,
+    """top1, top2, top3, median; places of the three; {(position, dim): (value, ratio)} of what is massive."""
+    hidden = np.asarray(hidden)
+    size = np.abs(hidden)
+    order = np.argsort(size, axis=None)
+    median = size.flat[order[(size.size - 1) // 2]]  # of the two in the middle the lower, as torch.median
+    massive = [tuple(at) for at in np.argwhere((size > 100) & (size > 1000 * median)).tolist()]
+    places = [tuple(map(int, np.unravel_index(at, size.shape))) for at in order[:-4:-1]]
+    return (
+        [*(size[at] for at in places), median],
+        [(*at, "+" if hidden[at] > 0 else "-") for at in places],
+        {at: (hidden[at], size[at] / median) for at in massive},
     )
-    median = cells[len(cells) // 2][0]  # of the two in the middle the lower, as torch.median
-    massive = {(p, d): (v, size / median) for size, p, d, v in cells if size > 100 and size > 1000 * median}
-    places = [(p, d, "+" if v > 0 else "-") for _size, p, d, v in cells[:3]]
-    return [*(cell[0] for cell in cells[:3]), median], places, massive
 
 
 def can_see_first(config, layer, query):
@@ -117,11 +119,9 @@ def sink_rate(config, attentions, removed=()):
 
 def loss(logits, ids):
     """Mean next-token loss in nats of one sequence."""
-    losses = []
-    for row, target in zip(logits[:-1].double().tolist(), ids[1:].tolist(), strict=True):
-        top = max(row)
-        losses.append(top + math.log(sum(math.exp(x - top) for x in row)) - row[target])
-    return sum(losses) / len(losses)
+    logits = logits[:-1].double().numpy()
+    top = logits.max(1)
+    return np.mean(top + np.log(np.exp(logits - top[:, None]).sum(1)) - logits[np.arange(len(top)), ids[1:].numpy()])
 
 
 def compare(model, ids, conditions, dims=()):
@@ -139,7 +139,7 @@ def compare(model, ids, conditions, dims=()):
         hidden = {}
         for name, variant in variants.items():
             seen = observe(variant, sequence[None])
-            hidden[name] = [layer[0].tolist() for layer in seen.hidden]
+            hidden[name] = [layer[0].double().numpy() for layer in seen.hidden]
             rows, places, massive = zip(*map(layer_statistics, hidden[name]), strict=True)
             result = results[name]
             result.rows.append(rows)
@@ -167,7 +167,7 @@ def compare(model, ids, conditions, dims=()):
 
 def _peak(hidden, dim):
     """Position where |value| in `dim` is largest over all layers."""
-    return max((abs(row[dim]), position) for layer in hidden for position, row in enumerate(layer))[1]
+    return np.abs([layer[:, dim] for layer in hidden]).max(0).argmax()
 
 
 def most_common(values):

@@ -34,16 +34,21 @@ def changes_of(case):  # noqa: F811
     }
 
 
+@pytest.fixture(scope="module")
+def zeroed(case):  # noqa: F811
+    """{change: what a copy of the model does in which that part's weights are zero}."""
+    return {name: without(case, **off) for name, (_condition, off) in changes_of(case).items()}
+
+
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_sweep_equals_zeroed_copies(case, batch_size):  # noqa: F811
+def test_sweep_equals_zeroed_copies(case, zeroed, batch_size):  # noqa: F811
     at = fixed_place([0, 9], case.lm.arch.n_layers)
     changes = changes_of(case)
     conditions = [condition for condition, _off in changes.values()]
     measured = sweep.measure(case.lm, windows_of(case.ids), at, conditions, batch_size)
     assert list(measured) == [sweep.BASELINE, *changes]
     truncated = sweep.at_place(case.lm, windows_of(case.ids), at, conditions, batch_size)
-    for name, (_condition, off) in changes.items():
-        expected = without(case, **off)
+    for name, expected in zeroed.items():
         values = torch.stack([h[torch.arange(2), torch.from_numpy(at.positions), DIM] for h in expected.hidden[1:]], 1)
         close(torch.from_numpy(measured[name].values).float(), values)
         close(torch.from_numpy(truncated[name]).float(), values)
