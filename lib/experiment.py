@@ -36,6 +36,8 @@ class Experiment:
 def execute(experiment, options):
     """Carry out one experiment and print its summary and where the files are."""
     if options.replot:
+        if ranks.rank() > 0:
+            return
         payload = report.load(options.replot, experiment.name)
         folder = options.savedir or options.replot.parent
         report.check_writable(folder)
