@@ -37,6 +37,8 @@ class Experiment:
 def execute(experiment, options, lm=None):
     """Carry out one experiment and print its summary and where the files are; `lm`: the model, if it is loaded."""
     if options.replot:
+        if ranks.rank() > 0:
+            return
         payload = report.load(options.replot, experiment.name)
         folder = options.savedir or options.replot.parent
         report.check_writable(folder)

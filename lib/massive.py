@@ -12,7 +12,7 @@ from lib.stats import Samples, averages
 
 ABSOLUTE = 100.0
 RELATIVE = 1000.0
-NEAR_LIMIT = 0.5
+NEAR_LIMIT = 0.5  # of float16's largest value
 DEFINITION = f"|value| > {ABSOLUTE:,.0f} and > {RELATIVE:,.0f} x the layer's median (Sun et al. 2024, arXiv 2402.17762)"
 
 

@@ -134,7 +134,7 @@ def _device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and ranks.size() > 1:
-        name = f"cuda:{ranks.local_rank() % torch.cuda.device_count()}"
+        name = f"cuda:{ranks.local_rank() % max(1, torch.cuda.device_count())}"
     try:
         return torch.empty(0, device=name).device
     except Exception as error:

@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from lib import cli, data, ranks, report
+import main_llm
+from lib import cli, data, experiment, ranks, report
 from tests.conftest import SPIKE_TOKEN, TEXT, language_model, planted_model, save, tiny_model, token_ids
 from tests.test_scripts import SCRIPTS, files, run
 
@@ -77,11 +78,11 @@ def experiment_of(script):
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in ONE_SENTENCE])
 def test_same_results_to_the_bit(script, in_threads, tokenizer):
     """Five windows in batches of two, for two processes: shares are unequal, and some parts leave one without."""
-    experiment, options = experiment_of(script)
+    of_script, options = experiment_of(script)
     lm, windows = language_model(planted_model("gpt2"), tokenizer), spiked_windows()
     models = [language_model(copy.deepcopy(lm.model), tokenizer) for _ in range(2)]
-    one = exact(experiment.run(lm, windows, options))
-    for of in in_threads(2, lambda rank: exact(experiment.run(models[rank], windows, options))):
+    one = exact(of_script.run(lm, windows, options))
+    for of in in_threads(2, lambda rank: exact(of_script.run(models[rank], windows, options))):
         assert of == one
 
 
@@ -112,6 +113,17 @@ def test_sums_are_in_the_order_of_the_windows(in_threads):
     assert one != sum(sorted(terms))
     shares = in_threads(3, lambda _rank: ranks.merged([total([terms[i] for i in range(len(terms))[ranks.own(7, 1)]])]))
     assert [of.total for (of,) in shares] == [one] * 3
+
+
+def test_the_first_process_alone_writes(tmp_path, monkeypatch):
+    result = report.ROOT / "results" / "smollm2-135m" / "main_llm" / "smollm2-135m_layerwise.json"
+    monkeypatch.setattr(experiment, "_measure", lambda *_args: report.read_json(result))
+    for rank in (1, 0):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        for name, replot in (("measured", None), ("redrawn", result)):
+            out = tmp_path / f"{name} {rank}"
+            experiment.execute(main_llm.LAYERWISE, main_llm.Options(savedir=out, replot=replot))
+            assert out.exists() == (rank == 0)
 
 
 def test_torchrun(tokenizer, tmp_path):
