@@ -1,4 +1,7 @@
-"""Start writing, and kill it at any moment: `python -m tests.killed results RESULT.json FOLDER` or `... cache GGUF FOLDER`.
+"""Start writing, and kill it at any moment.
+
+    python -m tests.killed results RESULT.json FOLDER
+    python -m tests.killed cache GGUF FOLDER
 
 Every killed writer has a folder of its own, FOLDER/0, FOLDER/1, ...; two that go on at once share FOLDER/both.
 """
@@ -14,14 +17,12 @@ from pathlib import Path
 KILLS = 12
 
 
-def child(work, folder, ready=None):
-    """Do `work` in a fork of this process, after a byte to the pipe `ready`; returns its id."""
+def child(work, folder, started):
+    """Do `work` in a fork of this process; returns its id."""
     pid = os.fork()
     if pid == 0:
         try:
-            if ready is not None:
-                os.write(ready, b".")
-            work(folder)
+            work(folder, started)
             os._exit(0)
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
@@ -30,20 +31,20 @@ def child(work, folder, ready=None):
 
 
 def kill_at_random(work, folder):
-    work(folder / "first")  # imports what it needs
-    start = time.monotonic()
-    work(folder / "whole")
-    seconds = time.monotonic() - start
+    """`work(folder, started)` calls `started` when it begins to write."""
+    times = []
+    for name in ("first", "whole"):  # the first imports what it needs
+        work(folder / name, lambda: times.append(time.monotonic()))
+    seconds = time.monotonic() - times[-1]
     random.seed(0)
     for kill in range(KILLS):
         heard, ready = os.pipe()
-        pid = child(work, folder / str(kill), ready)
+        pid = child(work, folder / str(kill), lambda ready=ready: os.write(ready, b"."))
         os.read(heard, 1)
         time.sleep(seconds * (kill + random.random()) / KILLS)  # from the beginning to the end
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        os.close(heard), os.close(ready)
-    pair = [child(work, folder / "both") for _ in range(2)]
+    pair = [child(work, folder / "both", list) for _ in range(2)]
     sys.exit(sum(os.waitpid(pid, 0)[1] for pid in pair) > 0)
 
 
@@ -54,13 +55,22 @@ def results(path):
 
     payload = json.loads(path.read_text(encoding="utf-8"))
     experiment._measure = lambda *_: payload
-    return lambda folder: experiment.execute(main_llm.LAYERWISE, main_llm.Options(savedir=folder))
+
+    def work(folder, started):
+        started()
+        experiment.execute(main_llm.LAYERWISE, main_llm.Options(savedir=folder))
+
+    return work
 
 
 def cache(path):
-    from lib import models
+    from lib import models, report
 
-    return lambda folder: models._dequantise(path, folder / "model")
+    def work(folder, started):
+        report.remove_leftovers = lambda _folder: started()  # called when the model is dequantised
+        models._dequantise(path, folder / "model")
+
+    return work
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("free", [0, 4096, 40_960])
+@pytest.mark.parametrize("free", [0, 4096, 20_480])
 def test_a_full_disk_leaves_whole_files(free, result, small_disk, tiny_gpt2_folder, text_file, capsys):
     (small_disk / "filler").write_bytes(bytes(65536 - free))
     arguments = ["--model", tiny_gpt2_folder, "--dataset", text_file, *SAMPLE, "--savedir", small_disk]

@@ -20,7 +20,9 @@ WRONG = [None, True, "", "x\ny", [], {}, [[]], 0, -1, 3, 1.5, -1e300, 10**30, fl
 def places(value, path=()):
     """Every path in a tree of dicts and lists, the root's too."""
     yield path
-    for key, branch in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, branch in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
         yield from places(branch, (*path, key))
 
 
@@ -54,13 +56,12 @@ def damaged(content, rng, within=None):
 
 
 def measured(model, text_file):
-    """Whether a model could be loaded and measured; the error, if not, is one line."""
+    """Whether a model could be loaded and measured; whatever else is raised is a traceback to the user."""
     options = main_llm.Options(model=str(model), dataset=str(text_file), nsamples=2, seqlen=16, device="cpu")
     try:
         lm = models.load(options)
         main_llm.run_layerwise(lm, data.load(options, lm), options)
-    except UserError as error:
-        assert "\n" not in str(error)
+    except UserError:
         return False
     return True
 
@@ -106,6 +107,14 @@ def test_fewer_layers_than_weights_is_an_error(tiny_llama_folder, tmp_path):
         models.load(main_llm.Options(model=str(broken), device="cpu"))
 
 
+def test_a_model_that_cannot_run(tiny_gpt2_folder, tmp_path):
+    broken = shutil.copytree(tiny_gpt2_folder, tmp_path / "model")
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"n_head": -1}))
+    with pytest.raises(UserError, match="cannot run"):
+        models.load(main_llm.Options(model=str(broken), device="cpu"))
+
+
 REPLOTTED = {"main_llm.py --exp2": "{}_layerwise.json", "analyze_heads_simple.py": "{}_head_analysis.json"}
 
 
@@ -135,7 +144,7 @@ def test_a_result_that_no_run_wrote_is_not_drawn(result, tmp_path, capsys):
     script, path = result
     content, wrong = path.read_bytes(), 0
     expected = {name: (path.parent / name).read_bytes() for name in json.loads(content)["files"]["figures"]}
-    for seed in range(40):
+    for seed in range(32):
         rng = random.Random(seed)
         broken = altered(json.loads(content), rng) if seed % 4 else damaged(content, rng)
         figures = redrawn(script, broken, tmp_path, capsys)
@@ -151,7 +160,7 @@ def test_a_result_without_its_hash_never_ends_in_a_traceback(result, tmp_path, c
     payload = json.loads(path.read_text())
     del payload["provenance"]["sha256"]
     done = set()
-    for seed in range(16):
+    for seed in range(12):
         rng = random.Random(seed)
         part = rng.choice(["results", "config", "provenance", "files"])
         broken = payload | {part: altered(payload[part], rng)}
@@ -159,7 +168,7 @@ def test_a_result_without_its_hash_never_ends_in_a_traceback(result, tmp_path, c
     assert True in done
 
 
-@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "sub/../../../x", "..", "x\0y", "\ud800"])
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "sub/../../../x", "x\0y", "\ud800"])
 def test_figures_stay_in_their_folder(name, result, tmp_path, capsys):
     script, path = result
     payload = json.loads(path.read_text().replace("tiny-gpt2", "NAME"))
@@ -169,7 +178,6 @@ def test_figures_stay_in_their_folder(name, result, tmp_path, capsys):
     payload["provenance"]["sha256"] = report._sha256(payload)
     inside = tmp_path / "a" / "b"
     inside.mkdir(parents=True)
-    figures = redrawn(script, payload, inside, capsys)
-    assert files(tmp_path) == files(inside.relative_to(inside) / inside) or figures is None
+    assert redrawn(script, payload, inside, capsys) is None
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["b"]
