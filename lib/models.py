@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import huggingface_hub
 import torch
 import transformers
+from safetensors import SafetensorError
 
-from lib import hub, ranks
+from lib import hooks, hub, ranks, report
 from lib.arch import Architecture, family_of
 from lib.cli import UserError, first_line
 
@@ -76,6 +78,10 @@ def load(options):
         raise UserError(_why_not_loaded(options.model, path, error)) from error
     if loading["missing_keys"]:  # transformers would go on with random numbers
         raise UserError(f"'{options.model}' has no weights for {', '.join(sorted(loading['missing_keys'])[:3])}")
+    kinds = {re.sub(r"\d+", "", of) for of in model.state_dict()}
+    left = sorted(of for of in loading["unexpected_keys"] if re.sub(r"\d+", "", of) in kinds)
+    if left:  # transformers would go on without those layers
+        raise UserError(f"'{options.model}' has weights its configuration has no layer for: {', '.join(left[:3])}")
     try:
         tokenizer_where = {} if options.tokenizer else where
         tokenizer = transformers.AutoTokenizer.from_pretrained(options.tokenizer or name, **tokenizer_where)
@@ -85,9 +91,10 @@ def load(options):
         raise UserError(
             f"no tokenizer for '{options.tokenizer or options.model}' ({first_line(error)}); name one with --tokenizer"
         ) from error
-    if len(tokenizer) > model.config.vocab_size:
+    entries = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
+    if entries > model.config.vocab_size:
         raise UserError(
-            f"the tokenizer has {len(tokenizer)} entries, the model only {model.config.vocab_size}: "
+            f"the tokenizer has {entries} entries, the model only {model.config.vocab_size}: "
             "they do not belong together"
         )
     if path is None:
@@ -95,7 +102,12 @@ def load(options):
         source = {"hub_id": options.model, "revision": Path(config_file).parent.name}  # snapshots/<commit>/config.json
     if device_map is None:
         model.to(device)
-    return LanguageModel(model.eval(), Architecture(model), tokenizer, source)
+    lm = LanguageModel(model.eval(), Architecture(model), tokenizer, source)
+    try:  # a configuration of wrong numbers may build a model that cannot run
+        hooks.forward(lm, torch.zeros(1, 2, dtype=torch.long))
+    except Exception as error:
+        raise UserError(f"'{options.model}' cannot run: {first_line(error)}") from error
+    return lm
 
 
 def _resolve(name):
@@ -186,13 +198,17 @@ def _dequantise(gguf, folder):
     model.hf_quantizer = None
     model.is_quantized = False
     del model.config.quantization_config
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as unfinished:
-        ready = Path(unfinished) / "model"
-        model.save_pretrained(ready)
-        tokenizer.save_pretrained(ready)
-        try:
-            ready.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        report.remove_leftovers(folder.parent)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=report.UNFINISHED) as unfinished:
+            ready = Path(unfinished) / "model"
+            model.save_pretrained(ready)
+            tokenizer.save_pretrained(ready)
+            try:
+                ready.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot keep {gguf.name} in {folder.parent}: {first_line(error)}") from error

@@ -7,17 +7,19 @@ import json
 import math
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lib import ranks
 from lib.cli import UserError, first_line
 
 SCHEMA_VERSION = 1
+UNFINISHED = ".unfinished-"
 UNREPEATED = ("time", "seconds", "git")
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "safetensors", "gguf")
@@ -37,7 +39,8 @@ def complete_file(path):
     """Yield a temporary path beside `path`; it takes the name of `path` only if the block succeeds."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".unfinished-", suffix=path.suffix)
+        remove_leftovers(path.parent)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=UNFINISHED, suffix=path.suffix)
         os.close(handle)
         try:
             os.chmod(temporary, 0o666 & ~_umask())
@@ -47,6 +50,14 @@ def complete_file(path):
             Path(temporary).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def remove_leftovers(folder, seconds=24 * 3600):
+    """Delete what killed runs have left unfinished in `folder`; what is younger may be in the making by another run."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > seconds:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _umask():

@@ -1,5 +1,6 @@
 """Tiny models, tokenizers and files. Nothing here needs a network."""
 
+import json
 import os
 
 # read when the libraries are imported, here and in scripts that tests start
@@ -8,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads that wait
 
 from pydoc_data.topics import topics
 
+import gguf
 import pytest
 import torch
 import transformers
@@ -147,6 +149,62 @@ def save(folder, model, tokenizer):
     return folder
 
 
+# GGUF's names of Llama's tensors
+GGUF_NAMES = {
+    "embed_tokens": "token_embd",
+    "layers": "blk",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.": "",
+}
+
+
+def gguf_name(name):
+    for ours, theirs in GGUF_NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def save_gguf(path, model, tokenizer):
+    """A tiny Llama as a GGUF file whose matrices are quantised to 8 bits (rows of queries and keys as they are)."""
+    config, merges = model.config, json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_bos_token_id(config.bos_token_id)
+    writer.add_eos_token_id(config.eos_token_id)
+    for name, value in model.state_dict().items():
+        value, kind = value.numpy(), gguf.GGMLQuantizationType.Q8_0
+        if value.ndim == 2 and value.shape[1] % 32 == 0:
+            writer.add_tensor(gguf_name(name), gguf.quantize(value, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(gguf_name(name), value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_datasets_cache(tmp_path_factory):
     """Set before anything imports `datasets`, here or in scripts that tests start."""
@@ -177,6 +235,11 @@ def tiny_gpt2_folder(tmp_path_factory, tokenizer):
 @pytest.fixture(scope="session")
 def tiny_llama_folder(tmp_path_factory, tokenizer):
     return save(tmp_path_factory.mktemp("models") / "tiny-llama", tiny_model("llama"), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory, tokenizer):
+    return save_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf", tiny_model("llama"), tokenizer)
 
 
 @pytest.fixture(scope="session")

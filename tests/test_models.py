@@ -1,7 +1,6 @@
 """What `--model` may name, and how it fails."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,18 @@ from safetensors.torch import load_file, save_file
 
 from lib import arch, hub, models
 from lib.cli import Options, UserError
-from tests.conftest import HEADS, LAYERS, VOCABULARY, logits, make_tokenizer, save, tiny_model, token_ids
+from tests.conftest import (
+    HEADS,
+    HIDDEN,
+    LAYERS,
+    VOCABULARY,
+    gguf_name,
+    logits,
+    make_tokenizer,
+    save,
+    tiny_model,
+    token_ids,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -147,54 +157,42 @@ def test_packaged_model(smollm2):
     assert smollm2.tokenizer.decode(logits(smollm2, ids)[0, -1].argmax()) == " Paris"
 
 
-# GGUF's names of Llama's tensors
-GGUF_NAMES = {
-    "embed_tokens": "token_embd",
-    "layers": "blk",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "model.norm": "output_norm",
-    "model.": "",
-}
-
-
-def gguf_tensors(path):
+def gguf_tensors(path, head_dim):
     """{name in GGUF: dequantised tensor}, rotary dims in the order of transformers: halves, not pairs."""
     tensors = {}
     for tensor in gguf.GGUFReader(path).tensors:
         value = torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type))
         if "attn_q." in tensor.name or "attn_k." in tensor.name:
-            value = value.view(-1, 32, 2, value.shape[1]).transpose(1, 2).reshape(value.shape)
+            value = value.view(-1, head_dim // 2, 2, value.shape[1]).transpose(1, 2).reshape(value.shape)
         tensors[tensor.name] = value
     return tensors
 
 
-@pytest.mark.real
-def test_two_processes_dequantise_at_once(tmp_path):
-    """Both succeed, one complete folder remains, and it holds what is in the GGUF file."""
-    script = "from lib import cli, models; models.load(cli.Options(model='smollm2-135m', device='cpu', offline=True))"
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    pair = [
-        subprocess.Popen([sys.executable, "-c", script], env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    expected = gguf_tensors(models._packaged_gguf())
-    said = [process.communicate()[0] for process in pair]
-    assert [process.returncode for process in pair] == [0, 0]
-    assert all("dequantising" in text for text in said)  # neither found the other's folder
-    (folder,) = (tmp_path / "massive-activations").iterdir()
+def holds(folder, expected):
+    """Whether a folder's weights are those of gguf_tensors."""
     cached = load_file(folder / "model.safetensors")
     assert len(cached) == len(expected)
     for name, value in cached.items():
-        for ours, theirs in GGUF_NAMES.items():
-            name = name.replace(ours, theirs)
-        assert torch.equal(value, expected[name]), name
+        assert torch.equal(value, expected[gguf_name(name)]), name
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
-    shutil.rmtree(folder)
+    return True
+
+
+@pytest.mark.real
+def test_the_packaged_model_is_what_is_in_its_gguf_file(smollm2):
+    folder = models._cache_folder(models.PACKAGED, models.PACKAGED_SHA256)
+    assert holds(folder, gguf_tensors(models._packaged_gguf(), smollm2.arch.head_dim))
+
+
+def test_two_processes_dequantise_at_once(tiny_gguf, tmp_path):
+    """Both succeed, one complete folder remains, and it holds what is in the GGUF file."""
+    folder = tmp_path / "cache" / "tiny"
+    script = f"from pathlib import *; from lib import models; models._dequantise({tiny_gguf!r}, {folder!r})"
+    pair = [
+        subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    said = [process.communicate()[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0]
+    assert all("dequantising" in text for text in said)  # neither found the other's folder
+    assert list(folder.parent.iterdir()) == [folder]
+    assert holds(folder, gguf_tensors(tiny_gguf, HIDDEN // HEADS))
