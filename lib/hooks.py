@@ -41,6 +41,13 @@ def require_finite(layer, value):
         )
 
 
+def watch_calls(arch, role, see, layers=None):
+    """Call `see(layer)` when each layer's `role` module is called."""
+    return _registered(
+        arch, role, layers, lambda layer, module: module.register_forward_pre_hook(lambda *_: see(layer))
+    )
+
+
 @contextmanager
 def watch_inputs(arch, role, see, layers=None):
     """Call `see` with the first argument of each layer's `role` module."""
@@ -126,7 +133,10 @@ def _forward_replaced(module, function):
 
 
 def heads_off(arch, heads):
-    """Zero each (layer, head)'s slice of the input of the attention output projection; the bias stays."""
+    """Zero each (layer, head)'s slice of the input of the attention output projection; the bias stays.
+
+    Where that is all of a layer's heads, its attention is not computed, unless something watches it.
+    """
     return heads_set(arch, dict.fromkeys(heads, 0.0))
 
 
@@ -146,7 +156,8 @@ def heads_set(arch, outputs):
         mask, new = (x[layer].flatten().to(value.device) for x in (off, instead))
         return torch.where(mask, new.to(value.dtype), value)
 
-    return watch_inputs(arch, "head_projection", replace, off)
+    whole = [_attention_skipped(arch, layer, "heads") for layer, mask in off.items() if mask.all()]
+    return _together(*whole, watch_inputs(arch, "head_projection", replace, off))
 
 
 def neurons_off(arch, layer, neurons):
@@ -158,19 +169,97 @@ def neurons_off(arch, layer, neurons):
 
 
 def attention_off(arch, layers):
-    """Zero everything that these layers' attention adds to the residual stream, bias included."""
-    return _write_off(arch, "attention_write", layers)
+    """Zero everything that these layers' attention adds to the residual stream, bias included.
+
+    It is not computed, unless something watches it.
+    """
+    return _write_off(arch, "attention_write", layers, _attention_skipped)
 
 
 def mlps_off(arch, layers):
-    """Zero everything that these layers' MLPs add to the residual stream, bias included."""
-    return _write_off(arch, "mlp_write", layers)
+    """Zero everything that these layers' MLPs add to the residual stream, bias included.
+
+    It is not computed, unless something watches it.
+    """
+    return _write_off(arch, "mlp_write", layers, _mlp_skipped)
 
 
-def _write_off(arch, role, layers):
+def _write_off(arch, role, layers, skipped):
     for layer in layers:
         arch.check_layer(layer)
-    return watch_outputs(arch, role, lambda _layer, value: torch.zeros_like(value), layers)
+    zero = watch_outputs(arch, role, lambda _layer, value: torch.zeros_like(value), layers)
+    return _together(*(skipped(arch, layer, role) for layer in layers), zero)
+
+
+@contextmanager
+def _together(*managers):
+    with ExitStack() as stack:
+        for manager in managers:
+            stack.enter_context(manager)
+        yield
+
+
+@contextmanager
+def _attention_skipped(arch, layer, off):
+    """One layer's attention does not run, and its projection gives its bias.
+
+    off: "heads" or "attention_write", what gets its final value elsewhere. All runs as ever that a hook still sees
+    before it has that value, and attention itself if it has a hook.
+    """
+    roles = ("attention_module", "head_projection", "attention_write")
+    attention, projection, write = (arch.module(layer, role) for role in roles)
+    run, project = attention.forward, projection.forward
+    seen_before = bool(projection._forward_pre_hooks if off == "heads" else write._forward_hooks)
+
+    def is_seen():
+        if off == "heads" or seen_before:
+            return seen_before
+        return projection._forward_pre_hooks or (write is not projection and projection._forward_hooks)
+
+    def attend(*args, **kwargs):
+        if attention._forward_pre_hooks or is_seen():
+            return run(*args, **kwargs)
+        hidden = args[0] if args else kwargs["hidden_states"]
+        output = projection(hidden.new_zeros(*hidden.shape[:-1], arch.n_heads * arch.head_dim))
+        return args[1] + output if arch.family.attention_adds_residual else output, None
+
+    def bias_alone(value):
+        if is_seen() or (off == "heads" and value.any()):
+            return project(value)
+        bias = arch.bias(layer, "head_projection")
+        zeros = value.new_zeros(*value.shape[:-1], arch.hidden_size)
+        return zeros if bias is None else zeros + bias
+
+    with _forward_replaced(attention, attend), _forward_replaced(projection, bias_alone):
+        yield
+
+
+@contextmanager
+def _mlp_skipped(arch, layer, _off):
+    """One layer's MLP gives zeros: its first projections give nothing at all, and the last one zeros for that.
+
+    It runs as ever if a hook sees anything of it before what it writes is zeroed.
+    """
+    first = {arch.module(layer, role) for role in ("up", *["gate"] * arch.is_gated)}
+    activation, down, write = (arch.module(layer, role) for role in ("activation", "down", "mlp_write"))
+    project = down.forward
+    seen_before = bool(write._forward_hooks)
+
+    def is_seen():
+        inside = [down._forward_pre_hooks, write is not down and down._forward_hooks]
+        inside += [hooks for m in (*first, activation) for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        return seen_before or any(inside)
+
+    def nothing(run):
+        return lambda value: run(value) if is_seen() else value.new_empty(*value.shape[:-1], 0)
+
+    def zeros(value):
+        return project(value) if value.shape[-1] else value.new_zeros(*value.shape[:-1], arch.hidden_size)
+
+    with _together(
+        *(_forward_replaced(module, nothing(module.forward)) for module in first), _forward_replaced(down, zeros)
+    ):
+        yield
 
 
 @contextmanager
