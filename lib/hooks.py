@@ -21,15 +21,20 @@ def forward(lm, ids):
 
 
 def token_losses(lm, ids, chunk=256):
-    """(batch, seq - 1) next-token losses in nats; the logits are taken to float32 `chunk` positions at a time."""
+    """(batch, seq - 1) next-token losses in nats; the logits are taken to float32 `chunk` positions at a time.
+
+    The vocabulary is the last axis, along which PyTorch adds up several partial sums: several times faster and more
+    exact than along another one.
+    """
     ids = ids.to(lm.device)
     with torch.inference_mode():
         logits = lm.model(input_ids=ids, use_cache=False).logits[:, :-1]
         losses = [
-            torch.nn.functional.cross_entropy(part.transpose(1, 2).float(), target, reduction="none")
-            for part, target in zip(logits.split(chunk, dim=1), ids[:, 1:].split(chunk, dim=1), strict=True)
+            torch.nn.functional.cross_entropy(part.float(), target, reduction="none")
+            for row, targets in zip(logits, ids[:, 1:], strict=True)
+            for part, target in zip(row.split(chunk), targets.split(chunk), strict=True)
         ]
-        return torch.cat(losses, dim=1)
+        return torch.cat(losses).view(len(ids), -1)
 
 
 def require_finite(layer, value):
