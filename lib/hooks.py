@@ -145,21 +145,25 @@ def heads_off(arch, heads):
     return heads_set(arch, dict.fromkeys(heads, 0.0))
 
 
-def heads_set(arch, outputs):
+def heads_set(arch, *versions):
     """Put constants in the place of heads' outputs, before the attention output projection.
 
-    outputs: {(layer, head): (head_dim,) tensor, or a number}.
+    versions: {(layer, head): (head_dim,) tensor, or a number}; with several, a batch is as many batches, one after the
+    other, and each has its own.
     """
     off, instead = {}, {}
-    for (layer, head), output in outputs.items():
-        arch.check_head(layer, head)
-        mask = off.setdefault(layer, torch.zeros(arch.n_heads, arch.head_dim, dtype=torch.bool))
-        mask[head] = True
-        instead.setdefault(layer, torch.zeros(arch.n_heads, arch.head_dim))[head] = output
+    shape = len(versions), arch.n_heads, arch.head_dim
+    for version, outputs in enumerate(versions):
+        for (layer, head), output in outputs.items():
+            arch.check_head(layer, head)
+            mask = off.setdefault(layer, torch.zeros(shape, dtype=torch.bool))
+            mask[version, head] = True
+            instead.setdefault(layer, torch.zeros(shape))[version, head] = output
 
     def replace(layer, value):
-        mask, new = (x[layer].flatten().to(value.device) for x in (off, instead))
-        return torch.where(mask, new.to(value.dtype), value)
+        mask, new = (x[layer].flatten(1)[:, None, None].to(value.device) for x in (off, instead))
+        each = value.unflatten(0, (len(versions), -1))
+        return torch.where(mask, new.to(value.dtype), each).flatten(0, 1)
 
     whole = [_attention_skipped(arch, layer, "heads") for layer, mask in off.items() if mask.all()]
     return _together(*whole, watch_inputs(arch, "head_projection", replace, off))
