@@ -1,6 +1,7 @@
 """Run a model with parts off beside the baseline, sequence by sequence, and compare like with like:
 the same layer, position and dim, signed."""
 
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -34,6 +35,11 @@ class Condition:
     def first_layer(self):
         """The first layer that is changed."""
         return min(layer for layer in (*(layer for layer, _head in self.heads), *self.mlps, *self.attention))
+
+    def layers_with_heads(self, arch):
+        """Layers of which not every head is off."""
+        off = Counter(layer for layer, _head in set(self.heads))
+        return [layer for layer in range(arch.n_layers) if off[layer] < arch.n_heads]
 
     def hooks(self, arch, _rows=None):
         stack = ExitStack()
@@ -97,7 +103,7 @@ class _Measurements:
         self.layers.begin_batch(ids)
         with (
             condition.hooks(lm.arch),
-            sinks.watch(lm, self.heads.update),
+            sinks.watch(lm, self.heads.update, condition.layers_with_heads(lm.arch)),
             hooks.watch_outputs(lm.arch, "block", self.layers.update),
             hooks.watch_outputs(lm.arch, "block", see),
         ):

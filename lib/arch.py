@@ -44,12 +44,19 @@ class Family:
     stream; None where nothing does."""
     fused: tuple[str, ...] = ()
     """Roles that are one projection, whose output is theirs side by side, in this order."""
+    attention_adds_residual: bool = False
+    """Whether the attention module returns the sum with the residual stream, which is its second argument."""
     attention: str = "sdpa"
     """Attention implementation to load the model with: "eager" where transformers has no other."""
     positions: str = "max_position_embeddings"
     """Field of the configuration that limits the length of a sequence."""
     refused: tuple = ()
     """(test of a configuration, description) of variants that this entry would describe wrongly."""
+
+    @property
+    def attention_module(self):
+        """The attention: what holds its output projection."""
+        return self.head_projection.rpartition(".")[0]
 
 
 GPT2 = Family(
@@ -82,6 +89,7 @@ BLOOM = replace(
     head_projection="self_attention.dense",
     attention_write="self_attention.dense",
     activation="mlp.gelu_impl",
+    attention_adds_residual=True,
     attention="eager",
     refused=(
         (lambda c: c.apply_residual_connection_post_layernorm, "apply_residual_connection_post_layernorm"),
@@ -92,6 +100,7 @@ FALCON = replace(
     BLOOM,
     mlp_norm=("ln_mlp", "post_attention_layernorm", "input_layernorm"),
     activation="mlp.act",
+    attention_adds_residual=False,
     attention="sdpa",
     refused=(
         (lambda c: c.new_decoder_architecture and not c.parallel_attn, "a sequential new_decoder_architecture"),
@@ -252,7 +261,7 @@ class Architecture:
         return self.family.gate is not None
 
     def module(self, layer, role):
-        """The module of `layer` in a `role`: "block", or the name of a Family field, for example "down"."""
+        """The module of `layer` in a `role`: "block", or the name of a Family field or property, for example "down"."""
         block = self.blocks[layer]
         if role == "block":
             return block

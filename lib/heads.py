@@ -86,6 +86,10 @@ class HeadsSet:
     def hooks(self, arch, _rows=None):
         return hooks.heads_set(arch, self.outputs)
 
+    def hooks_beside(self, arch, others):
+        """For a batch of as many batches: this change in the first, each of `others` in its own."""
+        return hooks.heads_set(arch, self.outputs, *(other.outputs for other in others))
+
 
 def label(heads):
     """`4.1 11.8` of (layer, head) pairs."""

@@ -21,15 +21,20 @@ def forward(lm, ids):
 
 
 def token_losses(lm, ids, chunk=256):
-    """(batch, seq - 1) next-token losses in nats; the logits are taken to float32 `chunk` positions at a time."""
+    """(batch, seq - 1) next-token losses in nats; the logits are taken to float32 `chunk` positions at a time.
+
+    The vocabulary is the last axis, along which PyTorch adds up several partial sums: several times faster and more
+    exact than along another one.
+    """
     ids = ids.to(lm.device)
     with torch.inference_mode():
         logits = lm.model(input_ids=ids, use_cache=False).logits[:, :-1]
         losses = [
-            torch.nn.functional.cross_entropy(part.transpose(1, 2).float(), target, reduction="none")
-            for part, target in zip(logits.split(chunk, dim=1), ids[:, 1:].split(chunk, dim=1), strict=True)
+            torch.nn.functional.cross_entropy(part.float(), target, reduction="none")
+            for row, targets in zip(logits, ids[:, 1:], strict=True)
+            for part, target in zip(row.split(chunk), targets.split(chunk), strict=True)
         ]
-        return torch.cat(losses, dim=1)
+        return torch.cat(losses).view(len(ids), -1)
 
 
 def require_finite(layer, value):
@@ -39,6 +44,13 @@ def require_finite(layer, value):
             f"non-finite values at layer {layer}; float16 ends at 65,504, which massive activations can pass: "
             "try --dtype bfloat16 or float32"
         )
+
+
+def watch_calls(arch, role, see, layers=None):
+    """Call `see(layer)` when each layer's `role` module is called."""
+    return _registered(
+        arch, role, layers, lambda layer, module: module.register_forward_pre_hook(lambda *_: see(layer))
+    )
 
 
 @contextmanager
@@ -126,27 +138,35 @@ def _forward_replaced(module, function):
 
 
 def heads_off(arch, heads):
-    """Zero each (layer, head)'s slice of the input of the attention output projection; the bias stays."""
+    """Zero each (layer, head)'s slice of the input of the attention output projection; the bias stays.
+
+    Where that is all of a layer's heads, its attention is not computed, unless something watches it.
+    """
     return heads_set(arch, dict.fromkeys(heads, 0.0))
 
 
-def heads_set(arch, outputs):
+def heads_set(arch, *versions):
     """Put constants in the place of heads' outputs, before the attention output projection.
 
-    outputs: {(layer, head): (head_dim,) tensor, or a number}.
+    versions: {(layer, head): (head_dim,) tensor, or a number}; with several, a batch is as many batches, one after the
+    other, and each has its own.
     """
     off, instead = {}, {}
-    for (layer, head), output in outputs.items():
-        arch.check_head(layer, head)
-        mask = off.setdefault(layer, torch.zeros(arch.n_heads, arch.head_dim, dtype=torch.bool))
-        mask[head] = True
-        instead.setdefault(layer, torch.zeros(arch.n_heads, arch.head_dim))[head] = output
+    shape = len(versions), arch.n_heads, arch.head_dim
+    for version, outputs in enumerate(versions):
+        for (layer, head), output in outputs.items():
+            arch.check_head(layer, head)
+            mask = off.setdefault(layer, torch.zeros(shape, dtype=torch.bool))
+            mask[version, head] = True
+            instead.setdefault(layer, torch.zeros(shape))[version, head] = output
 
     def replace(layer, value):
-        mask, new = (x[layer].flatten().to(value.device) for x in (off, instead))
-        return torch.where(mask, new.to(value.dtype), value)
+        mask, new = (x[layer].flatten(1)[:, None, None].to(value.device) for x in (off, instead))
+        each = value.unflatten(0, (len(versions), -1))
+        return torch.where(mask, new.to(value.dtype), each).flatten(0, 1)
 
-    return watch_inputs(arch, "head_projection", replace, off)
+    whole = [_attention_skipped(arch, layer, "heads") for layer, mask in off.items() if mask.all()]
+    return _together(*whole, watch_inputs(arch, "head_projection", replace, off))
 
 
 def neurons_off(arch, layer, neurons):
@@ -158,19 +178,97 @@ def neurons_off(arch, layer, neurons):
 
 
 def attention_off(arch, layers):
-    """Zero everything that these layers' attention adds to the residual stream, bias included."""
-    return _write_off(arch, "attention_write", layers)
+    """Zero everything that these layers' attention adds to the residual stream, bias included.
+
+    It is not computed, unless something watches it.
+    """
+    return _write_off(arch, "attention_write", layers, _attention_skipped)
 
 
 def mlps_off(arch, layers):
-    """Zero everything that these layers' MLPs add to the residual stream, bias included."""
-    return _write_off(arch, "mlp_write", layers)
+    """Zero everything that these layers' MLPs add to the residual stream, bias included.
+
+    It is not computed, unless something watches it.
+    """
+    return _write_off(arch, "mlp_write", layers, _mlp_skipped)
 
 
-def _write_off(arch, role, layers):
+def _write_off(arch, role, layers, skipped):
     for layer in layers:
         arch.check_layer(layer)
-    return watch_outputs(arch, role, lambda _layer, value: torch.zeros_like(value), layers)
+    zero = watch_outputs(arch, role, lambda _layer, value: torch.zeros_like(value), layers)
+    return _together(*(skipped(arch, layer, role) for layer in layers), zero)
+
+
+@contextmanager
+def _together(*managers):
+    with ExitStack() as stack:
+        for manager in managers:
+            stack.enter_context(manager)
+        yield
+
+
+@contextmanager
+def _attention_skipped(arch, layer, off):
+    """One layer's attention does not run, and its projection gives its bias.
+
+    off: "heads" or "attention_write", what gets its final value elsewhere. All runs as ever that a hook still sees
+    before it has that value, and attention itself if it has a hook.
+    """
+    roles = ("attention_module", "head_projection", "attention_write")
+    attention, projection, write = (arch.module(layer, role) for role in roles)
+    run, project = attention.forward, projection.forward
+    seen_before = bool(projection._forward_pre_hooks if off == "heads" else write._forward_hooks)
+
+    def is_seen():
+        if off == "heads" or seen_before:
+            return seen_before
+        return projection._forward_pre_hooks or (write is not projection and projection._forward_hooks)
+
+    def attend(*args, **kwargs):
+        if attention._forward_pre_hooks or is_seen():
+            return run(*args, **kwargs)
+        hidden = args[0] if args else kwargs["hidden_states"]
+        output = projection(hidden.new_zeros(*hidden.shape[:-1], arch.n_heads * arch.head_dim))
+        return args[1] + output if arch.family.attention_adds_residual else output, None
+
+    def bias_alone(value):
+        if is_seen() or (off == "heads" and value.any()):
+            return project(value)
+        bias = arch.bias(layer, "head_projection")
+        zeros = value.new_zeros(*value.shape[:-1], arch.hidden_size)
+        return zeros if bias is None else zeros + bias
+
+    with _forward_replaced(attention, attend), _forward_replaced(projection, bias_alone):
+        yield
+
+
+@contextmanager
+def _mlp_skipped(arch, layer, _off):
+    """One layer's MLP gives zeros: its first projections give nothing at all, and the last one zeros for that.
+
+    It runs as ever if a hook sees anything of it before what it writes is zeroed.
+    """
+    first = {arch.module(layer, role) for role in ("up", *["gate"] * arch.is_gated)}
+    activation, down, write = (arch.module(layer, role) for role in ("activation", "down", "mlp_write"))
+    project = down.forward
+    seen_before = bool(write._forward_hooks)
+
+    def is_seen():
+        inside = [down._forward_pre_hooks, write is not down and down._forward_hooks]
+        inside += [hooks for m in (*first, activation) for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        return seen_before or any(inside)
+
+    def nothing(run):
+        return lambda value: run(value) if is_seen() else value.new_empty(*value.shape[:-1], 0)
+
+    def zeros(value):
+        return project(value) if value.shape[-1] else value.new_zeros(*value.shape[:-1], arch.hidden_size)
+
+    with _together(
+        *(_forward_replaced(module, nothing(module.forward)) for module in first), _forward_replaced(down, zeros)
+    ):
+        yield
 
 
 @contextmanager

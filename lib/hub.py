@@ -1,6 +1,7 @@
 """The Hugging Face hub: asked at most once whether it is there."""
 
 import functools
+import sys
 
 RUN_OFFLINE = "to run without it: --model smollm2-135m --dataset python-docs, or local files"
 
@@ -24,8 +25,8 @@ def reachable(timeout=10):
 
 def go_offline():
     """Use only what is in the hub's local cache from now on."""
-    import datasets
     from huggingface_hub import constants
 
-    constants.HF_HUB_OFFLINE = True
-    datasets.config.HF_HUB_OFFLINE = True
+    constants.HF_HUB_OFFLINE = True  # which datasets takes over when it is imported, and that takes a while
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].config.HF_HUB_OFFLINE = True

@@ -124,7 +124,7 @@ def _intercepted(lm, see, layers, attention, attention_map):
         return call
 
     instead = {scaled_dot_product_attention: watched(attention), softmax: watched(attention_map)}
-    with hooks.watch_inputs(lm.arch, "block", lambda layer, _hidden: waiting.append(layer), layers), _Replaced(instead):
+    with hooks.watch_calls(lm.arch, "attention_module", waiting.append, layers), _Replaced(instead):
         yield
     if waiting:
         raise UserError(f"cannot watch '{lm.model.config._attn_implementation}' attention; use sdpa or eager")

@@ -2,10 +2,10 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from lib import hooks, ranks, sinks
 from lib.sinks import SINK_WINDOW
@@ -59,28 +59,73 @@ def measure(lm, windows, place, changes, batch_size):
 def at_place(lm, windows, place, changes, batch_size):
     """{name: (windows, layers) values} at the place, of each change.
 
-    Windows are cut after the place: by causality no later token can change it.
+    Windows are cut after the place: by causality no later token can change it. Changes of one layer that have
+    `hooks_beside(arch, others)` share a pass, which holds no more tokens than `batch_size` windows have; so values are
+    those of `measure` but for the order in which float32 products are summed up.
     """
-    length = int(place.positions.max()) + 1
     values = {change.name: [] for change in changes}
-    batch_size = max(batch_size, batch_size * windows.ids.shape[1] // length)
-    with tqdm(total=len(changes), unit="change", desc="place", disable=None) as progress:
-        for change in changes:
-            for rows, ids in ranks.batches(windows.ids[:, :length], batch_size):
-                column = _Column(lm.arch.n_layers, place, rows)
-                with change.hooks(lm.arch, rows), hooks.watch_outputs(lm.arch, "block", column.see):
-                    hooks.forward(lm, ids)
-                values[change.name].append(column.values)
-            progress.update()
+    budget = batch_size * windows.ids.shape[1]
+    by_layer = [list(of) for _first, of in groupby(sorted(changes, key=_first_layer), key=_first_layer)]
+    mine = ranks.own(len(windows.ids), batch_size)
+    with ranks.progress(len(windows.ids), batch_size, "place", len(changes)) as progress:
+        for rows, ids in _up_to_the_place(windows.ids, place.positions, mine, budget):
+            kept, before = {}, _Column(lm.arch.n_layers, place.positions[rows], place.dim)
+            with hooks.keep_block_outputs(lm.arch, kept), hooks.watch_outputs(lm.arch, "block", before.see):
+                hooks.forward(lm, ids)
+            for together in (part for of in by_layer for part in _sharing_a_pass(of, budget // ids.numel())):
+                one, *others = together
+                n, first = len(together), one.first_layer
+                column = _Column(lm.arch.n_layers, np.tile(place.positions[rows], n), place.dim)
+                column.values[:, :first] = np.tile(before.values[:, :first], (n, 1))
+                with (
+                    hooks.resume_at(lm.arch, first, _repeated(kept.get(first - 1), n)),
+                    one.hooks_beside(lm.arch, others) if others else one.hooks(lm.arch, rows),
+                    hooks.watch_outputs(lm.arch, "block", column.see, range(first, lm.arch.n_layers)),
+                ):
+                    hooks.forward(lm, ids.repeat(n, 1))
+                for change, of in zip(together, np.split(column.values, n), strict=True):
+                    values[change.name].append(of)
+                progress.update(n * len(ids))
     return {name: np.concatenate(ranks.gather(parts)) for name, parts in values.items()}
+
+
+def _first_layer(change):
+    return change.first_layer
+
+
+def _up_to_the_place(ids, positions, mine, budget):
+    """(slice of the windows, their ids up to the last place) of batches of at most `budget` tokens, or one window, of
+    the windows `mine`."""
+    start = mine.start
+    while start < mine.stop:
+        stop = start + 1
+        while stop < mine.stop and (stop + 1 - start) * (positions[start : stop + 1].max() + 1) <= budget:
+            stop += 1
+        yield slice(start, stop), ids[start:stop, : positions[start:stop].max() + 1]
+        start = stop
+
+
+def _sharing_a_pass(changes, at_most):
+    """Parts of a list of changes: up to `at_most` of those that can share a pass, each other one alone."""
+    able = [change for change in changes if hasattr(change, "hooks_beside")]
+    step = max(1, at_most)
+    yield from (able[i : i + step] for i in range(0, len(able), step))
+    yield from ([change] for change in changes if not hasattr(change, "hooks_beside"))
+
+
+def _repeated(output, n):
+    """What a block returned for a batch, for `n` such batches."""
+    if isinstance(output, tuple):
+        return (_repeated(output[0], n), *output[1:])
+    return output if n == 1 or output is None else output.repeat(n, 1, 1)
 
 
 class _Column:
     """(windows, layers) values at the place, of one batch."""
 
-    def __init__(self, n_layers, place, rows):
-        self.positions = torch.from_numpy(place.positions[rows])
-        self.dim = place.dim
+    def __init__(self, n_layers, positions, dim):
+        self.positions = torch.from_numpy(positions)
+        self.dim = dim
         self.values = np.full((len(self.positions), n_layers), np.nan)
 
     def see(self, layer, hidden):
@@ -100,7 +145,7 @@ class _Passes:
     def run(self, ids, rows, first=0, baseline=None):
         """One pass over a batch from block `first` on; what comes before is the baseline's last batch."""
         arch = self.lm.arch
-        column = _Column(arch.n_layers, self.place, rows)
+        column = _Column(arch.n_layers, self.place.positions[rows], self.place.dim)
         attention = np.full((len(ids), arch.n_layers, arch.n_heads), np.nan)
         if first:
             column.values[:, :first] = baseline.values[-1][:, :first]

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.integrations import sdpa_attention
 from transformers.models.falcon import modeling_falcon
 
@@ -146,6 +147,93 @@ def test_attention_off_is_a_zero_projection(case):
 
 def test_mlp_off_is_a_zero_projection(case):
     same(case, run(case, hooks.mlps_off(case.lm.arch, [0, 2])), without(case, mlps=[0, 2]))
+
+
+EVERY_LAYER = range(architectures.LAYERS)
+PARTS_OFF = {  # part: (hooks.* that turns it off in these layers, role of the module, its side, what is zeroed there)
+    "heads": (
+        lambda view, layers: hooks.heads_off(view, [(layer, head) for layer in layers for head in range(view.n_heads)]),
+        ("head_projection", hooks.watch_inputs),
+    ),
+    "attention": (hooks.attention_off, ("attention_write", hooks.watch_outputs)),
+    "mlps": (hooks.mlps_off, ("mlp_write", hooks.watch_outputs)),
+}
+
+
+def zeroed(view, part, layers):
+    """The part runs and is then multiplied by zero."""
+    role, watch = PARTS_OFF[part][1]
+    return watch(view, role, lambda _layer, value: value * 0, layers)
+
+
+@pytest.mark.parametrize("part", PARTS_OFF)
+@pytest.mark.parametrize("layers", [[1], EVERY_LAYER], ids=["one", "every"])
+def test_off_is_bit_for_bit_what_zeroing_gives(case, part, layers):
+    view = case.lm.arch
+    got, expected = run(case, PARTS_OFF[part][0](view, layers)), run(case, zeroed(view, part, layers))
+    assert torch.equal(got[0], expected[0])
+    for mine, theirs in zip(got[1], expected[1], strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def operations(case, *watchers):
+    """Floating-point operations of the matrix products, attention among them, of one pass through the blocks."""
+    with ExitStack() as stack:
+        for watcher in watchers:
+            stack.enter_context(watcher)
+        counter = stack.enter_context(FlopCounterMode(display=False))
+        hooks.forward(case.lm, case.ids)
+    return counter.get_total_flops()
+
+
+def test_off_is_not_computed(case):
+    """Nothing that multiplies matrices is left; one part alone leaves what is the other's, in one layer its share."""
+    view = case.lm.arch
+    heads, attention, mlps = (part[0] for part in PARTS_OFF.values())
+    outside = operations(case, attention(view, EVERY_LAYER), mlps(view, EVERY_LAYER))
+    assert operations(case, heads(view, EVERY_LAYER), mlps(view, EVERY_LAYER)) == outside
+    everything = operations(case) - outside
+    no_attention, no_mlps = (operations(case, off(view, EVERY_LAYER)) - outside for off in (attention, mlps))
+    assert no_attention + no_mlps == everything
+    assert min(no_attention, no_mlps) > 0
+    assert outside <= everything / 10
+    for off, all_of_it in ((heads, no_mlps), (attention, no_mlps), (mlps, no_attention)):
+        assert operations(case, off(view, [1])) - outside == everything - all_of_it / architectures.LAYERS
+
+
+WATCHED = [  # (role, side) of what lib's watchers see of the parts
+    *(("head_projection", watch) for watch in (hooks.watch_inputs, hooks.watch_outputs)),
+    *(("down", watch) for watch in (hooks.watch_inputs, hooks.watch_outputs)),
+    *((role, hooks.watch_outputs) for role in ("attention_write", "mlp_write", "up", "gate", "activation")),
+]
+
+
+@pytest.mark.parametrize("entered", ["before", "after"])
+def test_watchers_see_of_what_is_off_what_they_would_see_if_it_ran(case, entered):
+    """Entered before or after the part is off; the probabilities on the first token as well."""
+    view = case.lm.arch
+
+    def seen_under(off):
+        seen = {}
+        watchers = [
+            watch(view, role, lambda layer, value, key=(role, watch): seen.update({(*key, layer): value.clone()}))
+            for role, watch in wanted
+        ]
+        run(case, *([*watchers, off] if entered == "before" else [off, *watchers]))
+        return seen
+
+    for part, (turn_off, _where) in PARTS_OFF.items():
+        for role, watch in WATCHED:
+            if role != "gate" or view.is_gated:
+                wanted = [(role, watch)]
+                got, expected = seen_under(turn_off(view, [0, 2])), seen_under(zeroed(view, part, [0, 2]))
+                assert got.keys() == expected.keys()
+                assert all(torch.equal(got[key], expected[key]) for key in expected), (part, role, watch)
+        probabilities = [{}, {}]
+        for into, off in zip(probabilities, (turn_off(view, [0, 2]), zeroed(view, part, [0, 2])), strict=True):
+            run(case, off, sinks.watch(case.lm, lambda layer, p, _v, into=into: into.update({layer: p})))
+        assert list(probabilities[0]) == [0, 1, 2]
+        assert all(torch.equal(probabilities[0][layer], probabilities[1][layer]) for layer in range(3))
 
 
 @pytest.mark.parametrize("off", ["heads", "attentions"])

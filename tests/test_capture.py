@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,6 +125,16 @@ def test_token_losses(lm):
     logits = reference.observe(lm.model, ids).logits
     expected = [reference.loss(*pair) for pair in zip(logits, ids, strict=True)]
     assert losses.mean(1).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_token_losses_are_exact_over_a_large_vocabulary():
+    """A float32 sum of 50,000 terms one after the other would be off by more than a hundred times the bound."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 6, 50_000, generator=generator)
+    ids = torch.randint(50_000, (2, 6), generator=generator)
+    lm = SimpleNamespace(device="cpu", model=lambda **_: SimpleNamespace(logits=logits))
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].double().transpose(1, 2), ids[:, 1:], reduction="none")
+    assert_close(hooks.token_losses(lm, ids, chunk=4).double(), expected, rtol=1e-6, atol=0)
 
 
 def spiked_ids():

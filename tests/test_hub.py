@@ -90,3 +90,13 @@ def test_an_unknown_model_is_one_line(hub, text_file, tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown model 'org/nowhere'")
     assert done.stderr.count("\n") == 1
+
+
+def test_offline_holds_for_datasets_without_importing_it():
+    code = (
+        "import sys\nfrom lib import hub\nhub.go_offline()\nassert 'datasets' not in sys.modules\n"
+        "import datasets\nassert datasets.config.HF_HUB_OFFLINE\n"
+        "datasets.config.HF_HUB_OFFLINE = False\nhub.go_offline()\nassert datasets.config.HF_HUB_OFFLINE\n"
+    )
+    online = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=report.ROOT, env=online)

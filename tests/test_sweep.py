@@ -9,6 +9,7 @@ from lib import hooks, place, planted, sweep
 from lib.ablation import Condition
 from lib.cli import UserError
 from lib.data import Windows
+from lib.heads import HeadsSet
 from tests import reference
 from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, token_ids
 from tests.test_architectures import case, close, without  # noqa: F401 (a fixture)
@@ -38,6 +39,45 @@ def changes_of(case):  # noqa: F811
 def zeroed(case):  # noqa: F811
     """{change: what a copy of the model does in which that part's weights are zero}."""
     return {name: without(case, **off) for name, (_condition, off) in changes_of(case).items()}
+
+
+def heads_one_by_one(case):  # noqa: F811
+    """Each head zero and, of layer 1, at other constants; two heads of different layers; something else beside them."""
+    heads = np.ndindex(case.lm.arch.n_layers, case.lm.arch.n_heads)
+    some = torch.linspace(-1, 1, case.lm.arch.head_dim)
+    sets = [HeadsSet(f"off {head}", {head: 0.0}) for head in heads]
+    sets += [HeadsSet(f"set {head}", {(1, head): some * (head + 1)}) for head in range(case.lm.arch.n_heads)]
+    return [*sets, HeadsSet("two", {(1, 0): 0.0, (2, 1): some}), Condition("mlp", "", mlps=(1,))]
+
+
+@pytest.mark.parametrize("positions", [[0, 0], [9, 0]])
+def test_many_heads_in_a_pass_equal_one_full_pass_each(case, positions):  # noqa: F811
+    at = fixed_place(positions, case.lm.arch.n_layers)
+    changes = heads_one_by_one(case)
+    got = sweep.at_place(case.lm, windows_of(case.ids), at, changes, 1)
+    assert set(got) == {change.name for change in changes}
+    differ = 0
+    for change in changes:
+        full = sweep._Passes(case.lm, at)
+        with change.hooks(case.lm.arch):
+            full.run(case.ids, slice(0, 2))
+        close(torch.from_numpy(got[change.name]), torch.from_numpy(full.values[0]), 5e-6)
+        differ += len(np.unique(got[change.name][:, -1]))
+    assert differ == 2 * len(changes)
+
+
+def test_heads_share_passes(case):  # noqa: F811
+    """At position 0 a layer's heads take one pass, and its first blocks do not run again."""
+    ran = {0: 0, 2: 0}
+
+    def count(layer, _value):
+        ran[layer] += 1
+
+    at = fixed_place([0, 0], case.lm.arch.n_layers)
+    changes = [change for change in heads_one_by_one(case) if isinstance(change, HeadsSet)]
+    with hooks.watch_inputs(case.lm.arch, "down", count, [0, 2]):
+        sweep.at_place(case.lm, windows_of(case.ids), at, changes, 2)
+    assert ran == {0: 2, 2: 4}
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
