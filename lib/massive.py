@@ -10,6 +10,7 @@ from lib.stats import Samples, averages
 
 ABSOLUTE = 100.0
 RELATIVE = 1000.0
+SAMPLE = 61
 DEFINITION = f"|value| > {ABSOLUTE:,.0f} and > {RELATIVE:,.0f} x the layer's median (Sun et al. 2024, arXiv 2402.17762)"
 
 
@@ -40,19 +41,17 @@ class LayerStatistics:
 
     def update(self, layer, hidden):
         """hidden: (batch, seq, hidden_size) output of block `layer`. Raises UserError for inf or nan."""
-        dims = hidden.shape[2]
-        magnitude = hidden.abs().float().flatten(1)
-        top = magnitude.topk(3, dim=1)
-        median = magnitude.median(dim=1).values
-        require_finite(layer, top.values)
-        self.batch[:, layer, :3] = top.values.cpu()
+        magnitude = hidden.abs().float()
+        top, places = _top3(magnitude)
+        require_finite(layer, top)
+        median = medians(magnitude.flatten(1))
+        self.batch[:, layer, :3] = top.cpu()
         self.batch[:, layer, 3] = median.cpu()
-        for sequence, indices in enumerate(top.indices.tolist()):
-            for k, index in enumerate(indices):
-                position, dim = divmod(index, dims)
+        for sequence, of in enumerate(places.tolist()):
+            for k, (position, dim) in enumerate(of):
                 value = hidden[sequence, position, dim].item()
                 self.where[layer][k][position, dim, value > 0] += 1
-            if is_massive(top.values[sequence, 0], median[sequence]):
+            if is_massive(top[sequence, 0], median[sequence]):
                 self._list_massive(layer, sequence, hidden[sequence], median[sequence])
 
     def _list_massive(self, layer, sequence, hidden, median):
@@ -102,6 +101,41 @@ class LayerStatistics:
                 }
             )
         return sorted(entries, key=lambda e: (e["layer"], -abs(e["value"])))
+
+
+def _top3(magnitude):
+    """Largest three of each (seq, dims) in (batch, seq, dims), as (batch, 3) values and (batch, 3, 2) position and dim.
+
+    They are in the three positions with the largest maxima, so only these are ranked.
+    """
+    positions = magnitude.amax(2).topk(min(3, magnitude.shape[1]), dim=1).indices
+    rows = magnitude.take_along_dim(positions[:, :, None], dim=1)
+    top = rows.flatten(1).topk(3, dim=1)
+    dims = magnitude.shape[2]
+    return top.values, torch.stack([positions.take_along_dim(top.indices // dims, dim=1), top.indices % dims], dim=2)
+
+
+def medians(magnitude):
+    """(batch,) torch.median over dim 1 of finite (batch, n) values."""
+    if magnitude.device.type != "cpu":
+        return magnitude.median(dim=1).values
+    return torch.from_numpy(np.array([_median(row) for row in magnitude.numpy()]))
+
+
+def _median(values):
+    """The same from what lies near the median of a sample, after counting what lies below: 6 times as fast.
+
+    SAMPLE is prime, so that a sample of positions x dims, side by side, has every dim in it.
+    """
+    rank = (len(values) - 1) // 2
+    sample = np.sort(values[::SAMPLE])
+    middle, margin = len(sample) // 2, int(2 * len(sample) ** 0.5)  # 4 standard deviations, were it a random one
+    low, high = sample[max(middle - margin, 0)], sample[min(middle + margin, len(sample) - 1)]
+    near = values[(values >= low) & (values <= high)]
+    below = np.count_nonzero(values < low)
+    if not below <= rank < below + len(near):
+        near, below = values, 0
+    return np.partition(near, rank - below)[rank - below]
 
 
 def _most_common(counter):
