@@ -5,6 +5,7 @@ returns what it measured as {key: array with one row a window}. All entries that
 To add an entry, write its function under @entry; what must hold of it goes into TARGETS.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,12 +40,17 @@ def entry(label, tool, gives):
 
 OURS, TRANSFORMERS, LENS, NNSIGHT = "this repository", "transformers", "TransformerLens", "nnsight"
 LAYERS, BOTH = "layers", "layers + heads"
+MLPS_OFF, HEADS_OFF, ONE_HEAD, CENSUS = "without MLPs", "without heads", "single heads off", "census"
 TARGETS = [
     AtMost("layers_heads", "bare", 1.10),
     Faster("layers_heads", NNSIGHT, 1.25),
     Faster("layers_heads", TRANSFORMERS, 1.4),
     Faster("layers_heads", LENS, 1.9),
     LeastMemory("layers_heads"),
+    AtMost("mlps_off", "bare", 0.50),
+    AtMost("heads_off", "bare", 0.75),
+    Faster("head_sweep", TRANSFORMERS, 50),
+    AtMost("census", "census_products", 1.3),
 ]
 
 
@@ -216,3 +222,178 @@ def _nnsight(options, heads):
         return {"layers": stacked(rows)} | ({"heads": stacked(scores)} if heads else {})
 
     return by_window(options, measure)
+
+
+def changed(options, what, manager):
+    """A pass over the model inside `manager(lm)`: {what: largest |value| of each dim in the last block's output}."""
+    from lib import hooks
+
+    lm = load(options)
+
+    def measure(ids):
+        values = {}
+
+        def see(_layer, hidden):
+            values[what] = hidden.abs().amax(1).numpy()
+
+        with manager(lm), hooks.watch_outputs(lm.arch, "block", see, [lm.arch.n_layers - 1]):
+            hooks.forward(lm, ids)
+        return values
+
+    return by_window(options, measure)
+
+
+def zeroed(arch, role, inputs):
+    """PyTorch hooks that put zeros in the place of what every layer's `role` module takes, or gives."""
+    stack = ExitStack()
+    for layer in range(arch.n_layers):
+        module = arch.module(layer, role)
+        if inputs:
+            handle = module.register_forward_pre_hook(lambda _module, args: (torch.zeros_like(args[0]), *args[1:]))
+        else:
+            handle = module.register_forward_hook(lambda _module, _args, output: torch.zeros_like(output))
+        stack.callback(handle.remove)
+    return stack
+
+
+def every_head(arch):
+    return [(layer, head) for layer in range(arch.n_layers) for head in range(arch.n_heads)]
+
+
+@entry("all MLPs off", OURS, MLPS_OFF)
+def mlps_off(options):
+    from lib import hooks
+
+    return changed(options, MLPS_OFF, lambda lm: hooks.mlps_off(lm.arch, range(lm.arch.n_layers)))
+
+
+@entry("all MLPs run, their outputs zeroed", TRANSFORMERS, MLPS_OFF)
+def mlps_zeroed(options):
+    return changed(options, MLPS_OFF, lambda lm: zeroed(lm.arch, "mlp_write", inputs=False))
+
+
+@entry("all heads off", OURS, HEADS_OFF)
+def heads_off(options):
+    from lib import hooks
+
+    return changed(options, HEADS_OFF, lambda lm: hooks.heads_off(lm.arch, every_head(lm.arch)))
+
+
+@entry("all heads run, their outputs zeroed", TRANSFORMERS, HEADS_OFF)
+def heads_zeroed(options):
+    return changed(options, HEADS_OFF, lambda lm: zeroed(lm.arch, "head_projection", inputs=True))
+
+
+def some_heads(arch):
+    """One head in the first, in the middle and in the last layers."""
+    return [(arch.n_layers * i // 6, i % arch.n_heads) for i in (1, 3, 5)]
+
+
+def largest_dim(lm):
+    """The dim of the largest |value| in the last block's output for one token alone."""
+    from lib import hooks
+
+    dims = []
+    with hooks.watch_outputs(
+        lm.arch, "block", lambda _layer, hidden: dims.append(hidden[0, 0].abs().argmax().item()), [lm.arch.n_layers - 1]
+    ):
+        hooks.forward(lm, torch.zeros(1, 1, dtype=torch.long))
+    return dims[0]
+
+
+@entry("3 single heads off, at position 0: truncated", OURS, ONE_HEAD)
+def head_sweep(options):
+    from lib import data, heads, place, sweep
+
+    lm = load(options)
+    dim = largest_dim(lm)
+    changes = [heads.HeadsSet(str(head), {head: 0.0}) for head in some_heads(lm.arch)]
+
+    def measure(ids):
+        followed = place.Place(dim, np.zeros(len(ids), dtype=int), "", *np.empty((2, len(ids), lm.arch.n_layers)))
+        values = sweep.at_place(lm, data.Windows(ids, len(ids), False, ""), followed, changes, options.batch_size)
+        return {ONE_HEAD: np.stack(list(values.values()), axis=2)}
+
+    return by_window(options, measure)
+
+
+@entry("3 single heads off, at position 0: whole windows", TRANSFORMERS, ONE_HEAD)
+def head_sweep_whole(options):
+    lm = load(options)
+    arch, dim = lm.arch, largest_dim(lm)
+
+    def zero(head):
+        def hook(_module, args):
+            value = args[0].clone()
+            value[..., head * arch.head_dim : (head + 1) * arch.head_dim] = 0
+            return (value, *args[1:])
+
+        return hook
+
+    def measure(ids):
+        values = []
+        for layer, head in some_heads(arch):
+            handle = arch.module(layer, "head_projection").register_forward_pre_hook(zero(head))
+            hidden = lm.model.base_model(ids, use_cache=False, output_hidden_states=True).hidden_states[1:-1]
+            handle.remove()
+            values.append(stacked(of[:, 0, dim] for of in hidden))
+        return {ONE_HEAD: np.stack(values, axis=2)}
+
+    return by_window(options, measure)
+
+
+CENSUS_TOKENS = 1024
+LISTED = 100
+
+
+def first_tokens(lm):
+    """(CENSUS_TOKENS, 1) token ids."""
+    return torch.arange(CENSUS_TOKENS)[:, None] % lm.model.config.vocab_size
+
+
+def listed(values, ids):
+    """{CENSUS: (windows, LISTED) largest magnitudes of (CENSUS_TOKENS,) values}, the same for every window."""
+    return {CENSUS: np.tile(np.sort(np.abs(values))[-LISTED:], (len(ids), 1))}
+
+
+@entry(f"{CENSUS_TOKENS} tokens as the first: census.Probe", OURS, CENSUS)
+def census(options):
+    from lib import census
+
+    lm = load(options)
+    probe = census.Probe(lm, lm.arch.n_layers - 2, largest_dim(lm), sign=1, median=1.0)
+    tokens = first_tokens(lm)
+    return lambda ids: listed(probe.values(tokens, census.TOKENS_AT_ONCE, "census")[:, 0], ids)
+
+
+@entry(f"{CENSUS_TOKENS} tokens as the first: output_hidden_states", TRANSFORMERS, CENSUS)
+def census_whole(options):
+    lm = load(options)
+    model, dim = lm.model.base_model, largest_dim(lm)
+
+    def measure(ids):
+        with torch.inference_mode():
+            output = model(first_tokens(lm), use_cache=False, output_hidden_states=True)
+        return listed(output.hidden_states[-2][:, 0, dim].numpy(), ids)
+
+    return measure
+
+
+def _is_projection(module):
+    return getattr(module, "weight", None) is not None and module.weight.ndim == 2
+
+
+@entry(f"{CENSUS_TOKENS} tokens as the first: matrix products alone", TRANSFORMERS, NOTHING)
+def census_products(options):
+    """The projections of every block but the last, on zeros."""
+    lm = load(options)
+    projections = [m for block in lm.arch.blocks[:-1] for m in block.modules() if _is_projection(m)]
+    inputs = [torch.zeros(CENSUS_TOKENS, m.weight.shape[isinstance(m, torch.nn.Linear)]) for m in projections]
+
+    def measure(_ids):
+        with torch.inference_mode():
+            for projection, value in zip(projections, inputs, strict=True):
+                projection(value)
+        return {}
+
+    return measure
