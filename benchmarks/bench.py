@@ -25,8 +25,8 @@ peak    the largest resident memory of the entry's own process, loading included
 
 @dataclass(frozen=True)
 class Options(cli.Options):
-    nsamples: int = cli.flag(2, "number of token windows")
-    rounds: int = cli.flag(15, "times that each entry is timed, on one window each time")
+    nsamples: int = cli.flag(1, "number of token windows")
+    rounds: int = cli.flag(7, "times that each entry is timed, on one window each time")
     threads: int = cli.flag(2, "threads of each entry's process")
 
 

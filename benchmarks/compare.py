@@ -12,7 +12,6 @@ import numpy as np
 from lib.cli import UserError
 
 TOLERANCE = 1e-4
-NOTHING = "nothing"  # what a bare forward gives
 
 
 def require_equal(values):
@@ -89,15 +88,16 @@ class Faster:
 
 @dataclass(frozen=True)
 class LeastMemory:
-    """`entry` has a lower peak than every other tool's entries that give anything."""
+    """`entry` has a lower peak than every entry of another tool that gives one of `gives`."""
 
     entry: str
+    gives: tuple
 
     def judge(self, rows):
         ours = rows[self.entry]
-        peers = [row for row in rows.values() if row["tool"] != ours["tool"] and row["gives"] != NOTHING]
+        peers = [row for row in rows.values() if row["tool"] != ours["tool"] and row["gives"] in self.gives]
         return _judged(
-            f"{ours['label']}: the lowest peak memory of all tools (value: the lowest of the others over it)",
+            f"{ours['label']}: lower peak memory than any other tool (value: the lowest of theirs over it)",
             [ours, *peers],
             lambda: (value := min(peer["peak_mib"] for peer in peers) / ours["peak_mib"], value > 1),
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from benchmarks.compare import NOTHING, AtMost, Faster, LeastMemory
+from benchmarks.compare import AtMost, Faster, LeastMemory
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ def entry(label, tool, gives):
 
 
 OURS, TRANSFORMERS, LENS, NNSIGHT = "this repository", "transformers", "TransformerLens", "nnsight"
-LAYERS, BOTH = "layers", "layers + heads"
+NOTHING, LAYERS, BOTH = "nothing", "layers", "layers + heads"
 MLPS_OFF, HEADS_OFF, ONE_HEAD, CENSUS = "without MLPs", "without heads", "single heads off", "census"
 TARGETS = [
     AtMost("layers_heads", "bare", 1.10),
     Faster("layers_heads", NNSIGHT, 1.25),
     Faster("layers_heads", TRANSFORMERS, 1.4),
     Faster("layers_heads", LENS, 1.9),
-    LeastMemory("layers_heads"),
+    LeastMemory("layers_heads", (LAYERS, BOTH)),
     AtMost("mlps_off", "bare", 0.50),
     AtMost("heads_off", "bare", 0.75),
     Faster("head_sweep", TRANSFORMERS, 50),
@@ -165,27 +165,21 @@ def lens_cache(options):
 
 @entry("run_with_cache, names_filter on both", LENS, BOTH)
 def lens_both(options):
-    return _lens(options, ("hook_resid_post", "hook_pattern"))
+    return _lens(options, names_filter=lambda name: name.endswith(("hook_resid_post", "hook_pattern")))
 
 
-@entry("run_with_cache, names_filter on block outputs", LENS, LAYERS)
-def lens_layers(options):
-    return _lens(options, ("hook_resid_post",), heads=False)
-
-
-def _lens(options, names=None, heads=True):
+def _lens(options, **wanted):
     from transformer_lens.model_bridge import TransformerBridge
 
     model = TransformerBridge.boot_transformers(options.model, device="cpu", dtype=getattr(torch, options.dtype))
-    wanted = {} if names is None else {"names_filter": lambda name: name.endswith(names)}
+    blocks = [f"blocks.{layer}" for layer in range(model.cfg.n_layers)]
 
     def measure(ids):
         _, cache = model.run_with_cache(ids, return_type=None, **wanted)
-        layers = [f"blocks.{layer}" for layer in range(model.cfg.n_layers)]
-        values = {"layers": stacked(statistics(cache[f"{layer}.hook_resid_post"]) for layer in layers)}
-        if heads:
-            values["heads"] = stacked(cache[f"{layer}.attn.hook_pattern"][..., 0].mean(-1) for layer in layers)
-        return values
+        return {
+            "layers": stacked(statistics(cache[f"{block}.hook_resid_post"]) for block in blocks),
+            "heads": stacked(cache[f"{block}.attn.hook_pattern"][..., 0].mean(-1) for block in blocks),
+        }
 
     return by_window(options, measure)
 
@@ -284,9 +278,9 @@ def heads_zeroed(options):
     return changed(options, HEADS_OFF, lambda lm: zeroed(lm.arch, "head_projection", inputs=True))
 
 
-def some_heads(arch):
-    """One head in the first, in the middle and in the last layers."""
-    return [(arch.n_layers * i // 6, i % arch.n_heads) for i in (1, 3, 5)]
+def middle_head(arch):
+    """(layer, head) whose layer has as many before as after it."""
+    return arch.n_layers // 2, 0
 
 
 def largest_dim(lm):
@@ -301,43 +295,39 @@ def largest_dim(lm):
     return dims[0]
 
 
-@entry("3 single heads off, at position 0: truncated", OURS, ONE_HEAD)
+@entry("one head off, at position 0: sweep.at_place", OURS, ONE_HEAD)
 def head_sweep(options):
     from lib import data, heads, place, sweep
 
     lm = load(options)
     dim = largest_dim(lm)
-    changes = [heads.HeadsSet(str(head), {head: 0.0}) for head in some_heads(lm.arch)]
+    change = heads.HeadsSet("off", {middle_head(lm.arch): 0.0})
 
     def measure(ids):
         followed = place.Place(dim, np.zeros(len(ids), dtype=int), "", *np.empty((2, len(ids), lm.arch.n_layers)))
-        values = sweep.at_place(lm, data.Windows(ids, len(ids), False, ""), followed, changes, options.batch_size)
-        return {ONE_HEAD: np.stack(list(values.values()), axis=2)}
+        windows = data.Windows(ids, len(ids), False, "")
+        return {ONE_HEAD: sweep.at_place(lm, windows, followed, [change], options.batch_size)[change.name]}
 
     return by_window(options, measure)
 
 
-@entry("3 single heads off, at position 0: whole windows", TRANSFORMERS, ONE_HEAD)
+@entry("one head off, whole windows: output_hidden_states", TRANSFORMERS, ONE_HEAD)
 def head_sweep_whole(options):
     lm = load(options)
-    arch, dim = lm.arch, largest_dim(lm)
+    model, dim = lm.model.base_model, largest_dim(lm)
+    layer, head = middle_head(lm.arch)
+    columns = slice(head * lm.arch.head_dim, (head + 1) * lm.arch.head_dim)
 
-    def zero(head):
-        def hook(_module, args):
-            value = args[0].clone()
-            value[..., head * arch.head_dim : (head + 1) * arch.head_dim] = 0
-            return (value, *args[1:])
+    def zero(_module, args):
+        value = args[0].clone()
+        value[..., columns] = 0
+        return (value, *args[1:])
 
-        return hook
+    lm.arch.module(layer, "head_projection").register_forward_pre_hook(zero)
 
     def measure(ids):
-        values = []
-        for layer, head in some_heads(arch):
-            handle = arch.module(layer, "head_projection").register_forward_pre_hook(zero(head))
-            hidden = lm.model.base_model(ids, use_cache=False, output_hidden_states=True).hidden_states[1:-1]
-            handle.remove()
-            values.append(stacked(of[:, 0, dim] for of in hidden))
-        return {ONE_HEAD: np.stack(values, axis=2)}
+        output = model(ids, use_cache=False, output_hidden_states=True)
+        return {ONE_HEAD: stacked(hidden[:, 0, dim] for hidden in output.hidden_states[1:-1])}
 
     return by_window(options, measure)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import bench, compare, entries
-from benchmarks.compare import NOTHING, AtMost, Faster, LeastMemory
+from benchmarks.compare import AtMost, Faster, LeastMemory
 from benchmarks.entries import ENTRIES, TARGETS
 from lib import plots, report
 from lib.cli import Options, UserError
@@ -28,7 +28,7 @@ def row(name, times, tool="peer", gives="both", peak_mib=100.0, error=None):
 
 def rows(**changed):
     every = [
-        row("bare", [1.0, 2.0, 4.0], gives=NOTHING, peak_mib=50.0),
+        row("bare", [1.0, 2.0, 4.0], gives="nothing", peak_mib=50.0),
         row("ours", [1.1, 2.0, 4.8], tool="ours", peak_mib=90.0),
         row("slow", [3.0, 6.0, 9.0]),
         row("fast", [2.2, 3.0, 4.8]),
@@ -84,7 +84,7 @@ def test_ratios_are_of_the_same_round():
         (AtMost("ours", "bare", 1.0999), 1.1, False),
         (Faster("ours", "peer", 1.49), 1.5, True),  # over `fast`; `less` gives less, `slow` is slower
         (Faster("ours", "peer", 1.51), 1.5, False),
-        (LeastMemory("ours"), 95 / 90, True),  # `bare` gives nothing
+        (LeastMemory("ours", ("layers", "both")), 95 / 90, True),  # `bare` gives neither
     ],
     ids=str,
 )
@@ -95,13 +95,13 @@ def test_targets(target, value, met):
 
 
 def test_more_memory_than_one_other_tool_is_not_met():
-    judged = LeastMemory("ours").judge(rows(less={"peak_mib": 89.0}))
+    judged = LeastMemory("ours", ("layers", "both")).judge(rows(less={"peak_mib": 89.0}))
     assert judged["value"] == pytest.approx(89 / 90)
     assert judged["verdict"] == "not met"
 
 
 @pytest.mark.parametrize(
-    "target", [Faster("ours", "peer", 1.1), LeastMemory("ours"), AtMost("ours", "bare", 2)], ids=str
+    "target", [Faster("ours", "peer", 1.1), LeastMemory("ours", ("layers", "both")), AtMost("ours", "bare", 2)], ids=str
 )
 def test_a_target_that_needs_a_failed_entry_is_unknown(target):
     failed = {"error": "ImportError: no such thing", "times": [], "peak_mib": None}
