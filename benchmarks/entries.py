@@ -86,13 +86,13 @@ def largest(hidden):
     return hidden.abs().amax((1, 2)).numpy()
 
 
-@entry("forward of base_model, no hooks", TRANSFORMERS, NOTHING)
+@entry("bare forward", TRANSFORMERS, NOTHING)
 def bare(options):
     model = load(options).model.base_model
     return by_window(options, lambda ids: {"output": largest(model(ids, use_cache=False).last_hidden_state)})
 
 
-@entry("LayerStatistics", OURS, LAYERS)
+@entry("layerwise pass", OURS, LAYERS)
 def layers(options):
     from lib import hooks
     from lib.massive import LayerStatistics
@@ -110,7 +110,7 @@ def layers(options):
     return by_window(options, measure)
 
 
-@entry("LayerStatistics, sinks.watch", OURS, BOTH)
+@entry("layerwise + heads pass", OURS, BOTH)
 def layers_heads(options):
     from lib import hooks, sinks
     from lib.massive import LayerStatistics

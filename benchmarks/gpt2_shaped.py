@@ -1,6 +1,8 @@
 """Save a model of GPT-2 small's shape with random weights, and SmolLM2's tokenizer, unless the folder exists.
 
-python -m benchmarks.gpt2_shaped results/bench/gpt2-small-shaped
+    python -m benchmarks.gpt2_shaped results/bench/gpt2-small-shaped
+
+For times and memory only: what it computes means nothing.
 """
 
 import sys

@@ -10,7 +10,7 @@ from lib.stats import Samples, averages
 
 ABSOLUTE = 100.0
 RELATIVE = 1000.0
-SAMPLE = 61
+SAMPLE = 61  # one value in so many; prime, so that all dims are among them
 DEFINITION = f"|value| > {ABSOLUTE:,.0f} and > {RELATIVE:,.0f} x the layer's median (Sun et al. 2024, arXiv 2402.17762)"
 
 
@@ -42,7 +42,8 @@ class LayerStatistics:
     def update(self, layer, hidden):
         """hidden: (batch, seq, hidden_size) output of block `layer`. Raises UserError for inf or nan."""
         magnitude = hidden.abs().float()
-        top, places = _top3(magnitude)
+        peaks = magnitude.amax(2)
+        top, places = _top3(magnitude, peaks)
         require_finite(layer, top)
         median = medians(magnitude.flatten(1))
         self.batch[:, layer, :3] = top.cpu()
@@ -52,11 +53,13 @@ class LayerStatistics:
                 value = hidden[sequence, position, dim].item()
                 self.where[layer][k][position, dim, value > 0] += 1
             if is_massive(top[sequence, 0], median[sequence]):
-                self._list_massive(layer, sequence, hidden[sequence], median[sequence])
+                positions = torch.nonzero(is_massive(peaks[sequence], median[sequence]))[:, 0].tolist()
+                self._list_massive(layer, sequence, positions, hidden[sequence, positions], median[sequence])
 
-    def _list_massive(self, layer, sequence, hidden, median):
-        for position, dim in torch.nonzero(is_massive(hidden.float(), median)).tolist():
-            value = hidden[position, dim].item()
+    def _list_massive(self, layer, sequence, positions, hidden, median):
+        """hidden: (len(positions), hidden_size), at the positions that have a massive value."""
+        for row, dim in torch.nonzero(is_massive(hidden.float(), median)).tolist():
+            position, value = positions[row], hidden[row, dim].item()
             ratio = abs(value) / median.item() if median else float("inf")
             self.batch_massive.append((sequence, layer, position, dim, value, ratio))
             entry = self.found.setdefault((layer, position, dim), {"values": 0.0, "ratios": 0.0, "tokens": Counter()})
@@ -103,12 +106,12 @@ class LayerStatistics:
         return sorted(entries, key=lambda e: (e["layer"], -abs(e["value"])))
 
 
-def _top3(magnitude):
+def _top3(magnitude, peaks):
     """Largest three of each (seq, dims) in (batch, seq, dims), as (batch, 3) values and (batch, 3, 2) position and dim.
 
-    They are in the three positions with the largest maxima, so only these are ranked.
+    peaks: (batch, seq), the maximum of each position. The three are where these are largest, so no others are ranked.
     """
-    positions = magnitude.amax(2).topk(min(3, magnitude.shape[1]), dim=1).indices
+    positions = peaks.topk(min(3, peaks.shape[1]), dim=1).indices
     rows = magnitude.take_along_dim(positions[:, :, None], dim=1)
     top = rows.flatten(1).topk(3, dim=1)
     dims = magnitude.shape[2]
@@ -123,13 +126,13 @@ def medians(magnitude):
 
 
 def _median(values):
-    """The same from what lies near the median of a sample, after counting what lies below: 6 times as fast.
+    """The median of one row, looked for among the values near the median of a sample: six times as fast, and exact.
 
-    SAMPLE is prime, so that a sample of positions x dims, side by side, has every dim in it.
+    What lies below these is counted; should the median not be among them, it is looked for among all.
     """
     rank = (len(values) - 1) // 2
     sample = np.sort(values[::SAMPLE])
-    middle, margin = len(sample) // 2, int(2 * len(sample) ** 0.5)  # 4 standard deviations, were it a random one
+    middle, margin = len(sample) // 2, int(2 * len(sample) ** 0.5)  # 4 standard deviations, were it a random sample
     low, high = sample[max(middle - margin, 0)], sample[min(middle + margin, len(sample) - 1)]
     near = values[(values >= low) & (values <= high)]
     below = np.count_nonzero(values < low)

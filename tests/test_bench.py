@@ -6,6 +6,7 @@ import pytest
 from benchmarks import bench, compare, entries
 from benchmarks.compare import AtMost, Faster, LeastMemory
 from benchmarks.entries import ENTRIES, TARGETS
+from benchmarks.worker import Worker
 from lib import plots, report
 from lib.cli import Options, UserError
 from tests.conftest import token_ids
@@ -67,7 +68,7 @@ def test_one_value_that_differs_is_refused(spoil):
 
 def test_a_missing_window_is_refused():
     with pytest.raises(UserError, match="differ"):
-        compare.require_equal({"a": {"layers": LAYERS}, "b": {"layers": LAYERS[:1]}})
+        compare.require_equal({"a": {"layers": np.ones((2, 3))}, "b": {"layers": np.ones((1, 3))}})
 
 
 def test_ratios_are_of_the_same_round():
@@ -143,6 +144,15 @@ def test_figure_has_a_bar_for_each_entry_measured():
     figure = plots.benchmark(payload(rows(slow=failed)))
     for ax in figure.axes:
         assert len(ax.patches) == 4
+
+
+def test_an_entry_that_cannot_start_says_why():
+    worker = Worker("no such entry", Options(), np.zeros((1, 4), dtype=int), threads=1)
+    worker.run(0)
+    worker.finish()
+    worker.kill()
+    assert worker.error == "KeyError: 'no such entry'"
+    assert (worker.values, worker.seconds, worker.peak_mib) == (None, [], None)
 
 
 def test_targets_name_entries():
