@@ -20,7 +20,8 @@ RULES = f"""\
 equal   what two entries both give differs by at most {compare.TOLERANCE:g} of its size, or no time is reported
 ratio   the median over rounds of an entry's time over the bare forward's of the same round
 faster  the same, of the other tool's fastest entry that gives as much over ours
-peak    the largest resident memory of the entry's own process, loading included"""
+peak    the largest resident memory of the entry's own process, loading included
+gives   what is measured, in brackets of how many layers"""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def summarise(payload):
     for row in r["entries"]:
         if row["error"]:
             failed.append(f"not measured: {row['tool']}, {row['label']}: {row['error']}")
-        gives = row["gives"] if row["n_layers"] is None else f"{row['n_layers']} {row['gives']}"
+        gives = row["gives"] if row["n_layers"] is None else f"{row['gives']} ({row['n_layers']})"
         rows.append([row["tool"], row["label"], gives, *_cells(row["seconds"], 3), *_cells(row["ratio"], 2)])
         rows[-1].append("-" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}")
     equal = [

@@ -346,7 +346,7 @@ def listed(values, ids):
     return {CENSUS: np.tile(np.sort(np.abs(values))[-LISTED:], (len(ids), 1))}
 
 
-@entry(f"{CENSUS_TOKENS} tokens as the first: census.Probe", OURS, CENSUS)
+@entry(f"census of {CENSUS_TOKENS} tokens: census.Probe", OURS, CENSUS)
 def census(options):
     from lib import census
 
@@ -356,7 +356,7 @@ def census(options):
     return lambda ids: listed(probe.values(tokens, census.TOKENS_AT_ONCE, "census")[:, 0], ids)
 
 
-@entry(f"{CENSUS_TOKENS} tokens as the first: output_hidden_states", TRANSFORMERS, CENSUS)
+@entry(f"census of {CENSUS_TOKENS} tokens: output_hidden_states", TRANSFORMERS, CENSUS)
 def census_whole(options):
     lm = load(options)
     model, dim = lm.model.base_model, largest_dim(lm)
@@ -373,7 +373,7 @@ def _is_projection(module):
     return getattr(module, "weight", None) is not None and module.weight.ndim == 2
 
 
-@entry(f"{CENSUS_TOKENS} tokens as the first: matrix products alone", TRANSFORMERS, NOTHING)
+@entry(f"census of {CENSUS_TOKENS} tokens: matrix products alone", TRANSFORMERS, NOTHING)
 def census_products(options):
     """The projections of every block but the last, on zeros."""
     lm = load(options)

@@ -133,7 +133,7 @@ def test_table_shows_every_entry_and_why_one_failed():
     text = bench.summarise(payload(rows(slow=failed)))
     assert "not measured: peer, SLOW: ImportError: no such thing" in text
     lines = {line.split()[1]: line.split() for line in text.splitlines() if line.startswith(("peer ", "ours "))}
-    assert lines["OURS"][2:] == ["3", "both", "2.000", "1.100", "4.800", "1.10", "1.00", "1.20", "90"]
+    assert lines["OURS"][2:] == ["both", "(3)", "2.000", "1.100", "4.800", "1.10", "1.00", "1.20", "90"]
     assert lines["SLOW"][-7:] == ["-"] * 7
     assert any(line.endswith("1.10  not met") for line in text.splitlines())
     assert any("unknown: slow failed" in line for line in text.splitlines())
