@@ -27,7 +27,7 @@ gives   what is measured, in brackets of how many layers"""
 @dataclass(frozen=True)
 class Options(cli.Options):
     nsamples: int = cli.flag(1, "number of token windows")
-    rounds: int = cli.flag(7, "times that each entry is timed, on one window each time")
+    rounds: int = cli.flag(5, "times that each entry is timed, on one window each time")
     threads: int = cli.flag(2, "threads of each entry's process")
 
 
