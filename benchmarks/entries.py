@@ -1,0 +1,389 @@
+"""What `benchmarks.bench` measures: one function an entry.
+
+A function gets the options, loads what it needs, and returns one pass: a function of (windows, seq) token ids that
+returns what it measured as {key: array with one row a window}. All entries that give a key must give equal values.
+To add an entry, write its function under @entry; what must hold of it goes into TARGETS.
+"""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from benchmarks.compare import AtMost, Faster, LeastMemory
+
+
+@dataclass(frozen=True)
+class Entry:
+    """label: of the table. tool: whose code measures. gives: what, in words; entries that give the same are compared.
+
+    prepare: (options) -> the pass.
+    """
+
+    label: str
+    tool: str
+    gives: str
+    prepare: object
+
+
+ENTRIES = {}
+
+
+def entry(label, tool, gives):
+    def register(prepare):
+        ENTRIES[prepare.__name__] = Entry(label, tool, gives, prepare)
+        return prepare
+
+    return register
+
+
+OURS, TRANSFORMERS, LENS, NNSIGHT = "this repository", "transformers", "TransformerLens", "nnsight"
+NOTHING, LAYERS, BOTH = "nothing", "layers", "layers + heads"
+MLPS_OFF, HEADS_OFF, ONE_HEAD, CENSUS = "without MLPs", "without heads", "single heads off", "census"
+TARGETS = [
+    AtMost("layers_heads", "bare", 1.10),
+    Faster("layers_heads", NNSIGHT, 1.25),
+    Faster("layers_heads", TRANSFORMERS, 1.4),
+    Faster("layers_heads", LENS, 1.9),
+    LeastMemory("layers_heads", (LAYERS, BOTH)),
+    AtMost("mlps_off", "bare", 0.50),
+    AtMost("heads_off", "bare", 0.75),
+    Faster("head_sweep", TRANSFORMERS, 50),
+    AtMost("census", "census_products", 1.3),
+]
+
+
+def load(options):
+    from lib import models
+
+    return models.load(options)
+
+
+def by_window(options, measure):
+    """A pass from `measure`, (batch, seq) token ids -> {key: array with one row a window}."""
+
+    def run(ids):
+        with torch.inference_mode():
+            parts = [measure(batch) for batch in ids.split(options.batch_size)]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    return run
+
+
+def statistics(hidden):
+    """(batch, 4) top-1, top-2, top-3 and median of the magnitudes in (batch, seq, hidden_size)."""
+    magnitude = hidden.abs().flatten(1)
+    return torch.cat([magnitude.topk(3, dim=1).values, magnitude.median(dim=1, keepdim=True).values], dim=1)
+
+
+def stacked(rows):
+    """(batch, layers, ...) array of one (batch, ...) tensor a layer."""
+    return torch.stack(list(rows), dim=1).numpy()
+
+
+def largest(hidden):
+    return hidden.abs().amax((1, 2)).numpy()
+
+
+@entry("bare forward", TRANSFORMERS, NOTHING)
+def bare(options):
+    model = load(options).model.base_model
+    return by_window(options, lambda ids: {"output": largest(model(ids, use_cache=False).last_hidden_state)})
+
+
+@entry("layerwise pass", OURS, LAYERS)
+def layers(options):
+    from lib import hooks
+    from lib.massive import LayerStatistics
+
+    lm = load(options)
+
+    def measure(ids):
+        found = LayerStatistics(lm.arch, lm.tokenizer)
+        found.begin_batch(ids)
+        with hooks.watch_outputs(lm.arch, "block", found.update):
+            hooks.forward(lm, ids)
+        found.end_batch()
+        return {"layers": found.rows.array}
+
+    return by_window(options, measure)
+
+
+@entry("layerwise + heads pass", OURS, BOTH)
+def layers_heads(options):
+    from lib import hooks, sinks
+    from lib.massive import LayerStatistics
+
+    lm = load(options)
+
+    def measure(ids):
+        found, heads = LayerStatistics(lm.arch, lm.tokenizer), sinks.HeadScores(lm.arch)
+        found.begin_batch(ids)
+        with sinks.watch(lm, heads.update), hooks.watch_outputs(lm.arch, "block", found.update):
+            hooks.forward(lm, ids)
+        found.end_batch()
+        heads.end_batch()
+        return {"layers": found.rows.array, "heads": heads.scores}
+
+    return by_window(options, measure)
+
+
+@entry("output_hidden_states", TRANSFORMERS, LAYERS)
+def hidden_states(options):
+    return _transformers(options)
+
+
+@entry("output_hidden_states, eager output_attentions", TRANSFORMERS, BOTH)
+def attentions(options):
+    return _transformers(options, output_attentions=True)
+
+
+def _transformers(options, **wanted):
+    """The last of hidden_states is after the final norm: the last layer's statistics are not to be had."""
+    model = load(options).model.base_model
+    if wanted:
+        model.set_attn_implementation("eager")
+
+    def measure(ids):
+        output = model(ids, use_cache=False, output_hidden_states=True, **wanted)
+        values = {
+            "layers": stacked(map(statistics, output.hidden_states[1:-1])),
+            "output": largest(output.last_hidden_state),
+        }
+        if wanted:
+            values["heads"] = stacked(attention[..., 0].mean(-1) for attention in output.attentions)
+        return values
+
+    return by_window(options, measure)
+
+
+@entry("run_with_cache", LENS, BOTH)
+def lens_cache(options):
+    return _lens(options)
+
+
+@entry("run_with_cache, names_filter on both", LENS, BOTH)
+def lens_both(options):
+    return _lens(options, names_filter=lambda name: name.endswith(("hook_resid_post", "hook_pattern")))
+
+
+def _lens(options, **wanted):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    model = TransformerBridge.boot_transformers(options.model, device="cpu", dtype=getattr(torch, options.dtype))
+    blocks = [f"blocks.{layer}" for layer in range(model.cfg.n_layers)]
+
+    def measure(ids):
+        _, cache = model.run_with_cache(ids, return_type=None, **wanted)
+        return {
+            "layers": stacked(statistics(cache[f"{block}.hook_resid_post"]) for block in blocks),
+            "heads": stacked(cache[f"{block}.attn.hook_pattern"][..., 0].mean(-1) for block in blocks),
+        }
+
+    return by_window(options, measure)
+
+
+@entry("trace of base_model", NNSIGHT, LAYERS)
+def nnsight_layers(options):
+    return _nnsight(options, heads=False)
+
+
+@entry("trace of base_model, eager attention", NNSIGHT, BOTH)
+def nnsight_both(options):
+    return _nnsight(options, heads=True)
+
+
+def _nnsight(options, heads):
+    import nnsight
+
+    lm = load(options)
+    base = lm.model.base_model
+    if heads:
+        base.set_attn_implementation("eager")
+    model = nnsight.NNsight(base)
+    family = lm.arch.family
+    blocks = model.get(family.blocks)
+    attention = family.head_projection.rpartition(".")[0]
+
+    def measure(ids):
+        with model.trace(ids, use_cache=False):
+            rows, scores = nnsight.save([]), nnsight.save([])
+            for block in blocks:
+                if heads:
+                    scores.append(block.get(attention).output[1][..., 0].mean(-1))
+                rows.append(statistics(block.output))
+        return {"layers": stacked(rows)} | ({"heads": stacked(scores)} if heads else {})
+
+    return by_window(options, measure)
+
+
+def changed(options, what, manager):
+    """A pass over the model inside `manager(lm)`: {what: largest |value| of each dim in the last block's output}."""
+    from lib import hooks
+
+    lm = load(options)
+
+    def measure(ids):
+        values = {}
+
+        def see(_layer, hidden):
+            values[what] = hidden.abs().amax(1).numpy()
+
+        with manager(lm), hooks.watch_outputs(lm.arch, "block", see, [lm.arch.n_layers - 1]):
+            hooks.forward(lm, ids)
+        return values
+
+    return by_window(options, measure)
+
+
+def zeroed(arch, role, inputs):
+    """PyTorch hooks that put zeros in the place of what every layer's `role` module takes, or gives."""
+    stack = ExitStack()
+    for layer in range(arch.n_layers):
+        module = arch.module(layer, role)
+        if inputs:
+            handle = module.register_forward_pre_hook(lambda _module, args: (torch.zeros_like(args[0]), *args[1:]))
+        else:
+            handle = module.register_forward_hook(lambda _module, _args, output: torch.zeros_like(output))
+        stack.callback(handle.remove)
+    return stack
+
+
+def every_head(arch):
+    return [(layer, head) for layer in range(arch.n_layers) for head in range(arch.n_heads)]
+
+
+@entry("all MLPs off", OURS, MLPS_OFF)
+def mlps_off(options):
+    from lib import hooks
+
+    return changed(options, MLPS_OFF, lambda lm: hooks.mlps_off(lm.arch, range(lm.arch.n_layers)))
+
+
+@entry("all MLPs run, their outputs zeroed", TRANSFORMERS, MLPS_OFF)
+def mlps_zeroed(options):
+    return changed(options, MLPS_OFF, lambda lm: zeroed(lm.arch, "mlp_write", inputs=False))
+
+
+@entry("all heads off", OURS, HEADS_OFF)
+def heads_off(options):
+    from lib import hooks
+
+    return changed(options, HEADS_OFF, lambda lm: hooks.heads_off(lm.arch, every_head(lm.arch)))
+
+
+@entry("all heads run, their outputs zeroed", TRANSFORMERS, HEADS_OFF)
+def heads_zeroed(options):
+    return changed(options, HEADS_OFF, lambda lm: zeroed(lm.arch, "head_projection", inputs=True))
+
+
+def middle_head(arch):
+    """(layer, head) whose layer has as many before as after it."""
+    return arch.n_layers // 2, 0
+
+
+def largest_dim(lm):
+    """The dim of the largest |value| in the last block's output for one token alone."""
+    from lib import hooks
+
+    dims = []
+    with hooks.watch_outputs(
+        lm.arch, "block", lambda _layer, hidden: dims.append(hidden[0, 0].abs().argmax().item()), [lm.arch.n_layers - 1]
+    ):
+        hooks.forward(lm, torch.zeros(1, 1, dtype=torch.long))
+    return dims[0]
+
+
+@entry("one head off, at position 0: sweep.at_place", OURS, ONE_HEAD)
+def head_sweep(options):
+    from lib import data, heads, place, sweep
+
+    lm = load(options)
+    dim = largest_dim(lm)
+    change = heads.HeadsSet("off", {middle_head(lm.arch): 0.0})
+
+    def measure(ids):
+        followed = place.Place(dim, np.zeros(len(ids), dtype=int), "", *np.empty((2, len(ids), lm.arch.n_layers)))
+        windows = data.Windows(ids, len(ids), False, "")
+        return {ONE_HEAD: sweep.at_place(lm, windows, followed, [change], options.batch_size)[change.name]}
+
+    return by_window(options, measure)
+
+
+@entry("one head off, whole windows: output_hidden_states", TRANSFORMERS, ONE_HEAD)
+def head_sweep_whole(options):
+    lm = load(options)
+    model, dim = lm.model.base_model, largest_dim(lm)
+    layer, head = middle_head(lm.arch)
+    columns = slice(head * lm.arch.head_dim, (head + 1) * lm.arch.head_dim)
+
+    def zero(_module, args):
+        value = args[0].clone()
+        value[..., columns] = 0
+        return (value, *args[1:])
+
+    lm.arch.module(layer, "head_projection").register_forward_pre_hook(zero)
+
+    def measure(ids):
+        output = model(ids, use_cache=False, output_hidden_states=True)
+        return {ONE_HEAD: stacked(hidden[:, 0, dim] for hidden in output.hidden_states[1:-1])}
+
+    return by_window(options, measure)
+
+
+CENSUS_TOKENS = 1024
+LISTED = 100
+
+
+def first_tokens(lm):
+    """(CENSUS_TOKENS, 1) token ids."""
+    return torch.arange(CENSUS_TOKENS)[:, None] % lm.model.config.vocab_size
+
+
+def listed(values, ids):
+    """{CENSUS: (windows, LISTED) largest magnitudes of (CENSUS_TOKENS,) values}, the same for every window."""
+    return {CENSUS: np.tile(np.sort(np.abs(values))[-LISTED:], (len(ids), 1))}
+
+
+@entry(f"census of {CENSUS_TOKENS} tokens: census.Probe", OURS, CENSUS)
+def census(options):
+    from lib import census
+
+    lm = load(options)
+    probe = census.Probe(lm, lm.arch.n_layers - 2, largest_dim(lm), sign=1, median=1.0)
+    tokens = first_tokens(lm)
+    return lambda ids: listed(probe.values(tokens, census.TOKENS_AT_ONCE, "census")[:, 0], ids)
+
+
+@entry(f"census of {CENSUS_TOKENS} tokens: output_hidden_states", TRANSFORMERS, CENSUS)
+def census_whole(options):
+    lm = load(options)
+    model, dim = lm.model.base_model, largest_dim(lm)
+
+    def measure(ids):
+        with torch.inference_mode():
+            output = model(first_tokens(lm), use_cache=False, output_hidden_states=True)
+        return listed(output.hidden_states[-2][:, 0, dim].numpy(), ids)
+
+    return measure
+
+
+def _is_projection(module):
+    return getattr(module, "weight", None) is not None and module.weight.ndim == 2
+
+
+@entry(f"census of {CENSUS_TOKENS} tokens: matrix products alone", TRANSFORMERS, NOTHING)
+def census_products(options):
+    """The projections of every block but the last, on zeros."""
+    lm = load(options)
+    projections = [m for block in lm.arch.blocks[:-1] for m in block.modules() if _is_projection(m)]
+    inputs = [torch.zeros(CENSUS_TOKENS, m.weight.shape[isinstance(m, torch.nn.Linear)]) for m in projections]
+
+    def measure(_ids):
+        with torch.inference_mode():
+            for projection, value in zip(projections, inputs, strict=True):
+                projection(value)
+        return {}
+
+    return measure
