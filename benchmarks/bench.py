@@ -8,6 +8,7 @@ rounds, each is timed on one window in turn. `make bench` does this in an enviro
 """
 
 import dataclasses
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -37,9 +38,11 @@ class Benchmark:
 
     differences: {key: {"relative", "between"}}, the largest between two entries that measure the same.
     targets: [{"text", "value", "verdict"}], each met, not met or unknown.
+    load: {"average", "cpus"}, what else kept the machine busy in the minute before.
     """
 
     rules: str
+    load: dict
     entries: list
     differences: dict
     targets: list
@@ -51,6 +54,7 @@ def run(lm, windows, options):
 
     from benchmarks.entries import ENTRIES, TARGETS
 
+    load = {"average": os.getloadavg()[0], "cpus": os.cpu_count()}
     torch.set_num_threads(options.threads)
     shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(cli.Options)}
     shared = cli.Options(**shared | {"model": lm.model.name_or_path})
@@ -83,11 +87,12 @@ def run(lm, windows, options):
     for row in rows.values():
         row["seconds"] = None if row["error"] else compare.spread(row["times"])
         row["ratio"] = compare.ratios(row, rows["bare"])
-    return Benchmark(RULES, list(rows.values()), differences, [target.judge(rows) for target in TARGETS])
+    return Benchmark(RULES, load, list(rows.values()), differences, [target.judge(rows) for target in TARGETS])
 
 
 def summarise(payload):
     r, config = payload["results"], payload["config"]
+    load = r["load"]
     rows, failed = [], []
     for row in r["entries"]:
         if row["error"]:
@@ -104,6 +109,8 @@ def summarise(payload):
         [
             report.header(payload, "The cost of measuring"),
             f"seconds a window: median, min, max of {config['rounds']} rounds; {config['threads']} threads",
+            f"load average before: {load['average']:.1f} on {load['cpus']} CPUs; well over 1, others were at work and",
+            "neither times nor ratios can be relied on",
             r["rules"],
             "",
             report.table(heads, rows),

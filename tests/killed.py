@@ -49,10 +49,23 @@ def kill_at_random(work, folder):
 
 
 def results(path):
-    """Writes what `main_llm.py --exp2` writes, without measuring anew."""
+    """Writes what `main_llm.py --exp2` writes, without measuring anew, and slowly, so that kills hit files."""
     import main_llm
-    from lib import experiment
+    from lib import experiment, plots
 
+    def slowly(path, content):
+        with open(path, "wb") as file:
+            for start in range(0, len(content), 1 + len(content) // 20):
+                file.write(content[start : start + 1 + len(content) // 20])
+                file.flush()
+                time.sleep(0.02)
+
+    def save_slowly(figure, path, save=plots.save):
+        save(figure, path)
+        slowly(path, Path(path).read_bytes())
+
+    Path.write_text = lambda path, text, encoding: slowly(path, text.encode(encoding))
+    plots.save = save_slowly
     payload = json.loads(path.read_text(encoding="utf-8"))
     experiment._measure = lambda *_: payload
 

@@ -117,6 +117,7 @@ def payload(every):
         r["ratio"] = compare.ratios(r, every["bare"])
     results = bench.Benchmark(
         rules=bench.RULES,
+        load={"average": 2.5, "cpus": 2},
         entries=list(every.values()),
         differences={"layers": {"relative": 3e-6, "between": ["ours", "slow"]}},
         targets=[AtMost("ours", "bare", 1.05).judge(every), Faster("ours", "peer", 1.4).judge(every)],
@@ -136,6 +137,7 @@ def test_table_shows_every_entry_and_why_one_failed():
     assert lines["OURS"][2:] == ["both", "(3)", "2.000", "1.100", "4.800", "1.10", "1.00", "1.20", "90"]
     assert lines["SLOW"][-7:] == ["-"] * 7
     assert any(line.endswith("1.10  not met") for line in text.splitlines())
+    assert "load average before: 2.5 on 2 CPUs" in text
     assert any("unknown: slow failed" in line for line in text.splitlines())
 
 

@@ -9,7 +9,6 @@ import time
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 import main_llm
@@ -46,16 +45,9 @@ def split(folder):
 
 
 def test_killed_while_it_writes_results(result, tmp_path):
-    payload = json.loads((result / NAMES[1]).read_text())
-    payload["results"]["massive"] = 20_000 * [  # so that writing takes a while
-        {"layer": 1, "position": 0, "token": "a", "dim": 3, "value": 1e3, "ratio": 2e3, "sequences": 1}
-    ]
-    path = tmp_path / "result.json"
-    report.write_json(path, payload)
-    folders, both = killed_writers("results", path, tmp_path)
+    folders, both = killed_writers("results", result / NAMES[1], tmp_path)
     expected = {name: (tmp_path / "whole" / name).read_bytes() for name in NAMES}
-    assert json.loads(expected[NAMES[1]]) == payload
-    assert Image.open(tmp_path / "whole" / NAMES[0]).convert("RGB").size > (1, 1)
+    assert expected == {name: (result / name).read_bytes() for name in NAMES}
     unfinished = 0
     for folder in folders:
         found, left = split(folder)
