@@ -325,9 +325,3 @@ def test_a_full_disk_is_one_line(tiny_gpt2_folder, text_file, tmp_path, monkeypa
         run("main_llm.py --exp2", "--model", tiny_gpt2_folder, "--dataset", text_file, *SAMPLE, "--savedir", out) == 2
     )
     assert "No space left on device" in capsys.readouterr().err
-
-
-def test_comparison_with_published_figures_says_untested(tmp_path, capsys):
-    assert run("compare_with_published.py", tmp_path) == 0
-    assert "0 of 92 compared" in capsys.readouterr().out
-    assert run("compare_with_published.py", tmp_path / "nowhere") == 2
