@@ -77,14 +77,12 @@ bench: $(BENCH_READY)
 	$(BENCH)/python -m benchmarks.bench --model $(BENCH_GPT2) --dataset python-docs --savedir results/bench
 	$(BENCH)/python -m benchmarks.bench $(SMOLLM) --savedir results/bench
 
-.PHONY: bench
-
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv .venv-peers .pytest_cache .ruff_cache results/demo
+	rm -rf .venv .venv-peers .venv-bench .pytest_cache .ruff_cache results/demo results/bench
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
-.PHONY: setup demo study results readme reproduce-gpt2 test test-peers lint clean
+.PHONY: setup demo study results readme reproduce-gpt2 test test-peers bench lint clean
