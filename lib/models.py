@@ -164,9 +164,13 @@ def _sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def cache():
+    """Where this project keeps files of its own between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "massive-activations"
+
+
 def _cache_folder(name, sha256):
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "massive-activations" / f"{name}-{sha256[:16]}"
+    return cache() / f"{name}-{sha256[:16]}"
 
 
 def _packaged_gguf():

@@ -200,7 +200,7 @@ def environment(seconds):
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 1),
         "git": _git(),
-        "code_sha256": _code(),
+        "code_sha256": code_sha256(),
         "threads": torch.get_num_threads(),
         "processes": n,
         "python": ".".join(map(str, sys.version_info[:3])),
@@ -208,7 +208,7 @@ def environment(seconds):
     }
 
 
-def _code():
+def code_sha256():
     """Digest of the running script and of lib/, but for plots.py, which draws what has been measured."""
     digest = hashlib.sha256()
     for path in [ROOT / Path(sys.argv[0]).name, *sorted((ROOT / "lib").glob("*.py"))]:

@@ -7,10 +7,11 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from lib import hooks, ranks, sinks
+from lib import hooks, ranks, resume, sinks
 from lib.sinks import SINK_WINDOW
 
 BASELINE = "baseline"
+MEASURED = ("values", "losses", "attention")
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,20 @@ def measure(lm, windows, place, changes, batch_size):
     A change has `name`, `first_layer` (before which nothing differs from the baseline; its passes start there) and
     `hooks(arch, rows)`, the context manager that applies it to the windows `rows` (a slice).
     One batch's block outputs are kept until its changes are done, so memory does not grow with the windows.
+    After each batch but the last, what has been measured is saved; if the sweep is interrupted, the next one goes on.
     """
     passes = {name: _Passes(lm, place) for name in (BASELINE, *(change.name for change in changes))}
+    # the values at the place, to the bit, tell one model and device from another
+    unfinished = resume.Unfinished(windows.ids, place, changes, batch_size, torch.get_num_threads())
+    mine, measured = ranks.own(len(windows.ids), batch_size), unfinished.load()
+    done = mine.start + (measured["losses"].shape[1] if measured else 0)
+    for i, of in enumerate(passes.values() if measured else ()):
+        of.values, of.losses, of.attention = ([measured[name][i]] for name in MEASURED)
     with ranks.progress(len(windows.ids), batch_size, "sweep", len(passes)) as progress:
         for rows, ids in windows.batches(batch_size):
+            if rows.stop <= done:
+                progress.update(len(passes) * len(ids))
+                continue
             kept = {}
             with hooks.keep_block_outputs(lm.arch, kept):
                 passes[BASELINE].run(ids, rows)
@@ -53,6 +64,10 @@ def measure(lm, windows, place, changes, batch_size):
                 with hooks.resume_at(lm.arch, first, kept.get(first - 1)), change.hooks(lm.arch, rows):
                     passes[change.name].run(ids, rows, first, passes[BASELINE])
                 progress.update(len(ids))
+            if rows.stop < mine.stop:
+                so_far = zip(*(of.arrays() for of in passes.values()), strict=True)
+                unfinished.save(dict(zip(MEASURED, map(np.stack, so_far), strict=True)))
+    unfinished.remove()
     return {name: of.measured() for name, of in passes.items()}
 
 
@@ -163,6 +178,10 @@ class _Passes:
             self.losses.append(hooks.token_losses(self.lm, ids).double().mean(1).cpu().numpy())
         self.values.append(column.values)
         self.attention.append(attention)
+
+    def arrays(self):
+        """values, losses and attention of this process's windows so far."""
+        return tuple(map(np.concatenate, (self.values, self.losses, self.attention)))
 
     def measured(self):
         every = (self.values, self.losses, self.attention)

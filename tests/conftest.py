@@ -16,6 +16,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from lib import models as lib_models
+from lib import resume
 from lib.arch import Architecture
 from lib.cli import Options
 from tests import reference
@@ -209,6 +210,11 @@ def save_gguf(path, model, tokenizer):
 def _own_datasets_cache(tmp_path_factory):
     """Set before anything imports `datasets`, here or in scripts that tests start."""
     os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture(autouse=True)
+def own_unfinished_sweeps(tmp_path, monkeypatch):
+    monkeypatch.setattr(resume, "folder", lambda: tmp_path / "unfinished")
 
 
 @pytest.fixture(scope="session")

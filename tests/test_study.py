@@ -66,7 +66,7 @@ def test_study(tmp_path, monkeypatch, capsys):
     names = ["layerwise", "head_analysis", "exp3"]
     assert run_main(monkeypatch, *flags, "--seed", "1") == names == measured
     measured.clear()
-    monkeypatch.setattr("lib.report._code", lambda: "other")
+    monkeypatch.setattr("lib.report.code_sha256", lambda: "other")
     assert run_main(monkeypatch, *flags, "--seed", "1") == names == measured
     assert run_main(monkeypatch, *flags, "--seed", "1") == names == measured  # nothing more
     assert run_main(monkeypatch, *flags, "--seed", "1", "--force") == names

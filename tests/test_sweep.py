@@ -1,11 +1,13 @@
 """A sweep that starts at the changed layer gives what full passes over zeroed copies give; the place is right."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from lib import hooks, place, planted, sweep
+from lib import hooks, place, planted, resume, sweep
 from lib.ablation import Condition
 from lib.cli import UserError
 from lib.data import Windows
@@ -178,3 +180,31 @@ def test_place_without_anything_massive():
     found = place.find(built.lm, built.windows, 4)
     assert not found.massive
     assert found.dim in built.truth.outliers
+
+
+def test_an_interrupted_sweep_goes_on(case, monkeypatch):  # noqa: F811
+    at = fixed_place([0, 9], case.lm.arch.n_layers)
+    changes = [condition for condition, _off in changes_of(case).values()] + heads_one_by_one(case)[:5]
+    windows = windows_of(case.ids)
+    expected = sweep.measure(case.lm, windows, at, changes, 1)
+    run, ran = sweep._Passes.run, []
+
+    def interrupted(self, ids, rows, *rest):
+        ran.append(rows.start)
+        if len(ran) == len(changes) + 3:  # in the second window, after its baseline
+            raise KeyboardInterrupt
+        run(self, ids, rows, *rest)
+
+    monkeypatch.setattr(sweep._Passes, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.measure(case.lm, windows, at, changes, 1)
+    assert len(list(resume.folder().glob("*.npz"))) == 1
+    ran.extend([None] * len(changes))
+    sweep.measure(case.lm, windows, replace(at, dim=0), changes[:1], 2)  # something else
+    ran.clear()
+    resumed = sweep.measure(case.lm, windows, at, changes, 1)
+    assert ran == [1] * (len(changes) + 1)
+    for name, of in expected.items():
+        for key in sweep.MEASURED:
+            assert np.array_equal(getattr(resumed[name], key), getattr(of, key)), (name, key)
+    assert not list(resume.folder().glob("*"))
