@@ -6,6 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from lib import hooks, sinks
+from lib.data import Windows
 from tests import reference
 from tests.conftest import HEADS, LAYERS, language_model, logits, tiny_model, token_ids
 
@@ -106,7 +107,7 @@ def test_restored_after_an_error(lm):
 
 
 def test_measure_stops_after_the_last_layer(lm):
-    windows = type("Windows", (), {"ids": token_ids(3, 9), "batches": lambda self, size: self.ids.split(size)})()
+    windows = Windows(token_ids(3, 9), 3, False, "test")
     reached = []
     lm.arch.blocks[2].register_forward_pre_hook(lambda *_: reached.append(2))
     part = sinks.measure(lm, windows, batch_size=2, last_layer=1).scores
