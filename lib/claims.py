@@ -213,8 +213,9 @@ def _(results):
     "peak at the place, in either direction",
 )
 def _(results):
-    place, evenly = results.place, results["head_analysis"]["uniform"]
-    low = [head for head in results["exp7"]["heads"] if head["score"] < evenly]
+    place, analysis = results.place, results["head_analysis"]
+    scores, evenly = analysis["scores"], analysis["uniform"]  # of the same windows
+    low = [head for head in results["exp7"]["heads"] if scores[head["layer"]][head["head"]]["mean"] < evenly]
     if not low:
         raise UntestedError("every head attends more than evenly to the first token")
     most = max(low, key=lambda head: abs(head["write"]))

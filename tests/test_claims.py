@@ -47,7 +47,11 @@ TOP1 = (100, 2500, 2800, 2900, 3000, 3010, 3000, 450)
 HOLDS = {
     "layerwise": {"layers": layers(TOP1), "massive": [{"layer": i} for i in range(1, 7)]},
     "head_analysis": {
-        "scores": [[cell(0.001), cell(0.9)], [cell(0.8), cell(0.7)], *[[cell(0.002 * i), cell(0.6)] for i in (1, 2)]],
+        "scores": [
+            [cell(0.001), cell(0.9)],
+            [cell(0.8), cell(0.7)],
+            *[[cell(0.002 * i), cell(0.6)] for i in range(1, 7)],
+        ],
         "ranking": [
             {"layer": layer, "head": h, "score": score}
             for layer, h, score in ((0, 1, 0.9), (1, 0, 0.8), (1, 1, 0.7), (0, 0, 0.001))
