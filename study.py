@@ -63,14 +63,16 @@ def main():
     for step in SEED_STUDY if options.short else SEED_STUDY + CAUSAL_SUITE:
         try:
             name, *own = step.format_map(layers).split()
-            command = [f"{name}.py", *own, *shared_flags(options), "--savedir", str(folder / name)]
-            if tuple(command) in done:
-                continue
-            done.add(tuple(command))
-            print(f"\n$ python {shlex.join(command)}", flush=True)
-            payload = carry_out(importlib.import_module(name), command, lm, options.force)
         except KeyError as layer:
             failed.append(f"{step} (no {layer.args[0]} layer: an earlier step failed)")
+            continue
+        command = [f"{name}.py", *own, *shared_flags(options), "--savedir", str(folder / name)]
+        if tuple(command) in done:
+            continue
+        done.add(tuple(command))
+        print(f"\n$ python {shlex.join(command)}", flush=True)
+        try:
+            payload = carry_out(importlib.import_module(name), command, lm, options.force)
         except cli.UserError as error:
             print(f"error: {error}", file=sys.stderr)
             failed.append(step)

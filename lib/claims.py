@@ -122,6 +122,13 @@ def _peak(place):
     return abs(place["values"][place["peak_layer"]]["mean"])
 
 
+def _judged(results, experiment, verdict):
+    """Whether an ablation's verdict is this one, with what is retained."""
+    conclusion = results.verdict(experiment)
+    values = {"verdict": conclusion["verdict"], "retained": conclusion["values"]["retained"]}
+    return conclusion["verdict"] == verdict, values
+
+
 def _named(heads):
     return " ".join(f"{layer}.{head}" for layer, head in heads)
 
@@ -255,9 +262,7 @@ def _(results):
     f"experiment 1's verdict at the same places is persists (at least {PERSISTS:.0%} of the size retained)",
 )
 def _(results):
-    conclusion = results.verdict("exp1")
-    values = {"verdict": conclusion["verdict"], "retained": conclusion["values"]["retained"]}
-    return conclusion["verdict"] == "persists", values
+    return _judged(results, "exp1", "persists")
 
 
 @claim(
@@ -280,9 +285,7 @@ def _(results):
     f"experiment 2A's verdict at the same places is collapses (at most {COLLAPSES:.0%} of the size retained)",
 )
 def _(results):
-    conclusion = results.verdict("exp2a")
-    values = {"verdict": conclusion["verdict"], "retained": conclusion["values"]["retained"]}
-    return conclusion["verdict"] == "collapses", values
+    return _judged(results, "exp2a", "collapses")
 
 
 @claim(

@@ -140,12 +140,12 @@ def _measure(experiment, options, lm):
     with massive.limit_watched(lm) as largest:
         results, options = _run(experiment, lm, windows, options)
     seconds = time.monotonic() - start
-    config, files = report.config(options), _files(experiment, report.config(options))
+    config = report.config(options)
     provenance = report.provenance(options, lm, windows, seconds)
     if warning := massive.limit_warning(lm, largest):
         print(f"warning: {warning}", file=sys.stderr)
         provenance["warning"] = warning
-    return report.payload(experiment.name, config, provenance, results, files)
+    return report.payload(experiment.name, config, provenance, results, _files(experiment, config))
 
 
 def _run(experiment, lm, windows, options):

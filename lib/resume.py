@@ -4,11 +4,13 @@ import hashlib
 import io
 import pickle
 import zipfile
+from contextlib import suppress
 
 import numpy as np
 import torch
 
 from lib import models, ranks, report
+from lib.cli import UserError
 
 
 def folder():
@@ -34,11 +36,13 @@ class Unfinished:
             return {}
 
     def save(self, arrays):
-        with report.complete_file(self.path) as temporary:
+        """Where the cache cannot be written, the sweep goes on all the same."""
+        with suppress(UserError), report.complete_file(self.path) as temporary:
             np.savez(temporary, **arrays)
 
     def remove(self):
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.unlink()
 
 
 def _digest(value):

@@ -208,3 +208,10 @@ def test_an_interrupted_sweep_goes_on(case, monkeypatch):  # noqa: F811
         for key in sweep.MEASURED:
             assert np.array_equal(getattr(resumed[name], key), getattr(of, key)), (name, key)
     assert not list(resume.folder().glob("*"))
+
+
+def test_a_cache_that_cannot_be_written_stops_no_sweep(case, monkeypatch, tmp_path):  # noqa: F811
+    at = fixed_place([0, 9], case.lm.arch.n_layers)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(resume, "folder", lambda: tmp_path / "file" / "unfinished")
+    assert set(sweep.measure(case.lm, windows_of(case.ids), at, [], 1)) == {sweep.BASELINE}
