@@ -98,16 +98,19 @@ class _Measurements:
         self.losses = Samples()
         self.tracked = []
 
-    def run(self, lm, ids, condition, see):
-        """One forward pass; `see(layer, hidden)` gets each block output after the statistics have."""
+    def run(self, lm, ids, condition, see, first=0, baseline=None):
+        """One forward pass from block `first` on; `see(layer, hidden)` gets each block output after the statistics
+        have. What the heads before do is the baseline's last batch."""
         self.layers.begin_batch(ids)
         with (
             condition.hooks(lm.arch),
-            sinks.watch(lm, self.heads.update, condition.layers_with_heads(lm.arch)),
+            sinks.watch(lm, self.heads.update, [i for i in condition.layers_with_heads(lm.arch) if i >= first]),
             hooks.watch_outputs(lm.arch, "block", self.layers.update),
             hooks.watch_outputs(lm.arch, "block", see),
         ):
             self.losses.extend(hooks.token_losses(lm, ids).double().mean(1).tolist())
+        if first:
+            self.heads.copy_before(first, baseline.heads)
         self.layers.end_batch()
         self.heads.end_batch()
 
@@ -134,14 +137,14 @@ def compare(lm, windows, conditions, options, dims=()):
     sites = []
     with ranks.progress(len(windows.ids), options.batch_size, "ablation", len(every)) as progress:
         for _rows, ids in windows.batches(options.batch_size):
-            kept = {}
+            kept, seen = {}, {}
             baseline = measured[BASELINE]
-            baseline.run(lm, ids, every[0], lambda layer, hidden, kept=kept: kept.update({layer: hidden}))
-            batch_sites = _sites(baseline.layers.batch_massive, kept, len(ids), dims)
+            with hooks.keep_block_outputs(lm.arch, kept):
+                baseline.run(lm, ids, every[0], lambda layer, hidden, seen=seen: seen.update({layer: hidden}))
+            batch_sites = _sites(baseline.layers.batch_massive, seen, len(ids), dims)
             index = torch.tensor([(s, *site) for s, of in enumerate(batch_sites) for site in of], dtype=torch.long)
             index = index.view(-1, 3).T
-            gathered = {layer: _at(hidden, index) for layer, hidden in kept.items()}
-            del kept
+            gathered = {layer: _at(hidden, index) for layer, hidden in seen.items()}
             sites.extend(batch_sites)
             baseline.tracked.extend(_by_sequence(gathered, batch_sites))
             progress.update(len(ids))
@@ -151,7 +154,9 @@ def compare(lm, windows, conditions, options, dims=()):
                 def gather(layer, hidden, gathered=gathered, index=index):
                     gathered[layer] = _at(hidden, index)
 
-                measured[condition.name].run(lm, ids, condition, gather)
+                first = condition.first_layer
+                with hooks.resume_at(lm.arch, first, kept):
+                    measured[condition.name].run(lm, ids, condition, gather, first, baseline)
                 measured[condition.name].tracked.extend(_by_sequence(gathered, batch_sites))
                 progress.update(len(ids))
     for of in measured.values():

@@ -11,7 +11,7 @@ from lib.massive import ABSOLUTE, RELATIVE, is_massive
 from lib.models import LanguageModel
 from lib.stats import averages
 
-TOKENS_AT_ONCE = 1024
+TOKENS_AT_ONCE = 512
 LISTED = 200
 NAMED = 20
 QUANTILES = (0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1)

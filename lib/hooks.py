@@ -117,11 +117,12 @@ def keep_block_outputs(arch, kept):
 
 
 @contextmanager
-def resume_at(arch, layer, before):
-    """Start at block `layer`: the blocks before it do not run, and all return `before`, block `layer - 1`'s output."""
+def resume_at(arch, layer, kept):
+    """Start at block `layer`: the blocks before it do not run, and return what they have in `kept`."""
     with ExitStack() as stack:
-        for block in arch.blocks[:layer]:
-            stack.enter_context(_forward_replaced(block, lambda *_args, **_kwargs: before))
+        for before in range(layer):
+            output = kept[before]
+            stack.enter_context(_forward_replaced(arch.blocks[before], lambda *_args, _o=output, **_kwargs: _o))
         yield
 
 

@@ -6,6 +6,7 @@ from contextlib import ExitStack, nullcontext
 import torch
 
 from lib import hooks, ranks
+from lib.massive import medians
 from lib.stats import Samples, averages, perplexity
 
 REPLACEMENTS = {"identity": lambda x: x, "relu": torch.relu}
@@ -67,7 +68,9 @@ class Internals:
 
     def measure(self, ids):
         """Run one (batch, seq) batch: as it is, then with each replacement of the activation function."""
-        values = self._forward(ids, "actual", self.points)
+        kept = {}
+        with hooks.keep_block_outputs(self.lm.arch, kept):
+            values = self._forward(ids, "actual", self.points)
         sites = [self._site(output) for output in values[OUTPUT]]
         for name, value in values.items():
             self._reduce(name, value, ids)
@@ -77,7 +80,8 @@ class Internals:
         del values
         ends = [point for point in self.points if point[0] in (OUTPUT, "block_output")]
         for replacement in REPLACEMENTS:
-            values = self._forward(ids, replacement, ends)
+            with hooks.resume_at(self.lm.arch, self.layer, kept):
+                values = self._forward(ids, replacement, ends)
             for sequence, (position, dim) in enumerate(sites):
                 for name, value in values.items():
                     self.by_dim[dim]["replaced"][replacement][name].extend([value[sequence, position, dim].item()])
@@ -112,7 +116,7 @@ class Internals:
     def _reduce(self, name, value, ids):
         magnitude = value.abs().float().flatten(1)
         hooks.require_finite(self.layer, magnitude)
-        self.medians[name].extend(magnitude.median(dim=1).values.tolist())
+        self.medians[name].extend(medians(magnitude).tolist())
         largest = magnitude.max().item()
         if name not in self.maxima or largest > self.maxima[name]["max"]:
             sequence, index = divmod(magnitude.argmax().item(), magnitude.shape[1])

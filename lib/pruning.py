@@ -30,15 +30,18 @@ def _names(cells):
 
 
 def read_config(path):
-    """(top, bottom) heads of a configuration's [overall] part. Raises UserError if it cannot be read."""
+    """(top, bottom) heads of a configuration's [overall] part. Raises UserError if one cannot be read or is empty."""
     parser = configparser.ConfigParser()
     try:
         with open(path, encoding="utf-8") as file:
             parser.read_file(file)
         overall = parser["overall"]
-        return parse_heads(overall["top"].split()), parse_heads(overall["bottom"].split())
+        sets = parse_heads(overall["top"].split()), parse_heads(overall["bottom"].split())
     except (OSError, KeyError, configparser.Error, UnicodeDecodeError) as error:
         raise UserError(f"cannot read pruning configuration {path}: {first_line(error)}") from error
+    if not all(sets):
+        raise UserError(f"pruning configuration {path} names no heads as top or as bottom")
+    return sets
 
 
 def parse_heads(names):

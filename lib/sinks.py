@@ -168,11 +168,16 @@ class HeadScores:
         for name, value in means.items():
             self.batch.setdefault(name, np.full((len(p), *self.shape), np.nan))[:, layer] = value.cpu().numpy()
 
+    def copy_before(self, layer, other):
+        """Have the scores before `layer` of this batch from the last one of `other`, where they are the same."""
+        for name, rows in other.last.items():
+            self.batch.setdefault(name, np.full_like(rows, np.nan))[:, :layer] = rows[:, :layer]
+
     def end_batch(self):
         """Take the batch's rows in; call it after each forward pass."""
         for name, rows in self.batch.items():
             self.rows[name].extend(rows)
-        self.batch = {}
+        self.last, self.batch = self.batch, {}
 
     def gather(self):
         """Have the rows of all processes; call it after the last batch."""

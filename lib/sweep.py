@@ -61,7 +61,7 @@ def measure(lm, windows, place, changes, batch_size):
             progress.update(len(ids))
             for change in changes:
                 first = change.first_layer
-                with hooks.resume_at(lm.arch, first, kept.get(first - 1)), change.hooks(lm.arch, rows):
+                with hooks.resume_at(lm.arch, first, kept), change.hooks(lm.arch, rows):
                     passes[change.name].run(ids, rows, first, passes[BASELINE])
                 progress.update(len(ids))
             if rows.stop < mine.stop:
@@ -93,7 +93,7 @@ def at_place(lm, windows, place, changes, batch_size):
                 column = _Column(lm.arch.n_layers, np.tile(place.positions[rows], n), place.dim)
                 column.values[:, :first] = np.tile(before.values[:, :first], (n, 1))
                 with (
-                    hooks.resume_at(lm.arch, first, _repeated(kept.get(first - 1), n)),
+                    hooks.resume_at(lm.arch, first, dict.fromkeys(range(first), _repeated(kept.get(first - 1), n))),
                     one.hooks_beside(lm.arch, others) if others else one.hooks(lm.arch, rows),
                     hooks.watch_outputs(lm.arch, "block", column.see, range(first, lm.arch.n_layers)),
                 ):
@@ -163,7 +163,6 @@ class _Passes:
         column = _Column(arch.n_layers, self.place.positions[rows], self.place.dim)
         attention = np.full((len(ids), arch.n_layers, arch.n_heads), np.nan)
         if first:
-            column.values[:, :first] = baseline.values[-1][:, :first]
             attention[:, :first] = baseline.attention[-1][:, :first]
         layers = range(first, arch.n_layers)
 
@@ -173,7 +172,7 @@ class _Passes:
 
         with (
             sinks.watch(self.lm, see, layers) if layers else nullcontext(),
-            hooks.watch_outputs(arch, "block", column.see, layers),
+            hooks.watch_outputs(arch, "block", column.see),
         ):
             self.losses.append(hooks.token_losses(self.lm, ids).double().mean(1).cpu().numpy())
         self.values.append(column.values)

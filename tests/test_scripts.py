@@ -283,6 +283,16 @@ def test_out_of_range_is_an_error(script, arguments, expected, tiny_gpt2_folder,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_configuration_without_heads_is_an_error(tiny_gpt2_folder, text_file, tmp_path, capsys):
+    """What removes nothing would come out as "persists"."""
+    config = tmp_path / "config.txt"
+    config.write_text("[overall]\ntop =\nbottom = 1.1\n")
+    shared = ["--model", tiny_gpt2_folder, "--dataset", text_file, *SAMPLE, "--savedir", tmp_path / "out"]
+    assert run("test_head_pruning_on_massive.py", *shared, "--config", config) == 2
+    assert "names no heads" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_unwritable_savedir_is_found_before_the_model_is_loaded(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert run("main_llm.py --exp2", "--model", "./nowhere", "--savedir", tmp_path / "file" / "out") == 2

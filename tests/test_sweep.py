@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from lib import hooks, place, planted, resume, sweep
+from lib import ablation, hooks, mlp, place, planted, resume, sweep
 from lib.ablation import Condition
-from lib.cli import UserError
+from lib.cli import Options, UserError
 from lib.data import Windows
 from lib.heads import HeadsSet
 from tests import reference
@@ -116,6 +116,19 @@ def test_starting_late_changes_no_bit(case):  # noqa: F811
         assert np.array_equal(mine.attention, full.attention[0])
 
 
+def test_comparing_ablations_from_their_first_layer_changes_no_bit(case):  # noqa: F811
+    conditions = [condition for condition, _off in changes_of(case).values()]
+    late, whole, windows = {}, {}, windows_of(case.ids)
+    with pytest.MonkeyPatch.context() as patch:
+        for into, start in ((late, None), (whole, 0)):
+            if start is not None:
+                patch.setattr(Condition, "first_layer", start)
+            got = ablation.compare(case.lm, windows, conditions, Options(batch_size=2), [DIM])
+            into.update({name: (got.conditions[name], got.changes[name]) for name in got.changes})
+    assert list(late) == [condition.name for condition in conditions]
+    assert late == whole
+
+
 def test_blocks_before_the_change_do_not_run(case):  # noqa: F811
     """Counts what the first and last blocks' projections compute."""
     ran = {0: 0, 2: 0}
@@ -124,16 +137,21 @@ def test_blocks_before_the_change_do_not_run(case):  # noqa: F811
     def count(layer, _value):
         ran[layer] += 1
 
+    change = Condition("mlp", "", mlps=(1,))
     with hooks.watch_inputs(case.lm.arch, "down", count, [0, 2]):
-        sweep.measure(case.lm, windows_of(case.ids), at, [Condition("mlp", "", mlps=(1,))], 2)
-    assert ran == {0: 1, 2: 2}
+        sweep.measure(case.lm, windows_of(case.ids), at, [change], 2)
+        assert ran == {0: 1, 2: 2}
+        ablation.compare(case.lm, windows_of(case.ids), [change], Options(batch_size=2))
+        assert ran == {0: 2, 2: 4}
+        mlp.Internals(case.lm, 1).measure(case.ids)
+        assert ran == {0: 3, 2: 5 + len(mlp.REPLACEMENTS)}
 
 
 def test_restored_after_an_error(case):  # noqa: F811
     kept = {}
     with hooks.keep_block_outputs(case.lm.arch, kept):
         hooks.forward(case.lm, case.ids)
-    with pytest.raises(ValueError, match="on purpose"), hooks.resume_at(case.lm.arch, 2, kept[1]):
+    with pytest.raises(ValueError, match="on purpose"), hooks.resume_at(case.lm.arch, 2, kept):
         raise ValueError("on purpose")
     again = {}
     with hooks.keep_block_outputs(case.lm.arch, again):
