@@ -5,10 +5,11 @@
 Every single head is set to zero and, beside it, to its mean over all tokens. Then heads are removed together, 1, 2, 4,
 ... of them: first those that attend most to the first token; first those that write most to the place; and, as the null
 of the former, random heads of the same layers, because what a head can change depends first of all on its layer. What
-causality makes impossible is not run and is marked so. Costs two forward passes a head, each from its layer on.
+causality makes impossible is marked so. The place is measured in all windows, exactly, by running no later token; sink
+rate and loss need whole windows, and --n_whole of them are run: two passes a head, each from its layer on.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lib import cli, plots, report
 from lib.experiment import Experiment, execute
@@ -26,8 +27,9 @@ KINDS = ("zero", "mean")
 
 @dataclass(frozen=True)
 class Options(cli.PlaceOptions):
-    nsamples: int = cli.flag(8, "number of token windows")
+    nsamples: int = cli.flag(64, "number of token windows")
     seqlen: int | None = cli.flag(128, "tokens in a window")
+    n_whole: int = cli.flag(8, "how many of them are run whole, for sink rate and loss")
     n_random: int = cli.flag(3, "random orders of removal")
 
 
@@ -54,11 +56,18 @@ class HeadSweep:
 def run(lm, windows, options):
     from lib import heads, place, sweep
 
+    if options.n_whole < 1:
+        raise cli.UserError("--n_whole: at least 1")
     at = place.find(lm, windows, options.batch_size, options.dim, options.position)
     found = heads.survey(lm, windows, at, options.batch_size)
     orders = heads.orders(found, options.n_random, options.seed)
-    measured = heads.measure(lm, windows, at, found, orders, options.batch_size)
-    effects = heads.Effects(measured, at, options.seed)
+    versions = heads.changes(found, orders)
+    values = sweep.at_place(lm, windows, at, versions, options.batch_size)
+    step = max(1, len(windows.ids) // options.n_whole)
+    rows = slice(0, step * options.n_whole, step)
+    some = replace(windows, ids=windows.ids[rows])
+    whole = sweep.measure(lm, some, at.of(rows), versions, options.batch_size)
+    effects = heads.Effects(values, whole, at, options.seed)
     scores, writes = found.scores.mean(0), found.writes.mean(0)
     changes = {
         kind: effects.changes({f"{version} {heads.label([head])}": head[0] for head in found.heads})
@@ -163,8 +172,8 @@ def summarise(payload, at_most=8):
         effect = r["effects"][key]
         able = sorted((h for h in r["heads"] if h["zero"][key]), key=lambda h: -abs(h["zero"][key]["mean"]))
         parts += [
-            f"{effect['label']}: {report.interval(r['baseline'][key], True)} with all heads; largest changes of "
-            f"{len(able)} single heads",
+            f"{effect['label']}: {report.interval(r['baseline'][key], True)} with all heads, mean of "
+            f"{r['baseline'][key]['n']} windows; largest changes of {len(able)} single heads",
             *([f"impossible: {effect['impossible']}"] if effect["impossible"] else []),
             report.table(
                 ["layer.head", "score", "write", "zero", "mean"],

@@ -117,26 +117,27 @@ def steps(n):
     return [2**i for i in range((n - 1).bit_length())] + [n]
 
 
-def measure(lm, windows, place, found, orders, batch_size):
-    """sweep.measure of every single head off ("off 4.1") and at its mean ("mean 4.1"), and of each order's first 1, 2,
-    4, ... heads off."""
+def changes(found, orders):
+    """HeadsSets of every single head off ("off 4.1") and at its mean ("mean 4.1"), and of each order's first 1, 2, 4,
+    ... heads off."""
     sets = [(head,) for head in found.heads]
     sets += [order[:n] for order in orders.values() for n in steps(len(order))]
-    changes = {f"off {label(heads)}": dict.fromkeys(heads, 0.0) for heads in sets}
-    changes |= {f"mean {label([head])}": {head: found.outputs[head]} for head in found.heads}
-    return sweep.measure(lm, windows, place, [HeadsSet(*change) for change in changes.items()], batch_size)
+    outputs = {f"off {label(heads)}": dict.fromkeys(heads, 0.0) for heads in sets}
+    outputs |= {f"mean {label([head])}": {head: found.outputs[head]} for head in found.heads}
+    return [HeadsSet(*of) for of in outputs.items()]
 
 
 class Effects:
     """What measured versions change: the value at the place after three layers, the sink rate, the loss.
 
+    values: of sweep.at_place, for all windows. whole: of sweep.measure, for some of them.
     keys: {key: {"label", "reach": the last layer whose heads can change it, "impossible": why none after it can}}.
     The sink rate is of all heads, the removed ones too (they write nothing and still look somewhere), so that no change
     comes from which heads are counted.
     """
 
-    def __init__(self, measured, place, seed):
-        self.measured, self.seed = measured, seed
+    def __init__(self, values, whole, place, seed):
+        self.values, self.whole, self.seed = values, whole, seed
         self.layers = [*place.plateau, place.values.shape[1] - 1]
         first, end, last = self.layers
         later, attention = "causality: they run later", "a head changes only the attention of later layers"
@@ -157,23 +158,21 @@ class Effects:
         }
 
     def levels(self, name):
-        """(windows, keys) values of one version."""
-        of = self.measured[name]
-        return np.column_stack([of.values[:, self.layers], of.sink_rates(), of.losses])
+        """{key: (windows,) values} of one version."""
+        of = self.whole[name]
+        return dict(zip(self.keys, (*self.values[name][:, self.layers].T, of.sink_rates(), of.losses), strict=True))
 
     def described(self, name):
         """{key: average} of one version, and its perplexity."""
-        averaged = zip(self.keys, averages(self.levels(name), self.seed), strict=True)
-        return dict(averaged) | {"perplexity": perplexity(self.measured[name].losses, self.seed)}
+        averaged = {key: averages(values, self.seed) for key, values in self.levels(name).items()}
+        return averaged | {"perplexity": perplexity(self.whole[name].losses, self.seed)}
 
     def changes(self, names):
         """[{key: {"mean", "ci95"} or None, where impossible}] of {version: the layer of its one head}, paired."""
-        baseline = self.levels(sweep.BASELINE)
-        table = averages(np.stack([self.levels(name) - baseline for name in names], axis=1), self.seed)
-        return [
-            {
-                key: {"mean": cell["mean"], "ci95": cell["ci95"]} if layer <= of["reach"] else None
-                for (key, of), cell in zip(self.keys.items(), cells, strict=True)
-            }
-            for layer, cells in zip(names.values(), table, strict=True)
-        ]
+        baseline, levels = self.levels(sweep.BASELINE), [self.levels(name) for name in names]
+        rows = [{} for _ in names]
+        for key, of in self.keys.items():
+            cells = averages(np.stack([after[key] - baseline[key] for after in levels], axis=1), self.seed)
+            for row, layer, cell in zip(rows, names.values(), cells, strict=True):
+                row[key] = {"mean": cell["mean"], "ci95": cell["ci95"]} if layer <= of["reach"] else None
+        return rows

@@ -72,13 +72,13 @@ def measure(lm, windows, place, changes, batch_size):
 
 
 def at_place(lm, windows, place, changes, batch_size):
-    """{name: (windows, layers) values} at the place, of each change.
+    """{name: (windows, layers) values} at the place, of the baseline and of each change.
 
     Windows are cut after the place: by causality no later token can change it. Changes of one layer that have
     `hooks_beside(arch, others)` share a pass, which holds no more tokens than `batch_size` windows have; so values are
     those of `measure` but for the order in which float32 products are summed up.
     """
-    values = {change.name: [] for change in changes}
+    values = {name: [] for name in (BASELINE, *(change.name for change in changes))}
     budget = batch_size * windows.ids.shape[1]
     by_layer = [list(of) for _first, of in groupby(sorted(changes, key=_first_layer), key=_first_layer)]
     mine = ranks.own(len(windows.ids), batch_size)
@@ -87,6 +87,7 @@ def at_place(lm, windows, place, changes, batch_size):
             kept, before = {}, _Column(lm.arch.n_layers, place.positions[rows], place.dim)
             with hooks.keep_block_outputs(lm.arch, kept), hooks.watch_outputs(lm.arch, "block", before.see):
                 hooks.forward(lm, ids)
+            values[BASELINE].append(before.values)
             for together in (part for of in by_layer for part in _sharing_a_pass(of, budget // ids.numel())):
                 one, *others = together
                 n, first = len(together), one.first_layer

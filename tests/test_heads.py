@@ -95,6 +95,18 @@ def test_changes_equal_zeroed_copies_and_impossible_ones_are_zero(family, tokeni
     assert [step["removed"] for step in result.cumulative["write"]["steps"]] == [1, 2, 4, 8, LAYERS * HEADS]
 
 
+def test_the_place_is_of_all_windows_and_the_loss_of_some_spread_evenly(tokenizer):
+    lm = language_model(planted_model("gpt2"), tokenizer)
+    ids = token_ids(5, 16)
+    result = exp7.run(lm, windows_of(ids), exp7.Options(batch_size=2, n_random=0, n_whole=2))
+    assert {key: cell["n"] for key, cell in result.baseline.items()} == {
+        **dict.fromkeys(("birth", "end", "last"), 5),
+        **dict.fromkeys(("sink_rate", "loss", "perplexity"), 2),
+    }
+    losses = [reference.loss(reference.observe(lm.model, ids[i : i + 1]).logits[0], ids[i]) for i in (0, 2)]
+    assert result.baseline["loss"]["mean"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_mean_ablation_equals_a_hook_that_writes_the_mean(family, tokenizer):
     result, model, ids, positions = measured(family, tokenizer)
@@ -194,7 +206,7 @@ def test_only_what_can_change_is_run(monkeypatch):
     monkeypatch.setattr(sweep, "_Passes", Passes)
     at = place.find(built.lm, built.windows, 8)
     found = heads.survey(built.lm, built.windows, at, 8)
-    heads.measure(built.lm, built.windows, at, found, {}, 8)
+    sweep.measure(built.lm, built.windows, at, heads.changes(found, {}), 8)
     n_layers, n_heads = found.scores.shape[1:]
     assert Counter(started) == {layer: 2 * n_heads + (layer == 0) for layer in range(n_layers)}
 

@@ -270,6 +270,7 @@ def test_bad_input_is_one_line_and_exit_code_2(case, tiny_gpt2_folder, text_file
         ("main_llm.py --exp4", ["--layer_id", "3"], "layers 0 to 2"),
         ("exp2c_mlp_internal_analysis.py", ["--layer_id", "-1"], "layers 0 to 2"),
         ("exp4_neuron_sets.py", ["--layer_id", "3"], "layers 0 to 2"),
+        ("exp7_head_sweep.py", ["--n_whole", "0"], "--n_whole: at least 1"),
         ("test_head_pruning_on_massive.py", ["--top", "5,1", "--bottom", "1.1"], "layer.head"),
         ("test_head_pruning_on_massive.py", ["--top", "1.4", "--bottom", "1.1"], "heads 0 to 3"),
         ("test_head_pruning_on_massive.py", ["--config", "nowhere"], "cannot read pruning configuration"),

@@ -57,7 +57,8 @@ def test_many_heads_in_a_pass_equal_one_full_pass_each(case, positions):  # noqa
     at = fixed_place(positions, case.lm.arch.n_layers)
     changes = heads_one_by_one(case)
     got = sweep.at_place(case.lm, windows_of(case.ids), at, changes, 1)
-    assert set(got) == {change.name for change in changes}
+    assert next(iter(got)) == sweep.BASELINE
+    assert set(got) == {sweep.BASELINE, *(change.name for change in changes)}
     differ = 0
     for change in changes:
         full = sweep._Passes(case.lm, at)
@@ -90,6 +91,7 @@ def test_sweep_equals_zeroed_copies(case, zeroed, batch_size):  # noqa: F811
     measured = sweep.measure(case.lm, windows_of(case.ids), at, conditions, batch_size)
     assert list(measured) == [sweep.BASELINE, *changes]
     truncated = sweep.at_place(case.lm, windows_of(case.ids), at, conditions, batch_size)
+    close(torch.from_numpy(truncated[sweep.BASELINE]), torch.from_numpy(measured[sweep.BASELINE].values))
     for name, expected in zeroed.items():
         values = torch.stack([h[torch.arange(2), torch.from_numpy(at.positions), DIM] for h in expected.hidden[1:]], 1)
         close(torch.from_numpy(measured[name].values).float(), values)
