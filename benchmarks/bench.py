@@ -63,14 +63,17 @@ def run(lm, windows, options):
         for name in tqdm(names, unit="entry", desc="values", disable=None):
             workers[name] = Worker(name, shared, windows.ids.numpy(), options.threads)
             stack.callback(workers[name].kill)
+            if not ENTRIES[name].timed:
+                workers[name].finish()
+        names = [name for name in names if ENTRIES[name].timed]
         values = {name: worker.values for name, worker in workers.items() if not worker.error}
         differences = compare.require_equal(values)
         for turn in tqdm(range(options.rounds), unit="round", desc="times", disable=None):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 workers[name].run(turn % options.nsamples)
-        for worker in workers.values():
-            worker.finish()
+        for name in names:
+            workers[name].finish()
     rows = {
         name: {
             "name": name,
@@ -85,7 +88,7 @@ def run(lm, windows, options):
         for name, worker in workers.items()
     }
     for row in rows.values():
-        row["seconds"] = None if row["error"] else compare.spread(row["times"])
+        row["seconds"] = None if row["error"] or not row["times"] else compare.spread(row["times"])
         row["ratio"] = compare.ratios(row, rows["bare"])
     return Benchmark(RULES, load, list(rows.values()), differences, [target.judge(rows) for target in TARGETS])
 

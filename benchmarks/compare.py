@@ -46,8 +46,8 @@ def spread(values):
 
 
 def ratios(row, other):
-    """`spread` of one entry's times over another's, each pair of the same round; None where one has an error."""
-    if row["error"] or other["error"]:
+    """`spread` of one entry's times over another's, each pair of the same round; None where there are none."""
+    if row["error"] or other["error"] or not row["times"]:
         return None
     return spread(np.divide(row["times"], other["times"]))
 
@@ -100,6 +100,37 @@ class LeastMemory:
             f"{ours['label']}: lower peak memory than any other tool (value: the lowest of theirs over it)",
             [ours, *peers],
             lambda: (value := min(peer["peak_mib"] for peer in peers) / ours["peak_mib"], value > 1),
+        )
+
+
+@dataclass(frozen=True)
+class FlatMemory:
+    """`entry` has a peak of at most `bound` x that of entry `of`."""
+
+    entry: str
+    of: str
+    bound: float
+
+    def judge(self, rows):
+        return _judged(
+            f"peak memory of {rows[self.entry]['label']}: at most {self.bound:g} x that of {rows[self.of]['label']}",
+            [rows[self.entry], rows[self.of]],
+            lambda: (value := rows[self.entry]["peak_mib"] / rows[self.of]["peak_mib"], value <= self.bound),
+        )
+
+
+@dataclass(frozen=True)
+class Within:
+    """`entry` takes less than `seconds`."""
+
+    entry: str
+    seconds: float
+
+    def judge(self, rows):
+        return _judged(
+            f"{rows[self.entry]['label']}: in less than {self.seconds:g} seconds",
+            [rows[self.entry]],
+            lambda: (value := rows[self.entry]["seconds"]["median"], value < self.seconds),
         )
 
 

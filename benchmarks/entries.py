@@ -2,6 +2,7 @@
 
 A function gets the options, loads what it needs, and returns one pass: a function of (windows, seq) token ids that
 returns what it measured as {key: array with one row a window}. All entries that give a key must give equal values.
+Where a pass measures many alike, its `units` say how many, and its time is that of one.
 To add an entry, write its function under @entry; what must hold of it goes into TARGETS.
 """
 
@@ -11,28 +12,29 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from benchmarks.compare import AtMost, Faster, LeastMemory
+from benchmarks.compare import AtMost, Faster, FlatMemory, LeastMemory, Within
 
 
 @dataclass(frozen=True)
 class Entry:
     """label: of the table. tool: whose code measures. gives: what, in words; entries that give the same are compared.
 
-    prepare: (options) -> the pass.
+    timed: whether it is run in each round, or only once, for its memory. prepare: (options) -> the pass.
     """
 
     label: str
     tool: str
     gives: str
+    timed: bool
     prepare: object
 
 
 ENTRIES = {}
 
 
-def entry(label, tool, gives):
+def entry(label, tool, gives, timed=True):
     def register(prepare):
-        ENTRIES[prepare.__name__] = Entry(label, tool, gives, prepare)
+        ENTRIES[prepare.__name__] = Entry(label, tool, gives, timed, prepare)
         return prepare
 
     return register
@@ -40,7 +42,8 @@ def entry(label, tool, gives):
 
 OURS, TRANSFORMERS, LENS, NNSIGHT = "this repository", "transformers", "TransformerLens", "nnsight"
 NOTHING, LAYERS, BOTH = "nothing", "layers", "layers + heads"
-MLPS_OFF, HEADS_OFF, ONE_HEAD, CENSUS = "without MLPs", "without heads", "single heads off", "census"
+MLPS_OFF, HEADS_OFF, CENSUS = "without MLPs", "without heads", "census"
+HEAD_AT_PLACE, HEAD_WHOLE = "a head off: value", "a head off: value, sinks, loss"
 TARGETS = [
     AtMost("layers_heads", "bare", 1.10),
     Faster("layers_heads", NNSIGHT, 1.25),
@@ -49,8 +52,12 @@ TARGETS = [
     LeastMemory("layers_heads", (LAYERS, BOTH)),
     AtMost("mlps_off", "bare", 0.50),
     AtMost("heads_off", "bare", 0.75),
-    Faster("head_sweep", TRANSFORMERS, 50),
+    Faster("head_at_place", TRANSFORMERS, 50),
+    AtMost("head_resumed", "head_from_start", 0.6),
+    Faster("head_resumed", TRANSFORMERS, 1 / 0.6),
     AtMost("census", "census_products", 1.3),
+    FlatMemory("thousand_windows", "ten_windows", 1.05),
+    Within("cached_model", 2),
 ]
 
 
@@ -60,7 +67,7 @@ def load(options):
     return models.load(options)
 
 
-def by_window(options, measure):
+def by_window(options, measure, units=1):
     """A pass from `measure`, (batch, seq) token ids -> {key: array with one row a window}."""
 
     def run(ids):
@@ -68,6 +75,7 @@ def by_window(options, measure):
             parts = [measure(batch) for batch in ids.split(options.batch_size)]
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
+    run.units = units
     return run
 
 
@@ -279,8 +287,8 @@ def heads_zeroed(options):
 
 
 def middle_head(arch):
-    """(layer, head) whose layer has as many before as after it."""
-    return arch.n_layers // 2, 0
+    """(layer, head) of the middle layer; of two, the first, so that it costs no less than a sweep does a head."""
+    return (arch.n_layers - 1) // 2, 0
 
 
 def largest_dim(lm):
@@ -295,27 +303,45 @@ def largest_dim(lm):
     return dims[0]
 
 
-@entry("one head off, at position 0: sweep.at_place", OURS, ONE_HEAD)
-def head_sweep(options):
-    from lib import data, heads, place, sweep
+def at_first(ids, lm, dim):
+    """The Place at position 0 of each window; nothing is known there."""
+    from lib.place import Place
+
+    return Place(dim, np.zeros(len(ids), dtype=int), "", *np.empty((2, len(ids), lm.arch.n_layers)))
+
+
+@entry("each head off, position 0: sweep.at_place, time a head", OURS, HEAD_AT_PLACE)
+def head_at_place(options):
+    from lib import data, heads, sweep
 
     lm = load(options)
     dim = largest_dim(lm)
-    change = heads.HeadsSet("off", {middle_head(lm.arch): 0.0})
+    changes = {head: heads.HeadsSet(heads.label([head]), {head: 0.0}) for head in every_head(lm.arch)}
 
     def measure(ids):
-        followed = place.Place(dim, np.zeros(len(ids), dtype=int), "", *np.empty((2, len(ids), lm.arch.n_layers)))
         windows = data.Windows(ids, len(ids), False, "")
-        return {ONE_HEAD: sweep.at_place(lm, windows, followed, [change], options.batch_size)[change.name]}
+        values = sweep.at_place(lm, windows, at_first(ids, lm, dim), list(changes.values()), options.batch_size)
+        return {HEAD_AT_PLACE: values[changes[middle_head(lm.arch)].name]}
+
+    return by_window(options, measure, len(changes))
+
+
+@entry("one head off, whole window: output_hidden_states", TRANSFORMERS, HEAD_AT_PLACE)
+def head_forward(options):
+    lm = load(options)
+    model, dim = lm.model.base_model, largest_dim(lm)
+    switch_off(lm, middle_head(lm.arch))
+
+    def measure(ids):
+        output = model(ids, use_cache=False, output_hidden_states=True)
+        return {HEAD_AT_PLACE: stacked(hidden[:, 0, dim] for hidden in output.hidden_states[1:-1])}
 
     return by_window(options, measure)
 
 
-@entry("one head off, whole windows: output_hidden_states", TRANSFORMERS, ONE_HEAD)
-def head_sweep_whole(options):
-    lm = load(options)
-    model, dim = lm.model.base_model, largest_dim(lm)
-    layer, head = middle_head(lm.arch)
+def switch_off(lm, of):
+    """Zero a head's part of the input of its layer's attention output projection, for good."""
+    layer, head = of
     columns = slice(head * lm.arch.head_dim, (head + 1) * lm.arch.head_dim)
 
     def zero(_module, args):
@@ -325,9 +351,69 @@ def head_sweep_whole(options):
 
     lm.arch.module(layer, "head_projection").register_forward_pre_hook(zero)
 
+
+def whole(values, losses, attention):
+    """What is measured with one head of the middle layer off, in whole windows."""
+    return {"a head off: value": values, "a head off: loss": losses, "a head off: sinks": attention}
+
+
+@entry("one head off: sweep.Passes from its layer on", OURS, HEAD_WHOLE)
+def head_resumed(options):
+    return _passes(options, resumed=True)
+
+
+@entry("one head off: sweep.Passes from the first layer on", OURS, HEAD_WHOLE)
+def head_from_start(options):
+    return _passes(options, resumed=False)
+
+
+def _passes(options, resumed):
+    from lib import heads, hooks, sweep
+
+    lm = load(options)
+    dim, head = largest_dim(lm), middle_head(lm.arch)
+    change, first = heads.HeadsSet("off", {head: 0.0}), head[0] if resumed else 0
+    known = {}
+
+    def baseline(ids, place, rows):
+        """What a sweep measures once, for all its changes."""
+        key = ids.numpy().tobytes()
+        if resumed and key not in known:
+            kept, passes = {}, sweep.Passes(lm, place)
+            with hooks.keep_block_outputs(lm.arch, kept):
+                passes.run(ids, rows)
+            known[key] = kept, passes
+        return known.get(key, ({}, None))
+
     def measure(ids):
-        output = model(ids, use_cache=False, output_hidden_states=True)
-        return {ONE_HEAD: stacked(hidden[:, 0, dim] for hidden in output.hidden_states[1:-1])}
+        place, rows = at_first(ids, lm, dim), slice(0, len(ids))
+        kept, before = baseline(ids, place, rows)
+        passes = sweep.Passes(lm, place)
+        with hooks.resume_at(lm.arch, first, kept), change.hooks(lm.arch):
+            passes.run(ids, rows, first, before)
+        return whole(*passes.arrays())
+
+    return by_window(options, measure)
+
+
+@entry("one head off: output_hidden_states, eager output_attentions", TRANSFORMERS, HEAD_WHOLE)
+def head_transformers(options):
+    from lib.sinks import SINK_WINDOW
+
+    lm = load(options)
+    dim = largest_dim(lm)
+    lm.model.base_model.set_attn_implementation("eager")
+    switch_off(lm, middle_head(lm.arch))
+
+    def measure(ids):
+        output = lm.model(ids, use_cache=False, output_hidden_states=True, output_attentions=True)
+        logits, targets = output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+        losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none").view(len(ids), -1)
+        return whole(
+            stacked(hidden[:, 0, dim] for hidden in output.hidden_states[1:-1]),
+            losses.mean(1).numpy(),
+            stacked(attention[:, :, :SINK_WINDOW, 0].mean(2) for attention in output.attentions),
+        )
 
     return by_window(options, measure)
 
@@ -384,6 +470,43 @@ def census_products(options):
         with torch.inference_mode():
             for projection, value in zip(projections, inputs, strict=True):
                 projection(value)
+        return {}
+
+    return measure
+
+
+MANY, TOKENS = 1000, 4
+
+
+@entry(f"experiment 1 on 10 windows of {TOKENS} tokens", OURS, NOTHING, timed=False)
+def ten_windows(options):
+    return _experiment(options, 10)
+
+
+@entry(f"experiment 1 on {MANY:,} windows of {TOKENS} tokens", OURS, NOTHING, timed=False)
+def thousand_windows(options):
+    return _experiment(options, MANY)
+
+
+def _experiment(options, n):
+    import exp1_feasibility_test as exp1
+    from lib import data
+
+    lm = load(options)
+
+    def measure(ids):
+        short = ids.reshape(-1, TOKENS)
+        windows = data.Windows(short[torch.arange(n) % len(short)], n, False, "")
+        exp1.run(lm, windows, exp1.Options(batch_size=10))
+        return {}
+
+    return measure
+
+
+@entry("load a cached model", OURS, NOTHING)
+def cached_model(options):
+    def measure(_ids):
+        load(options)
         return {}
 
     return measure

@@ -1092,18 +1092,19 @@ def benchmark(payload):
     labels = [f"{row['label']}\n{row['tool']}: {row['gives']}" for row in rows]
     at = np.arange(len(rows))
     figure, axes = _axes(1, 2, size=(12, 1.8 + 0.48 * len(rows)), sharey=True)
-    ratios = np.array([[row["ratio"][key] for key in ("median", "min", "max")] for row in rows])
+    ratios = np.array([[row["ratio"][k] if row["ratio"] else np.nan for k in ("median", "min", "max")] for row in rows])
     axes[0].barh(at, ratios[:, 0], color=colors)
     axes[0].hlines(at, ratios[:, 1], ratios[:, 2], color="black", lw=1)
     axes[0].axvline(1, color="black", lw=0.8, ls="--")
     axes[0].set_xlabel("time / bare forward's (line: min to max)")
     axes[1].barh(at, [row["peak_mib"] for row in rows], color=colors)
     axes[1].set_xlabel("peak memory of the process (MiB)")
-    texts = ([f"{ratio:.2f} x" for ratio in ratios[:, 0]], [f"{row['peak_mib']:,.0f}" for row in rows])
+    texts = ([f"{ratio:.3g} x" for ratio in ratios[:, 0]], [f"{row['peak_mib']:,.0f}" for row in rows])
     for ax, values, ends in zip(axes, texts, (ratios[:, 2], [row["peak_mib"] for row in rows]), strict=True):
         for y, text, x in zip(at, values, ends, strict=True):
-            ax.annotate(text, (x, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
-        ax.set_xlim(0, 1.2 * max(ends))
+            if np.isfinite(x):
+                ax.annotate(text, (x, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+        ax.set_xlim(0, 1.2 * np.nanmax(ends))
     axes[0].set_yticks(at, labels, fontsize=9)
     axes[0].invert_yaxis()
     axes[0].margins(y=0.02)

@@ -3,6 +3,7 @@
 import numpy as np
 
 RESAMPLES = 2000
+DRAWN_AT_ONCE = 2**20  # of the counts that resampling draws, one for each sequence and resample
 
 
 class Samples:
@@ -38,8 +39,10 @@ def averages(values, seed=0):
         cells = [{"mean": m, "std": None, "ci95": None, "n": 1} for m in mean.tolist()]
     else:
         std = flat.std(0, ddof=1)
-        draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n
-        low, high = np.percentile(draws @ flat, [2.5, 97.5], axis=0)
+        rng, rows = np.random.default_rng(seed), max(1, DRAWN_AT_ONCE // n)
+        sizes = [min(rows, RESAMPLES - done) for done in range(0, RESAMPLES, rows)]
+        means = [rng.multinomial(n, np.full(n, 1 / n), size=size) / n @ flat for size in sizes]
+        low, high = np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
         columns = zip(mean.tolist(), std.tolist(), low.tolist(), high.tolist(), strict=True)
         cells = [{"mean": m, "std": s, "ci95": [lo, hi], "n": n} for m, s, lo, hi in columns]
     return np.array(cells, dtype=object).reshape(shape).tolist() if shape else cells[0]

@@ -43,7 +43,7 @@ def measure(lm, windows, place, changes, batch_size):
     One batch's block outputs are kept until its changes are done, so memory does not grow with the windows.
     After each batch but the last, what has been measured is saved; if the sweep is interrupted, the next one goes on.
     """
-    passes = {name: _Passes(lm, place) for name in (BASELINE, *(change.name for change in changes))}
+    passes = {name: Passes(lm, place) for name in (BASELINE, *(change.name for change in changes))}
     # the values at the place, to the bit, tell one model and device from another
     unfinished = resume.Unfinished(windows.ids, place, changes, batch_size, torch.get_num_threads())
     mine, measured = ranks.own(len(windows.ids), batch_size), unfinished.load()
@@ -151,7 +151,7 @@ class _Column:
         self.values[:, layer] = at.double().cpu()
 
 
-class _Passes:
+class Passes:
     """All passes of one version of the model."""
 
     def __init__(self, lm, place):
@@ -159,7 +159,8 @@ class _Passes:
         self.values, self.losses, self.attention = [], [], []
 
     def run(self, ids, rows, first=0, baseline=None):
-        """One pass over a batch from block `first` on; what comes before is the baseline's last batch."""
+        """One pass over the batch of the windows `rows`; inside hooks.resume_at of `first`, attention before that is
+        the last batch's of the `baseline`, another of these."""
         arch = self.lm.arch
         column = _Column(arch.n_layers, self.place.positions[rows], self.place.dim)
         attention = np.full((len(ids), arch.n_layers, arch.n_heads), np.nan)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import bench, compare, entries
-from benchmarks.compare import AtMost, Faster, LeastMemory
+from benchmarks.compare import AtMost, Faster, FlatMemory, LeastMemory, Within
 from benchmarks.entries import ENTRIES, TARGETS
 from benchmarks.worker import Worker
 from lib import plots, report
@@ -86,11 +86,18 @@ def test_ratios_are_of_the_same_round():
         (Faster("ours", "peer", 1.49), 1.5, True),  # over `fast`; `less` gives less, `slow` is slower
         (Faster("ours", "peer", 1.51), 1.5, False),
         (LeastMemory("ours", ("layers", "both")), 95 / 90, True),  # `bare` gives neither
+        (FlatMemory("fast", "ours", 1.12), 100 / 90, True),
+        (FlatMemory("fast", "ours", 1.11), 100 / 90, False),
+        (Within("fast", 3.1), 3.0, True),
+        (Within("fast", 3.0), 3.0, False),
     ],
     ids=str,
 )
 def test_targets(target, value, met):
-    judged = target.judge(rows())
+    every = rows()
+    for of in every.values():
+        of["seconds"] = compare.spread(of["times"])
+    judged = target.judge(every)
     assert judged["value"] == pytest.approx(value)
     assert judged["verdict"] == ("met" if met else "not met")
 
@@ -102,7 +109,15 @@ def test_more_memory_than_one_other_tool_is_not_met():
 
 
 @pytest.mark.parametrize(
-    "target", [Faster("ours", "peer", 1.1), LeastMemory("ours", ("layers", "both")), AtMost("ours", "bare", 2)], ids=str
+    "target",
+    [
+        Faster("ours", "peer", 1.1),
+        LeastMemory("ours", ("layers", "both")),
+        AtMost("ours", "bare", 2),
+        FlatMemory("ours", "slow", 2),
+        Within("slow", 2),
+    ],
+    ids=str,
 )
 def test_a_target_that_needs_a_failed_entry_is_unknown(target):
     failed = {"error": "ImportError: no such thing", "times": [], "peak_mib": None}
@@ -113,7 +128,7 @@ def test_a_target_that_needs_a_failed_entry_is_unknown(target):
 
 def payload(every):
     for r in every.values():
-        r["seconds"] = None if r["error"] else compare.spread(r["times"])
+        r["seconds"] = compare.spread(r["times"]) if r["times"] else None
         r["ratio"] = compare.ratios(r, every["bare"])
     results = bench.Benchmark(
         rules=bench.RULES,
@@ -141,9 +156,15 @@ def test_table_shows_every_entry_and_why_one_failed():
     assert any("unknown: slow failed" in line for line in text.splitlines())
 
 
+def test_an_entry_that_is_not_timed_has_a_peak_alone():
+    text = bench.summarise(payload(rows(less={"times": []})))
+    line = next(line for line in text.splitlines() if "LESS" in line)
+    assert line.split()[-7:] == ["-"] * 6 + ["95"]
+
+
 def test_figure_has_a_bar_for_each_entry_measured():
     failed = {"error": "why", "times": [], "peak_mib": None}
-    figure = plots.benchmark(payload(rows(slow=failed)))
+    figure = plots.benchmark(payload(rows(slow=failed, less={"times": []})))
     for ax in figure.axes:
         assert len(ax.patches) == 4
 

@@ -198,7 +198,7 @@ def test_only_what_can_change_is_run(monkeypatch):
     built = planted.build("llama", "mlp", 0)
     started = []
 
-    class Passes(sweep._Passes):
+    class Passes(sweep.Passes):
         def run(self, ids, rows, first=0, baseline=None):
             started.append(first)
             super().run(ids, rows, first, baseline)

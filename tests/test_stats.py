@@ -7,6 +7,7 @@ import statistics
 import numpy as np
 import pytest
 
+from lib import stats
 from lib.stats import Samples, averages, perplexity
 
 
@@ -36,6 +37,14 @@ def test_averages_keep_the_other_axes():
         for j in range(3):
             alone = averages(values[:, i, j])
             assert got[i][j] == {**alone, "ci95": pytest.approx(alone["ci95"]), "std": pytest.approx(alone["std"])}
+
+
+def test_drawing_in_parts_gives_the_same_interval(monkeypatch):
+    values = np.random.default_rng(0).normal(size=(30, 4))
+    whole = averages(values)
+    monkeypatch.setattr(stats, "DRAWN_AT_ONCE", 30 * 333)
+    for got, expected in zip(averages(values), whole, strict=True):
+        assert got["ci95"] == pytest.approx(expected["ci95"], rel=1e-12)
 
 
 def test_interval_covers_the_true_mean():

@@ -61,7 +61,7 @@ def test_many_heads_in_a_pass_equal_one_full_pass_each(case, positions):  # noqa
     assert set(got) == {sweep.BASELINE, *(change.name for change in changes)}
     differ = 0
     for change in changes:
-        full = sweep._Passes(case.lm, at)
+        full = sweep.Passes(case.lm, at)
         with change.hooks(case.lm.arch):
             full.run(case.ids, slice(0, 2))
         close(torch.from_numpy(got[change.name]), torch.from_numpy(full.values[0]), 5e-6)
@@ -109,7 +109,7 @@ def test_starting_late_changes_no_bit(case):  # noqa: F811
     conditions = [condition for condition, _off in changes_of(case).values()]
     measured = sweep.measure(case.lm, windows_of(case.ids), at, conditions, 2)
     for condition in conditions:
-        full = sweep._Passes(case.lm, at)
+        full = sweep.Passes(case.lm, at)
         with condition.hooks(case.lm.arch):
             full.run(case.ids, slice(0, 2))
         mine = measured[condition.name]
@@ -207,7 +207,7 @@ def test_an_interrupted_sweep_goes_on(case, monkeypatch):  # noqa: F811
     changes = [condition for condition, _off in changes_of(case).values()] + heads_one_by_one(case)[:5]
     windows = windows_of(case.ids)
     expected = sweep.measure(case.lm, windows, at, changes, 1)
-    run, ran = sweep._Passes.run, []
+    run, ran = sweep.Passes.run, []
 
     def interrupted(self, ids, rows, *rest):
         ran.append(rows.start)
@@ -215,7 +215,7 @@ def test_an_interrupted_sweep_goes_on(case, monkeypatch):  # noqa: F811
             raise KeyboardInterrupt
         run(self, ids, rows, *rest)
 
-    monkeypatch.setattr(sweep._Passes, "run", interrupted)
+    monkeypatch.setattr(sweep.Passes, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sweep.measure(case.lm, windows, at, changes, 1)
     assert len(list(resume.folder().glob("*.npz"))) == 1
