@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import os
 import re
+import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,11 +64,14 @@ def load(options):
     name = options.model if path is None else str(path)
     try:
         config = transformers.AutoConfig.from_pretrained(name, **where)
+        attention = family_of(config).attention
+        if path is not None:
+            _require_room(options.model, config, sum(file.stat().st_size for file in _weights(path)))
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
             name,
             config=config,
             dtype=getattr(torch, options.dtype),
-            attn_implementation=family_of(config).attention,
+            attn_implementation=attention,
             device_map=device_map,
             output_loading_info=True,
             **where,
@@ -127,11 +131,25 @@ def _resolve(name):
             _dequantise(path, folder)
         return folder, {"gguf": path.name, "gguf_sha256": sha256}
     if path.is_dir():
-        weights = sorted([*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")])
-        return path, {"folder": path.resolve().name, "weights_sha256": {w.name: _sha256(w) for w in weights}}
+        return path, {"folder": path.resolve().name, "weights_sha256": {w.name: _sha256(w) for w in _weights(path)}}
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise UserError(f"no such model folder: {name}")
     return None, None
+
+
+def _weights(folder):
+    return sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
+
+
+def _require_room(name, config, n_bytes):
+    """Raise UserError if a model of this configuration has more weights than files of `n_bytes` have bits."""
+    n = config.num_hidden_layers * config.hidden_size  # fewer than there are, without building a layer
+    if n <= 8 * n_bytes:
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        n = sum(weight.numel() for weight in model.parameters())
+    if n > 8 * n_bytes:
+        raise UserError(f"'{name}' is configured for {n:,} weights or more, but its files have {n_bytes:,} bytes")
 
 
 def _why_not_loaded(name, path, error):
@@ -188,10 +206,13 @@ def _dequantise(gguf, folder):
 
     The folder appears complete or not at all, also when two processes do this at once.
     """
+    _require_whole_header(gguf)
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     print(f"dequantising {gguf.name} once, for later runs ...", flush=True)
     try:
-        family_of(transformers.AutoConfig.from_pretrained(**where))
+        config = transformers.AutoConfig.from_pretrained(**where)
+        family_of(config)
+        _require_room(gguf, config, gguf.stat().st_size)
         model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
         tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
     except UserError:
@@ -216,3 +237,47 @@ def _dequantise(gguf, folder):
                     raise
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot keep {gguf.name} in {folder.parent}: {first_line(error)}") from error
+
+
+def _require_whole_header(path):
+    """Raise UserError if a length in a GGUF file's metadata goes beyond the file: its reader would fill the memory.
+
+    Format: ggml's docs/gguf.md.
+    """
+    sizes = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value of each type
+    string, array = 8, 9
+    end = path.stat().st_size
+
+    def skip(n):
+        if file.tell() + n > end:
+            raise ValueError("the file ends within its metadata")
+        file.seek(n, os.SEEK_CUR)
+
+    def number(form):
+        return struct.unpack(form, file.read(struct.calcsize(form)))[0]
+
+    def skip_value(kind):
+        if kind == string:
+            skip(number("<Q"))
+        elif kind == array:
+            of, n = number("<I"), number("<Q")
+            if of in sizes:
+                skip(n * sizes[of])
+            else:
+                for _ in range(n):
+                    skip_value(of)
+        elif kind in sizes:
+            skip(sizes[kind])
+        else:
+            raise ValueError(f"no such type: {kind}")
+
+    with open(path, "rb") as file:
+        try:
+            if file.read(4) != b"GGUF":
+                raise ValueError("it does not begin with GGUF")
+            skip(struct.calcsize("<IQ"))  # version, number of tensors
+            for _ in range(number("<Q")):
+                skip(number("<Q"))
+                skip_value(number("<I"))
+        except (ValueError, struct.error, RecursionError) as error:
+            raise UserError(f"cannot load '{path}': {first_line(error)}") from error

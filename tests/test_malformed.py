@@ -96,6 +96,29 @@ def test_gguf(tiny_gguf, text_file, tmp_path, monkeypatch):
     assert set(done) == {True, False}
 
 
+@pytest.mark.parametrize("count", [b"\xff" * 8, struct.pack("<Q", 2**40)])
+def test_a_gguf_whose_arrays_go_beyond_its_end(count, tiny_gguf, tmp_path):
+    """Its reader would fill the memory with empty numbers."""
+    key = b"tokenizer.ggml.tokens"
+    content = bytearray(tiny_gguf.read_bytes())
+    at = content.index(key) + len(key)
+    assert struct.unpack("<II", content[at : at + 8]) == (9, 8)  # an array of strings
+    content[at + 4 : at + 16] = struct.pack("<I", 5) + count  # of int32
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(content)
+    with pytest.raises(UserError, match="the file ends within its metadata"):
+        models.load(main_llm.Options(model=str(broken), device="cpu"))
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"])
+def test_a_configuration_of_more_weights_than_there_are(name, tiny_llama_folder, tmp_path):
+    broken = shutil.copytree(tiny_llama_folder, tmp_path / "model")
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {name: 10**8}))
+    with pytest.raises(UserError, match=r"configured for .* weights"):
+        models.load(main_llm.Options(model=str(broken), device="cpu"))
+
+
 def test_fewer_layers_than_weights_is_an_error(tiny_llama_folder, tmp_path):
     """transformers would run the first layers only."""
     broken = shutil.copytree(tiny_llama_folder, tmp_path / "model")
