@@ -52,11 +52,11 @@ def complete_file(path):
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def remove_leftovers(folder, seconds=24 * 3600):
+def remove_leftovers(folder, pattern=f"{UNFINISHED}*", days=1):
     """Delete what killed runs have left unfinished in `folder`; what is younger may be in the making by another run."""
-    for path in folder.glob(f"{UNFINISHED}*"):
+    for path in folder.glob(pattern):
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > seconds:
+            if time.time() - path.stat().st_mtime > days * 24 * 3600:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -195,8 +195,10 @@ def environment(seconds):
 
     n = ranks.size()
     start = ["python"] if n == 1 else ["torchrun", f"--nproc_per_node={n}"]
+    module = sys.modules["__main__"].__spec__  # of python -m
+    program = ["-m", module.name] if module else [Path(sys.argv[0]).name]
     return {
-        "command": shlex.join([*start, Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([*start, *program, *sys.argv[1:]]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 1),
         "git": _git(),

@@ -12,13 +12,16 @@ import torch
 from lib import models, ranks, report
 from lib.cli import UserError
 
+KEPT_DAYS = 30
+
 
 def folder():
     return models.cache() / "unfinished"
 
 
 class Unfinished:
-    """Arrays of what has been measured so far, in a file of the user's cache that is removed at the end.
+    """Arrays of what has been measured so far, in a file of the user's cache that is removed at the end, or by another
+    sweep after KEPT_DAYS.
 
     identity: whatever decides what is measured, to the bit; the code and this process's share of the work are added.
     """
@@ -37,6 +40,7 @@ class Unfinished:
 
     def save(self, arrays):
         """Where the cache cannot be written, the sweep goes on all the same."""
+        report.remove_leftovers(folder(), "*.npz", KEPT_DAYS)
         with suppress(UserError), report.complete_file(self.path) as temporary:
             np.savez(temporary, **arrays)
 

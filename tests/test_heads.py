@@ -203,7 +203,7 @@ def test_only_what_can_change_is_run(monkeypatch):
             started.append(first)
             super().run(ids, rows, first, baseline)
 
-    monkeypatch.setattr(sweep, "_Passes", Passes)
+    monkeypatch.setattr(sweep, "Passes", Passes)
     at = place.find(built.lm, built.windows, 8)
     found = heads.survey(built.lm, built.windows, at, 8)
     sweep.measure(built.lm, built.windows, at, heads.changes(found, {}), 8)

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import main_llm
-from lib import experiment, models, plots, report
+from lib import experiment, models, plots, report, resume
 from lib.cli import UserError
 from tests import killed
 from tests.test_scripts import SAMPLE, files, run
@@ -86,6 +87,16 @@ def test_leftovers_are_removed_when_they_are_old(tmp_path):
         os.utime(path, (0, time.time() - 25 * 3600))
     report.write_text(tmp_path / "a.txt", "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == [young.name, "a.txt"]
+
+
+def test_sweeps_that_nobody_goes_on_with_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(resume, "folder", lambda: tmp_path)
+    for name, days in (("old", 31), ("young", 29)):
+        (tmp_path / f"{name}.npz").touch()
+        os.utime(tmp_path / f"{name}.npz", (0, time.time() - days * 24 * 3600))
+    unfinished = resume.Unfinished("another")
+    unfinished.save({"a": np.ones(2)})
+    assert {path.name for path in tmp_path.iterdir()} == {"young.npz", unfinished.path.name}
 
 
 @pytest.fixture
