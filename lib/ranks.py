@@ -5,6 +5,7 @@ process then goes on with the same numbers, in the order in which one process wo
 to the bit. What is exchanged are small objects in main memory, so gloo serves GPUs, too.
 """
 
+import atexit
 import functools
 import operator
 import os
@@ -151,6 +152,7 @@ def _all_gather(mine, everyone):
     try:
         if not dist.is_initialized():
             dist.init_process_group("gloo", timeout=timedelta(days=1))
+            atexit.register(dist.destroy_process_group)  # what is left to the interpreter's end may abort there
         dist.all_gather_object(found, mine)
         everyone.extend(found)
     except Exception as error:  # another process is gone

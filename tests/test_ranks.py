@@ -155,7 +155,8 @@ def test_torchrun(tokenizer, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "tests.in_ranks"]
     done = subprocess.run([*launch, tmp_path / "jobs.json"], cwd=report.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [json.loads((tmp_path / f"jobs.{rank}").read_text()) for rank in (0, 1)] == [[0, 0, 2, 2]] * 2
+    ends = [json.loads((tmp_path / f"jobs.{rank}").read_text()) for rank in (0, 1)]
+    assert ends == [{"codes": [0, 0, 2, 2], "connected": False}] * 2  # left to the end, a process aborts now and then
     first, second = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert "non-finite values at layer 0" in first
     assert "2 processes" in second
