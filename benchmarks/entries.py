@@ -19,7 +19,7 @@ from benchmarks.compare import AtMost, Faster, FlatMemory, LeastMemory, Within
 class Entry:
     """label: of the table. tool: whose code measures. gives: what, in words; entries that give the same are compared.
 
-    timed: whether it is run in each round, or only once, for its memory. prepare: (options) -> the pass.
+    timed: whether it is run in each round, or once, for its values and memory. prepare: (options) -> the pass.
     """
 
     label: str
@@ -269,7 +269,7 @@ def mlps_off(options):
     return changed(options, MLPS_OFF, lambda lm: hooks.mlps_off(lm.arch, range(lm.arch.n_layers)))
 
 
-@entry("all MLPs run, their outputs zeroed", TRANSFORMERS, MLPS_OFF)
+@entry("all MLPs run, their outputs zeroed", TRANSFORMERS, MLPS_OFF, timed=False)
 def mlps_zeroed(options):
     return changed(options, MLPS_OFF, lambda lm: zeroed(lm.arch, "mlp_write", inputs=False))
 
@@ -281,7 +281,7 @@ def heads_off(options):
     return changed(options, HEADS_OFF, lambda lm: hooks.heads_off(lm.arch, every_head(lm.arch)))
 
 
-@entry("all heads run, their outputs zeroed", TRANSFORMERS, HEADS_OFF)
+@entry("all heads run, their outputs zeroed", TRANSFORMERS, HEADS_OFF, timed=False)
 def heads_zeroed(options):
     return changed(options, HEADS_OFF, lambda lm: zeroed(lm.arch, "head_projection", inputs=True))
 
@@ -442,7 +442,7 @@ def census(options):
     return lambda ids: listed(probe.values(tokens, census.TOKENS_AT_ONCE, "census")[:, 0], ids)
 
 
-@entry(f"census of {CENSUS_TOKENS} tokens: output_hidden_states", TRANSFORMERS, CENSUS)
+@entry(f"census of {CENSUS_TOKENS} tokens: output_hidden_states", TRANSFORMERS, CENSUS, timed=False)
 def census_whole(options):
     lm = load(options)
     model, dim = lm.model.base_model, largest_dim(lm)

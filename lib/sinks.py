@@ -1,16 +1,17 @@
 """How much each head attends to the first token, without keeping attention maps; and, on request, the logits.
 
 Whatever the architecture, attention is one call of PyTorch's scaled_dot_product_attention, or of softmax where the
-model has no other. Values get one more column that is 1 at the first token and 0 elsewhere, so the former returns
-softmax(QK)[:, first] in that column, beside the usual output and from the same call. Of the latter's map that one
-column is read, and the map is not kept. The logits of a layer are those that softmax takes, or are computed beside
-the call from its arguments.
+model has no other. On a CPU the kernel behind the former also returns log sum exp(QK), so softmax(QK)[:, first] is
+exp(QK[:, first] - that). Elsewhere values get one more column that is 1 at the first token and 0 elsewhere, and the
+output's column is softmax(QK)[:, first]. Of softmax's map that one column is read, and the map is not kept. The logits
+of a layer are those that softmax takes, or are computed beside the call from its arguments.
 """
 
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend
 from torch.nn.functional import pad, scaled_dot_product_attention, softmax
 from torch.overrides import TorchFunctionMode
 
@@ -34,6 +35,9 @@ def watch(lm, see, layers=None):
     def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
         head_dim = query.shape[-1]
         visible = _not_masked(attn_mask, query)
+        if _is_flash(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa):
+            output, probability = _flash(query, key, value, attn_mask, is_causal, scale)
+            return output, (probability, visible)
         query, key, value = (pad(x, (0, EXTRA_COLUMNS)) for x in (query, key, value))
         value[:, :, 0, head_dim] = 1
         scale = head_dim**-0.5 if scale is None else scale
@@ -50,6 +54,31 @@ def watch(lm, see, layers=None):
         see(layer, probability.reshape(len(probability), lm.arch.n_heads, -1), visible)
 
     return _intercepted(lm, found, layers, attention, attention_map)
+
+
+def _is_flash(query, *args, **kwargs):
+    """Whether scaled_dot_product_attention takes PyTorch's flash kernel for CPUs."""
+    return (
+        query.device.type == "cpu"
+        and torch._fused_sdp_choice(query, *args, **kwargs) == SDPBackend.FLASH_ATTENTION.value
+    )
+
+
+def _flash(query, key, value, mask, is_causal, scale):
+    """(output, probability on the first token in float32) of PyTorch's flash kernel for CPUs."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    output, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale
+    )
+    logit = (query.float() @ key[:, :, 0, :, None].float())[..., 0] * scale
+    if mask is not None:
+        logit = logit + mask[..., 0]
+    return output, (logit - log_sum).exp()
 
 
 def watch_logits(lm, see, layers=None):

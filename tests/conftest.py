@@ -16,7 +16,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from lib import models as lib_models
-from lib import resume
+from lib import resume, sinks
 from lib.arch import Architecture
 from lib.cli import Options
 from tests import reference
@@ -241,6 +241,14 @@ def tiny_gpt2_folder(tmp_path_factory, tokenizer):
 @pytest.fixture(scope="session")
 def tiny_llama_folder(tmp_path_factory, tokenizer):
     return save(tmp_path_factory.mktemp("models") / "tiny-llama", tiny_model("llama"), tokenizer)
+
+
+@pytest.fixture(params=["log sum exp", "column"])
+def kernel(request, monkeypatch):
+    """Both ways in which attention to the first token is read beside scaled_dot_product_attention."""
+    if request.param == "column":
+        monkeypatch.setattr(sinks, "_is_flash", lambda *_args, **_kwargs: False)
+    return request.param
 
 
 @pytest.fixture(scope="session")
