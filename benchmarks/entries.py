@@ -391,7 +391,7 @@ def _passes(options, resumed):
         passes = sweep.Passes(lm, place)
         with hooks.resume_at(lm.arch, first, kept), change.hooks(lm.arch):
             passes.run(ids, rows, first, before)
-        return whole(*passes.arrays())
+        return whole(*passes.arrays(rows))
 
     return by_window(options, measure)
 

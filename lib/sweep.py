@@ -49,7 +49,8 @@ def measure(lm, windows, place, changes, batch_size):
     mine, measured = ranks.own(len(windows.ids), batch_size), unfinished.load()
     done = mine.start + (measured["losses"].shape[1] if measured else 0)
     for i, of in enumerate(passes.values() if measured else ()):
-        of.values, of.losses, of.attention = ([measured[name][i]] for name in MEASURED)
+        for name, array in zip(MEASURED, of.arrays(slice(mine.start, done)), strict=True):
+            array[:] = measured[name][i]
     with ranks.progress(len(windows.ids), batch_size, "sweep", len(passes)) as progress:
         for rows, ids in windows.batches(batch_size):
             if rows.stop <= done:
@@ -65,10 +66,10 @@ def measure(lm, windows, place, changes, batch_size):
                     passes[change.name].run(ids, rows, first, passes[BASELINE])
                 progress.update(len(ids))
             if rows.stop < mine.stop:
-                so_far = zip(*(of.arrays() for of in passes.values()), strict=True)
+                so_far = zip(*(of.arrays(slice(mine.start, rows.stop)) for of in passes.values()), strict=True)
                 unfinished.save(dict(zip(MEASURED, map(np.stack, so_far), strict=True)))
     unfinished.remove()
-    return {name: of.measured() for name, of in passes.items()}
+    return {name: of.measured(mine) for name, of in passes.items()}
 
 
 def at_place(lm, windows, place, changes, batch_size):
@@ -152,20 +153,26 @@ class _Column:
 
 
 class Passes:
-    """All passes of one version of the model."""
+    """All passes of one version of the model; what they measure, as in Measured, is filled in window by window.
+
+    The arrays are made before the first pass: small ones that stay, made between passes, would each split the room that
+    the logits of one pass leave to those of the next, and memory would grow with the passes.
+    """
 
     def __init__(self, lm, place):
         self.lm, self.place = lm, place
-        self.values, self.losses, self.attention = [], [], []
+        n, n_layers = len(place.positions), lm.arch.n_layers
+        self.values, self.losses = np.full((n, n_layers), np.nan), np.full(n, np.nan)
+        self.attention = np.full((n, n_layers, lm.arch.n_heads), np.nan)
 
     def run(self, ids, rows, first=0, baseline=None):
-        """One pass over the batch of the windows `rows`; inside hooks.resume_at of `first`, attention before that is
-        the last batch's of the `baseline`, another of these."""
+        """One pass over the windows `rows`; inside hooks.resume_at of `first`, attention before that is the
+        `baseline`'s, another of these."""
         arch = self.lm.arch
         column = _Column(arch.n_layers, self.place.positions[rows], self.place.dim)
-        attention = np.full((len(ids), arch.n_layers, arch.n_heads), np.nan)
+        attention = self.attention[rows]
         if first:
-            attention[:, :first] = baseline.attention[-1][:, :first]
+            attention[:, :first] = baseline.attention[rows, :first]
         layers = range(first, arch.n_layers)
 
         def see(layer, probability, visible):
@@ -176,14 +183,13 @@ class Passes:
             sinks.watch(self.lm, see, layers) if layers else nullcontext(),
             hooks.watch_outputs(arch, "block", column.see),
         ):
-            self.losses.append(hooks.token_losses(self.lm, ids).double().mean(1).cpu().numpy())
-        self.values.append(column.values)
-        self.attention.append(attention)
+            self.losses[rows] = hooks.token_losses(self.lm, ids).double().mean(1).cpu().numpy()
+        self.values[rows] = column.values
 
-    def arrays(self):
-        """values, losses and attention of this process's windows so far."""
-        return tuple(map(np.concatenate, (self.values, self.losses, self.attention)))
+    def arrays(self, rows):
+        """values, losses and attention of the windows `rows`."""
+        return self.values[rows], self.losses[rows], self.attention[rows]
 
-    def measured(self):
-        every = (self.values, self.losses, self.attention)
-        return Measured(*(np.concatenate(ranks.gather(parts)) for parts in every))
+    def measured(self, own):
+        """Of the windows of all processes; `own` are this one's."""
+        return Measured(*(np.concatenate(ranks.gather([array])) for array in self.arrays(own)))

@@ -64,7 +64,7 @@ def test_many_heads_in_a_pass_equal_one_full_pass_each(case, positions):  # noqa
         full = sweep.Passes(case.lm, at)
         with change.hooks(case.lm.arch):
             full.run(case.ids, slice(0, 2))
-        close(torch.from_numpy(got[change.name]), torch.from_numpy(full.values[0]), 5e-6)
+        close(torch.from_numpy(got[change.name]), torch.from_numpy(full.values), 5e-6)
         differ += len(np.unique(got[change.name][:, -1]))
     assert differ == 2 * len(changes)
 
@@ -113,9 +113,9 @@ def test_starting_late_changes_no_bit(case):  # noqa: F811
         with condition.hooks(case.lm.arch):
             full.run(case.ids, slice(0, 2))
         mine = measured[condition.name]
-        assert np.array_equal(mine.values, full.values[0])
-        assert np.array_equal(mine.losses, full.losses[0])
-        assert np.array_equal(mine.attention, full.attention[0])
+        assert np.array_equal(mine.values, full.values)
+        assert np.array_equal(mine.losses, full.losses)
+        assert np.array_equal(mine.attention, full.attention)
 
 
 def test_comparing_ablations_from_their_first_layer_changes_no_bit(case):  # noqa: F811
