@@ -354,7 +354,7 @@ def switch_off(lm, of):
 
 def whole(values, losses, attention):
     """What is measured with one head of the middle layer off, in whole windows."""
-    return {"a head off: value": values, "a head off: loss": losses, "a head off: sinks": attention}
+    return {HEAD_AT_PLACE: values, "a head off: loss": losses, "a head off: sinks": attention}
 
 
 @entry("one head off: sweep.Passes from its layer on", OURS, HEAD_WHOLE)
