@@ -32,9 +32,13 @@ demo: $(READY)
 study: $(READY)
 	$(RUN) study.py --model $(MODEL) --dataset $(DATASET) $(if $(FORCE),--force)
 
-# the study that the README shows
+# what the README shows: the study, and one script in two dtypes
 results: $(READY)
 	$(RUN) study.py $(SMOLLM)
+	for dtype in float32 bfloat16; do \
+		$(RUN) main_llm.py --exp2 $(SMOLLM) --nsamples 8 --seqlen 512 --dtype $$dtype --savedir results/dtypes/$$dtype \
+			|| exit; \
+	done
 
 # write the numbers of the READMEs anew from results/smollm2-135m
 readme: $(READY)

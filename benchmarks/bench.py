@@ -21,7 +21,7 @@ RULES = f"""\
 equal   what two entries both give differs by at most {compare.TOLERANCE:g} of its size, or no time is reported
 ratio   the median over rounds of an entry's time over the bare forward's of the same round
 faster  the same, of the other tool's fastest entry that gives as much over ours
-peak    the largest resident memory of the entry's own process, loading included
+peak    the largest resident memory of the entry's own process, loading and one pass over all windows
 gives   what is measured, in brackets of how many layers"""
 
 
@@ -62,9 +62,9 @@ def run(lm, windows, options):
     with ExitStack() as stack:
         for name in tqdm(names, unit="entry", desc="values", disable=None):
             workers[name] = Worker(name, shared, windows.ids.numpy(), options.threads)
-            stack.callback(workers[name].kill)
+            stack.callback(workers[name].end)
             if not ENTRIES[name].timed:
-                workers[name].finish()
+                workers[name].end()
         names = [name for name in names if ENTRIES[name].timed]
         values = {name: worker.values for name, worker in workers.items() if not worker.error}
         differences = compare.require_equal(values)
@@ -72,8 +72,6 @@ def run(lm, windows, options):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 workers[name].run(turn % options.nsamples)
-        for name in names:
-            workers[name].finish()
     rows = {
         name: {
             "name": name,

@@ -1,97 +1,93 @@
-"""One entry in a process of its own, which gets pickled questions on stdin and answers on stdout."""
+"""One entry in a process of its own, which is asked through a pipe."""
 
+import ctypes
+import multiprocessing
 import os
-import pickle
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
 from lib.cli import first_line
 
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["benchmarks.entries", "lib.models"])  # imported once; no process begins with it anew
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+MIB = 2**20
+PATIENCE = 5  # seconds
+
 
 class Worker:
     """The process that measures one entry.
 
-    values: what the entry's first pass measures on all windows. seconds: of each `run`. peak_mib: its peak resident
-    memory, once `finish`ed. error: why it cannot be measured, or None; after an error nothing more is asked of it.
+    values: what the entry's first pass measures on all windows. peak_mib: the peak resident memory until then, loading
+    included. seconds: of each `run`. error: why it cannot be measured, or None; after an error nothing more is asked.
     """
 
     def __init__(self, name, options, ids, threads):
         """ids: (windows, seq) array of token ids."""
-        self.error, self.seconds, self.peak_mib = None, [], None
-        self.said = tempfile.TemporaryFile()  # noqa: SIM115 (`kill` closes it)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.said,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-        )
-        self.values = self._ask((name, options, ids, threads))
+        self.error, self.seconds = None, []
+        self.connection, theirs = CONTEXT.Pipe()
+        self.process = CONTEXT.Process(target=_work, args=(theirs, name, options, ids, threads), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.values, self.peak_mib = self._answer() or (None, None)
 
     def run(self, window):
         """Time one pass over one window."""
-        seconds = self._ask(window)
         if not self.error:
-            self.seconds.append(seconds)
+            self.connection.send(window)
+            seconds = self._answer()
+            self.seconds += [] if self.error else [seconds]
 
-    def finish(self):
-        self.peak_mib = self._ask(None)
-
-    def kill(self):
+    def end(self):
+        self.connection.close()
+        self.process.join(PATIENCE)
         self.process.kill()
-        self.process.communicate()
-        self.said.close()
+        self.process.join()
 
-    def _ask(self, question):
-        if self.error:
-            return None
+    def _answer(self):
         try:
-            pickle.dump(question, self.process.stdin)
-            self.process.stdin.flush()
-            answer, self.error = pickle.load(self.process.stdout)
-        except (BrokenPipeError, EOFError):
-            code = self.process.wait()
-            self.said.seek(0)
-            lines = self.said.read().decode(errors="replace").strip().splitlines()
-            answer, self.error = None, f"exit code {code}: {lines[-1] if lines else 'no message'}"
+            answer, self.error = self.connection.recv()
+        except EOFError:
+            self.process.join()
+            answer, self.error = None, f"exit code {self.process.exitcode}"
         return answer
 
 
-def main():
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what tools print is no answer
-
-    def answer(value, error=None):
-        pickle.dump((value, error), answers)
-        answers.flush()
-
+def _work(connection, name, options, ids, threads):
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
     try:
-        name, options, ids, threads = pickle.load(sys.stdin.buffer)
         import torch
 
         from benchmarks.entries import ENTRIES
 
         torch.set_num_threads(threads)
         ids = torch.from_numpy(ids)
+        _mallopt(M_MMAP_THRESHOLD, MIB)  # else what the allocator keeps to itself would decide: 100 MiB more or less
         measure = ENTRIES[name].prepare(options)
-        answer(measure(ids))
-        while (window := pickle.load(sys.stdin.buffer)) is not None:
+        connection.send(((measure(ids), _peak_mib()), None))
+        _mallopt(M_MMAP_THRESHOLD, 32 * MIB)  # what it would have come to by itself, at most
+        _mallopt(M_TRIM_THRESHOLD, 64 * MIB)
+        while True:
+            window = connection.recv()
             start = time.perf_counter()
             measure(ids[window : window + 1])
-            answer((time.perf_counter() - start) / getattr(measure, "units", 1))
-        answer(_peak_mib())
+            connection.send(((time.perf_counter() - start) / getattr(measure, "units", 1), None))
+    except EOFError:
+        pass
     except Exception as error:
-        answer(None, f"{type(error).__name__}: {first_line(error)}")
+        connection.send((None, f"{type(error).__name__}: {first_line(error)}"))
+
+
+def _mallopt(parameter, value):
+    """Of glibc, which the figures are for; a C library without it goes on as it does."""
+    function = getattr(ctypes.CDLL(None), "mallopt", None)
+    if function:
+        function(parameter, value)
 
 
 def _peak_mib():
     """Peak resident memory; `getrusage` may give that of the process that started this one."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
-
-
-if __name__ == "__main__":
-    main()

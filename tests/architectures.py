@@ -1,7 +1,7 @@
 """One tiny configuration of each supported architecture and of its variants, and where the parts of the real model are.
 
 The paths are those of the whole model, written down again from transformers' sources: tests compare what lib/arch.py
-says with them. `python -m tests.architectures` prints the README's table.
+says with them.
 """
 
 from collections.abc import Callable
@@ -354,11 +354,6 @@ UNSUPPORTED = ["gemma3", "mixtral", "qwen3_moe", "gpt_oss", "mamba", "cohere2", 
 
 
 def table():
-    """The README's table of supported architectures, in Markdown."""
-    rows = [("family", "models", "variants tested"), ("---",) * 3]
-    rows += [(f"`{family}`", of.models, "; ".join(of.variants)) for family, of in TESTED.items()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-if __name__ == "__main__":
-    print(table())
+    """The README's table of supported architectures, its heading first."""
+    rows = [(f"`{family}`", of.models, "; ".join(of.variants)) for family, of in TESTED.items()]
+    return [("family", "models", "variants tested"), *rows]

@@ -1,8 +1,8 @@
 """The numbers of the READMEs, held to the results they come from.
 
 A number is followed by a comment `<!--=FILE PATH FORMAT-->`, which GitHub does not show: a key of FILES, a path below
-`results` in that JSON, and a Python format. The table of claims stands between `<!-- claims -->` and
-`<!-- /claims -->`. `python -m tests.readme_numbers` (`make readme`) writes all of them anew.
+`results` in that JSON, and a Python format. A table stands between `<!-- NAME -->` and `<!-- /NAME -->`,
+NAME being one of TABLES. `python -m tests.readme_numbers` (`make readme`) writes all of them anew.
 """
 
 import functools
@@ -11,9 +11,12 @@ import re
 
 import verify_claims
 from lib.report import ROOT, lookup
+from tests import architectures
 
 READMES = [ROOT / "README.md", ROOT / "README_CN.md"]
 RESULTS = ROOT / "results" / "smollm2-135m"
+DTYPES = "float32", "bfloat16"
+DTYPE_LAYERS = 2, 9, 11, 20, 27, 28, 29
 FILES = {
     "layerwise": "main_llm/smollm2-135m_layerwise.json",
     "sentence": "main_llm/smollm2-135m_layer11_3d.json",
@@ -31,13 +34,12 @@ FILES = {
     "claims": "smollm2-135m_claims.json",
     "compare11": "compare_3d_before_after_pruning/layer11_comparison.json",
     "compare18": "compare_3d_before_after_pruning/layer18_comparison.json",
+    **{dtype: f"../dtypes/{dtype}/smollm2-135m_layerwise.json" for dtype in DTYPES},
 }
 NUMBER = re.compile(
     r"(?P<shown>`[^`]*`|[-+]?\d[\d,.]*(?:e[-+]\d+)?%?)<!--=(?P<file>\S+) (?P<path>\S+) (?P<format>\S+)-->"
 )
-
-
-CLAIMS = re.compile(r"(?<=<!-- claims -->\n).*(?=<!-- /claims -->)", re.DOTALL)
+TABLE = re.compile(r"(?P<begin><!-- (?P<name>\w+) -->\n).*?(?P<end><!-- /(?P=name) -->)", re.DOTALL)
 
 
 @functools.cache
@@ -52,18 +54,38 @@ def render(match):
 
 
 def claims_table():
-    """Markdown of every claim, its verdict and the numbers that the verdict rests on."""
+    """Every claim, its verdict and the numbers that the verdict rests on."""
     rows = [
         [c["row"], c["verdict"], c["claim"], verify_claims.numbers(c)] for c in result("claims")["results"]["claims"]
     ]
-    lines = [["row", "verdict", "claim", "numbers"], ["---"] * 4, *rows]
+    return [["row", "verdict", "claim", "numbers"], *rows]
+
+
+def dtypes_table():
+    """Top-1 and median of some layers in each dtype, and how far the second is from the first."""
+    table = [["layer", "top-1, float32", "bfloat16", "change", "median, float32", "bfloat16", "change"]]
+    layers = [result(dtype)["results"]["layers"] for dtype in DTYPES]
+    for i in DTYPE_LAYERS:
+        row = [str(i)]
+        for key, digits in (("top1", ",.1f"), ("median", ".4f")):
+            before, after = (of[i][key]["mean"] for of in layers)
+            row += [format(before, digits), format(after, digits), f"{after / before - 1:+.2%}"]
+        table.append(row)
+    return table
+
+
+TABLES = {"claims": claims_table, "dtypes": dtypes_table, "architectures": architectures.table}
+
+
+def markdown(table):
+    lines = [table[0], ["---"] * len(table[0]), *table[1:]]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
 def rendered(readme):
-    """The README's text with every number and the claims taken from the results."""
+    """The README's text with every number and table made anew."""
     text = NUMBER.sub(render, readme.read_text(encoding="utf-8"))
-    return CLAIMS.sub(lambda _match: claims_table(), text)
+    return TABLE.sub(lambda match: f"{match['begin']}{markdown(TABLES[match['name']]())}{match['end']}", text)
 
 
 if __name__ == "__main__":

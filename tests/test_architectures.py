@@ -2,9 +2,7 @@
 
 import copy
 import gc
-import re
 from contextlib import ExitStack
-from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -23,7 +21,6 @@ from tests import architectures
 from tests.conftest import save
 from tests.reference import matrix, silence
 
-README = Path(__file__).parent.parent / "README.md"
 SEQUENCES, LENGTH = 2, 16
 LAYER = 1
 
@@ -508,11 +505,3 @@ def test_architecture_unsupported(model_type):
 
 def test_every_family_is_tested():
     assert list(architectures.TESTED) == list(arch.FAMILIES)
-
-
-def test_readme_has_the_table():
-    text = README.read_text(encoding="utf-8") if README.exists() else ""
-    block = re.search(r"<!-- architectures -->\n(.*?)\n<!-- /architectures -->", text, re.DOTALL)
-    if block is None:
-        pytest.skip("the README has no <!-- architectures --> markers")
-    assert block[1].strip() == architectures.table()

@@ -172,8 +172,7 @@ def test_figure_has_a_bar_for_each_entry_measured():
 def test_an_entry_that_cannot_start_says_why():
     worker = Worker("no such entry", Options(), np.zeros((1, 4), dtype=int), threads=1)
     worker.run(0)
-    worker.finish()
-    worker.kill()
+    worker.end()
     assert worker.error == "KeyError: 'no such entry'"
     assert (worker.values, worker.seconds, worker.peak_mib) == (None, [], None)
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from lib.report import ROOT
-from tests.readme_numbers import NUMBER, READMES, rendered
+from tests.readme_numbers import NUMBER, READMES, TABLE, TABLES, rendered
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
@@ -13,6 +13,7 @@ def test_numbers_are_those_of_the_results(readme):
     text = readme.read_text(encoding="utf-8")
     assert text == rendered(readme)
     assert len(NUMBER.findall(text)) == text.count("<!--="), "a number that is not recognised"
+    assert {match["name"] for match in TABLE.finditer(text)} == set(TABLES)
 
 
 def test_both_languages_have_the_same_numbers_and_commands():
