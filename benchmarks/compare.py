@@ -80,7 +80,7 @@ class Faster:
         ours = rows[self.entry]
         peers = [row for row in rows.values() if row["tool"] == self.tool and row["gives"] == ours["gives"]]
         return _judged(
-            f"{ours['label']}: at least {self.bound:g} x as fast as {self.tool}",
+            f"{ours['label']}: at least {self.bound:.3g} x as fast as {self.tool}",
             [ours, *peers],
             lambda: (value := min(ratios(peer, ours)["median"] for peer in peers), value >= self.bound),
         )

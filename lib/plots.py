@@ -1099,11 +1099,13 @@ def benchmark(payload):
     axes[0].set_xlabel("time / bare forward's (line: min to max)")
     axes[1].barh(at, [row["peak_mib"] for row in rows], color=colors)
     axes[1].set_xlabel("peak memory of the process (MiB)")
-    texts = ([f"{ratio:.3g} x" for ratio in ratios[:, 0]], [f"{row['peak_mib']:,.0f}" for row in rows])
+    times = [f"{ratio:.3g} x" if np.isfinite(ratio) else "not timed" for ratio in ratios[:, 0]]
+    texts = (times, [f"{row['peak_mib']:,.0f}" for row in rows])
+    on_white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+    style = {"textcoords": "offset points", "va": "center", "fontsize": 9, "bbox": on_white}
     for ax, values, ends in zip(axes, texts, (ratios[:, 2], [row["peak_mib"] for row in rows]), strict=True):
-        for y, text, x in zip(at, values, ends, strict=True):
-            if np.isfinite(x):
-                ax.annotate(text, (x, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+        for y, text, x in zip(at, values, np.nan_to_num(ends), strict=True):
+            ax.annotate(text, (x, y), xytext=(4, 0), **style)
         ax.set_xlim(0, 1.2 * np.nanmax(ends))
     axes[0].set_yticks(at, labels, fontsize=9)
     axes[0].invert_yaxis()

@@ -16,6 +16,7 @@ from tests import architectures
 READMES = [ROOT / "README.md", ROOT / "README_CN.md"]
 RESULTS = ROOT / "results" / "smollm2-135m"
 DTYPES = "float32", "bfloat16"
+BENCHED = "gpt2-small-shaped", "smollm2-135m"
 DTYPE_LAYERS = 2, 9, 11, 20, 27, 28, 29
 FILES = {
     "layerwise": "main_llm/smollm2-135m_layerwise.json",
@@ -35,6 +36,7 @@ FILES = {
     "compare11": "compare_3d_before_after_pruning/layer11_comparison.json",
     "compare18": "compare_3d_before_after_pruning/layer18_comparison.json",
     **{dtype: f"../dtypes/{dtype}/smollm2-135m_layerwise.json" for dtype in DTYPES},
+    **{name: f"../bench/{name}_bench.json" for name in BENCHED},
 }
 NUMBER = re.compile(
     r"(?P<shown>`[^`]*`|[-+]?\d[\d,.]*(?:e[-+]\d+)?%?)<!--=(?P<file>\S+) (?P<path>\S+) (?P<format>\S+)-->"
@@ -74,7 +76,22 @@ def dtypes_table():
     return table
 
 
-TABLES = {"claims": claims_table, "dtypes": dtypes_table, "architectures": architectures.table}
+def bench_table():
+    """Every target of the benchmark, with what each model came to."""
+    targets = [result(name)["results"]["targets"] for name in BENCHED]
+    rows = [
+        [of[0]["text"], *(f"{target['value']:,.3g}, {target['verdict']}" for target in of)]
+        for of in zip(*targets, strict=True)
+    ]
+    return [["target", *BENCHED], *rows]
+
+
+TABLES = {
+    "claims": claims_table,
+    "dtypes": dtypes_table,
+    "bench": bench_table,
+    "architectures": architectures.table,
+}
 
 
 def markdown(table):
