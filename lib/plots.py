@@ -972,8 +972,14 @@ def head_sweep_model(payload):
     figure, axes = _head_panels(results, 4)
     _head_changes(figure, axes[:2], results, ["sink_rate"], "change of the sink rate")
     _head_changes(figure, axes[2:], results, ["loss"], "change of the loss (nats a token)")
-    figure.suptitle(_title(payload, "Single heads removed: sink rate and loss"), fontsize=11)
+    title = f"Single heads removed: sink rate and loss {_in_windows(results['baseline']['loss'])}"
+    figure.suptitle(_title(payload, title), fontsize=11)
     return figure
+
+
+def _in_windows(average):
+    """The title has the number of all windows."""
+    return f"in {average['n']} of the windows"
 
 
 def _head_panels(results, n):
@@ -1043,6 +1049,7 @@ def head_sweep_cumulative(payload):
         ax.minorticks_off()
         ax.set_xlabel("heads removed (log scale)")
         ax.set_ylabel(label)
+        ax.set_title(_in_windows(baseline[key]), fontsize=9)
         ax.grid(axis="y", alpha=0.4)
     axes[2].set_yscale("log")
     for ax in (axes[0], axes[2]):

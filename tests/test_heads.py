@@ -1,13 +1,14 @@
 """What single heads write and do, against zeroed copies, eager attention maps, hooks of this file, planted heads."""
 
 from collections import Counter
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 
 import exp7_head_sweep as exp7
-from lib import heads, place, planted, stats, sweep
+from lib import heads, place, planted, plots, stats, sweep
 from lib.data import Windows
 from tests import reference
 from tests.conftest import HEADS, LAYERS, SPIKE_TOKEN, language_model, planted_model, token_ids
@@ -105,6 +106,14 @@ def test_the_place_is_of_all_windows_and_the_loss_of_some_spread_evenly(tokenize
     }
     losses = [reference.loss(reference.observe(lm.model, ids[i : i + 1]).logits[0], ids[i]) for i in (0, 2)]
     assert result.baseline["loss"]["mean"] == pytest.approx(np.mean(losses), rel=1e-5)
+    shown = {
+        "config": {"model_name": "m"},
+        "provenance": {"data": {"windows": 5, "seqlen": 16}},
+        "results": asdict(result),
+    }
+    titles = [ax.get_title() for ax in plots.head_sweep_cumulative(shown).axes]
+    assert titles == ["in 5 of the windows", *["in 2 of the windows"] * 2]
+    assert "in 2 of the windows" in plots.head_sweep_model(shown).get_suptitle()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
