@@ -40,7 +40,7 @@ results: $(READY)
 			|| exit; \
 	done
 
-# write the numbers of the READMEs anew from results/smollm2-135m
+# write the numbers and tables of the READMEs anew from results/
 readme: $(READY)
 	$(RUN) -m tests.readme_numbers
 

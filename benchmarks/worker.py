@@ -26,16 +26,15 @@ class Worker:
         """ids: (windows, seq) array of token ids."""
         self.error, self.seconds = None, []
         self.connection, theirs = CONTEXT.Pipe()
-        self.process = CONTEXT.Process(target=_work, args=(theirs, name, options, ids, threads), daemon=True)
+        self.process = CONTEXT.Process(target=_work, args=(theirs, name, options, threads), daemon=True)
         self.process.start()
         theirs.close()
-        self.values, self.peak_mib = self._answer() or (None, None)
+        self.values, self.peak_mib = self._ask(ids) or (None, None)
 
     def run(self, window):
         """Time one pass over one window."""
         if not self.error:
-            self.connection.send(window)
-            seconds = self._answer()
+            seconds = self._ask(window)
             self.seconds += [] if self.error else [seconds]
 
     def end(self):
@@ -44,16 +43,17 @@ class Worker:
         self.process.kill()
         self.process.join()
 
-    def _answer(self):
+    def _ask(self, question):
         try:
+            self.connection.send(question)
             answer, self.error = self.connection.recv()
-        except EOFError:
+        except (BrokenPipeError, ConnectionResetError, EOFError):
             self.process.join()
             answer, self.error = None, f"exit code {self.process.exitcode}"
         return answer
 
 
-def _work(connection, name, options, ids, threads):
+def _work(connection, name, options, threads):
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
@@ -63,7 +63,7 @@ def _work(connection, name, options, ids, threads):
         from benchmarks.entries import ENTRIES
 
         torch.set_num_threads(threads)
-        ids = torch.from_numpy(ids)
+        ids = torch.from_numpy(connection.recv())
         _mallopt(M_MMAP_THRESHOLD, MIB)  # else what the allocator keeps to itself would decide: 100 MiB more or less
         measure = ENTRIES[name].prepare(options)
         connection.send(((measure(ids), _peak_mib()), None))

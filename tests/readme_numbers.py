@@ -80,7 +80,7 @@ def bench_table():
     """Every target of the benchmark, with what each model came to."""
     targets = [result(name)["results"]["targets"] for name in BENCHED]
     rows = [
-        [of[0]["text"], *(f"{target['value']:,.3g}, {target['verdict']}" for target in of)]
+        [of[0]["text"], *(t["verdict"] if t["value"] is None else f"{t['value']:,.2f}, {t['verdict']}" for t in of)]
         for of in zip(*targets, strict=True)
     ]
     return [["target", *BENCHED], *rows]

@@ -177,6 +177,21 @@ def test_an_entry_that_cannot_start_says_why():
     assert (worker.values, worker.seconds, worker.peak_mib) == (None, [], None)
 
 
+def test_an_entry_whose_process_is_killed_is_an_error(tiny_llama_folder):
+    options = Options(model=str(tiny_llama_folder), device="cpu", offline=True)
+    worker = Worker("bare", options, token_ids(1, 8).numpy(), threads=1)
+    assert worker.values.keys() == {"output"}
+    assert worker.peak_mib > 0
+    worker.run(0)
+    worker.process.kill()
+    worker.process.join()
+    worker.run(0)
+    worker.run(0)
+    worker.end()
+    assert worker.error == "exit code -9"
+    assert len(worker.seconds) == 1
+
+
 def test_targets_name_entries():
     for target in TARGETS:
         assert target.entry in ENTRIES
