@@ -58,14 +58,14 @@ def run(lm, windows, options):
     torch.set_num_threads(options.threads)
     shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(cli.Options)}
     shared = cli.Options(**shared | {"model": lm.model.name_or_path})
-    names, workers = list(ENTRIES), {}
+    workers = {}
     with ExitStack() as stack:
-        for name in tqdm(names, unit="entry", desc="values", disable=None):
+        for name in tqdm(ENTRIES, unit="entry", desc="values", disable=None):
             workers[name] = Worker(name, shared, windows.ids.numpy(), options.threads)
             stack.callback(workers[name].end)
             if not ENTRIES[name].timed:
                 workers[name].end()
-        names = [name for name in names if ENTRIES[name].timed]
+        names = [name for name in ENTRIES if ENTRIES[name].timed]
         values = {name: worker.values for name, worker in workers.items() if not worker.error}
         differences = compare.require_equal(values)
         for turn in tqdm(range(options.rounds), unit="round", desc="times", disable=None):
