@@ -44,6 +44,7 @@ class Options:
     model: str = flag("gpt2", "hub id, local folder, .gguf file, or smollm2-135m (packaged, needs no network)")
     revision: str | None = flag(None, "branch, tag or commit of a hub model")
     tokenizer: str | None = flag(None, "hub id or local folder of the tokenizer, where it is not the model's own")
+    trust_remote_code: bool = flag(False, "run the code that a model or a tokenizer brings along", action="store_true")
     dataset: str = flag(
         "wikitext", "wikitext, python-docs (needs no network), a hub id, or a .txt/.jsonl/.parquet file"
     )
