@@ -1,4 +1,4 @@
-"""A model folder's own files: what they are, whether they belong together, and whether all of them got into the model."""
+"""A model folder's own files: what they are, whether they belong together, and whether all of them are in the model."""
 
 import json
 import re
@@ -23,7 +23,7 @@ MATTERS = re.compile(
     r"^(use_)?alibi$|rope_|rotary|^mup|scale_(emb|depth)|clip_qkv|experts|cross_attention|parallel_residual|norm_type|"
     r"pruned_heads|bidirectional|prefix_lm|sink|^(qkv|mlp|attention|use|add)_bias|is_encoder_decoder|quantization_config"
 )
-NEUTRAL = (None, False, 0, 1, "", "default", "none")
+NEUTRAL = (None, False, 0, 1, "", "default", "none", [], {})
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def require_model(folder):
         raise UserError(_adapter(folder, _json(adapter)))
     if config.is_file():
         return
-    inside = [path for path in sorted(folder.glob("*.[gG][gG][uU][fF]"))]
+    inside = sorted(folder.glob("*.[gG][gG][uU][fF]"))
     inside += [path.parent for path in sorted(folder.glob("*/config.json"))]
     instead = f"; give one of: {', '.join(map(str, inside[:3]))}" if inside else ""
     raise UserError(f"'{folder}' holds no model: it has no config.json{instead}")
@@ -140,7 +140,7 @@ def require_understood(name, raw, config):
         _require_rope(name, raw, config)
         known |= {key for key in raw if key.startswith(("rope_", "rotary_", "partial_rotary"))} - {"rope_interleaved"}
     for key, value in raw.items():
-        if key not in known and MATTERS.search(key) and value not in NEUTRAL and value not in ([], {}):
+        if key not in known and MATTERS.search(key) and (value is True or value not in NEUTRAL):
             raise UserError(
                 f"'{name}' is configured with {key} = {str(value)[:60]}, which transformers' {type(config).__name__} "
                 "ignores: another model would be measured"
@@ -205,7 +205,7 @@ def _is_mask(name, tensor):
 
 
 def _is_derived(name, tensor, model):
-    """Whether a tensor that is no parameter says what the model computes by itself: causal masks, rotary frequencies."""
+    """Whether a tensor that is no parameter says what the model computes itself: causal masks, rotary frequencies."""
     if _is_mask(name, tensor):
         value = tensor.read(name)
         return value.ndim < 4 or torch.equal(value[0, 0].bool(), torch.ones_like(value[0, 0]).bool().tril())
@@ -217,29 +217,21 @@ def _is_derived(name, tensor, model):
 
 
 def _require_tied(name, model, files):
-    """Raise UserError if the files have a head of its own for a model that is configured to use the embedding."""
-    head = model.get_output_embeddings()
-    inner = model.get_input_embeddings()
-    if head is None or head.weight is not inner.weight:
-        return
-    by_module = {module: of for of, module in model.named_modules()}
-    prefix = f"{model.base_model_prefix}."
-    path = f"{by_module[inner]}.weight"
-    heads = [of for of in files if of == f"{by_module[head]}.weight"]
-    embeddings = [of for of in files if of in (path, path.removeprefix(prefix))]
-    if heads and embeddings:
-        pair = [files[of].read(of) for of in (heads[0], embeddings[0])]
-        if not torch.equal(*pair):
+    """Raise UserError if the files have a head that is not the embedding, and the configuration says that it is."""
+    head, inner = model.get_output_embeddings(), model.get_input_embeddings()
+    if model.config.tie_word_embeddings and head is not None and head.weight is not inner.weight:
+        paths = [path for path, module in model.named_modules() if module is head and f"{path}.weight" in files]
+        if paths:
             raise UserError(
-                f"'{name}' has a {heads[0]} that differs from its embedding, but is configured to use the embedding "
-                "for both (tie_word_embeddings)"
+                f"'{name}' has a {paths[0]}.weight that differs from its embedding, but is configured to use the "
+                "embedding for both (tie_word_embeddings): one of them is wrong"
             )
 
 
 def require_finite(name, model, files):
     """Raise UserError if a parameter is infinite or not a number; a dtype is blamed only where the file is in order."""
     for of, value in model.named_parameters():
-        if value.device.type == "meta" or value.isfinite().all():
+        if value.device.type == "meta" or value.sum().isfinite() or value.isfinite().all():
             continue
         prefix = f"{model.base_model_prefix}."
         stored = next(n for n in (of, of.removeprefix(prefix), prefix + of) if n in files)

@@ -64,6 +64,10 @@ def convert(files, folder, needs_tokenizer, require_room):
         readers = [gguf.GGUFReader(file) for file in files]
         metadata = {key: field.contents() for key, field in readers[0].fields.items()}
         tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
+        if metadata.get("split.count", 1) > len(files):
+            raise UserError(
+                f"it is part {metadata['split.no'] + 1} of {metadata['split.count']}, and not named as such"
+            )
         config = _configuration(metadata, tensors)
         require_room(name, config, sum(file.stat().st_size for file in files))
         weights = _weights(config, metadata["general.architecture"], tensors)

@@ -23,7 +23,7 @@ CASED_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3 = [f"{ENDINGS}|{WORDS}|\\p{{N}}{{1,3}}|{REST}"]
 QWEN2 = [f"{ENDINGS}|{WORDS}|\\p{{N}}|{REST}"]
 DIGITS_THEN_GPT2 = [r"\p{N}", GPT2]
-BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
+BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"  # noqa: RUF001
 # tokenizer.ggml.pre: the patterns that split a text, one after the other
 SPLITS = {
     "gpt-2": [GPT2],

@@ -1,9 +1,12 @@
 """Load a model: hub id, local folder, .gguf file, or the packaged smollm2-135m."""
 
+import atexit
+import glob
 import hashlib
 import importlib.util
 import os
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +25,9 @@ PACKAGED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110d
 
 PLAIN = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
 SAME = 64  # in units of the last place: what outputs may differ by that should not differ
-_TEMPORARY = []  # folders of converted models where no cache can be written, until the process ends
+KEPT_DAYS = 30  # a converted model of another version of the code
+_TEMPORARY = ExitStack()  # holds folders of converted models where no cache can be written
+atexit.register(_TEMPORARY.close)
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -77,7 +82,8 @@ def load(options):
         attention = family_of(config).attention
         checkpoint.require_understood(options.model, raw, config)
         if path is not None:
-            _require_room(options.model, config, sum(file.stat().st_size for file in checkpoint.weight_files(path)))
+            n_bytes = sum(file.stat().st_size for file in checkpoint.weight_files(path))
+            _require_room(options.model, config, n_bytes, options.trust_remote_code)
         for key, value in PLAIN.items():
             setattr(config, key, value)
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
@@ -113,19 +119,15 @@ def load(options):
 
 def _look(name, lm):
     """Run a few tokens. Raises UserError if the model cannot run, sees ahead, or gives infinite values."""
-    outputs = []
-
-    def keep(layer, hidden):
-        outputs.append((layer, hidden[:, 0].float()))
-
+    first = {}
     n = lm.model.config.vocab_size
+    ids = torch.tensor([[0, n // 3, n // 2], [0, n - 1, 2 * n // 3]])  # the same first token
     try:
-        for ids in ([0, n // 3, n // 2], [0, n - 1, 2 * n // 3]):
-            with hooks.watch_outputs(lm.arch, "block", keep):
-                hooks.forward(lm, torch.tensor([ids]))
+        with hooks.watch_outputs(lm.arch, "block", lambda layer, hidden: first.update({layer: hidden[:, 0].float()})):
+            hooks.forward(lm, ids)
     except Exception as error:  # a configuration of wrong numbers may build a model that cannot run
         raise UserError(f"'{name}' cannot run: {first_line(error)}") from error
-    for (layer, one), (_layer, other) in zip(outputs[: len(outputs) // 2], outputs[len(outputs) // 2 :], strict=True):
+    for layer, (one, other) in first.items():
         hooks.require_finite(layer, one)
         if (one - other).abs().max() > SAME * torch.finfo(lm.model.dtype).eps * one.abs().max():
             raise UserError(
@@ -145,8 +147,8 @@ def _require_no_code(options, raw):
     classes = [of for name, of in code.items() if name in ("AutoConfig", "AutoModelForCausalLM", "AutoModel")]
     if classes:
         raise UserError(
-            f"'{options.model}' brings code of its own ({classes[0]}), which runs only with --trust_remote_code; without "
-            "it, a copy whose config.json has no auto_map is measured as transformers' own class"
+            f"'{options.model}' brings code of its own ({classes[0]}), which runs only with --trust_remote_code; a "
+            "copy whose config.json has no auto_map is measured as transformers' own class"
         )
 
 
@@ -181,21 +183,18 @@ def _resolve(name, needs_tokenizer):
     needs_tokenizer: whether that of a .gguf file is wanted.
     """
     if name == PACKAGED:
-        return _converted([_packaged_gguf()], PACKAGED_SHA256, True), {
-            "package": PACKAGE,
-            "gguf_sha256": PACKAGED_SHA256,
-        }
+        folder = _converted(PACKAGED, PACKAGED_SHA256, lambda: [_packaged_gguf()])
+        return folder, {"package": PACKAGE, "gguf_sha256": PACKAGED_SHA256}
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise UserError(f"no such file: {path}")
         checkpoint.require_no_pointer(path)
         files = gguf_file.parts(path)
-        sha256 = [_sha256(file) for file in files]
-        folder = _converted(files, hashlib.sha256("".join(sha256).encode()).hexdigest(), needs_tokenizer)
-        if len(files) > 1:
-            return folder, {"gguf": path.name, "gguf_sha256": dict(zip([f.name for f in files], sha256, strict=True))}
-        return folder, {"gguf": path.name, "gguf_sha256": sha256[0]}
+        sha256 = " ".join(_sha256(file) for file in files)
+        whole = hashlib.sha256(sha256.encode()).hexdigest()
+        folder = _converted(files[0].stem, whole, lambda: files, needs_tokenizer)
+        return folder, {"gguf": path.name, "gguf_sha256": sha256}
     if path.is_file():
         raise UserError(
             f"'{name}' is a file; a model is a folder with config.json and its weights, a .gguf file, or a hub id"
@@ -209,44 +208,54 @@ def _resolve(name, needs_tokenizer):
     return None, None
 
 
-def _converted(files, sha256, needs_tokenizer):
+def _converted(stem, sha256, files, needs_tokenizer=True):
     """The folder that holds a GGUF file's model as transformers loads it: kept from an earlier run, or made now.
 
-    It appears complete or not at all, also when two processes do this at once. Where the cache cannot be written, it is
+    It appears complete or not at all, also when two processes do this at once. Where no cache can be written, it is
     made in a temporary folder.
+
+    sha256: of the file. files: () -> its parts.
     """
-    if len(files) == 1 and not needs_tokenizer:
-        sha256 = f"{sha256[:32]}-without-tokenizer"
-    kept = cache() / f"{files[0].stem}-{sha256[:16]}-{gguf_file.converter()[:16]}"
+    own = f"{stem[:80]}-{sha256[:16]}"
+    kept = cache() / f"{own}-{gguf_file.converter()[:16]}{'' if needs_tokenizer else '-without-tokenizer'}"
     if kept.is_dir():
         return kept
+    files = files()
     print(f"dequantising {files[0].name} once, for later runs ...", flush=True)
     try:
         cache().mkdir(parents=True, exist_ok=True)
         report.remove_leftovers(cache())
+        report.remove_leftovers(cache(), f"{glob.escape(own)}*", KEPT_DAYS)
         unfinished = tempfile.TemporaryDirectory(dir=cache(), prefix=report.UNFINISHED)
     except OSError:
         unfinished = tempfile.TemporaryDirectory(prefix=report.UNFINISHED)
-        kept = Path(unfinished.name) / "model"
-        _TEMPORARY.append(unfinished)
-    ready = Path(unfinished.name) / "model"
-    try:
-        gguf_file.convert(files, ready, needs_tokenizer, _require_room)
-        if ready != kept:
-            with unfinished:
-                ready.rename(kept)
-    except (OSError, SafetensorError) as error:
-        if not kept.is_dir():
-            raise UserError(f"cannot keep {files[0].name} in {unfinished.name}: {first_line(error)}") from error
+        kept = None
+    with ExitStack() as stack:
+        ready = Path(stack.enter_context(unfinished)) / "model"
+        try:
+            gguf_file.convert(files, ready, needs_tokenizer, _require_room)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"cannot keep {files[0].name} in {ready.parent.parent}: {first_line(error)}; set XDG_CACHE_HOME to a "
+                "folder with room for it in float32"
+            ) from error
+        if kept is None:
+            _TEMPORARY.enter_context(stack.pop_all())
+            return ready
+        try:
+            ready.rename(kept)
+        except OSError:  # another process was faster
+            if not kept.is_dir():
+                raise
     return kept
 
 
-def _require_room(name, config, n_bytes):
+def _require_room(name, config, n_bytes, trust_remote_code=False):
     """Raise UserError if a model of this configuration has more weights than files of `n_bytes` have bits."""
     n = config.num_hidden_layers * config.hidden_size  # fewer than there are, without building a layer
     if n <= 8 * n_bytes:
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config)
+            model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         n = sum(weight.numel() for weight in model.parameters())
     if n > 8 * n_bytes:
         raise UserError(f"'{name}' is configured for {n:,} weights or more, but its files have {n_bytes:,} bytes")

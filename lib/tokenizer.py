@@ -9,8 +9,6 @@ from transformers.utils import cached_file
 
 from lib.cli import UserError
 
-HUB_ARGUMENTS = ("revision",)
-
 
 def load(name, trust_remote_code, **where):
     """The tokenizer of a folder or hub id.
@@ -32,6 +30,7 @@ def load(name, trust_remote_code, **where):
         _require_merges(tokenizer)
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):  # without files transformers makes one up
         raise UserError("its vocabulary is empty")
+    tokenizer("0")  # a configuration of wrong types fails here
     return tokenizer
 
 
