@@ -113,7 +113,7 @@ def _of_file(options, path):
         _refuse_other_kinds(data, ending)
         if "encoding" in given:
             data = _decoded(data, given.pop("encoding"))
-        return Corpus(path.name, read_rows(data, **given))
+        return Corpus(path.name, read_rows(data, **given) if data.strip() else [])
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or first_line(error)}") from error
     except UserError as error:
@@ -137,7 +137,9 @@ def _refuse_other_kinds(data, ending):
 
 def _decoded(data, encoding):
     """The text of a file: by `encoding`, or by its byte order mark, or strictly UTF-8."""
-    codec = encoding or next((codec for mark, codec in MARKS.items() if data.startswith(mark)), "utf-8")
+    codec = encoding
+    if codec is None:
+        codec = next((codec for mark, codec in MARKS.items() if data.startswith(mark)), "utf-8")
     try:
         if not codecs.lookup(codec)._is_text_encoding:
             raise LookupError
@@ -221,8 +223,6 @@ def _json_value(text, what):
 def _json(text, text_column):
     """Rows of a list of objects or of strings, alone or under the only key with a list (or under `data`); of an object
     of columns; of JSON lines, which many tools write into .json files too."""
-    if not text.strip():
-        return []
     try:
         whole = _json_value(text, "is not JSON")
     except UserError as error:
@@ -284,8 +284,6 @@ def _parquet(data, text_column):
     import pyarrow
     from pyarrow import parquet
 
-    if not data:
-        return []
     try:
         file = parquet.ParquetFile(pyarrow.BufferReader(data))
         _column_index(file.schema_arrow.names, text_column)
@@ -315,7 +313,7 @@ def _of_hub(options, dataset_config, split, text_column):
     name = f"dataset '{options.dataset}'"
     try:
         _column_index(rows.column_names, text_column)
-        texts = _strings({f"row {number}": text for number, text in enumerate(rows[text_column], 1)}, text_column)
+        texts = _strings({f"row {number}": text for number, text in enumerate(rows[text_column][:], 1)}, text_column)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     return Corpus(":".join(part for part in (hub_id, config, split) if part), texts)

@@ -25,8 +25,7 @@ def ids_of(tokenizer, text):
     Names of control tokens in the text (`<s>`, `<|endoftext|>`) are text like any other; tokens that were added to the
     vocabulary and are no control tokens keep their ids. Raises UserError where this tokenizer cannot do that.
     """
-    control = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    control |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    control = _control_tokens(tokenizer)
     if not _is_backend_alone(tokenizer):
         return np.array(_ids_of_python(tokenizer, text, control), dtype=np.int32)
     backend = tokenizer.backend_tokenizer
@@ -40,6 +39,12 @@ def ids_of(tokenizer, text):
         if found or (unknown in control and control[unknown] in text):
             ids = _in_pieces(_without_names(backend, control), text)
     return ids
+
+
+def _control_tokens(tokenizer):
+    """{id: name}."""
+    special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return special | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
 
 
 def _is_backend_alone(tokenizer):
@@ -131,7 +136,7 @@ def text_of(tokenizer, token_id):
     piece = tokenizer.convert_ids_to_tokens(token_id)
     if piece is None:
         return f"<id {token_id}>"
-    if token_id in tokenizer.all_special_ids or (tokenizer.is_fast and tokenizer.backend_tokenizer.decoder is None):
+    if token_id in _control_tokens(tokenizer) or (tokenizer.is_fast and tokenizer.backend_tokenizer.decoder is None):
         return piece
     # decoders strip the space of what comes first
     text = tokenizer.convert_tokens_to_string(["a", piece]).removeprefix("a")
