@@ -124,8 +124,9 @@ def _agree(left, seam, right):
 def before_text(tokenizer, text):
     """Ids that the tokenizer itself puts before `text`: BOS, [CLS], several, or (GPT-2) none."""
     sample = text.strip()[:200]
-    plain = tokenizer(sample, add_special_tokens=False, verbose=False)["input_ids"]
-    whole = tokenizer(sample, verbose=False)["input_ids"]
+    how = {"verbose": False, **({"split_special_tokens": True} if tokenizer.is_fast else {})}
+    plain = tokenizer(sample, add_special_tokens=False, **how)["input_ids"]
+    whole = tokenizer(sample, **how)["input_ids"]
     starts = range(len(whole) - len(plain) + 1)
     return whole[: next((start for start in starts if whole[start : start + len(plain)] == plain), 0)]
 
