@@ -9,6 +9,7 @@ import torch
 from lib import ranks, text, tokens
 from lib.cli import UserError
 
+LOOK = 256  # tokens at which a first look finds out whether model and text belong together
 MOST_UNKNOWN = 0.5  # share of unknown tokens from which on there is nothing to measure
 
 
@@ -20,6 +21,8 @@ class Windows:
     available: number of windows the text gives.
     bos: with how many tokens each window begins that are not of the text: BOS, or what the tokenizer has in its place.
     text: what the windows were cut from; documents: of how many it was joined.
+    chance: loss of the first window's `LOOK` tokens, in nats a token, for who knows only how frequent each token is in
+    the rest of the text (counts plus one); None for a text of one's own choice.
     """
 
     ids: torch.Tensor
@@ -27,6 +30,7 @@ class Windows:
     bos: int
     text: str
     documents: int = 1
+    chance: float | None = None
 
     @property
     def sha256(self):
@@ -79,7 +83,14 @@ def load(options, lm):
         raise UserError(f"{ranks.size()} processes share the batches of windows, but there are only {batches} of them")
     chosen = torch.randperm(available, generator=torch.Generator().manual_seed(options.seed))[: options.nsamples]
     windows = ids[: available * width].reshape(available, width)[chosen.sort().values.numpy()]
-    return Windows(_behind(first, windows), available, len(first), corpus.name, len(corpus.documents))
+    chance = _chance(ids, windows[0, : LOOK - len(first)], lm.model.get_input_embeddings().weight.shape[0])
+    return Windows(_behind(first, windows), available, len(first), corpus.name, len(corpus.documents), chance)
+
+
+def _chance(ids, window, vocabulary):
+    counts = np.bincount(ids, minlength=vocabulary)
+    np.subtract.at(counts, window, 1)
+    return float(-np.log((counts[window] + 1) / (counts.sum() + vocabulary)).mean())
 
 
 def from_text(sentence, options, lm):

@@ -137,15 +137,40 @@ def _measure(experiment, options, lm):
     start = time.monotonic()
     lm = lm or models.load(options)
     windows = _windows(experiment, options, lm)
+    warnings = _warned(_misfit(lm, windows))
     with massive.limit_watched(lm) as largest:
         results, options = _run(experiment, lm, windows, options)
     seconds = time.monotonic() - start
     config = report.config(options)
     provenance = report.provenance(options, lm, windows, seconds)
-    if warning := massive.limit_warning(lm, largest):
-        print(f"warning: {warning}", file=sys.stderr)
-        provenance["warning"] = warning
+    warnings += _warned(massive.limit_warning(lm, largest))
+    if warnings:
+        provenance["warning"] = "; ".join(warnings)
     return report.payload(experiment.name, config, provenance, results, _files(experiment, config))
+
+
+def _misfit(lm, windows):
+    """One line if the model predicts the first window no better than the frequencies of tokens; else None."""
+    if windows.chance is None:
+        return None
+
+    from lib import data, hooks
+
+    loss = hooks.token_losses(lm, windows.ids[:1, : data.LOOK]).mean().item()
+    if loss < windows.chance:
+        return None
+    return (
+        f"the loss of the first window, {loss:.2f} nats a token, is no better than chance ({windows.chance:.2f}, by "
+        "how frequent each token is): weights, tokenizer or text may not belong together"
+    )
+
+
+def _warned(message):
+    """[message], told at once, or []."""
+    if message is None:
+        return []
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+    return [message]
 
 
 def _run(experiment, lm, windows, options):

@@ -1,9 +1,12 @@
 """Model folders: what runs is what their files say, or one line says why not."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +14,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from lib import models
+import main_llm
+from lib import data, experiment, models
 from lib.cli import Options, UserError
 from lib.report import ROOT
 from tests.conftest import POSITIONS, logits, make_tokenizer, save, tiny_model, token_ids
@@ -491,3 +495,53 @@ def test_a_folder_without_weights(llama):
 
 def test_every_supported_family_passes_the_door(family, tokenizer, tmp_path):
     load(save(tmp_path / "m", tiny_model(family), tokenizer))
+
+
+def look(lm, **options):
+    """(what is said of the first window, chance) for a model on Python's documentation."""
+    options = Options(**{"dataset": "python-docs", "nsamples": 2, "seqlen": 64} | options)
+    windows = data.load(options, lm)
+    return experiment._misfit(lm, windows), windows.chance
+
+
+@pytest.mark.real
+def test_a_model_that_fits_its_text_is_not_warned_of(smollm2, tmp_path):
+    assert look(smollm2)[0] is None
+    assert look(smollm2, seqlen=1024)[0] is None
+    (tmp_path / "short.txt").write_text("The capital of France is Paris. The capital of Italy is Rome, as you know.")
+    assert look(smollm2, dataset=str(tmp_path / "short.txt"), seqlen=8)[0] is None
+
+
+@pytest.mark.real
+def test_tokens_that_mean_something_else_are_warned_of(smollm2):
+    """The same weights, every token of the text taken for another one."""
+    shuffled = torch.randperm(49152, generator=torch.Generator().manual_seed(0))
+    windows = data.load(Options(dataset="python-docs", nsamples=2, seqlen=64), smollm2)
+    warning = experiment._misfit(smollm2, replace(windows, ids=shuffled[windows.ids]))
+    assert "weights, tokenizer or text may not belong together" in warning
+
+
+def test_random_weights_are_warned_of_before_anything_is_measured(llama, text_file, tmp_path, capsys):
+    seen = []
+    options = main_llm.Options(
+        model=str(llama), dataset=str(text_file), nsamples=2, seqlen=32, savedir=tmp_path / "out", device="cpu"
+    )
+    watched = replace(
+        main_llm.LAYERWISE, run=lambda *of: (seen.append(capsys.readouterr().err), main_llm.run_layerwise(*of))[1]
+    )
+    experiment.execute(watched, options)
+    assert seen[0].startswith("warning: the loss of the first window")
+    assert seen[0].count("\n") == 1
+    payload = json.loads(next((tmp_path / "out").glob("*.json")).read_text())
+    assert "no better than chance" in payload["provenance"]["warning"]
+
+
+def test_chance_is_what_the_rest_of_the_text_says(llama, tmp_path):
+    (tmp_path / "t.txt").write_text("a b " * 300 + "q" * 100)
+    lm = load(llama)
+    windows = data.load(Options(dataset=str(tmp_path / "t.txt"), nsamples=1, seqlen=8), lm)
+    ids = lm.tokenizer("a b " * 300 + "q" * 100, add_special_tokens=False)["input_ids"]
+    window = windows.ids[0].tolist()
+    rest = Counter(ids) - Counter(window)
+    expected = [-math.log((rest[token] + 1) / (rest.total() + 320)) for token in window]
+    assert windows.chance == pytest.approx(sum(expected) / len(expected))
