@@ -185,13 +185,13 @@ def require_all_used(name, model, files, loading):
         raise UserError(
             f"'{name}' has {quantised[0]} as {files[quantised[0]].dtype}: quantised weights, which are not supported"
         )
+    # what transformers passes over without a word
+    ignored = re.compile(
+        "|".join([*model._keys_to_ignore_on_load_unexpected, r"rotary_emb\.inv_freq", "position_ids$"])
+    )
     own = model.state_dict()
-    prefix = f"{model.base_model_prefix}."
-    unused = []
-    for tensor in sorted(files):
-        names = [n for n in (tensor, prefix + tensor, tensor.removeprefix(prefix)) if n in own]
-        if not names and not _is_derived(tensor, files[tensor], model):
-            unused.append(tensor)
+    passed_over = {of for of in files if ignored.search(of) and not own.keys() & set(_names(of, model))}
+    unused = sorted(of for of in loading["unexpected_keys"] | passed_over if not _is_derived(of, files, model))
     if unused:
         raise UserError(f"'{name}' has weights that its configuration has no place for: {_listed(unused)}")
     _require_tied(name, model, files)
@@ -204,8 +204,18 @@ def _is_mask(name, tensor):
     return tensor.shape in ((), (1,)) or (len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1))
 
 
-def _is_derived(name, tensor, model):
+def _names(name, model):
+    """A tensor's name, as it may stand in a file and in the model: with the class's prefix or without."""
+    prefix = f"{model.base_model_prefix}."
+    return name, prefix + name, name.removeprefix(prefix)
+
+
+def _is_derived(name, files, model):
     """Whether a tensor that is no parameter says what the model computes itself: causal masks, rotary frequencies."""
+    name = next((of for of in _names(name, model) if of in files), None)
+    if name is None:
+        return False
+    tensor = files[name]
     if _is_mask(name, tensor):
         value = tensor.read(name)
         return value.ndim < 4 or torch.equal(value[0, 0].bool(), torch.ones_like(value[0, 0]).bool().tril())
@@ -233,9 +243,8 @@ def require_finite(name, model, files):
     for of, value in model.named_parameters():
         if value.device.type == "meta" or value.sum().isfinite() or value.isfinite().all():
             continue
-        prefix = f"{model.base_model_prefix}."
-        stored = next(n for n in (of, of.removeprefix(prefix), prefix + of) if n in files)
-        if files[stored].read(stored).isfinite().all():
+        stored = next((name for name in _names(of, model) if name in files), None)
+        if stored and files[stored].read(stored).isfinite().all():
             kind = str(value.dtype).removeprefix("torch.")
             raise UserError(f"{of} of '{name}' is too large for {kind}: use --dtype bfloat16 or float32")
         raise UserError(f"{of} of '{name}' holds infinite values or NaN in its file: the checkpoint is damaged")
