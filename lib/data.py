@@ -95,8 +95,10 @@ def _chance(ids, window, vocabulary):
 
 def from_text(sentence, options, lm):
     """One window that holds all of `sentence`. Raises UserError if it is empty, too long, or not in `lm`'s tokens."""
-    if any("\ud800" <= character <= "\udfff" for character in sentence):  # what the shell gave was no UTF-8
-        raise UserError(f"--text is not valid text: {sentence!a}")
+    try:
+        sentence.encode()
+    except UnicodeEncodeError as error:  # the shell gave bytes that are not of its encoding
+        raise UserError(f"--text is not valid text: {sentence!a}") from error
     first, ids = _ids(sentence, options, lm, "--text")
     window_length(len(first) + len(ids), lm)
     return Windows(_behind(first, ids[None]), 1, len(first), f"--text {sentence!r}")

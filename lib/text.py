@@ -99,11 +99,11 @@ def _ending(name):
 
 def _of_file(options, path):
     ending, compressed = _ending(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path} is a folder; name a file in it")
     if not os.path.exists(path):
         raise UserError(f"no such file: {path}")
-    if ending not in READERS or not path.is_file():
+    if ending not in READERS or not os.path.isfile(path):
         raise UserError(f"cannot tell what {path} holds; known are files in {', '.join(READERS)}, each also with .gz")
     flags, read_rows = READERS[ending]
     given = _flags(options, f"a {ending} file", *flags)
@@ -148,7 +148,7 @@ def _decoded(data, encoding):
         line = 1 + data[: error.start].decode(codec, "ignore").count("\n")
         at = f"line {line} holds byte 0x{data[error.start]:02x} (at offset {error.start:,})"
         raise UserError(
-            f"{at}, which is no {codec} ({error.reason}); say what it is, for example --encoding latin-1"
+            f"{at}, which is not {codec} ({error.reason}); name the file's encoding, for example --encoding latin-1"
         ) from error
     except (LookupError, ValueError) as error:
         raise UserError(f"unknown --encoding '{encoding}'") from error
@@ -263,8 +263,10 @@ def _strings(values, column):
     for where, value in values.items():
         if not isinstance(value, str | None):
             raise UserError(f"{where} holds {_kind(value)} in column '{column}', not text")
-        if value and not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            raise UserError(f"{where} holds half of a surrogate pair, which no text can")
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{where} holds half of a surrogate pair, which no text can") from error
     return [value or "" for value in values.values()]
 
 

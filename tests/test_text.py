@@ -100,11 +100,11 @@ def test_unknown_encoding(tmp_path, encoding):
 @pytest.mark.parametrize(
     ("data", "options", "where"),
     [
-        (b"good\nbad \xe9t\xe9\n", {}, "line 2 holds byte 0xe9 (at offset 9), which is no utf-8"),
-        (b"a\nb\ncut \xe4\xbd", {}, "line 3 holds byte 0xe4 (at offset 8), which is no utf-8"),
+        (b"good\nbad \xe9t\xe9\n", {}, "line 2 holds byte 0xe9 (at offset 9), which is not utf-8"),
+        (b"a\nb\ncut \xe4\xbd", {}, "line 3 holds byte 0xe4 (at offset 8), which is not utf-8"),
         (b"surrogate \xed\xa0\x80", {}, "line 1 holds byte 0xed (at offset 10)"),
         (codecs.BOM_UTF16_LE + "a\nb".encode("utf-16-le") + b"c", {}, "line 2 holds byte 0x63 (at offset 8)"),
-        ("é".encode("latin-1"), {"encoding": "ascii"}, "line 1 holds byte 0xe9 (at offset 0), which is no ascii"),
+        ("é".encode("latin-1"), {"encoding": "ascii"}, "line 1 holds byte 0xe9 (at offset 0), which is not ascii"),
     ],
 )
 @pytest.mark.parametrize("ending", [".txt", ".csv", ".jsonl"])
