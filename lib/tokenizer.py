@@ -2,12 +2,16 @@
 
 import json
 
+import sentencepiece
 import transformers
-from tokenizers import models
+from tokenizers import models, normalizers
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
 from lib.cli import UserError
+from lib.gguf_tokenizer import SPACE
+
+PROBES = ("x  5", " a ", "It's 12,345.60 (or so)", "one\ntwo\n\n\tthree", "Ünïcode ﬁ ½ – “…”", "日本語 🙂")  # noqa: RUF001
 
 
 def load(name, trust_remote_code, **where):
@@ -22,16 +26,38 @@ def load(name, trust_remote_code, **where):
     code = (get_tokenizer_config(name, **where).get("auto_map") or {}).get("AutoTokenizer")
     if code and not trust_remote_code:
         raise UserError(f"it is code of its own ({code}), which runs only with --trust_remote_code")
-    file = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **where)
-    if file is not None and not code:
+    whole, pieces = (
+        cached_file(name, file, _raise_exceptions_for_missing_entries=False, **where)
+        for file in ("tokenizer.json", "tokenizer.model")
+    )
+    if whole is not None and not code:
         tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(name, **where)
     else:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **where)
         _require_merges(tokenizer)
+        if pieces is not None and not code:
+            _follow(tokenizer, pieces)
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):  # without files transformers makes one up
         raise UserError("its vocabulary is empty")
     tokenizer("0")  # a configuration of wrong types fails here
     return tokenizer
+
+
+def _follow(tokenizer, path):
+    """Treat spaces as a SentencePiece file does, not as a class thinks that such files do (at the beginning of a text).
+
+    Raises UserError if its ids are other ones even so: classes leave out the normalisation that a file asks for.
+    """
+    own = sentencepiece.SentencePieceProcessor(model_file=path)
+    backend = tokenizer.backend_tokenizer
+    if isinstance(backend.model, models.BPE):
+        prefix = [normalizers.Prepend(SPACE)] * own.encode("a", out_type=str)[0].startswith(SPACE)
+        backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
+        backend.pre_tokenizer = None
+    for text in PROBES:
+        if tokenizer(text, add_special_tokens=False)["input_ids"] != own.encode(text):
+            name = type(tokenizer).__name__
+            raise UserError(f"{name} does not give {text!r} the ids of tokenizer.model; a tokenizer.json is needed")
 
 
 def _require_merges(tokenizer):

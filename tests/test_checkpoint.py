@@ -1,5 +1,6 @@
 """Model folders: what runs is what their files say, or one line says why not."""
 
+import io
 import json
 import math
 import shutil
@@ -9,6 +10,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import sentencepiece
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -19,6 +21,7 @@ from lib import data, experiment, models
 from lib.cli import Options, UserError
 from lib.report import ROOT
 from tests.conftest import POSITIONS, logits, make_tokenizer, save, tiny_model, token_ids
+from tests.conftest import TEXT as TEXT_TO_LEARN
 
 MASK = torch.ones(POSITIONS, POSITIONS).tril()[None, None]
 
@@ -121,6 +124,36 @@ def test_a_tokenizer_of_vocabulary_and_merges(gpt2):
     assert load(gpt2).tokenizer(TEXT, add_special_tokens=False)["input_ids"] == own(TEXT)["input_ids"]
     (gpt2 / "merges.txt").unlink()
     refused(gpt2, "no merges|merges")
+
+
+SPLITS_LIKE_LLAMA = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "byte_fallback": True}
+
+
+@pytest.mark.parametrize(
+    ("kind", "how", "fits"), [("bpe", SPLITS_LIKE_LLAMA, True), ("bpe", {}, False), ("unigram", {}, False)]
+)
+def test_a_tokenizer_of_a_sentencepiece_file(kind, how, fits, llama, capfd):
+    """Llama's class fits files that are made as Llama's was, and is refused for others."""
+    written = io.BytesIO()
+    sentences = iter(TEXT_TO_LEARN.split("\n"))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=sentences,
+        model_writer=written,
+        vocab_size=318,
+        character_coverage=0.99,
+        model_type=kind,
+        **how,
+    )
+    (llama / "tokenizer.model").write_bytes(written.getvalue())
+    (llama / "tokenizer.json").unlink()
+    change_json(llama / "tokenizer_config.json", tokenizer_class="LlamaTokenizer", add_bos_token=True)
+    if not fits:
+        refused(llama, r"LlamaTokenizer does not give .* the ids of tokenizer\.model|no tokenizer")
+        return
+    own = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    lm = load(llama)
+    for text in (TEXT, "  a  b\n\nc ", "日本 🙂"):
+        assert lm.tokenizer(text, add_special_tokens=False)["input_ids"] == own.encode(text)
 
 
 def test_a_tokenizer_that_knows_no_latin_letters(llama):
