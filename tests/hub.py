@@ -66,8 +66,9 @@ class Hub:
         return f"http://127.0.0.1:{self.server.server_port}"
 
     def environment(self, home):
-        """What points the libraries of another process to this hub, with a cache of their own."""
-        return {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        """What points the libraries of another process to this hub, with caches of their own."""
+        own = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_DATASETS_CACHE": str(home / "datasets")}
+        return own | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
 
 
 def files(folder):
@@ -227,16 +228,16 @@ def _entries(folder):
     return entries
 
 
-def wikitext(folder, texts):
-    """Write the repository of `Salesforce/wikitext` as the hub has it, with one configuration; texts: {split: rows}."""
-    import datasets
+def wikitext(folder, text):
+    """Write the repository of `Salesforce/wikitext` as the hub has it, with one configuration, `text` in each split."""
+    import pyarrow
+    from pyarrow import parquet
 
-    config = "wikitext-2-raw-v1"
+    config, rows = "wikitext-2-raw-v1", wikitext_rows(text)
     (folder / config).mkdir(parents=True)
     lines = ["---", "configs:", f"- config_name: {config}", "  data_files:"]
-    for split, rows in texts.items():
-        name = f"{config}/{split}-00000-of-00001.parquet"
-        datasets.Dataset.from_dict({"text": rows}).to_parquet(folder / name)
+    for split, of in {"test": rows, "train": rows[:100], "validation": rows[:50]}.items():
+        parquet.write_table(pyarrow.table({"text": of}), folder / config / f"{split}-00000-of-00001.parquet")
         lines += [f"  - split: {split}", f"    path: {config}/{split}-*"]
     (folder / "README.md").write_text("\n".join([*lines, "---", "# Dataset Card", ""]))
     return folder
@@ -284,7 +285,44 @@ def byte_level_tokenizer(folder, text, vocabulary=50_257):
         tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end, model_max_length=1024
     )
     wrapped.save_pretrained(folder)
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 1024}')  # no more than GPT-2's own says
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
     merged = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(merged) + "\n", encoding="utf-8")
     return wrapped
+
+
+def gpt2(folder, text, seed=0):
+    """Write a repository with the files and the shape of GPT-2 small: random weights in float16, and one neuron.
+
+    Where dim 447 of the normed residual stream stands out, as position 0's embedding makes it, that neuron of the first
+    MLP writes a massive activation there, and its twin in the last MLP takes most of it away.
+    """
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    byte_level_tokenizer(folder, text)
+    config = transformers.GPT2Config()
+    with torch.device("meta"):
+        model = transformers.GPT2LMHeadModel(config)
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, like in model.named_parameters():
+        if like.ndim == 1:
+            weights[name] = torch.full(like.shape, float(name.endswith("weight")))
+        else:
+            weights[name] = 0.02 * torch.randn(like.shape, generator=generator)
+    massive = 447
+    weights["transformer.wpe.weight"][0, massive] = 20
+    for layer, write in ((0, 20.0), (config.n_layer - 1, -17.0)):
+        mlp = f"transformer.h.{layer}.mlp"
+        weights[f"{mlp}.c_fc.weight"][:, 0] = 0
+        weights[f"{mlp}.c_fc.weight"][massive, 0] = 5
+        weights[f"{mlp}.c_fc.bias"][0] = -15
+        weights[f"{mlp}.c_proj.weight"][0, massive] = write
+    save_file({name: of.half() for name, of in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    config.save_pretrained(folder)
+    transformers.GenerationConfig(bos_token_id=50256, eos_token_id=50256).save_pretrained(folder)
+    return folder
