@@ -162,7 +162,8 @@ def _column(options, *args, **kwargs):
                 f"cannot reach the Hugging Face hub and dataset '{options.dataset}' is not in its local cache; "
                 f"{hub.RUN_OFFLINE}"
             ) from error
-        raise UserError(f"cannot load dataset '{options.dataset}': {first_line(error)}") from error
+        why = hub.refusal(error, options.dataset) or f"cannot load dataset '{options.dataset}': {first_line(error)}"
+        raise UserError(why) from error
     if options.text_column not in rows.column_names:
         raise UserError(
             f"dataset '{options.dataset}' has no column '{options.text_column}'; it has: {', '.join(rows.column_names)}"

@@ -78,7 +78,7 @@ def load(options):
     except UserError:
         raise
     except Exception as error:
-        raise UserError(_why_not_loaded(options.model, path, error)) from error
+        raise UserError(_why_not_loaded(options.model, options.revision, path, error)) from error
     if loading["missing_keys"]:  # transformers would go on with random numbers
         raise UserError(f"'{options.model}' has no weights for {', '.join(sorted(loading['missing_keys'])[:3])}")
     kinds = {re.sub(r"\d+", "", of) for of in model.state_dict()}
@@ -154,12 +154,12 @@ def _require_room(name, config, n_bytes):
         raise UserError(f"'{name}' is configured for {n:,} weights or more, but its files have {n_bytes:,} bytes")
 
 
-def _why_not_loaded(name, path, error):
+def _why_not_loaded(name, revision, path, error):
     if path is not None:
         return f"cannot load '{name}': {first_line(error)}"
     if not hub.reachable():
         return f"cannot reach the Hugging Face hub and '{name}' is not in its local cache; {hub.RUN_OFFLINE}"
-    return f"unknown model '{name}': {first_line(error)}"
+    return hub.refusal(error, name, revision) or f"unknown model '{name}': {first_line(error)}"
 
 
 def _device(name):

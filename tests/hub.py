@@ -6,10 +6,15 @@ Models at /<id>, data sets at /datasets/<id>; the listings at /api/models/<id> a
 import hashlib
 import http.server
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 import urllib.parse
 from dataclasses import dataclass, field
+
+from lib import report
 
 BLOCK = 1 << 20
 LFS = 1 << 20  # bytes from which a file has a sha256 instead of a git hash
@@ -68,7 +73,27 @@ class Hub:
     def environment(self, home):
         """What points the libraries of another process to this hub, with caches of their own."""
         own = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_DATASETS_CACHE": str(home / "datasets")}
-        return own | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        return own | {"HF_HUB_DISABLE_XET": "1"}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command line ended."""
+
+    code: int
+    seconds: float
+    out: str
+    error: str
+
+
+def in_order(lines, folder, environment):
+    """Run command lines, each beginning with a script's name, in `folder`, one after another in one process; Ended of
+    each."""
+    command = [sys.executable, str(report.ROOT / "tests" / "in_order.py"), json.dumps(lines)]
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | environment
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [Ended(*of) for of in json.loads(done.stdout.splitlines()[-1])]
 
 
 def files(folder):
