@@ -198,10 +198,8 @@ def summarise(payload):
         parts += ["", "Published figures of GPT-2", f"{compared} of {len(rows)} compared"]
         parts += [report.table(["figure", "ours", "published", "gap", "per cent", "source"], rows)]
     elif model_name == "gpt2":
-        parts += [
-            "",
-            "Published figures of GPT-2: left out, these are not known to be its weights (--model gpt2 of the hub)",
-        ]
+        why = "these are not known to be its weights (on the hub: gpt2)"
+        parts += ["", f"Published figures of GPT-2 are left out: {why}"]
     return "\n".join([*parts, "", f"Conclusion: {r['conclusion']['verdict']}", f"Rule: {r['conclusion']['rule']}", ""])
 
 

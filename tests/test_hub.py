@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -72,18 +71,14 @@ def test_models_data_sets_and_revisions(hub, tmp_path):
     }
     lines += [layerwise(tmp_path / "refused", *flags) for flags in refused.values()]
     # results of another revision are not overwritten, whatever else is as it was
-    lines.append(layerwise(tmp_path / "main", *tiny, "--revision", "step1000"))
-    lines.append(layerwise(tmp_path / "main", "--model", "tiny", "--seed", "1"))
+    into = tmp_path / "moved"
+    lines += [layerwise(into, *tiny, "--revision", "step1000"), layerwise(into, *tiny, "--seed", "1")]
     done = our_hub.in_order(lines, tmp_path, hub.environment(tmp_path / "home"))
 
     for name, commit in of_revision.items():
         assert done.pop(0).code == 0, name
-        assert model_of(tmp_path / str(name)) == {
-            "name": "org/tiny",
-            "type": "gpt2",
-            "hub_id": "org/tiny",
-            "revision": commit,
-        }
+        source = {"hub_id": "org/tiny", "revision": commit}
+        assert model_of(tmp_path / str(name)) == {"name": "org/tiny", "type": "gpt2", **source}
     for name in ("moved", "named"):
         ended = done.pop(0)
         assert ended.code == 0, ended.error
@@ -113,30 +108,19 @@ def test_models_data_sets_and_revisions(hub, tmp_path):
         assert len(hub.requests) == asked
 
 
-@pytest.mark.parametrize("status", [503])
-def test_a_hub_that_is_not_well(status, well, text_file, tmp_path):
+def test_a_hub_that_is_not_well(well, text_file, tmp_path):
     line = layerwise(tmp_path / "out", "--model", "org/tiny", "--dataset", text_file)
     environment = well.environment(tmp_path / "home")
-    well.status = status
+    well.status = 503
     [before] = our_hub.in_order([line], tmp_path, environment)
     assert before.code == 2
     assert before.error.startswith("error: cannot reach the Hugging Face hub")
     assert before.error.count("\n") == 1
     well.status = None
     [loaded] = our_hub.in_order([line], tmp_path, environment)
-    well.status = status
+    well.status = 503
     [cached] = our_hub.in_order([line], tmp_path, environment)
     assert (loaded.code, cached.code) == (0, 0)
-
-
-def test_the_folder_of_a_name_comes_before_the_hub(hub, tmp_path):
-    """As everywhere in Hugging Face; what it was is recorded."""
-    shutil.copytree(hub.repositories["models/org/tiny"].revisions["step1000"], tmp_path / "org" / "tiny")
-    line = layerwise(tmp_path / "out", "--model", "org/tiny")
-    [done] = our_hub.in_order([line], tmp_path, hub.environment(tmp_path / "home"))
-    assert done.code == 0, done.error
-    assert "hub_id" not in model_of(tmp_path / "out")
-    assert model_of(tmp_path / "out")["folder"] == "tiny"
 
 
 def test_offline_holds_for_datasets_without_importing_it():
