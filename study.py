@@ -60,7 +60,7 @@ def main():
 
     lm = models.load(options)
     steps = SEED_STUDY if options.short else SEED_STUDY + CAUSAL_SUITE
-    this = report.model_provenance(options, lm)
+    this = report.model_provenance(options, lm)  # one line now, not one error a step
     for name in {step.split()[0] for step in steps}:
         for path in sorted((folder / name).rglob("*.json")):
             identity.require_same(path, this)

@@ -17,7 +17,7 @@ from pathlib import Path
 from lib import cli, identity, report
 
 PUBLISHED = report.ROOT / "reference" / "gpt2_published.json"
-NEEDED = ("results", "config.model_name", "provenance.model.name", "provenance.time", "provenance.data.windows")
+NEEDED = ("results", "config.model_name", "provenance.model.name", "provenance.time", "provenance.data.seqlen")
 CHOSEN_PLACE = ("dim", "position", "dims", "mlps_off", "heads_off")
 
 
@@ -43,18 +43,14 @@ def find(folder):
         if payload is None:
             continue
         try:
-            if any(payload["config"].get(name) not in (None, []) for name in CHOSEN_PLACE):
-                continue
-            of = found.setdefault(payload["config"]["model_name"], {})
-            of.setdefault(payload["experiment"], []).append(payload | {"path": str(path.relative_to(folder))})
-            (
-                _counts(payload),
-                identity.of(payload["provenance"]),
-                payload["results"],
-                payload["provenance"]["model"]["name"],
-            )
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
-            raise cli.UserError(f"{path} is not a whole result ({cli.first_line(error)})") from error
+            for key in NEEDED:
+                report.lookup(payload, key)
+        except (LookupError, TypeError, ValueError) as error:
+            raise cli.UserError(f"{path} is not a whole result: it has no {key}") from error
+        if any(payload["config"].get(name) not in (None, []) for name in CHOSEN_PLACE):
+            continue
+        of = found.setdefault(payload["config"]["model_name"], {})
+        of.setdefault(payload["experiment"], []).append(payload | {"path": str(path.relative_to(folder))})
     for of in found.values():
         for payloads in of.values():
             payloads.sort(key=_counts, reverse=True)
