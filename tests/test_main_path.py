@@ -4,6 +4,7 @@ GPT-2 of the real shape that a hub on this machine serves, from the first downlo
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from pydoc_data.topics import topics
 
@@ -53,11 +54,14 @@ def hub(tmp_path_factory):
         moved={"gpt2": "openai-community/gpt2"},
     ) as served:
         yield served
+    shutil.rmtree(folder)  # a quarter of a gigabyte, of which pytest would keep three
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
+    home = tmp_path_factory.mktemp("home")
+    yield home
+    shutil.rmtree(home)
 
 
 def lines_of(target, *variables):
