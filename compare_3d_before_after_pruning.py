@@ -21,6 +21,10 @@ class Options(cli.Options):
     head: int | None = cli.flag(None, "head to remove (default: the layer's highest by attention to the first token)")
     text: str = cli.flag("Summer is warm. Winter is cold.", "text to draw")
 
+    def idle(self):
+        ranked = {} if self.head is None else dict.fromkeys(cli.WINDOWS, "with --head no windows rank the heads")
+        return super().idle() | ranked
+
 
 @dataclass(frozen=True)
 class BeforeAfter:

@@ -32,6 +32,10 @@ class Options(cli.PlaceOptions):
     n_whole: int = cli.flag(8, "how many of them are run whole, for sink rate and loss")
     n_random: int = cli.flag(3, "random orders of removal")
 
+    def idle(self):
+        few = {"n_whole": f"there are only {self.nsamples} windows"} if self.n_whole > self.nsamples else {}
+        return super().idle() | few
+
 
 @dataclass(frozen=True)
 class HeadSweep:

@@ -14,6 +14,7 @@ Several may be given. Layer i's value is the output of block i, before any final
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lib import cli, plots, report
 from lib.experiment import Experiment, execute
@@ -28,6 +29,19 @@ class Options(cli.Options):
     layer_id: int = cli.flag(2, "layer of --exp1, --exp3 and --exp4, from 0")
     reset_type: str = cli.flag("set_zero", "what --exp3 sets", choices=["set_zero", "set_mean"])
     text: str = cli.flag("Summer is warm. Winter is cold.", "sentence of --exp1 and --exp4")
+    beside_replot: ClassVar[frozenset] = cli.Options.beside_replot | {"exp1", "exp2", "exp3", "exp4"}
+
+    def idle(self):
+        idle = super().idle()
+        if not (self.exp1 or self.exp3 or self.exp4):
+            idle["layer_id"] = "it is of --exp1, --exp3 and --exp4"
+        if not self.exp3:
+            idle["reset_type"] = "it is of --exp3"
+        if not (self.exp1 or self.exp4):
+            idle["text"] = "it is of --exp1 and --exp4"
+        if not (self.exp2 or self.exp3):
+            idle |= dict.fromkeys(cli.WINDOWS, "--exp1 and --exp4 measure --text")
+        return idle
 
 
 @dataclass(frozen=True)
@@ -255,7 +269,9 @@ def main():
     options = cli.parse(Options, __doc__)
     if options.replot:
         name = report.read_json(options.replot).get("experiment")
-        execute(next((e for e in EXPERIMENTS.values() if e.name == name), LAYERWISE), options)
+        asked = [experiment for flag, experiment in EXPERIMENTS.items() if getattr(options, flag)]
+        asked = asked or list(EXPERIMENTS.values())
+        execute(next((experiment for experiment in asked if experiment.name == name), asked[0]), options)
         return
     for experiment in chosen(options):
         execute(experiment, options)

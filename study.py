@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import verify_claims
-from lib import cli, report
+from lib import cli, identity, report
 from lib.experiment import already_there, execute
 
 SEED_STUDY = (
@@ -59,20 +59,27 @@ def main():
     from lib import models
 
     lm = models.load(options)
+    steps = SEED_STUDY if options.short else SEED_STUDY + CAUSAL_SUITE
+    this = report.model_provenance(options, lm)  # one line now, not one error a step
+    for name in {step.split()[0] for step in steps}:
+        for path in sorted((folder / name).rglob("*.json")):
+            identity.require_same(path, this)
     layers, done, failed = {}, set(), []
-    for step in SEED_STUDY if options.short else SEED_STUDY + CAUSAL_SUITE:
+    for step in steps:
         try:
             name, *own = step.format_map(layers).split()
         except KeyError as layer:
             failed.append(f"{step} (no {layer.args[0]} layer: an earlier step failed)")
             continue
-        command = [f"{name}.py", *own, *shared_flags(options), "--savedir", str(folder / name)]
+        script = importlib.import_module(name)
+        idle = cli.parse(script.Options, script.__doc__, [*own, "--model", options.model]).idle()
+        command = [f"{name}.py", *own, *shared_flags(options, idle), "--savedir", str(folder / name)]
         if tuple(command) in done:
             continue
         done.add(tuple(command))
         print(f"\n$ python {shlex.join(command)}", flush=True)
         try:
-            payload = carry_out(importlib.import_module(name), command, lm, options.force)
+            payload = carry_out(script, command, lm, options.force)
         except cli.UserError as error:
             print(f"error: {error}", file=sys.stderr)
             failed.append(step)
@@ -82,20 +89,29 @@ def main():
             elif payload["experiment"] == "head_analysis":
                 layers["read"] = payload["results"]["ranking"][0]["layer"]
     sys.argv = ["verify_claims.py", str(folder)]
-    verify_claims.verify(folder, options.model_name, verify_claims.find(folder).get(options.model_name, {}))
+    found = verify_claims.find(folder).get(options.model_name, {})
+    verify_claims.verify(folder, options.model_name, of_model(found, this))
     if failed:
         raise cli.UserError(f"without a result: {', '.join(failed)}")
 
 
-def shared_flags(options):
-    """What was typed of the flags that every script has."""
+def of_model(files, this):
+    """What of verify_claims.find's files of one name is of one model."""
+    return {
+        experiment: [payload for payload in payloads if identity.of(payload["provenance"]) == identity.of(this)]
+        for experiment, payloads in files.items()
+    }
+
+
+def shared_flags(options, idle):
+    """What was typed of the flags that every script has, but for those that are idle in one."""
     flags = []
     for f in fields(cli.Options):
         value = getattr(options, f.name)
-        if f.name in ("nsamples", "savedir") or value == f.default:
+        if f.name not in options.typed or f.name in ("savedir", *idle):
             continue
         flags += [f"--{'no-' * (value is False)}{f.name}", *([] if isinstance(value, bool) else [str(value)])]
-    return flags + ([] if options.nsamples is None else ["--nsamples", str(options.nsamples)])
+    return flags
 
 
 def carry_out(script, command, lm, force):

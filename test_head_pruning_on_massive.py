@@ -3,19 +3,18 @@
     python test_head_pruning_on_massive.py --model gpt2 --nsamples 20 --savedir results/head_pruning_massive/
 
 TOP heads attend most to the first token, BOTTOM heads least; they come from the model's own ranking on the same
-windows, from --config (written by analyze_heads_simple.py), or from --top and --bottom (for gpt2: the seed study's
-sets). A head is off when its slice of the input of the attention output projection is zero; the bias stays. The null
-for each set is --n_random draws of other heads from the same layers.
+windows (for GPT-2's weights: the seed study's sets), from --config (written by analyze_heads_simple.py), or from --top
+and --bottom. A head is off when its slice of the input of the attention output projection is zero; the bias stays. The
+null for each set is --n_random draws of other heads from the same layers.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import cli, plots, pruning, report
+from lib import cli, identity, plots, pruning, report
 from lib.experiment import Experiment, execute
 
 SEED_STUDY = {"top": ((2, 7), (5, 1), (6, 1)), "bottom": ((0, 1), (4, 11), (11, 8))}
-SEED_STUDY_MODELS = ("gpt2", "openai-community/gpt2")
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,9 @@ class Options(cli.Options):
     bottom: tuple = cli.flag((), "BOTTOM heads as layer.head", nargs="+")
     n_random: int = cli.flag(5, "draws of random heads for each set")
     dims: tuple = cli.flag((), "dims to follow (default: those of the baseline's massive activations)", **cli.INTS)
+
+    def idle(self):
+        return super().idle() | ({"config": "--top and --bottom name all heads"} if self.top and self.bottom else {})
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def choose_sets(lm, windows, options):
         ranked, source = pruning.read_config(options.config), options.config.name
     elif top and bottom:
         ranked, source = (top, bottom), "--top and --bottom"
-    elif options.model in SEED_STUDY_MODELS:
+    elif identity.is_gpt2(report.model_provenance(options, lm)) and (lm.arch.n_layers, lm.arch.n_heads) == (12, 12):
         ranked, source = (SEED_STUDY["top"], SEED_STUDY["bottom"]), "the seed study's sets for GPT-2"
     else:
         scores = sinks.measure(lm, windows, options.batch_size).scores.mean(0)

@@ -3,18 +3,21 @@
     python verify_claims.py results/gpt2
 
 Reads every result JSON below the folder and writes <model>_claims.txt and <model>_claims.json into it, for each model
-that has results there, or for --model. Where there are several results of one experiment, the one with most tokens
-counts, then the newest; results under an ablation or at a place of one's own choice are left aside. For gpt2 our values
-stand beside the published ones, reference/gpt2_published.json.
+that has results there, or for --model; where a model has results in several dtypes, <model>_<dtype>_claims of each.
+Different weights of one name are an error, as is a result that is not whole. Where there are several results of one
+experiment, the one with most tokens counts, then the newest; results under an ablation or at a place of one's own
+choice are left aside. For GPT-2's weights our values stand beside the published ones, reference/gpt2_published.json.
 """
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import cli, report
+from lib import cli, identity, report
 
 PUBLISHED = report.ROOT / "reference" / "gpt2_published.json"
+NEEDED = ("results", "config.model_name", "provenance.model.name", "provenance.time", "provenance.data.seqlen")
 CHOSEN_PLACE = ("dim", "position", "dims", "mlps_off", "heads_off")
 
 
@@ -32,18 +35,18 @@ class Verdicts:
 def find(folder):
     """{model name: {experiment: [payload, ...]}} of all result files below a folder, the one that counts first.
 
-    A payload gets the key `path`, below the folder.
+    A payload gets the key `path`, below the folder. Raises UserError for a result of ours that is not whole.
     """
-    from lib.claims import SCRIPTS
-
     found = {}
     for path in sorted(folder.rglob("*.json")):
+        payload = _read(path) if path.is_file() else None
+        if payload is None:
+            continue
         try:
-            payload = report.read_json(path)
-        except cli.UserError:
-            continue
-        if payload.get("schema_version") != report.SCHEMA_VERSION or payload.get("experiment") not in SCRIPTS:
-            continue
+            for key in NEEDED:
+                report.lookup(payload, key)
+        except (LookupError, TypeError, ValueError) as error:
+            raise cli.UserError(f"{path} is not a whole result: it has no {key}") from error
         if any(payload["config"].get(name) not in (None, []) for name in CHOSEN_PLACE):
             continue
         of = found.setdefault(payload["config"]["model_name"], {})
@@ -54,8 +57,57 @@ def find(folder):
     return found
 
 
-def _weights(payload):
-    return {key: value for key, value in payload["provenance"]["model"].items() if key not in ("name", "type")}
+def _read(path):
+    """The payload of an experiment's result, or None where a file is none of ours or of another version."""
+    from lib.claims import SCRIPTS
+
+    try:
+        payload = report.read_json(path)
+    except cli.UserError:
+        if _begins_as_ours(path):
+            raise
+        return None
+    experiment, version = payload.get("experiment"), payload.get("schema_version")
+    if version is None or experiment not in list(SCRIPTS):
+        return None
+    if version != report.SCHEMA_VERSION:
+        print(f"left out: {path} has schema version {version}", file=sys.stderr)
+        return None
+    return report.load(path, experiment)
+
+
+def _begins_as_ours(path):
+    try:
+        with open(path, "rb") as file:
+            return b'"schema_version"' in file.read(100)
+    except OSError:
+        return True
+
+
+def by_dtype(model_name, files, model=None):
+    """{dtype: files} of one model name's files of `find`; model: what was asked for, as typed.
+
+    Raises UserError if they are of different weights, unless just one of these was called `model` when it ran.
+    """
+    every = [payload for payloads in files.values() for payload in payloads]
+    weights = {}
+    for payload in every:
+        weights.setdefault(identity.of(payload["provenance"])[0], []).append(payload)
+    called = [of for of, payloads in weights.items() if model in (p["provenance"]["model"]["name"] for p in payloads)]
+    if len(weights) > 1 and len(called) != 1:
+        first = [of[0] for of in weights.values()]
+        raise cli.UserError(
+            f"results of different weights are called {model_name}: {', '.join(of['path'] for of in first)} (of "
+            f"{', '.join(identity.described(of['provenance']) for of in first)}); give --model as it was typed for one "
+            "of them, or a folder that holds only one"
+        )
+    split = {}
+    for experiment, payloads in files.items():
+        for payload in payloads:
+            weights_of, dtype = identity.of(payload["provenance"])
+            if len(weights) == 1 or weights_of == called[0]:
+                split.setdefault(dtype, {}).setdefault(experiment, []).append(payload)
+    return split
 
 
 def _counts(payload):
@@ -74,7 +126,7 @@ def judge(files, model_name):
     return Verdicts(
         claims=judged,
         files=used,
-        published=beside_published(files) if model_name == "gpt2" else [],
+        published=beside_published(files) if _is_gpt2(files, model_name) else [],
         conclusion={
             "verdict": ", ".join(f"{n} {verdict}" for verdict, n in counts.items()),
             "rule": "each claim by its own rule; untested: a result is missing, or the results cannot tell",
@@ -88,11 +140,18 @@ def _described(payload):
     return {"path": payload["path"]} | {key: provenance[key] for key in ("data", "model", "git")}
 
 
+def _is_gpt2(files, model_name):
+    every = [payload for payloads in files.values() for payload in payloads]
+    return all(identity.is_gpt2(p["provenance"]) for p in every) if every else model_name == "gpt2"
+
+
 def beside_published(files):
     """Every published figure of GPT-2 beside ours."""
     rows = []
     for figure in report.read_json(PUBLISHED)["figures"]:
-        payloads = [p for p in files.get(figure["experiment"], []) if figure["layer"] in (None, p["results"]["layer"])]
+        payloads = files.get(figure["experiment"], [])
+        if figure["layer"] is not None:
+            payloads = [p for p in payloads if p["results"]["layer"] == figure["layer"]]
         try:
             ours = report.lookup(payloads[0], figure["path"]) if payloads else None
         except LookupError as error:
@@ -134,6 +193,9 @@ def summarise(payload):
         compared = sum(f["ours"] is not None for f in r["published"])
         parts += ["", "Published figures of GPT-2", f"{compared} of {len(rows)} compared"]
         parts += [report.table(["figure", "ours", "published", "gap", "per cent", "source"], rows)]
+    elif model_name == "gpt2":
+        why = "these are not known to be its weights (on the hub: gpt2)"
+        parts += ["", f"Published figures of GPT-2 are left out: {why}"]
     return "\n".join([*parts, "", f"Conclusion: {r['conclusion']['verdict']}", f"Rule: {r['conclusion']['rule']}", ""])
 
 
@@ -150,16 +212,10 @@ def _text(value):
     return str(value) if isinstance(value, (str, int)) else report.number(value)
 
 
-def verify(folder, model_name, files):
-    """Judge one model's files, print the table, write TXT and JSON into the folder.
-
-    Raises UserError if they are of different weights under one name.
-    """
-    every = [payload for payloads in files.values() for payload in payloads]
-    weights = {str(_weights(payload)): payload["path"] for payload in every}
-    if len(weights) > 1:
-        raise cli.UserError(f"results of different weights are called {model_name}: {', '.join(weights.values())}")
-    names = {"json": f"{model_name}_claims.json", "txt": f"{model_name}_claims.txt"}
+def verify(folder, model_name, files, label=None):
+    """Judge one model's files, print the table, write TXT and JSON into the folder; label: for the names of these."""
+    label = label or model_name
+    names = {"json": f"{label}_claims.json", "txt": f"{label}_claims.txt"}
     config = {"folder": folder, "model_name": model_name}
     payload = report.payload("claims", config, report.environment(0), judge(files, model_name), names)
     text = summarise(payload)
@@ -174,7 +230,7 @@ def main():
     cli.require_one_process()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("results"), help="default: results")
-    parser.add_argument("--model", help="short name of the model, as in the file names (default: all)")
+    parser.add_argument("--model", help="short name of the model, as in the file names, or its --model (default: all)")
     args = parser.parse_args()
     if not args.folder.is_dir():
         raise cli.UserError(f"no such folder: {args.folder}")
@@ -182,8 +238,11 @@ def main():
     found = find(args.folder)
     if not found and not args.model:
         raise cli.UserError(f"no results below {args.folder}; name the --model to see what is untested")
-    for model_name in [args.model] if args.model else sorted(found):
-        verify(args.folder, model_name, found.get(model_name, {}))
+    names = [args.model if args.model in found else cli.Options(model=args.model).model_name] if args.model else found
+    judged = {name: by_dtype(name, found.get(name, {}), args.model) for name in sorted(names)}
+    for name, split in judged.items():
+        for dtype, files in split.items() or [(None, {})]:
+            verify(args.folder, name, files, f"{name}_{dtype}" if len(split) > 1 else name)
 
 
 if __name__ == "__main__":

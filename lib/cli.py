@@ -7,6 +7,7 @@ import argparse
 import sys
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from typing import ClassVar
 
 from lib import ranks
 
@@ -33,14 +34,22 @@ def batch_size(text):
     return text if text == "auto" else int(text)
 
 
+PACKAGED = "smollm2-135m"
+WINDOWS = ("dataset", "dataset_config", "split", "text_column", "encoding", "nsamples", "seqlen", "batch_size")
+OF_EVERY_SCRIPT = ("dataset", "nsamples", "seqlen", "batch_size")  # the same may be typed for many scripts in a row
 INTS = {"nargs": "+", "type": int, "metavar": "N"}
 FLOATS = {"nargs": "+", "type": float, "metavar": "X"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What every script accepts."""
+    """What every script accepts.
 
+    typed: the fields that the command line gave. beside_replot: those that may stand beside --replot.
+    """
+
+    typed: ClassVar[frozenset] = frozenset()
+    beside_replot: ClassVar[frozenset] = frozenset({"replot", "savedir", "offline"})
     model: str = flag("gpt2", "hub id, local folder, .gguf file, or smollm2-135m (packaged, needs no network)")
     revision: str | None = flag(None, "branch, tag or commit of a hub model")
     tokenizer: str | None = flag(None, "hub id or local folder of the tokenizer, where it is not the model's own")
@@ -77,7 +86,13 @@ class Options:
     def model_name(self):
         """Short name for files: `openai-community/gpt2` and `models/gpt2/` are `gpt2`."""
         path = Path(self.model)
-        return path.stem if path.suffix == ".gguf" else path.resolve().name if path.exists() else path.name
+        return path.stem if path.suffix.lower() == ".gguf" else path.resolve().name if path.exists() else path.name
+
+    def idle(self):
+        """{field: why it would do nothing here}; typed, it is refused, or noted if it is OF_EVERY_SCRIPT."""
+        if self.model == PACKAGED or Path(self.model).suffix.lower() == ".gguf" or Path(self.model).is_dir():
+            return {"revision": f"'{self.model}' is not on the hub"}
+        return {}
 
     @property
     def output_dir(self):
@@ -110,14 +125,35 @@ def parse(options_class, description, argv=None):
             spec["help"] += f" (default: {f.default})"
         elif "action" not in spec and "type" not in spec:
             spec["type"] = int if "int" in str(f.type) else str
-        parser.add_argument(*names, dest=f.name, default=f.default, **spec)
+        parser.add_argument(*names, dest=f.name, default=argparse.SUPPRESS, **spec)
     typed = vars(parser.parse_args(argv))
     options = options_class(**{key: tuple(v) if isinstance(v, list) else v for key, v in typed.items()})
+    object.__setattr__(options, "typed", frozenset(typed))
     for name, least in (("nsamples", 1), ("batch_size", 1), ("seed", 0), ("n_random", 0)):
         value = getattr(options, name, least)
         if value not in (None, "auto") and value < least:
             raise UserError(f"--{name} must be at least {least}, not {value}")
+    if not options.replot:
+        _refuse_idle(options)
     return options
+
+
+def _refuse_idle(options):
+    idle = {name: why for name, why in options.idle().items() if name in options.typed}
+    for name, why in idle.items():
+        if name not in OF_EVERY_SCRIPT:
+            raise UserError(f"--{name} would do nothing: {why}")
+    if idle and ranks.rank() == 0:
+        print(
+            f"note: {' '.join(f'--{name}' for name in idle)} without effect: {next(iter(idle.values()))}",
+            file=sys.stderr,
+        )
+
+
+def require_only_replot(options):
+    """Raise UserError if something was typed beside --replot that does nothing there."""
+    for name in sorted(options.typed - options.beside_replot):
+        raise UserError(f"--{name} would do nothing: --replot draws what {options.replot} holds")
 
 
 def require_one_process():

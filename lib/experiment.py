@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from lib import plots, ranks, report
-from lib.cli import UserError, first_line
+from lib import identity, plots, ranks, report
+from lib.cli import UserError, first_line, require_only_replot
 
 CPU_TOKENS = 1024  # of a batch with --batch_size auto; more are no faster there
 GPU_WINDOWS = 128  # to begin with, there
@@ -40,10 +40,12 @@ def execute(experiment, options, lm=None):
         if ranks.rank() > 0:
             return
         payload = report.load(options.replot, experiment.name)
+        require_only_replot(options)
         folder = options.savedir or options.replot.parent
         report.check_writable(folder)
         with _of_file(options.replot):
             _check_figures(experiment, payload, folder)
+            identity.require_same(folder / payload["files"]["json"], payload["provenance"])
             _draw(experiment, payload, folder)
     else:
         folder = options.output_dir
@@ -136,6 +138,8 @@ def _measure(experiment, options, lm):
 
     start = time.monotonic()
     lm = lm or models.load(options)
+    path = options.output_dir / experiment.json.format(**report.config(options))
+    identity.require_same(path, report.model_provenance(options, lm))
     windows = _windows(experiment, options, lm)
     warnings = _warned(_misfit(lm, windows))
     with massive.limit_watched(lm) as largest:

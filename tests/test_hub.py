@@ -1,95 +1,126 @@
-"""Loading from the hub, with a small hub of our own on this machine in its place."""
+"""Loading from the hub, with a hub of our own on this machine in its place: what its users meet, in order."""
 
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 
 from lib import report
-from tests.conftest import save, tiny_model
+from tests import hub as our_hub
+from tests.conftest import TEXT, save, tiny_model
 
-COMMIT = "c0ffee" + 34 * "0"
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """Serves `folder` as the model repository `org/tiny`; every other repository is unknown."""
-
-    folder = None
-
-    def do_HEAD(self):
-        self.respond(body=False)
-
-    def do_GET(self):
-        self.respond(body=True)
-
-    def respond(self, body):
-        prefix, listing = "/org/tiny/resolve/", "/api/models/org/tiny"
-        headers = {"X-Repo-Commit": COMMIT}
-        if self.path == "/":
-            status, content = 200, b"hub"
-        elif self.path.startswith(prefix):
-            path = self.folder / self.path.removeprefix(prefix).split("/", 1)[1].split("?")[0]
-            status, content = (200, path.read_bytes()) if path.is_file() else (404, b"")
-            headers |= {"ETag": f'"{len(content)}"'} if status == 200 else {"X-Error-Code": "EntryNotFound"}
-        elif self.path.startswith(listing):
-            names = [
-                {"rfilename": path.name, "type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0"}
-                for path in self.folder.iterdir()
-            ]
-            tree = "/tree/" in self.path
-            content = json.dumps(names if tree else {"id": "org/tiny", "sha": COMMIT, "siblings": names}).encode()
-            status, headers = 200, headers | {"Content-Type": "application/json"}
-        else:
-            status, content, headers = 404, b"", {"X-Error-Code": "RepoNotFound"}
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *_args):
-        pass
+NOWHERE = "http://127.0.0.1:1"
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory, tokenizer):
-    Hub.folder = save(tmp_path_factory.mktemp("hub"), tiny_model("gpt2"), tokenizer)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    folder = tmp_path_factory.mktemp("hub")
+    first, second = (save(folder / str(seed), tiny_model("gpt2", seed), tokenizer) for seed in (0, 1))
+    plain = folder / "plain"
+    plain.mkdir()
+    (plain / "train.txt").write_text(TEXT)
+    repository = our_hub.Repository({"main": first, "step1000": second, "v1.0": first})
+    with our_hub.Hub(
+        {
+            "models/org/tiny": repository,
+            "models/org/gated": our_hub.Repository({"main": first}, gated=True),
+            "datasets/Salesforce/wikitext": our_hub.Repository({"main": our_hub.wikitext(folder / "wikitext", TEXT)}),
+            "datasets/org/plain": our_hub.Repository({"main": plain}),
+        },
+        moved={"tiny": "org/tiny"},
+    ) as served:
+        yield served
 
 
-def layerwise(endpoint, home, text_file, *arguments):
-    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    del environment["HF_HUB_OFFLINE"]
-    command = [sys.executable, "main_llm.py", "--exp2", "--dataset", text_file, "--nsamples", "2", "--seqlen", "16"]
-    command += [*arguments, "--savedir", home / "out"]
-    return subprocess.run(command, cwd=report.ROOT, env=environment, capture_output=True, text=True)
+@pytest.fixture
+def well(hub):
+    """A hub that is as it was when the test is over."""
+    yield hub
+    hub.status = None
 
 
-def test_a_hub_model_loads_and_its_commit_is_recorded(hub, text_file, tmp_path):
-    done = layerwise(hub, tmp_path, text_file, "--model", "org/tiny")
-    assert done.returncode == 0, done.stderr
-    provenance = json.loads((tmp_path / "out" / "tiny_layerwise.json").read_text())["provenance"]
-    assert provenance["model"] == {"name": "org/tiny", "type": "gpt2", "hub_id": "org/tiny", "revision": COMMIT}
-    # from now on the local cache is enough
-    for arguments in (["--offline"], []):
-        done = layerwise("http://127.0.0.1:1", tmp_path, text_file, "--model", "org/tiny", *arguments)
-        assert done.returncode == 0, done.stderr
+def layerwise(out, *flags):
+    return ["main_llm.py", "--exp2", "--nsamples", "2", "--seqlen", "16", *map(str, flags), "--savedir", str(out)]
 
 
-def test_an_unknown_model_is_one_line(hub, text_file, tmp_path):
-    done = layerwise(hub, tmp_path, text_file, "--model", "org/nowhere")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: unknown model 'org/nowhere'")
-    assert done.stderr.count("\n") == 1
+def model_of(out):
+    return json.loads((out / "tiny_layerwise.json").read_text())["provenance"]["model"]
+
+
+def test_models_data_sets_and_revisions(hub, tmp_path):
+    """Then the same from the local cache alone, without a network and with --offline."""
+    tiny, plain = ("--model", "org/tiny"), ("--dataset", "org/plain")
+    commits = hub.repositories["models/org/tiny"].commits
+    of_revision = {None: commits["main"], "main": commits["main"], "v1.0": commits["main"]}
+    of_revision |= dict.fromkeys(("step1000", commits["step1000"]), commits["step1000"])
+    lines = [layerwise(tmp_path / str(name), *tiny, *(["--revision", name] if name else [])) for name in of_revision]
+    lines.append(layerwise(tmp_path / "moved", "--model", "tiny", *plain, "--split", "train"))
+    named = ("--dataset", "Salesforce/wikitext", "--config", "wikitext-2-raw-v1", "--split", "validation")
+    lines.append(layerwise(tmp_path / "named", *tiny, *named))
+    refused = {
+        "'org/tiny' has no revision 'step9'": (*tiny, "--revision", "step9"),
+        "unknown model 'org/nowhere'": ("--model", "org/nowhere"),
+        "'org/gated' is gated": ("--model", "org/gated"),
+        "Available: ['wikitext-2-raw-v1']": (*tiny, "--config", "wikitext-9"),
+        "Should be one of ['test', 'train', 'validation']": (*tiny, "--split", "dev"),
+        "Should be one of ['train']": (*tiny, *plain),
+        "cannot load dataset 'org/nowhere'": (*tiny, "--dataset", "org/nowhere"),
+        "has no column 'texts'; it has: text": (*tiny, "--text_column", "texts"),
+    }
+    lines += [layerwise(tmp_path / "refused", *flags) for flags in refused.values()]
+    # results of another revision are not overwritten, whatever else is as it was
+    into = tmp_path / "moved"
+    lines += [layerwise(into, *tiny, "--revision", "step1000"), layerwise(into, *tiny, "--seed", "1")]
+    done = our_hub.in_order(lines, tmp_path, hub.environment(tmp_path / "home"))
+
+    for name, commit in of_revision.items():
+        assert done.pop(0).code == 0, name
+        source = {"hub_id": "org/tiny", "revision": commit}
+        assert model_of(tmp_path / str(name)) == {"name": "org/tiny", "type": "gpt2", **source}
+    for name in ("moved", "named"):
+        ended = done.pop(0)
+        assert ended.code == 0, ended.error
+        assert model_of(tmp_path / name)["revision"] == commits["main"]
+    for expected in refused:
+        ended = done.pop(0)
+        assert ended.code == 2
+        assert ended.error.startswith("error: ")
+        assert ended.error.count("\n") == 1
+        assert expected in ended.error
+    assert not (tmp_path / "refused").exists()
+    another, again = done
+    assert another.code == 2
+    assert commits["main"][:12] in another.error
+    assert commits["step1000"][:12] in another.error
+    assert again.code == 0, again.error
+
+    for arguments, endpoint in (((), NOWHERE), (("--offline",), hub.endpoint)):
+        asked = len(hub.requests)
+        environment = hub.environment(tmp_path / "home") | {"HF_ENDPOINT": endpoint}
+        lines = [layerwise(tmp_path / "again", *tiny, *arguments), layerwise(tmp_path / "x", "--model", "org/gated")]
+        cached, missing = our_hub.in_order([lines[0], [*lines[1], *arguments]], tmp_path, environment)
+        assert cached.code == 0, cached.error
+        assert model_of(tmp_path / "again")["revision"] == commits["main"]
+        assert missing.code == 2
+        assert "to run without it: --model smollm2-135m --dataset python-docs" in missing.error
+        assert len(hub.requests) == asked
+
+
+def test_a_hub_that_is_not_well(well, text_file, tmp_path):
+    line = layerwise(tmp_path / "out", "--model", "org/tiny", "--dataset", text_file)
+    environment = well.environment(tmp_path / "home")
+    well.status = 503
+    [before] = our_hub.in_order([line], tmp_path, environment)
+    assert before.code == 2
+    assert before.error.startswith("error: cannot reach the Hugging Face hub")
+    assert before.error.count("\n") == 1
+    well.status = None
+    [loaded] = our_hub.in_order([line], tmp_path, environment)
+    well.status = 503
+    [cached] = our_hub.in_order([line], tmp_path, environment)
+    assert (loaded.code, cached.code) == (0, 0)
 
 
 def test_offline_holds_for_datasets_without_importing_it():
