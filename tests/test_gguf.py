@@ -99,16 +99,29 @@ def test_the_packaged_model_is_what_is_in_its_gguf_file(monkeypatch, smollm2):
 
 
 def test_two_processes_dequantise_at_once(tiny_gguf, tmp_path):
-    """Both succeed, one complete folder remains, and it holds what is in the GGUF file."""
-    script = (
-        f"from pathlib import *; from lib import models; print(models._converted('m', 'x', lambda: [{tiny_gguf!r}]))"
-    )
-    pair = [
-        subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
+    """Both succeed, one complete folder remains, and it holds what is in the GGUF file. Neither begins alone."""
+    script = """
+import sys, time
+from pathlib import Path
+from lib import gguf_file, models
+
+own, other, gguf = map(Path, sys.argv[1:])
+convert = gguf_file.convert
+
+def together(*arguments):
+    own.touch()
+    while not other.exists():
+        time.sleep(0.01)
+    convert(*arguments)
+
+gguf_file.convert = together
+print(models._converted("m", "x", lambda: [gguf]))
+"""
+    marks = [tmp_path / "one", tmp_path / "other"]
+    commands = [[sys.executable, "-c", script, *of, tiny_gguf] for of in (marks, marks[::-1])]
+    pair = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for command in commands]
     said = [process.communicate()[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0]
-    assert all("dequantising" in text for text in said)  # neither found the other's folder
     (folder,) = (tmp_path / "cache" / "massive-activations").iterdir()
     assert said[0].splitlines()[-1] == said[1].splitlines()[-1] == str(folder)
     assert holds(folder, gguf_tensors(tiny_gguf, HIDDEN // HEADS))

@@ -411,8 +411,8 @@ def test_flags_as_typed(tmp_path, capsys):
     typed = ["--dataset", str(path), "--text_column", "text", "--encoding", "utf-8"]
     options = cli.parse(study.Options, "", typed)
     assert text.read(options).documents == ROWS
-    assert study.shared_flags(options) == typed
-    assert study.shared_flags(cli.parse(study.Options, "", typed[:2])) == typed[:2]
+    assert study.shared_flags(options, {}) == typed
+    assert study.shared_flags(cli.parse(study.Options, "", typed[:2]), {}) == typed[:2]
     with pytest.raises(UserError, match="--split does not apply"):
         text.read(cli.parse(study.Options, "", [*typed, "--split", "test"]))
     with pytest.raises(SystemExit):
