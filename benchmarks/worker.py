@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from lib.cli import first_line
+from lib.errors import cause
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["benchmarks.entries", "lib.models"])  # imported once; no process begins with it anew
@@ -77,7 +77,7 @@ def _work(connection, name, options, threads):
     except EOFError:
         pass
     except Exception as error:
-        connection.send((None, f"{type(error).__name__}: {first_line(error)}"))
+        connection.send((None, f"{type(error).__name__}: {cause(error)}"))
 
 
 def _mallopt(parameter, value):

