@@ -31,9 +31,7 @@ def number_or_text(text):
 
 
 def main():
-    parser = cli.Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--executor", choices=["local", "slurm"], default="local", help="where jobs run")
     parser.add_argument(
         "--over", nargs="+", action="append", required=True, metavar=("FLAG", "VALUE"), help="a flag and its values"

@@ -15,8 +15,6 @@ from pathlib import Path
 from lib import ranks, terminal
 from lib.errors import UserError, cause
 
-first_line = cause
-
 
 def flag(default, help, **argparse_options):
     """A dataclass field that is also a command-line flag.
@@ -118,6 +116,9 @@ def parse(options_class, description, argv=None):
         parser.add_argument(*names, dest=f.name, default=f.default, **spec)
     typed = vars(parser.parse_args(argv))
     options = options_class(**{key: tuple(v) if isinstance(v, list) else v for key, v in typed.items()})
+    for name in ("model", "dataset"):
+        if not getattr(options, name).strip():
+            raise UserError(f"--{name} is empty")
     for name, least in (("nsamples", 1), ("batch_size", 1), ("seed", 0), ("n_random", 0)):
         value = getattr(options, name, least)
         if value not in (None, "auto") and value < least:
@@ -141,10 +142,10 @@ def main(script):
     try:
         with terminal.interruptible(), ranks.quiet(), ranks.failing_together():
             _run(script)
-    except (UserError, MemoryError) as error:
-        line = error if isinstance(error, UserError) else cause(error)
+    except (UserError, MemoryError, ModuleNotFoundError, PermissionError) as error:
+        line = str(error) if isinstance(error, UserError) else cause(error)
         with ranks.quiet():
-            print(f"error: {' '.join(str(line).splitlines())}", file=sys.stderr)
+            print(f"error: {' '.join(line.splitlines())}", file=sys.stderr)
         ranks.gather([])  # the first to leave takes the others with it: not before the line is printed
         sys.exit(2)
     except KeyboardInterrupt as error:

@@ -9,7 +9,7 @@ from pydoc_data import topics
 import torch
 
 from lib import hub, ranks
-from lib.errors import UserError, cause
+from lib.errors import UserError
 
 FILE_LOADERS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
 
@@ -157,8 +157,7 @@ def _column(options, *args, **kwargs):
     try:
         rows = datasets.load_dataset(*args, **kwargs)
     except Exception as error:
-        why = hub.why_not(options.dataset, error, "dataset") if from_hub else None
-        raise UserError(why or f"cannot load dataset '{options.dataset}': {cause(error)}") from error
+        raise UserError(hub.why_not(options.dataset, error, "dataset")) from error
     if options.text_column not in rows.column_names:
         raise UserError(
             f"dataset '{options.dataset}' has no column '{options.text_column}'; it has: {', '.join(rows.column_names)}"

@@ -13,7 +13,8 @@ REASON_MISSING = re.compile(  # what says that something failed, but not why
 MEANT = {
     r"did not match any variant of untagged enum": "damaged, or of a newer version of tokenizers",
     r"an't allocate memory|annot allocate memory|nable to allocate|out of memory": "out of memory",
-    r"requires the SentencePiece|have sentencepiece or tiktoken": "not installed; run: pip install sentencepiece tiktoken",
+    r"CERTIFICATE_VERIFY_FAILED": "set SSL_CERT_FILE to a file of the certificates that are to be trusted",
+    r"requires the SentencePiece|have sentencepiece or tiktoken": "run: pip install sentencepiece tiktoken",
 }
 
 

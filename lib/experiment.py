@@ -71,7 +71,7 @@ class _Made:
 
     def add(self, name, write, *content, about=""):
         """Make one by `write(path, *content)`."""
-        path = self.folder / name
+        path = self.folder / report.native(name)
         try:
             write(path, *content)
         except UserError as error:
@@ -103,7 +103,7 @@ def _of_file(path):
 def _check_figures(experiment, payload, folder):
     """Raise ValueError unless the figures are named as by a run, and lie in `folder`."""
     names = payload["files"]["figures"]
-    inside = all((folder / name).resolve().is_relative_to(folder.resolve()) for name in names)
+    inside = all((folder / report.native(name)).resolve().is_relative_to(folder.resolve()) for name in names)
     if not inside or names != _files(experiment, payload["config"])["figures"]:
         raise ValueError(f"no run names its figures {', '.join(names)}")
 

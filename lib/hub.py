@@ -8,13 +8,14 @@ from lib.errors import UserError, cause, chain
 
 RUN_OFFLINE = "to run without it: --model smollm2-135m --dataset python-docs, or local files"
 NAMES = "NAME or OWNER/NAME, of letters, digits, '-', '_' and '.'"
-# by name, so that nothing is imported; a subclass before its base
+# by the names of classes, so that nothing is imported; a subclass before its base
 MEANT = {
-    "GatedRepoError": "access to it must be granted: accept its terms on its page on the hub, then log in: hf auth login",
-    "DisabledRepoError": "the hub has disabled it",
-    "RepositoryNotFoundError": "the hub has none of that name, or it is private: hf auth login",
-    "DatasetNotFoundError": "the hub has none of that name, or it is private: hf auth login",
-    "RevisionNotFoundError": "it has no such revision",
+    "GatedRepoError": "cannot load {}: accept its terms on its page on the hub, then log in: hf auth login",
+    "DisabledRepoError": "cannot load {}: the hub has disabled it",
+    "RepositoryNotFoundError": "unknown {}: no such folder here, and none of that name on the hub, unless it is private: "
+    "hf auth login",
+    "DatasetNotFoundError": "unknown {}: nothing of that name here or on the hub, unless it is private: hf auth login",
+    "RevisionNotFoundError": "cannot load {}: it has no such revision",
 }
 STATUS = {
     401: "the hub does not accept the access token: hf auth login",
@@ -25,7 +26,7 @@ OUT_OF_REACH = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError
 
 
 class _Offline:
-    """why: the hub is not asked; None if it is."""
+    """why: what keeps us from asking the hub, if anything does."""
 
     why = None
 
@@ -43,12 +44,12 @@ def reachable(timeout=10):
     try:
         get_session().head(constants.ENDPOINT, timeout=timeout)
     except Exception as error:  # whatever keeps it from answering, the hub is not there
-        go_offline(f"the hub cannot be reached ({_connection(error)})")
+        go_offline(_connection(error))
         return False
     return True
 
 
-def go_offline(why="--offline forbids asking it"):
+def go_offline(why="--offline"):
     """Use only what is in the hub's local cache from now on."""
     from huggingface_hub import constants
 
@@ -70,7 +71,7 @@ def check_id(name, what="model"):
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UserError(f"no such {what} folder: {name}; and no hub id, which is {NAMES}") from error
+        raise UserError(f"no such {what} folder: {name:.200}; and no hub id, which is {NAMES}") from error
 
 
 def why_not(name, error, what="model"):
@@ -80,20 +81,24 @@ def why_not(name, error, what="model"):
     """
     errors = chain(error)
     kinds = {kind.__name__ for of in errors for kind in type(of).__mro__}
+    named = f"{what} '{name}'"
     if (path := _unwritable(errors)) is not None:
-        return f"cannot keep '{name}' in the hub's cache: {path}; set HF_HOME to a folder that can be written"
-    here = f"no such {what} folder: {name}" if os.path.isdir(os.path.dirname(name)) else f"unknown {what} '{name}'"
+        return f"cannot keep {named} in the hub's cache: {path}; set HF_HOME to a folder that can be written"
     if (why := _why_offline()) and kinds & {*OUT_OF_REACH, "ConnectionError"}:
-        return f"{here}: it is not here, not in the hub's local cache, and {why}; {RUN_OFFLINE}"
+        missing = f"no such {what} folder: {name}" if os.path.isdir(os.path.dirname(name)) else f"unknown {named}"
+        return (
+            f"{missing}: it is not here, nor in the hub's local cache, and we cannot reach the Hugging Face hub "
+            f"({why}); {RUN_OFFLINE}"
+        )
     for kind, meant in MEANT.items():
         if kind in kinds:
-            return f"{here}: {meant}"
+            return meant.format(named)
     status = next((s for of in errors if (s := getattr(getattr(of, "response", None), "status_code", None))), None)
     if status in STATUS or (status or 0) >= 500:
-        return f"cannot load '{name}': {STATUS.get(status, f'the hub has a fault ({status}); try again later')}"
-    if kinds & {"ConnectError", "ConnectTimeout", "ProxyError"}:
-        return f"cannot load '{name}': the hub cannot be reached ({_connection(error)}); {RUN_OFFLINE}"
-    return f"cannot load '{name}': {cause(error)}"
+        return f"cannot load {named}: {STATUS.get(status, f'the hub has a fault ({status}); try again later')}"
+    if kinds & {*OUT_OF_REACH}:
+        return f"cannot load {named}: cannot reach the Hugging Face hub ({_connection(error)}); {RUN_OFFLINE}"
+    return f"cannot load {named}: {cause(error)}"
 
 
 def _why_offline():
@@ -103,12 +108,12 @@ def _why_offline():
         return _Offline.why
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     variable = next((f"{name}={os.environ[name]}" for name in names if os.environ.get(name)), "HF_HUB_OFFLINE")
-    return _Offline.why or f"{variable} forbids asking it"
+    return _Offline.why or f"{variable} is set"
 
 
 def _connection(error):
     """Why there is no connection, in the words of the system rather than of a client library."""
-    return cause(chain(error)[-1]) or cause(error)
+    return cause(chain(error)[-1])
 
 
 def _unwritable(errors):
@@ -119,7 +124,11 @@ def _unwritable(errors):
     for error in errors:
         path = getattr(error, "filename", None)
         plain = type(error).__module__ == "builtins" and not isinstance(error, FileNotFoundError)
-        if plain and isinstance(path, str) and any(f and (path + os.sep).startswith(f) or f and f.startswith(path)
-                                                   for f in folders):
+        if plain and isinstance(path, str) and any(_one_in_the_other(path, folder) for folder in folders if folder):
             return cause(error)
     return None
+
+
+def _one_in_the_other(path, folder):
+    path, folder = os.path.abspath(path), os.path.abspath(folder)
+    return os.path.commonpath([path, folder]) in (path, folder)

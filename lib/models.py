@@ -123,14 +123,14 @@ def _resolve(name):
         return folder, {"package": PACKAGE, "gguf_sha256": PACKAGED_SHA256}
     path = Path(name)
     if path.suffix == ".gguf":
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(f"no such file: {path}")
         sha256 = _sha256(path)
         folder = _cache_folder(path.stem, sha256)
         if not folder.exists():
             _dequantise(path, folder)
         return folder, {"gguf": path.name, "gguf_sha256": sha256}
-    if path.is_dir():
+    if os.path.isdir(path):
         return path, {"folder": path.resolve().name, "weights_sha256": {w.name: _sha256(w) for w in _weights(path)}}
     hub.check_id(name)
     return None, None

@@ -1,10 +1,7 @@
 """Figures, each drawn from a result JSON's payload; no model is needed."""
 
-import logging
-
 import matplotlib
 
-logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home it tells at length where its cache is
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
@@ -26,6 +23,7 @@ MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":", "-.")
 PLAIN = FuncFormatter(lambda x, _position: f"{x:,.10g}")
 
+matplotlib.rcdefaults()  # figures are the same whatever matplotlibrc there is
 sns.set_theme(style="ticks", palette=PALETTE, font=FAMILY)
 for text in (str, np.str_, bytes, np.bytes_):  # no axis is of words: a text among the numbers is a mistake
     matplotlib.units.registry.pop(text, None)

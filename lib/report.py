@@ -76,6 +76,11 @@ def result_file(path):
     terminal.written.append(path)
 
 
+def native(name):
+    """A file name from a result in the encoding of this machine's file names, which may not be that of the run's."""
+    return os.fsdecode(name.encode(errors="surrogateescape"))
+
+
 def remove_leftovers(folder, pattern=f"{UNFINISHED}*", days=1):
     """Delete what killed runs have left unfinished in `folder`; what is younger may be in the making by another run."""
     for path in folder.glob(pattern):

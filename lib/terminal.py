@@ -32,30 +32,30 @@ class _Stream(io.FileIO):
 
 def _open_streams():
     """Make stdout and stderr take whatever is printed, for as long as the process lives."""
-    for number in (0, 1, 2):  # one that is closed would be the next file that is opened, and be printed into
+    for number in range(3):  # one that is closed would be the next file that is opened, and be printed into
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    for name in ("stdout", "stderr"):
+    for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
-        elif stream is getattr(sys, f"__{name}__") and not isinstance(_raw(stream), _Stream):
-            stream.flush()
-            raw = _Stream(stream.fileno(), "w", closefd=False)
-            at_once = stream.write_through
-            setattr(
-                sys,
-                name,
-                io.TextIOWrapper(
-                    raw if at_once else io.BufferedWriter(raw),
-                    encoding=stream.encoding,
-                    errors="backslashreplace",
-                    line_buffering=stream.line_buffering,
-                    write_through=at_once,
-                ),
-            )
+        if stream is getattr(sys, f"__{name}__") and not isinstance(_raw(stream), _Stream):
+            setattr(sys, name, _lossless(stream, number))
+
+
+def _lossless(stream, number):
+    """A text stream like `stream`, which is None where it was closed, of the same file descriptor."""
+    if stream is None:
+        return io.TextIOWrapper(io.BufferedWriter(_Stream(number, "w", closefd=False)), encoding="utf-8")
+    stream.flush()
+    raw = _Stream(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        raw if stream.write_through else io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def _raw(stream):
@@ -119,8 +119,8 @@ def interruptible():
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler in before.items():  # of a script that ends anyway, no other signal need be heard
+            signal.signal(number, handler if first or handler is not end else signal.SIG_IGN)
 
 
 def end(number, _frame=None):
@@ -131,11 +131,13 @@ def end(number, _frame=None):
 
 
 def end_scripts_when_interrupted():
-    """Until a script has begun, and after it, Ctrl-C ends it in one line; only where the process is one of ours."""
+    """Until a script has begun, and after it, Ctrl-C and `kill` end it in one line; only where the process is one of
+    ours."""
     frame, main = sys._getframe(), None
     while frame:
         main, frame = (frame if frame.f_globals.get("__name__") == "__main__" else main), frame.f_back
     path = Path(main.f_code.co_filename) if main else ROOT
-    ours = path.is_file() and path.resolve().parent in (ROOT, ROOT / "benchmarks")
-    if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, end)
+    if path.is_file() and path.resolve().parent in (ROOT, ROOT / "benchmarks"):
+        for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            if signal.getsignal(number) is default:
+                signal.signal(number, end)
