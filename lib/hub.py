@@ -12,9 +12,8 @@ NAMES = "NAME or OWNER/NAME, of letters, digits, '-', '_' and '.'"
 MEANT = {
     "GatedRepoError": "cannot load {}: accept its terms on its page on the hub, then log in: hf auth login",
     "DisabledRepoError": "cannot load {}: the hub has disabled it",
-    "RepositoryNotFoundError": "unknown {}: no such folder here, and none of that name on the hub, unless it is private: "
-    "hf auth login",
-    "DatasetNotFoundError": "unknown {}: nothing of that name here or on the hub, unless it is private: hf auth login",
+    "RepositoryNotFoundError": "unknown {}: it is neither here nor on the hub, unless it is private: hf auth login",
+    "DatasetNotFoundError": "unknown {}: it is neither here nor on the hub, unless it is private: hf auth login",
     "RevisionNotFoundError": "cannot load {}: it has no such revision",
 }
 STATUS = {
