@@ -13,6 +13,14 @@ CPU_TOKENS = 1024  # of a batch with --batch_size auto; more are no faster there
 GPU_WINDOWS = 128  # to begin with, there
 
 
+class IncompleteError(UserError):
+    """A file of a result could not be made, and all others are there. payload: the result."""
+
+    def __init__(self, message, payload):
+        super().__init__(message)
+        self.payload = payload
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One experiment of a script. File names may hold {model_name} and the options' fields."""
@@ -36,7 +44,7 @@ class Experiment:
 
 def execute(experiment, options, lm=None):
     """Carry out one experiment, write its files, then print its summary and where they are; `lm`: the model, if it is
-    loaded. Raises UserError if a file cannot be made; all others are there by then."""
+    loaded. Raises IncompleteError if a file cannot be made; all others are there by then."""
     if options.replot:
         if ranks.rank() > 0:
             return
@@ -60,7 +68,10 @@ def execute(experiment, options, lm=None):
             made.add(name, lambda path, make=make: report.write_text(path, make(payload)))
         _draw(experiment, payload, made, f"(redraw it with --replot {made.folder / files['json']})")
         print(text)
-    made.tell()
+    for path in made.paths:
+        print(path)
+    if made.failed:
+        raise IncompleteError("; ".join(made.failed), payload)
 
 
 class _Made:
@@ -80,13 +91,6 @@ class _Made:
             self.failed.append(f"cannot make {path} {about}: {type(error).__name__}: {cause(error)}")
         else:
             self.paths.append(path)
-
-    def tell(self):
-        """Print where they are. Raises UserError that says what cannot be made, and why."""
-        for path in self.paths:
-            print(path)
-        if self.failed:
-            raise UserError("; ".join(self.failed))
 
 
 @contextmanager
