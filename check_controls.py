@@ -222,12 +222,14 @@ def _signed(values):
 
 def _trigger(lm, windows, born):
     """What the places of the largest dim have in common in the layer where it is born."""
+    from lib.tokens import text_of
+
     places = [entry for entry in born if entry["dim"] == born[0]["dim"]]
     tokens = {entry["token"] for entry in places}
     if [(entry["position"], entry["sequences"]) for entry in places] == [(0, len(windows.ids))]:
-        first = {lm.tokenizer.decode([token]) for token in windows.ids[:, 0].tolist()}
+        first = {text_of(lm.tokenizer, token) for token in windows.ids[:, 0].tolist()}
         return "position 0" if len(first) > 1 else f"position 0, always {first.pop()}"
-    texts = [lm.tokenizer.decode([token]) for token in windows.ids.flatten().tolist()]
+    texts = [text_of(lm.tokenizer, token) for token in windows.ids.flatten().tolist()]
     if len(tokens) == 1 and texts.count(places[0]["token"]) == sum(entry["sequences"] for entry in places):
         return f"token {tokens.pop()}"
     return f"unclear: {len(places)} positions, {len(tokens)} tokens"

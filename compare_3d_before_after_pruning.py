@@ -41,6 +41,7 @@ class BeforeAfter:
 
 def run(lm, windows, options):
     from lib import hooks, massive
+    from lib.tokens import text_of
 
     lm.arch.check_layer(options.layer_id)
     head, chosen = (options.head, "--head") if options.head is not None else highest_head(lm, options)
@@ -59,7 +60,7 @@ def run(lm, windows, options):
     ):
         loss_after = hooks.token_losses(lm, windows.ids).mean().exp().item()
     before, after = ({layer: h[0].float().cpu() for layer, h in run.items()} for run in (before, after))
-    tokens = [lm.tokenizer.decode([token]) for token in windows.ids[0].tolist()]
+    tokens = [text_of(lm.tokenizer, token) for token in windows.ids[0].tolist()]
     return BeforeAfter(
         definition=massive.DEFINITION,
         layer=options.layer_id,

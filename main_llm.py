@@ -69,6 +69,7 @@ class AttentionLogits:
 
 def run_sentence(lm, windows, options):
     from lib import hooks, massive
+    from lib.tokens import text_of
 
     lm.arch.check_layer(options.layer_id)
     statistics = massive.LayerStatistics(lm.arch, lm.tokenizer)
@@ -84,7 +85,7 @@ def run_sentence(lm, windows, options):
     return Sentence(
         definition=massive.DEFINITION,
         layer=options.layer_id,
-        tokens=[lm.tokenizer.decode([token]) for token in windows.ids[0].tolist()],
+        tokens=[text_of(lm.tokenizer, token) for token in windows.ids[0].tolist()],
         values=values[options.layer_id][0].float().cpu().numpy(),
         median=statistics.rows.array[0, options.layer_id, 3],
         massive=[entry for entry in statistics.massive() if entry["layer"] == options.layer_id],
@@ -119,12 +120,13 @@ def run_intervention(lm, windows, options):
 
 def run_logits(lm, windows, options):
     from lib import sinks
+    from lib.tokens import text_of
 
     lm.arch.check_layer(options.layer_id)
     logits = sinks.logits(lm, windows.ids, options.layer_id)
     return AttentionLogits(
         layer=options.layer_id,
-        tokens=[lm.tokenizer.decode([token]) for token in windows.ids[0].tolist()],
+        tokens=[text_of(lm.tokenizer, token) for token in windows.ids[0].tolist()],
         logits=[_up_to_the_query(head) for head in logits],
         mean=_up_to_the_query(logits.mean(0)),
         first_token=[sinks.first_token_logits(head) for head in logits],

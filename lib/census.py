@@ -10,6 +10,7 @@ from lib import hooks, ranks
 from lib.massive import ABSOLUTE, RELATIVE, is_massive
 from lib.models import LanguageModel
 from lib.stats import averages
+from lib.tokens import text_of
 
 TOKENS_AT_ONCE = 512
 LISTED = 200
@@ -94,8 +95,8 @@ def distribution(probe, values):
     known, spikes = values[ids], probe.spikes(values[ids])
 
     def listed(chosen):
-        decode = probe.lm.tokenizer.decode
-        return [{"id": i, "token": decode([i]), "value": values[i]} for i in chosen[:LISTED].tolist()]
+        tokenizer = probe.lm.tokenizer
+        return [{"id": i, "token": text_of(tokenizer, i), "value": values[i]} for i in chosen[:LISTED].tolist()]
 
     return {
         "tokens": len(ids),
@@ -162,20 +163,21 @@ def _powers(length):
     return [0, *(2**k for k in range((length - 1).bit_length()))]
 
 
-def behind_bos(probe, ids, has_bos, batch_size, seed):
-    """The text of each window without and with BOS before it; None where the tokenizer has no BOS token.
+def behind_bos(probe, ids, n_bos, batch_size, seed):
+    """The text of each window without and with BOS before it; None where the tokenizer has no BOS token. n_bos: with
+    how many tokens the windows begin that are not of the text.
 
     By causality no more than the first two tokens are needed.
     """
     bos = probe.lm.tokenizer.bos_token_id
     if bos is None:
         return None
-    first = ids[:, has_bos : has_bos + 1]
+    first = ids[:, n_bos : n_bos + 1]
     without = probe.values(first, batch_size, "BOS off")
     both = probe.values(torch.cat([torch.full_like(first, bos), first], dim=1), batch_size, "BOS on")
     return {
         "id": bos,
-        "token": probe.lm.tokenizer.decode([bos]),
+        "token": text_of(probe.lm.tokenizer, bos),
         "off_first": probe.summary(without[:, 0], seed),
         "on_bos": probe.summary(both[:, 0], seed),
         "on_former_first": probe.summary(both[:, 1], seed),

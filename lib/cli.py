@@ -40,12 +40,18 @@ class Options:
     model: str = flag("gpt2", "hub id, local folder, .gguf file, or smollm2-135m (packaged, needs no network)")
     revision: str | None = flag(None, "branch, tag or commit of a hub model")
     tokenizer: str | None = flag(None, "hub id or local folder of the tokenizer, where it is not the model's own")
+    trust_remote_code: bool = flag(False, "run the code that a model or a tokenizer brings along", action="store_true")
     dataset: str = flag(
-        "wikitext", "wikitext, python-docs (needs no network), a hub id, or a .txt/.jsonl/.parquet file"
+        "wikitext",
+        "wikitext, python-docs (needs no network), a hub id, or a file: .txt .md .csv .tsv .json .jsonl .parquet, each "
+        "also with .gz",
     )
     dataset_config: str | None = flag(None, "configuration of a hub dataset", aliases=["--config"])
-    split: str = flag("test", "split of a hub dataset")
-    text_column: str = flag("text", "column that holds the text")
+    split: str | None = flag(None, "split of a hub dataset (default: test)")
+    text_column: str | None = flag(None, "column that holds the text, of a hub dataset or a table (default: text)")
+    encoding: str | None = flag(
+        None, "encoding of a file that is not parquet (default: by its byte order mark, or UTF-8)"
+    )
     nsamples: int = flag(30, "number of token windows")
     seqlen: int | None = flag(None, "tokens in a window (default: 1024, or the model's position table if shorter)")
     batch_size: int | str = flag(1, "windows in one forward pass, or auto: as many as fit", type=batch_size)

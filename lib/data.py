@@ -1,17 +1,15 @@
 """Text -> full token windows, without padding."""
 
 import hashlib
-import platform
 from dataclasses import dataclass
-from pathlib import Path
-from pydoc_data import topics
 
+import numpy as np
 import torch
 
-from lib import hub, ranks
+from lib import ranks, text, tokens
 from lib.errors import UserError
 
-FILE_LOADERS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
+MOST_UNKNOWN = 0.5  # share of unknown tokens from which on there is nothing to measure
 
 
 @dataclass(frozen=True)
@@ -20,14 +18,15 @@ class Windows:
 
     ids: (n, seqlen) token ids, in text order.
     available: number of windows the text gives.
-    bos: whether each window begins with the BOS token.
-    text: what the windows were cut from.
+    bos: with how many tokens each window begins that are not of the text: BOS, or what the tokenizer has in its place.
+    text: what the windows were cut from; documents: of how many it was joined.
     """
 
     ids: torch.Tensor
     available: int
-    bos: bool
+    bos: int
     text: str
+    documents: int = 1
 
     @property
     def sha256(self):
@@ -38,10 +37,13 @@ class Windows:
         n, seqlen = self.ids.shape
         return {
             "dataset": self.text,
+            "documents": self.documents,
+            **({"joined_by": text.JOINED_BY} if self.documents > 1 else {}),
             "windows": n,
             "windows_available": self.available,
             "seqlen": seqlen,
-            "bos": self.bos,
+            "bos": bool(self.bos),
+            **({"bos_ids": self.ids[0, : self.bos].tolist()} if self.bos else {}),
             "token_ids_sha256": self.sha256,
         }
 
@@ -53,19 +55,21 @@ class Windows:
 def load(options, lm):
     """Windows of `options.dataset` in `lm`'s tokens.
 
-    The text is tokenised once without special tokens and cut into consecutive windows that do not overlap;
-    `nsamples` of them are drawn without replacement with `options.seed`. A window has `seqlen` tokens: with BOS the
-    first is BOS and the text gives the others.
+    The documents of the dataset, joined by blank lines (lib.text), are tokenised once without special tokens and cut
+    into consecutive windows that do not overlap; `nsamples` of them are drawn without replacement with `options.seed`.
+    A window has `seqlen` tokens: with BOS the first is BOS, or what the tokenizer itself puts before a text, and the
+    text gives the others.
 
-    Raises UserError: unknown, unreachable or empty dataset; too few windows, or fewer batches than processes; seqlen
-    beyond the position table.
+    Raises UserError: what lib.text.read and lib.tokens.ids_of raise; too few windows, or fewer batches than processes;
+    seqlen beyond the position table; tokens that the model does not have or that are mostly unknown.
     """
     seqlen = window_length(options.seqlen, lm)
-    bos = _bos(options, lm.tokenizer)
-    text, name = _text(options)
-    tokens = lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    width = seqlen - bos
-    available = len(tokens) // width
+    corpus = text.read(options)
+    first, ids = _ids(corpus.text, options, lm, f"dataset '{options.dataset}'")
+    width = seqlen - len(first)
+    if width < 1:
+        raise UserError(f"windows of {seqlen} tokens have no room for text after the {len(first)} they begin with")
+    available = len(ids) // width
     if available < options.nsamples:
         raise UserError(
             f"--nsamples {options.nsamples}, but '{options.dataset}' gives only {available} windows of {seqlen} tokens"
@@ -73,23 +77,58 @@ def load(options, lm):
     batches = -(-options.nsamples // (1 if options.batch_size == "auto" else options.batch_size))
     if batches < ranks.size():
         raise UserError(f"{ranks.size()} processes share the batches of windows, but there are only {batches} of them")
-    windows = torch.tensor(tokens[: available * width]).view(available, width)
     chosen = torch.randperm(available, generator=torch.Generator().manual_seed(options.seed))[: options.nsamples]
-    ids = windows[chosen.sort().values]
-    if bos:
-        ids = torch.cat([torch.full((len(ids), 1), lm.tokenizer.bos_token_id), ids], dim=1)
-    return Windows(ids, available, bos, name)
+    windows = ids[: available * width].reshape(available, width)[chosen.sort().values.numpy()]
+    return Windows(_behind(first, windows), available, len(first), corpus.name, len(corpus.documents))
 
 
-def from_text(text, options, lm):
-    """One window that holds all of `text`. Raises UserError if it is empty or too long."""
-    bos = _bos(options, lm.tokenizer)
-    tokens = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not tokens:
-        raise UserError("--text is empty")
-    tokens = [lm.tokenizer.bos_token_id] * bos + tokens
-    window_length(len(tokens), lm)
-    return Windows(torch.tensor([tokens]), 1, bos, f"--text {text!r}")
+def from_text(sentence, options, lm):
+    """One window that holds all of `sentence`. Raises UserError if it is empty, too long, or not in `lm`'s tokens."""
+    if any("\ud800" <= character <= "\udfff" for character in sentence):  # what the shell gave was no UTF-8
+        raise UserError(f"--text is not valid text: {sentence!a}")
+    first, ids = _ids(sentence, options, lm, "--text")
+    window_length(len(first) + len(ids), lm)
+    return Windows(_behind(first, ids[None]), 1, len(first), f"--text {sentence!r}")
+
+
+def _ids(written, options, lm, what):
+    """(ids each window begins with, (n,) ids of the text)."""
+    ids = tokens.ids_of(lm.tokenizer, written)
+    if not len(ids):
+        raise UserError(f"{what} is empty")
+    first = _first(written, options.bos, lm.tokenizer)
+    rows = lm.model.get_input_embeddings().weight.shape[0]
+    largest = max(int(ids.max()), *first, 0)
+    if largest >= rows:
+        raise UserError(
+            f"the tokenizer gives {tokens.text_of(lm.tokenizer, largest)!r} id {largest}, but the model has only "
+            f"{rows} embeddings: they do not belong together"
+        )
+    unknown = np.mean(ids == lm.tokenizer.unk_token_id)
+    if unknown > MOST_UNKNOWN:
+        raise UserError(
+            f"{unknown:.0%} of the tokens of {what} are unknown to the tokenizer ({lm.tokenizer.unk_token}): it was "
+            "made for other texts"
+        )
+    return first, ids
+
+
+def _first(written, bos, tokenizer):
+    """Ids that each window begins with; bos: True, False, or None for what the tokenizer does (GPT-2 and SmolLM2: none;
+    Llama and Gemma: BOS; others [CLS], or several)."""
+    if bos is False:
+        return []
+    first = tokens.before_text(tokenizer, written)
+    if bos and not first:
+        if tokenizer.bos_token_id is None:
+            raise UserError("this tokenizer has no BOS token; leave out --bos")
+        first = [tokenizer.bos_token_id]
+    return first
+
+
+def _behind(first, windows):
+    """Windows (n, width) with the ids of `first` before each, as a tensor of int64."""
+    return torch.from_numpy(np.hstack([np.tile(np.array(first, dtype=np.int64), (len(windows), 1)), windows]))
 
 
 def window_length(requested, lm):
@@ -105,64 +144,3 @@ def window_length(requested, lm):
     if longest is not None and requested > longest:
         raise UserError(f"{requested} tokens are more than this model's {longest} positions")
     return requested
-
-
-def _bos(options, tokenizer):
-    if options.bos and tokenizer.bos_token_id is None:
-        raise UserError("this tokenizer has no BOS token; leave out --bos")
-    return uses_bos(tokenizer) if options.bos is None else options.bos
-
-
-def uses_bos(tokenizer):
-    """Whether the tokenizer itself puts BOS first (GPT-2 and SmolLM2: no; Gemma: yes)."""
-    ids = tokenizer("a")["input_ids"]
-    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
-
-
-def _text(options):
-    """(text, name) of the dataset."""
-    name, path = options.dataset, Path(options.dataset)
-    if name == "python-docs":
-        return "\n\n".join(topics.topics.values()), f"python-docs (Python {platform.python_version()})"
-    if path.suffix in FILE_LOADERS:
-        if not path.is_file():
-            raise UserError(f"no such file: {path}")
-        if path.suffix == ".txt":
-            text = path.read_text(encoding="utf-8", errors="replace")
-        else:
-            text = _column(options, FILE_LOADERS[path.suffix], data_files=str(path), split="train")
-        label = path.name
-    else:
-        known = {"wikitext": ("Salesforce/wikitext", "wikitext-2-raw-v1")}
-        hub_id, config = known.get(name, (name, None))
-        config = options.dataset_config or config
-        text = _column(options, hub_id, config, split=options.split)
-        label = ":".join(part for part in (hub_id, config, options.split) if part)
-    if not text.strip():
-        raise UserError(f"dataset '{name}' is empty")
-    return text, label
-
-
-def _column(options, *args, **kwargs):
-    """All rows of the text column, joined by blank lines."""
-    import datasets
-
-    from_hub = "data_files" not in kwargs
-    if options.offline:
-        hub.go_offline()
-    elif from_hub:
-        hub.reachable()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    try:
-        rows = datasets.load_dataset(*args, **kwargs)
-    except Exception as error:
-        raise UserError(hub.why_not(options.dataset, error, "dataset")) from error
-    if options.text_column not in rows.column_names:
-        raise UserError(
-            f"dataset '{options.dataset}' has no column '{options.text_column}'; it has: {', '.join(rows.column_names)}"
-        )
-    texts = [text for text in rows[options.text_column] if text]
-    if not all(isinstance(text, str) for text in texts):
-        raise UserError(f"column '{options.text_column}' of dataset '{options.dataset}' holds no text")
-    return "\n\n".join(texts)

@@ -58,19 +58,22 @@ def go_offline(why="--offline"):
         sys.modules["datasets"].config.HF_HUB_OFFLINE = True
 
 
-def check_id(name, what="model"):
-    """Raise UserError if `name`, of which there is no folder here, cannot be a hub id."""
+def require_id(name):
+    """Raise UserError if a model's `name`, of which there is no folder here, cannot be a hub id either."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    if os.path.isfile(name):
-        raise UserError(f"'{name}' is a file; name the folder of the {what}: --{what} {os.path.dirname(name) or '.'}")
+    if os.path.isfile(os.path.expanduser(name)):
+        raise UserError(
+            f"'{name}' is a file; a model is a folder with config.json and its weights (--model "
+            f"{os.path.dirname(name) or '.'}), a .gguf file, or a hub id"
+        )
     if os.path.isabs(name) or name.startswith((".", "~")) or name.endswith(os.sep) or name.count("/") > 1:
-        raise UserError(f"no such {what} folder: {name}")
+        raise UserError(f"no such model folder: {name}")
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UserError(f"no such {what} folder: {name:.200}; and no hub id, which is {NAMES}") from error
+        raise UserError(f"no such model folder: {name:.200}; and no hub id, which is {NAMES}") from error
 
 
 def why_not(name, error, what="model"):

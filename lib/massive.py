@@ -9,6 +9,7 @@ import torch
 from lib import ranks
 from lib.hooks import require_finite, watch_outputs
 from lib.stats import Samples, averages
+from lib.tokens import text_of
 
 ABSOLUTE = 100.0
 RELATIVE = 1000.0
@@ -105,7 +106,7 @@ class LayerStatistics:
                 {
                     "layer": layer,
                     "position": position,
-                    "token": self.tokenizer.decode([token]),
+                    "token": text_of(self.tokenizer, token),
                     "dim": dim,
                     "value": entry["values"].total / n,
                     "ratio": entry["ratios"].total / n,

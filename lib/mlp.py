@@ -8,6 +8,7 @@ import torch
 from lib import hooks, ranks
 from lib.massive import medians
 from lib.stats import Samples, averages, perplexity
+from lib.tokens import text_of
 
 REPLACEMENTS = {"identity": lambda x: x, "relu": torch.relu}
 OUTPUT = "mlp_output"
@@ -127,7 +128,7 @@ class Internals:
                 "at": {
                     "sequence": self.sequences + sequence,
                     "position": position,
-                    "token": self.lm.tokenizer.decode([ids[sequence, position].item()]),
+                    "token": text_of(self.lm.tokenizer, ids[sequence, position].item()),
                     "index": index,
                     "value": value[sequence, position, index].item(),
                 },

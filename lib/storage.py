@@ -15,6 +15,14 @@ def cache():
     return folder if folder is not None and _writable(folder) else Path(_temporary().name)
 
 
+def find(name):
+    """Path of a file or folder in the cache: where it is, though nothing else may be written there, or where to make
+    it."""
+    folder = _lasting()
+    there = folder is not None and os.path.lexists(folder / name)
+    return (folder if there else cache()) / name
+
+
 def _lasting():
     """None where there is no home. A relative $XDG_CACHE_HOME counts as none, as its specification says."""
     base = os.environ.get("XDG_CACHE_HOME", "")

@@ -154,7 +154,7 @@ def test_bos_before_the_text(has_bos, tokenizer):
 
 
 def test_distribution():
-    lm = SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: f"t{ids[0]}"))
+    lm = SimpleNamespace(tokenizer=planted.tokenizer())
     values = np.array([-2345.67, np.nan, 99.5, -12345.6, -101.0, 3000.0, -0.000123456])
     got = census.distribution(probe_of(lm, sign=-1, median=0.1), values)
     assert (got["tokens"], got["left_out"], got["n_spiking"], got["n_failing"], got["below_1000"]) == (6, 1, 3, 3, 3)

@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from lib import data
+from lib import data, tokens
 from lib.cli import Options, UserError
-from tests.conftest import POSITIONS, TEXT, VOCABULARY, language_model, make_tokenizer, tiny_model
+from tests.conftest import END, POSITIONS, TEXT, VOCABULARY, language_model, make_tokenizer, tiny_model
 
 SEQLEN = 16
 
@@ -132,26 +134,133 @@ def write(folder, kind, columns):
 
 @pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
 def test_files_of_rows(gpt2, tmp_path, kind):
-    """Rows are joined by blank lines; empty ones are left out."""
+    """Rows are joined by blank lines, empty ones too; the windows say so."""
     path = write(tmp_path, kind, {"number": [1, 2, 3], "body": ROWS})
-    every = cut(gpt2, f"{ROWS[0]}\n\n{ROWS[2]}", SEQLEN)
+    every = cut(gpt2, "\n\n".join(ROWS), SEQLEN)
     windows = load(gpt2, path, text_column="body", nsamples=len(every))
     assert windows.ids.tolist() == every
     assert windows.text == path.name
+    assert (windows.provenance["documents"], windows.provenance["joined_by"]) == (3, "\n\n")
 
 
-@pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
-def test_wrong_text_column(gpt2, tmp_path, kind):
-    path = write(tmp_path, kind, {"number": [1, 2, 3], "body": ROWS})
-    with pytest.raises(UserError, match="no column 'text'; it has: number, body"):
-        load(gpt2, path)
+def test_a_text_file_is_one_document(gpt2, text_file):
+    provenance = load(gpt2, text_file).provenance
+    assert provenance["documents"] == 1
+    assert "joined_by" not in provenance
 
 
-@pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
-def test_text_column_without_text(gpt2, tmp_path, kind):
-    path = write(tmp_path, kind, {"number": [1, 2, 3], "body": ROWS})
-    with pytest.raises(UserError, match="number"):
-        load(gpt2, path, text_column="number")
+def test_line_ends_are_text(gpt2, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(TEXT[:2000].replace("\n", "\r\n").encode())
+    every = cut(gpt2, TEXT[:2000].replace("\n", "\r\n"), SEQLEN)
+    assert load(gpt2, path, nsamples=len(every)).ids.tolist() == every
+
+
+def test_control_tokens_in_a_text_are_text(gpt2, tmp_path):
+    """Windows and sentences have the end-of-text token where it was put, not where a text names it."""
+    path = tmp_path / "a.txt"
+    path.write_text(f"some {END} words " * 100)
+    windows = load(gpt2, path)
+    assert gpt2.tokenizer.bos_token_id not in windows.ids
+    assert f" {END} " in gpt2.tokenizer.decode(windows.ids[0])
+    sentence = data.from_text(f"{END} once", Options(), gpt2).ids[0].tolist()
+    assert gpt2.tokenizer.bos_token_id not in sentence
+    assert gpt2.tokenizer.decode(sentence) == f"{END} once"
+
+
+def test_windows_of_a_large_text_are_those_of_the_whole(gpt2, tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_text(TEXT)
+    every = cut(gpt2, TEXT, SEQLEN)
+    monkeypatch.setattr(tokens, "PIECE", 1000)
+    monkeypatch.setattr(tokens, "SEAM", 100)
+    tokens.ids_of.cache_clear()
+    windows = load(gpt2, path, nsamples=20, seed=3)
+    chosen = torch.randperm(len(every), generator=torch.Generator().manual_seed(3))[:20].sort().values
+    assert windows.available == len(every)
+    assert windows.ids.tolist() == [every[i] for i in chosen]
+
+
+def with_template(template, *added):
+    """A tokenizer that puts tokens around a text, none of which is called BOS."""
+    tokenizer = make_tokenizer()
+    tokenizer.bos_token = None
+    tokenizer.add_special_tokens({"additional_special_tokens": list(added)})
+    named = [(name, tokenizer.convert_tokens_to_ids(name)) for name in (*added, END)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=named)
+    return language_model(tiny_model("gpt2"), tokenizer), [i for _name, i in named[:-1]]
+
+
+@pytest.mark.parametrize(
+    ("template", "added"), [("[CLS] $A <|end|>", ["[CLS]"]), ("[gMASK] <sop> $A", ["[gMASK]", "<sop>"])]
+)
+def test_windows_begin_as_the_tokenizer_begins(text_file, template, added):
+    lm, first = with_template(template, *added)
+    every = cut(lm, text_file.read_text(), SEQLEN - len(first))
+    for bos in (None, True):
+        windows = load(lm, text_file, nsamples=len(every), bos=bos)
+        assert windows.ids.tolist() == [first + window for window in every]
+        assert windows.bos == len(first)
+        assert (windows.provenance["bos"], windows.provenance["bos_ids"]) == (True, first)
+    assert load(lm, text_file, bos=False).provenance["bos"] is False
+    assert data.from_text("a text", Options(), lm).ids[0, : len(first)].tolist() == first
+    if len(first) == 2:
+        with pytest.raises(UserError, match="windows of 2 tokens have no room for text after the 2"):
+            load(lm, text_file, seqlen=2)
+
+
+def test_what_the_tokenizer_puts_behind_a_text_is_no_part_of_windows(text_file):
+    lm, _first = with_template("$A <|end|>")
+    windows = load(lm, text_file)
+    assert windows.bos == 0
+    assert lm.tokenizer.eos_token_id not in windows.ids
+
+
+def words(text, **special):
+    """A tokenizer of whole words that has the words of `text` only, behind a BOS."""
+    vocabulary = {"<unk>": 0, "<s>": 1, **{word: i for i, word in enumerate(sorted(set(text.split())), 2)}}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", **special)
+
+
+def test_a_tokenizer_without_latin_letters(tmp_path):
+    """What it puts first is seen in a text that it knows."""
+    chinese = "今天 天气 很 好 我们 去 公园"
+    lm = language_model(tiny_model("gpt2"), words(chinese))
+    (tmp_path / "a.txt").write_text(f"{chinese} " * 50, encoding="utf-8")
+    windows = load(lm, tmp_path / "a.txt")
+    assert windows.bos == 1
+    assert (windows.ids[:, 0] == 1).all()
+    assert (windows.ids[:, 1:] > 1).all()
+
+
+def test_a_text_that_the_tokenizer_does_not_know(tmp_path, text_file):
+    lm = language_model(tiny_model("gpt2"), words("a b c d e f g"))
+    with pytest.raises(UserError, match=r"9\d% of the tokens of dataset .* are unknown to the tokenizer \(<unk>\)"):
+        load(lm, text_file)
+    with pytest.raises(UserError, match="100% of the tokens of --text are unknown"):
+        data.from_text("x y", Options(), lm)
+    (tmp_path / "a.txt").write_text("a b c x d e f y " * 50)
+    assert load(lm, tmp_path / "a.txt").provenance["windows"] == 5
+
+
+def test_tokens_that_the_model_does_not_have(gpt2, text_file):
+    """Unused entries beyond the embeddings are no matter, unless a text has them."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([f"unused{i}" for i in range(100)])
+    lm = language_model(tiny_model("gpt2"), tokenizer)
+    assert torch.equal(load(lm, text_file).ids, load(gpt2, text_file).ids)
+    last = len(tokenizer) - 1
+    with pytest.raises(UserError, match=f"'unused99' id {last}, but the model has only {VOCABULARY} embeddings"):
+        data.from_text("unused99", Options(), lm)
+
+
+def test_sentences_that_are_no_text(gpt2):
+    for sentence in ("caf\udce9", "\ud83d"):
+        with pytest.raises(UserError, match="--text is not valid text"):
+            data.from_text(sentence, Options(), gpt2)
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.txt", ""), ("a.txt", " \n\n"), ("a.jsonl", '{"text": ""}\n')])
@@ -160,21 +269,6 @@ def test_empty_dataset(gpt2, tmp_path, name, content):
     path.write_text(content)
     with pytest.raises(UserError, match="is empty"):
         load(gpt2, path)
-
-
-@pytest.mark.parametrize(("name", "content"), [("a.jsonl", ""), ("a.jsonl", "{not json"), ("a.parquet", "no parquet")])
-def test_broken_file(gpt2, tmp_path, name, content):
-    path = tmp_path / name
-    path.write_text(content)
-    with pytest.raises(UserError, match="cannot load dataset") as error:
-        load(gpt2, path)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["missing.txt", "missing.jsonl", "missing.parquet"])
-def test_missing_file(gpt2, tmp_path, name):
-    with pytest.raises(UserError, match="no such file"):
-        load(gpt2, tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["wikitext", "example-org/example-dataset"])

@@ -126,7 +126,7 @@ def test_fewer_layers_than_weights_is_an_error(tiny_llama_folder, tmp_path):
     config["num_hidden_layers"] -= 1
     config.pop("layer_types", None)
     (broken / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"has no layer for: model\.layers\.2\."):
+    with pytest.raises(UserError, match=r"has no place for: model\.layers\.2\."):
         models.load(main_llm.Options(model=str(broken), device="cpu"))
 
 

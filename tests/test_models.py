@@ -1,12 +1,8 @@
 """What `--model` may name, and how it fails."""
 
-import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import gguf
 import pytest
 import torch
 import transformers
@@ -16,12 +12,8 @@ from lib import arch, hub, models
 from lib.cli import Options, UserError
 from tests.conftest import (
     HEADS,
-    HIDDEN,
     LAYERS,
-    VOCABULARY,
-    gguf_name,
     logits,
-    make_tokenizer,
     save,
     tiny_model,
     token_ids,
@@ -70,14 +62,6 @@ def test_no_tokenizer(broken):
         load(broken)
 
 
-def test_tokenizer_of_a_larger_vocabulary(broken):
-    tokenizer = make_tokenizer()
-    tokenizer.add_tokens([f"<extra {i}>" for i in range(VOCABULARY - 300 + 1)])
-    tokenizer.save_pretrained(broken)
-    with pytest.raises(UserError, match=f"{VOCABULARY + 1} entries, the model only {VOCABULARY}"):
-        load(broken)
-
-
 @pytest.mark.parametrize("name", ["./missing", "/missing/model", "missing/some/model", "missing.gguf"])
 def test_unknown_folder(name):
     with pytest.raises(UserError, match=r"no such (model folder|file)"):
@@ -85,7 +69,7 @@ def test_unknown_folder(name):
 
 
 def test_empty_folder(tmp_path):
-    with pytest.raises(UserError, match="cannot load"):
+    with pytest.raises(UserError, match=r"holds no model: it has no config\.json"):
         load(tmp_path)
 
 
@@ -155,44 +139,3 @@ def test_packaged_model(smollm2):
     assert (smollm2.arch.n_layers, smollm2.arch.n_heads, smollm2.arch.hidden_size) == (30, 9, 576)
     ids = smollm2.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
     assert smollm2.tokenizer.decode(logits(smollm2, ids)[0, -1].argmax()) == " Paris"
-
-
-def gguf_tensors(path, head_dim):
-    """{name in GGUF: dequantised tensor}, rotary dims in the order of transformers: halves, not pairs."""
-    tensors = {}
-    for tensor in gguf.GGUFReader(path).tensors:
-        value = torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type))
-        if "attn_q." in tensor.name or "attn_k." in tensor.name:
-            value = value.view(-1, head_dim // 2, 2, value.shape[1]).transpose(1, 2).reshape(value.shape)
-        tensors[tensor.name] = value
-    return tensors
-
-
-def holds(folder, expected):
-    """Whether a folder's weights are those of gguf_tensors."""
-    cached = load_file(folder / "model.safetensors")
-    assert len(cached) == len(expected)
-    for name, value in cached.items():
-        assert torch.equal(value, expected[gguf_name(name)]), name
-    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
-    return True
-
-
-@pytest.mark.real
-def test_the_packaged_model_is_what_is_in_its_gguf_file(smollm2):
-    folder = models._cache_folder(models.PACKAGED, models.PACKAGED_SHA256)
-    assert holds(folder, gguf_tensors(models._packaged_gguf(), smollm2.arch.head_dim))
-
-
-def test_two_processes_dequantise_at_once(tiny_gguf, tmp_path):
-    """Both succeed, one complete folder remains, and it holds what is in the GGUF file."""
-    folder = tmp_path / "cache" / "tiny"
-    script = f"from pathlib import *; from lib import models; models._dequantise({tiny_gguf!r}, {folder!r})"
-    pair = [
-        subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    said = [process.communicate()[0] for process in pair]
-    assert [process.returncode for process in pair] == [0, 0]
-    assert all("dequantising" in text for text in said)  # neither found the other's folder
-    assert list(folder.parent.iterdir()) == [folder]
-    assert holds(folder, gguf_tensors(tiny_gguf, HIDDEN // HEADS))

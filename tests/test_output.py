@@ -528,9 +528,9 @@ MISTAKES = {  # what is typed: what the line says, what not
     "spaces": (["--model", "my model"], ["no such model folder: my model", "OWNER/NAME"], ["reach"]),
     "too long": (["--model", "x" * 5000], ["no such model folder"], ["reach"]),
     "empty": (["--model", ""], ["--model is empty"], ["reach"]),
-    "weights": (["--model", "models/model.safetensors"], ["is a file", "--model models"], ["hub", "reach"]),
-    "weights here": (["--model", "pytorch_model.bin"], ["is a file", "--model ."], ["hub", "reach"]),
-    "configuration": (["--model", "models/config.json"], ["is a file", "--model models"], ["hub", "reach"]),
+    "weights": (["--model", "models/model.safetensors"], ["is a file", "--model models"], ["reach"]),
+    "weights here": (["--model", "pytorch_model.bin"], ["is a file", "--model ."], ["reach"]),
+    "configuration": (["--model", "models/config.json"], ["is a file", "--model models"], ["reach"]),
 }
 
 
