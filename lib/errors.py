@@ -9,6 +9,7 @@ REASON_MISSING = re.compile(  # what says that something failed, but not why
     r"failed to |something went wrong|it looks like|weights only load failed",
     re.IGNORECASE,
 )
+HOLLOW = re.compile(r"an? (unexpected |unknown )?(error|exception) (occurred|happened)", re.IGNORECASE)
 # what libraries say, and what is meant
 MEANT = {
     r"did not match any variant of untagged enum": "damaged, or of a newer version of tokenizers",
@@ -30,6 +31,8 @@ def cause(error):
         text = _says(of)
         if said and text in said[-1] and len(said[-1]) <= LONGEST:
             continue
+        if said and HOLLOW.match(said[-1]):
+            said.pop()
         if said:
             said[-1] = _cut(re.split(r"[.:]? *$|[.:] ", said[-1])[0], LONGEST // 2)  # the wrapper's first sentence
         said.append(text)
