@@ -294,7 +294,7 @@ def _text(value):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: 5)")
     parser.add_argument("--first_seed", type=int, default=0, help="the first of them (default: 0)")
     parser.add_argument(
@@ -315,11 +315,10 @@ def main():
     provenance = report.environment(time.monotonic() - start)
     payload = report.payload("controls", vars(args), provenance, results, files)
     text = summarise(payload)
-    print(text)
     report.write_json(args.savedir / files["json"], payload)
     report.write_text(args.savedir / files["txt"], text)
-    with report.complete_file(args.savedir / "controls.png") as temporary:
-        plots.save(plots.controls(payload), temporary)
+    plots.write(args.savedir / "controls.png", plots.controls, payload)
+    print(text)
     for name in (files["txt"], files["json"], "controls.png"):
         print(args.savedir / name)
     if payload["results"]["conclusion"]["values"]["missed"]:

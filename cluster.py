@@ -31,9 +31,7 @@ def number_or_text(text):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--executor", choices=["local", "slurm"], default="local", help="where jobs run")
     parser.add_argument(
         "--over", nargs="+", action="append", required=True, metavar=("FLAG", "VALUE"), help="a flag and its values"
@@ -64,7 +62,7 @@ def main():
     try:
         executor.update_parameters(**{"timeout_min": 60} | {key: number_or_text(value) for key, value in given.items()})
     except (NameError, TypeError, ValueError) as error:
-        raise cli.UserError(f"submitit: {cli.first_line(error)}") from error
+        raise cli.UserError(f"submitit: {cli.cause(error)}") from error
     named = list(commands(args.over, args.script, savedir))
     with executor.batch():
         jobs = [executor.submit(submitit.helpers.CommandFunction(command)) for _name, command in named]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import verify_claims
 from lib import cli, identity, report
-from lib.experiment import already_there, execute
+from lib.experiment import IncompleteError, already_there, execute
 
 SEED_STUDY = (
     "main_llm --exp2",
@@ -83,16 +83,16 @@ def main():
         except cli.UserError as error:
             print(f"error: {error}", file=sys.stderr)
             failed.append(step)
-        else:
-            if payload["experiment"] == "exp3":
-                layers["born"] = payload["results"]["place"]["plateau"][0]
-            elif payload["experiment"] == "head_analysis":
-                layers["read"] = payload["results"]["ranking"][0]["layer"]
+            payload = error.payload if isinstance(error, IncompleteError) else {"experiment": None}
+        if payload["experiment"] == "exp3":
+            layers["born"] = payload["results"]["place"]["plateau"][0]
+        elif payload["experiment"] == "head_analysis":
+            layers["read"] = payload["results"]["ranking"][0]["layer"]
     sys.argv = ["verify_claims.py", str(folder)]
     found = verify_claims.find(folder).get(options.model_name, {})
     verify_claims.verify(folder, options.model_name, of_model(found, this))
     if failed:
-        raise cli.UserError(f"without a result: {', '.join(failed)}")
+        raise cli.UserError(f"without a whole result: {', '.join(failed)}")
 
 
 def of_model(files, this):

@@ -219,16 +219,16 @@ def verify(folder, model_name, files, label=None):
     config = {"folder": folder, "model_name": model_name}
     payload = report.payload("claims", config, report.environment(0), judge(files, model_name), names)
     text = summarise(payload)
-    print(text)
     report.write_json(folder / names["json"], payload)
     report.write_text(folder / names["txt"], text)
+    print(text)
     for name in names.values():
         print(folder / name)
 
 
 def main():
     cli.require_one_process()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("results"), help="default: results")
     parser.add_argument("--model", help="short name of the model, as in the file names, or its --model (default: all)")
     args = parser.parse_args()

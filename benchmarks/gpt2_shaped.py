@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from lib import models
-from lib.cli import Options
+from lib import cli, models
 
 SEED = 0
 
@@ -23,7 +22,7 @@ def main(folder):
         return
     torch.manual_seed(SEED)
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config())
-    tokenizer = models.load(Options(model=models.PACKAGED, device="cpu")).tokenizer
+    tokenizer = models.load(cli.Options(model=models.PACKAGED, device="cpu")).tokenizer
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as unfinished:
         ready = Path(unfinished) / "model"
@@ -33,4 +32,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    cli.main(lambda: main(Path(sys.argv[1])))

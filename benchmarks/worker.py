@@ -6,8 +6,6 @@ import os
 import time
 from pathlib import Path
 
-from lib.cli import first_line
-
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["benchmarks.entries", "lib.models"])  # imported once; no process begins with it anew
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -77,7 +75,7 @@ def _work(connection, name, options, threads):
     except EOFError:
         pass
     except Exception as error:
-        connection.send((None, f"{type(error).__name__}: {first_line(error)}"))
+        connection.send((None, f"{type(error).__name__}: {error}".splitlines()[0]))
 
 
 def _mallopt(parameter, value):

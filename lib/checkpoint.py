@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from lib.cli import UserError, first_line
+from lib.errors import UserError, cause
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 LFS = b"version https://git-lfs"
@@ -76,7 +76,7 @@ def _json(path):
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {first_line(error)}") from error
+        raise UserError(f"cannot read {path}: {cause(error)}") from error
     if not isinstance(value, dict):
         raise UserError(f"cannot read {path}: it holds no JSON object")
     return value
@@ -115,7 +115,7 @@ def tensors(files):
                     for name, value in state.items()
                 }
         except Exception as error:
-            raise UserError(f"cannot read {path}: {first_line(error)}") from error
+            raise UserError(f"cannot read {path}: {cause(error)}") from error
         found |= of
     return found
 

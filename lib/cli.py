@@ -4,21 +4,17 @@ Nothing here imports torch, so `--help` and `--replot` answer at once.
 """
 
 import argparse
+import hashlib
+import os
+import signal
 import sys
+import unicodedata
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
 
-from lib import ranks
-
-
-class UserError(Exception):
-    """A mistake in the input; its message is one line and the exit code is 2."""
-
-
-def first_line(error):
-    """One line that tells what an exception says, or its name where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+from lib import ranks, terminal
+from lib.errors import UserError, cause
 
 
 def flag(default, help, **argparse_options):
@@ -86,7 +82,8 @@ class Options:
     def model_name(self):
         """Short name for files: `openai-community/gpt2` and `models/gpt2/` are `gpt2`."""
         path = Path(self.model)
-        return path.stem if path.suffix.lower() == ".gguf" else path.resolve().name if path.exists() else path.name
+        here = os.path.exists(path)
+        return file_name(path.stem if path.suffix.lower() == ".gguf" else path.resolve().name if here else path.name)
 
     def idle(self):
         """{field: why it would do nothing here}; typed, it is refused, or noted if it is OF_EVERY_SCRIPT."""
@@ -101,6 +98,18 @@ class Options:
         return Path("results") / self.model_name / Path(sys.argv[0]).stem
 
 
+def file_name(name, longest=160):
+    """`name` without control characters, and with its end replaced by a digest where that leaves no room for suffixes
+    (most file systems take 255 bytes)."""
+    name = "".join("_" if unicodedata.category(c) == "Cc" else c for c in name) or "root"
+    whole = os.fsencode(name)
+    if len(whole) <= longest:
+        return name
+    while len(os.fsencode(name)) > longest - 9:
+        name = name[:-1]
+    return f"{name}-{hashlib.sha256(whole).hexdigest()[:8]}"
+
+
 @dataclass(frozen=True)
 class PlaceOptions(Options):
     """What the scripts accept that follow one place (lib.place)."""
@@ -109,14 +118,14 @@ class PlaceOptions(Options):
     position: int | None = flag(None, "position to follow (default: in each window where |value| in that dim peaks)")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{message} (see --help)")
 
 
 def parse(options_class, description, argv=None):
     """Command line -> an instance of `options_class` (a frozen dataclass of `flag` fields)."""
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for f in fields(options_class):
         spec = dict(f.metadata)
         names = [f"--{f.name}", *spec.pop("aliases", [])]
@@ -129,6 +138,9 @@ def parse(options_class, description, argv=None):
     typed = vars(parser.parse_args(argv))
     options = options_class(**{key: tuple(v) if isinstance(v, list) else v for key, v in typed.items()})
     object.__setattr__(options, "typed", frozenset(typed))
+    for name in ("model", "dataset"):
+        if not getattr(options, name).strip():
+            raise UserError(f"--{name} is empty")
     for name, least in (("nsamples", 1), ("batch_size", 1), ("seed", 0), ("n_random", 0)):
         value = getattr(options, name, least)
         if value not in (None, "auto") and value < least:
@@ -163,16 +175,36 @@ def require_one_process():
 
 
 def main(script):
-    """Run `script()`; user errors become one line on stderr and exit code 2, in all processes where one has one."""
+    """Run `script()`; user errors become one line on stderr and exit code 2, in all processes where one has one.
+
+    Ctrl-C and SIGTERM end it in one line that says what was written, with exit code 130 and 143. A reader of the output
+    that leaves changes nothing: the files are the result.
+    """
+    terminal.begin()
     try:
-        with ranks.quiet(), ranks.failing_together():
-            script()
-    except UserError as error:
+        with terminal.interruptible(), ranks.quiet(), ranks.failing_together():
+            _run(script)
+    except (UserError, MemoryError, ModuleNotFoundError, PermissionError) as error:
+        line = str(error) if isinstance(error, UserError) else cause(error)
         with ranks.quiet():
-            print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+            print(f"error: {' '.join(line.splitlines())}", file=sys.stderr)
         ranks.gather([])  # the first to leave takes the others with it: not before the line is printed
         sys.exit(2)
-    except KeyboardInterrupt:
-        with ranks.quiet():
-            print("interrupted: no result was written", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        number = error.args[0] if error.args else signal.SIGINT
+        print(terminal.last_words(number), end="", file=sys.stderr)
+        sys.exit(128 + number)
+
+
+def _run(script):
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the folder in which this is started does not exist ({cause(error)})") from error
+    try:
+        script()
+    except SystemExit as stop:
+        if not stop.code:
+            terminal.require_printed()
+        raise
+    terminal.require_printed()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from lib import ranks, text, tokens
-from lib.cli import UserError
+from lib.errors import UserError
 
 LOOK = 256  # tokens at which a first look finds out whether model and text belong together
 MOST_UNKNOWN = 0.5  # share of unknown tokens from which on there is nothing to measure

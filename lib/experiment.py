@@ -7,10 +7,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from lib import identity, plots, ranks, report
-from lib.cli import UserError, first_line, require_only_replot
+from lib.cli import require_only_replot
+from lib.errors import UserError, cause
 
 CPU_TOKENS = 1024  # of a batch with --batch_size auto; more are no faster there
 GPU_WINDOWS = 128  # to begin with, there
+
+
+class IncompleteError(UserError):
+    """A file of a result could not be made, and all others are there. payload: the result."""
+
+    def __init__(self, message, payload):
+        super().__init__(message)
+        self.payload = payload
 
 
 @dataclass(frozen=True)
@@ -35,35 +44,56 @@ class Experiment:
 
 
 def execute(experiment, options, lm=None):
-    """Carry out one experiment and print its summary and where the files are; `lm`: the model, if it is loaded."""
+    """Carry out one experiment, write its files, then print its summary and where they are; `lm`: the model, if it is
+    loaded. Raises IncompleteError if a file cannot be made; all others are there by then."""
     if options.replot:
         if ranks.rank() > 0:
             return
         payload = report.load(options.replot, experiment.name)
         require_only_replot(options)
-        folder = options.savedir or options.replot.parent
-        report.check_writable(folder)
+        made = _Made(options.savedir or options.replot.parent)
+        report.check_writable(made.folder)
         with _of_file(options.replot):
-            _check_figures(experiment, payload, folder)
-            identity.require_same(folder / payload["files"]["json"], payload["provenance"])
-            _draw(experiment, payload, folder)
+            _check_figures(experiment, payload, made.folder)
+            identity.require_same(made.folder / payload["files"]["json"], payload["provenance"])
+        _draw(experiment, payload, made, f"from {options.replot}")
     else:
-        folder = options.output_dir
-        report.check_writable(folder)
+        made = _Made(options.output_dir)
+        report.check_writable(made.folder, _flat(_files(experiment, report.config(options))))
         payload = _measure(experiment, options, lm)
         if ranks.rank() > 0:
             return
+        files = payload["files"]
+        made.add(files["json"], report.write_json, payload)
         text = experiment.summary(payload)
+        made.add(files["txt"], lambda path: report.write_text(path, text + _details(experiment, payload)))
+        for name, make in zip(files["extra"], experiment.extra.values(), strict=True):
+            made.add(name, lambda path, make=make: report.write_text(path, make(payload)))
+        _draw(experiment, payload, made, f"(redraw it with --replot {made.folder / files['json']})")
         print(text)
-        report.write_json(folder / payload["files"]["json"], payload)
-        if experiment.details:
-            text += "\n" + experiment.details(payload)
-        texts = [text, *(make(payload) for make in experiment.extra.values())]
-        for name, content in zip([payload["files"]["txt"], *payload["files"]["extra"]], texts, strict=True):
-            report.write_text(folder / name, content)
-            print(folder / name)
-        print(folder / payload["files"]["json"])
-        _draw(experiment, payload, folder)
+    for path in made.paths:
+        print(path)
+    if made.failed:
+        raise IncompleteError("; ".join(made.failed), payload)
+
+
+class _Made:
+    """Files that are made one after another in a folder, each whatever becomes of the others."""
+
+    def __init__(self, folder):
+        self.folder, self.paths, self.failed = folder, [], []
+
+    def add(self, name, write, *content, about=""):
+        """Make one by `write(path, *content)`."""
+        path = self.folder / report.native(name)
+        try:
+            write(path, *content)
+        except UserError as error:
+            self.failed.append(str(error))
+        except Exception as error:
+            self.failed.append(f"cannot make {path} {about}: {type(error).__name__}: {cause(error)}")
+        else:
+            self.paths.append(path)
 
 
 @contextmanager
@@ -74,22 +104,24 @@ def _of_file(path):
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path} is not a whole result ({type(error).__name__}: {first_line(error)})") from error
+        raise UserError(f"{path} is not a whole result ({type(error).__name__}: {cause(error)})") from error
 
 
 def _check_figures(experiment, payload, folder):
     """Raise ValueError unless the figures are named as by a run, and lie in `folder`."""
     names = payload["files"]["figures"]
-    inside = all((folder / name).resolve().is_relative_to(folder.resolve()) for name in names)
+    inside = all((folder / report.native(name)).resolve().is_relative_to(folder.resolve()) for name in names)
     if not inside or names != _files(experiment, payload["config"])["figures"]:
         raise ValueError(f"no run names its figures {', '.join(names)}")
 
 
-def _draw(experiment, payload, folder):
+def _draw(experiment, payload, made, about):
     for name, draw in zip(payload["files"]["figures"], experiment.figures.values(), strict=True):
-        with report.complete_file(folder / name) as temporary:
-            plots.save(draw(payload), temporary)
-        print(folder / name)
+        made.add(name, plots.write, draw, payload, about=about)
+
+
+def _details(experiment, payload):
+    return "\n" + experiment.details(payload) if experiment.details else ""
 
 
 def already_there(experiment, options, lm):
@@ -100,7 +132,7 @@ def already_there(experiment, options, lm):
         payload = report.load(folder / experiment.json.format(**config), experiment.name)
         provenance = report.provenance(options, lm, _windows(experiment, options, lm), 0)
         expected = report.payload(experiment.name, config, provenance, None, _files(experiment, config))
-        names = [payload["files"]["txt"], *payload["files"]["extra"], *payload["files"]["figures"]]
+        names = _flat(payload["files"])
         if options.batch_size == "auto":
             expected["config"]["batch_size"] = payload["config"]["batch_size"]
     except (UserError, LookupError, TypeError):
@@ -131,6 +163,11 @@ def _files(experiment, config):
         "extra": [name.format(**config) for name in experiment.extra],
         "figures": [name.format(**config) for name in experiment.figures],
     }
+
+
+def _flat(files):
+    """All names of `_files`."""
+    return [files["json"], files["txt"], *files["extra"], *files["figures"]]
 
 
 def _measure(experiment, options, lm):

@@ -20,7 +20,7 @@ import transformers
 from safetensors.torch import save_file
 
 from lib import gguf_tokenizer
-from lib.cli import UserError, first_line
+from lib.errors import UserError, cause
 
 LOADERS = ("transformers", "tokenizers", "gguf", "safetensors", "torch")
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -75,7 +75,7 @@ def convert(files, folder, needs_tokenizer, require_room):
     except UserError as error:
         raise UserError(f"cannot load '{name}': {error}") from error
     except Exception as error:
-        raise UserError(f"cannot load '{name}': {first_line(error)}") from error
+        raise UserError(f"cannot load '{name}': {cause(error)}") from error
     folder.mkdir()
     config.save_pretrained(folder)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -440,4 +440,4 @@ def _require_whole_header(path):
                 skip(number("<Q"))
                 skip_value(number("<I"))
         except (ValueError, struct.error, RecursionError) as error:
-            raise UserError(f"cannot load '{path}': {first_line(error)}") from error
+            raise UserError(f"cannot load '{path}': {cause(error)}") from error

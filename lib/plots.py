@@ -12,7 +12,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
-from lib.report import cell, number, percent
+from lib.fonts import FAMILY, legible
+from lib.report import cell, number, percent, result_file
 
 DPI = 110
 PALETTE = sns.color_palette("colorblind")
@@ -22,9 +23,16 @@ MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":", "-.")
 PLAIN = FuncFormatter(lambda x, _position: f"{x:,.10g}")
 
-sns.set_theme(style="ticks", palette=PALETTE)
+matplotlib.rcdefaults()  # figures are the same whatever matplotlibrc there is
+sns.set_theme(style="ticks", palette=PALETTE, font=FAMILY)
 for text in (str, np.str_, bytes, np.bytes_):  # no axis is of words: a text among the numbers is a mistake
     matplotlib.units.registry.pop(text, None)
+
+
+def write(path, draw, payload):
+    """Draw a result into a PNG file."""
+    with result_file(path) as temporary:
+        save(draw(legible(payload)), temporary)
 
 
 def save(figure, path):
@@ -110,8 +118,8 @@ def _surface(ax, values, tokens, dims, top, label="|activation|"):
         row = int(values[:, dim].argmax())
         ax.text(dim, row, values[row, dim], f" {number(float(values[row, dim]))}", fontsize=9, color="black")
     ax.set_xticks(_spread(dims, n_dims), [str(d) for d in _spread(dims, n_dims)], fontsize=9)
-    step = max(1, n_tokens // 16)
-    shown = [_printable(token) for token in tokens[::step]]
+    step = -(-n_tokens // 16)
+    shown = [_short(token) for token in tokens[::step]]
     ax.set_yticks(np.arange(n_tokens)[::step], shown, fontsize=9, ha="left", va="center")
     ax.tick_params(axis="y", pad=-2)
     ax.tick_params(axis="z", pad=6, labelsize=9)
@@ -460,13 +468,14 @@ def difference(payload, columns=12):
         cmap=DIVERGING,
         norm=SymLogNorm(limit / 100, vmin=-limit, vmax=limit),
         xticklabels=dims,
-        yticklabels=[_printable(token) for token in results["tokens"]],
+        yticklabels=False,
         cbar_kws={
             "label": "after \u2212 before (symmetric log scale)",
             "ticks": [sign * limit / step for sign, step in ((-1, 1), (-1, 10), (0, 1), (1, 10), (1, 1))],
             "format": FuncFormatter(lambda x, _position: number(x, signed=True)),
         },
     )
+    _token_ticks(local.yaxis, results["tokens"])
     local.tick_params(axis="y", rotation=0, labelsize=8)
     local.set_xlabel(f"the {len(dims)} most changed dims of {delta.shape[1]}")
     local.set_title(f"change in the output of layer {results['layer']}", fontsize=11)
@@ -666,7 +675,7 @@ def vocabulary_census(payload, named=12):
         shown = [token["value"] for token in census[few]]
         label = f"{census[f'n_{few}']:,} tokens that {words}"
         ax.plot(shown, np.full(len(shown), 0.75), "v", color=color, ms=6, label=label)
-        names = [f"{t['token']!a}  {number(t['value'], True)}".replace("$", r"\$") for t in census[few][:named]]
+        names = [f"'{_short(t['token'])}'  {number(t['value'], True)}" for t in census[few][:named]]
         more = census[f"n_{few}"] - len(names)
         names += [f"and {more:,} more"] if more else []
         ax.text(1.02, 1, "\n".join([label, "", *names]), transform=ax.transAxes, va="top", fontsize=9)
@@ -904,13 +913,12 @@ def attention_logits(payload, columns=4):
     """Logits of one layer, queries x keys: the mean over heads with the tokens, and every head in small."""
     results = payload["results"]
     heads = np.array([_triangle(head) for head in results["logits"]])
-    tokens = [_printable(token) for token in results["tokens"]]
     rows = -(-len(heads) // columns)
     figure = plt.figure(figsize=(13, max(5.0, 1.7 * rows + 0.8)), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.15])
     ax = left.subplots()
     average = _triangle(results["mean"])
-    annotate = {"annot": True, "fmt": ".1f", "annot_kws": {"size": 7}} if len(tokens) <= 16 else {}
+    annotate = {"annot": True, "fmt": ".1f", "annot_kws": {"size": 7}} if len(average) <= 16 else {}
     limit = np.nanmax(np.abs(average)) or 1.0
     sns.heatmap(
         average,
@@ -918,12 +926,14 @@ def attention_logits(payload, columns=4):
         cmap=DIVERGING,
         vmin=-limit,
         vmax=limit,
-        xticklabels=tokens,
-        yticklabels=tokens,
+        xticklabels=False,
+        yticklabels=False,
         cbar_kws={"label": "attention logit", "shrink": 0.7},
         square=True,
         **annotate,
     )
+    for axis in (ax.xaxis, ax.yaxis):
+        _token_ticks(axis, results["tokens"])
     ax.tick_params(axis="x", rotation=90, labelsize=8)
     ax.tick_params(axis="y", rotation=0, labelsize=8)
     ax.set_xlabel("key")
@@ -1122,5 +1132,11 @@ def benchmark(payload):
     return figure
 
 
-def _printable(token):
-    return token.replace("\n", "\\n").replace("$", r"\$")
+def _token_ticks(axis, tokens, at_most=32):
+    """Every token of a heatmap's axis, or every second, third ... where they are many."""
+    step = -(-len(tokens) // at_most)
+    axis.set_ticks(np.arange(len(tokens))[::step] + 0.5, [_short(token) for token in tokens[::step]])
+
+
+def _short(token, longest=20):
+    return token if len(token) <= longest else f"{token[: longest // 2]}\u2026{token[-longest // 2 :]}"

@@ -2,7 +2,7 @@
 
 import configparser
 
-from lib.cli import UserError, first_line
+from lib.errors import UserError, cause
 
 PER_LAYER, OVERALL = 3, 3
 
@@ -38,7 +38,7 @@ def read_config(path):
         overall = parser["overall"]
         sets = parse_heads(overall["top"].split()), parse_heads(overall["bottom"].split())
     except (OSError, KeyError, configparser.Error, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read pruning configuration {path}: {first_line(error)}") from error
+        raise UserError(f"cannot read pruning configuration {path}: {cause(error)}") from error
     if not all(sets):
         raise UserError(f"pruning configuration {path} names no heads as top or as bottom")
     return sets

@@ -8,6 +8,7 @@ import math
 import os
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -15,23 +16,38 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lib import ranks
-from lib.cli import UserError, first_line
+from lib import ranks, terminal
+from lib.errors import UserError, cause
 
 SCHEMA_VERSION = 1
 UNFINISHED = ".unfinished-"
 UNREPEATED = ("time", "seconds", "git")
 ROOT = Path(__file__).resolve().parent.parent
+DRAWING = ("plots.py", "fonts.py")
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "safetensors", "gguf")
 
 
-def check_writable(folder):
-    """Raise UserError if nothing can be written into `folder`, which need not exist yet."""
-    for place in (folder, *folder.absolute().parents):
-        if place.exists():
-            if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-                raise UserError(f"cannot write results to {folder}: {place} is not a writable folder")
-            return
+def check_writable(folder, names=()):
+    """Raise UserError if no files of these names can be written into `folder`, which need not exist yet."""
+    try:
+        for name in names:
+            if stat.S_ISDIR(_kind(folder / name)):
+                raise UserError(f"cannot write {folder / name}: it is a folder")
+        for place in (folder, *folder.absolute().parents):
+            if _kind(place):
+                if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+                    raise UserError(f"cannot write results to {folder}: {place} is not a writable folder")
+                return
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write results to {folder}: {cause(error)}") from error
+
+
+def _kind(path):
+    """st_mode of what is there, a broken link, too; 0 where there is nothing."""
+    try:
+        return path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
 
 
 @contextmanager
@@ -49,7 +65,20 @@ def complete_file(path):
         finally:
             Path(temporary).unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {path}: {error.strerror or cause(error)}") from error
+
+
+@contextmanager
+def result_file(path):
+    """As `complete_file`, of what is told when the run is interrupted."""
+    with complete_file(path) as temporary:
+        yield temporary
+    terminal.written.append(path)
+
+
+def native(name):
+    """A file name from a result in the encoding of this machine's file names, which may not be that of the run's."""
+    return os.fsdecode(name.encode(errors="surrogateescape"))
 
 
 def remove_leftovers(folder, pattern=f"{UNFINISHED}*", days=1):
@@ -67,8 +96,9 @@ def _umask():
 
 
 def write_text(path, text):
-    with complete_file(path) as temporary:
-        Path(temporary).write_text(text, encoding="utf-8")
+    """What UTF-8 cannot hold, half of a surrogate pair, is written as \\udc80: JSON reads that back."""
+    with result_file(path) as temporary:
+        Path(temporary).write_text(text.encode(errors="backslashreplace").decode(), encoding="utf-8")
 
 
 def write_json(path, payload):
@@ -98,7 +128,7 @@ def read_json(path):
     try:
         value = json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path}: {first_line(error)}") from error
+        raise UserError(f"cannot read {path}: {cause(error)}") from error
     if not isinstance(value, dict):
         raise UserError(f"cannot read {path}: not a JSON object")
     return value
@@ -215,10 +245,10 @@ def environment(seconds):
 
 
 def code_sha256():
-    """Digest of the running script and of lib/, but for plots.py, which draws what has been measured."""
+    """Digest of the running script and of lib/, but for what draws what has been measured."""
     digest = hashlib.sha256()
     for path in [ROOT / Path(sys.argv[0]).name, *sorted((ROOT / "lib").glob("*.py"))]:
-        if path.is_file() and path.name != "plots.py":
+        if path.is_file() and path.name not in DRAWING:
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -228,7 +258,7 @@ def _git():
 
     def git(*args):
         return subprocess.run(
-            ["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True
+            ["git", "-C", str(ROOT), *args], capture_output=True, check=True, encoding="utf-8", errors="replace"
         ).stdout.strip()
 
     try:

@@ -9,14 +9,14 @@ from contextlib import suppress
 import numpy as np
 import torch
 
-from lib import models, ranks, report
-from lib.cli import UserError
+from lib import ranks, report, storage
+from lib.errors import UserError
 
 KEPT_DAYS = 30
 
 
 def folder():
-    return models.cache() / "unfinished"
+    return storage.cache() / "unfinished"
 
 
 class Unfinished:

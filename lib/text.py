@@ -19,7 +19,7 @@ from pathlib import Path
 from pydoc_data import topics
 
 from lib import hub
-from lib.cli import UserError, first_line
+from lib.errors import UserError, cause
 
 JOINED_BY = "\n\n"
 KNOWN = {"wikitext": ("Salesforce/wikitext", "wikitext-2-raw-v1")}
@@ -115,7 +115,7 @@ def _of_file(options, path):
             data = _decoded(data, given.pop("encoding"))
         return Corpus(path.name, read_rows(data, **given) if data.strip() else [])
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or first_line(error)}") from error
+        raise UserError(f"cannot read {path}: {error.strerror or cause(error)}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -124,7 +124,7 @@ def _decompressed(data):
     try:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"is not a whole gzip file: {first_line(error)}") from error
+        raise UserError(f"is not a whole gzip file: {cause(error)}") from error
 
 
 def _refuse_other_kinds(data, ending):
@@ -217,7 +217,7 @@ def _json_value(text, what):
         where = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
         raise UserError(f"{what} ({error.msg} at {where})") from error
     except (ValueError, RecursionError) as error:  # a number too long, lists too deep
-        raise UserError(f"{what} ({first_line(error)})") from error
+        raise UserError(f"{what} ({cause(error)})") from error
 
 
 def _json(text, text_column):
@@ -291,7 +291,7 @@ def _parquet(data, text_column):
         _column_index(file.schema_arrow.names, text_column)
         values = file.read(columns=[text_column]).column(0).to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"is not a whole parquet file: {first_line(error)}") from error
+        raise UserError(f"is not a whole parquet file: {cause(error)}") from error
     return _strings({f"row {number}": value for number, value in enumerate(values, 1)}, text_column)
 
 
@@ -333,11 +333,4 @@ def _load_dataset(options, hub_id, config, split):
     try:
         return datasets.load_dataset(hub_id, config, split=split)
     except Exception as error:
-        if not hub.reachable():
-            raise UserError(
-                f"cannot reach the Hugging Face hub and dataset '{options.dataset}' is not in its local cache (nor a "
-                f"file here); {hub.RUN_OFFLINE}"
-            ) from error
-        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
-        why = hub.refusal(error, options.dataset)
-        raise UserError(why or f"cannot load dataset '{options.dataset}': {first_line(cause or error)}") from error
+        raise UserError(hub.why_not(options.dataset, error, "dataset")) from error

@@ -10,7 +10,7 @@ import transformers
 from tokenizers.models import BPE
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from lib.cli import UserError, first_line
+from lib.errors import UserError, cause
 
 PIECE = 1 << 17  # characters that are tokenised at once
 SEAM = 1024  # characters on both sides of a cut that both pieces take in
@@ -59,7 +59,7 @@ def _ids_of_python(tokenizer, text, control):
     try:
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=bool(named), verbose=False)["input_ids"]
     except Exception as error:
-        raise UserError(f"{type(tokenizer).__name__} cannot tokenise the text: {first_line(error)}") from error
+        raise UserError(f"{type(tokenizer).__name__} cannot tokenise the text: {cause(error)}") from error
     kept = (control.keys() - {tokenizer.unk_token_id}) & set(ids)
     if named and (kept or (ordinary and not tokenizer.is_fast)):
         raise UserError(

@@ -490,6 +490,6 @@ def test_the_cause_of_a_dataset_error(of_hub):
     error = DatasetGenerationError("An error occurred while generating the dataset")
     error.__cause__ = ValueError("the schema has no column x\nand more")
     of_hub(error)
-    assert refusal("org/name") == "cannot load dataset 'org/name': the schema has no column x"
+    assert refusal("org/name") == "cannot load dataset 'org/name': the schema has no column x and more"
     of_hub(ValueError("Unknown split \"test\". Should be one of ['train']."))
     assert "Should be one of ['train']" in refusal("org/name")

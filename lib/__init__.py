@@ -1,0 +1,8 @@
+"""What the experiments stand on."""
+
+import logging
+
+from lib import terminal
+
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home it tells at length where its cache is
+terminal.end_scripts_when_interrupted()
