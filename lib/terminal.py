@@ -45,16 +45,16 @@ def _open_streams():
 
 def _lossless(stream, number):
     """A text stream like `stream`, which is None where it was closed, of the same file descriptor."""
-    if stream is None:
-        return io.TextIOWrapper(io.BufferedWriter(_Stream(number, "w", closefd=False)), encoding="utf-8")
-    stream.flush()
-    raw = _Stream(stream.fileno(), "w", closefd=False)
+    at_once = stream is not None and stream.write_through
+    if stream is not None:
+        stream.flush()
+    raw = _Stream(number, "w", closefd=False)
     return io.TextIOWrapper(
-        raw if stream.write_through else io.BufferedWriter(raw),
-        encoding=stream.encoding,
+        raw if at_once else io.BufferedWriter(raw),
+        encoding="utf-8" if stream is None else stream.encoding,
         errors="backslashreplace",
-        line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
+        line_buffering=stream is not None and stream.line_buffering,
+        write_through=at_once,
     )
 
 
