@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lib.errors import UserError, cause
 
@@ -148,23 +149,18 @@ def require_understood(name, raw, config):
 
 
 def _require_rope(name, raw, config):
-    """Raise UserError if the configuration file scales rotary positions in a way that got lost."""
+    """Raise UserError if the configuration file scales rotary positions, and the configuration does not."""
     given = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-    kind = given.get("rope_type", given.get("type")) if isinstance(given, dict) else given
-    parameters = config.rope_parameters or {}
-    kinds = {
-        of.get("rope_type") for of in (parameters, *parameters.values()) if isinstance(of, dict) and "rope_type" in of
-    }
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    carried_out = {of.get("rope_type") for of in _dicts(config.rope_parameters or {})} & {*ROPE_INIT_FUNCTIONS}
+    for of in _dicts(given) if isinstance(given, dict) else [{"rope_type": given}]:
+        kind = of.get("rope_type") or of.get("type") or "default"
+        if (kind != "default" or of.get("factor", 1) != 1) and not carried_out - {"default"}:
+            raise UserError(f"'{name}' scales its rotary positions in a way that is not supported: {given}")
 
-    nested = isinstance(given, dict) and any(isinstance(value, dict) for value in given.values())
-    if nested and kind is None:
-        return
-    scaled = isinstance(given, dict) and given.get("factor", 1) != 1
-    if (kind not in (None, "default") and kind not in ROPE_INIT_FUNCTIONS) or (
-        (kind not in (None, "default") or scaled) and kinds == {"default"}
-    ):
-        raise UserError(f"'{name}' scales its rotary positions in a way that is not supported: {given}")
+
+def _dicts(value):
+    """The dicts in a dict (one for each type of layer), or itself."""
+    return [of for of in value.values() if isinstance(of, dict)] or [value]
 
 
 def require_all_used(name, model, files, loading):
@@ -199,7 +195,7 @@ def require_all_used(name, model, files, loading):
 
 def _is_mask(name, tensor):
     """Whether a tensor is by its name and shape the causal mask, or its fill value, that old checkpoints keep."""
-    if not re.search(r"attn(\.attention)?\.(masked_)?bias$|attention\.(masked_)?bias$|attention\.rope_freqs", name):
+    if not re.search(r"(attn|attention)\.(masked_)?bias$", name):
         return False
     return tensor.shape in ((), (1,)) or (len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1))
 
@@ -216,14 +212,17 @@ def _is_derived(name, files, model):
     if name is None:
         return False
     tensor = files[name]
-    if _is_mask(name, tensor):
-        value = tensor.read(name)
-        return value.ndim < 4 or torch.equal(value[0, 0].bool(), torch.ones_like(value[0, 0]).bool().tril())
-    if name.endswith("rotary_emb.inv_freq"):
-        own = [buffer for of, buffer in model.named_buffers() if of.endswith("rotary_emb.inv_freq")]
-        value = tensor.read(name).float()
-        return any(b.shape == value.shape and torch.allclose(b.cpu().float(), value, rtol=1e-2) for b in own)
-    return False
+    value = tensor.read(name)
+    for of, buffer in model.named_buffers():
+        if of in _names(name, model) or (of.endswith("rotary_emb.inv_freq") and name.endswith("rotary_emb.inv_freq")):
+            own = buffer.cpu().float()
+            if own.shape == value.shape and torch.allclose(
+                own, value.float(), rtol=1e-2
+            ):  # of a file in half precision
+                return True
+    return _is_mask(name, tensor) and (
+        value.ndim < 4 or torch.equal(value.bool(), torch.ones_like(value).bool().tril())
+    )
 
 
 def _require_tied(name, model, files):

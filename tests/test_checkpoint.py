@@ -201,6 +201,20 @@ def test_a_mask_that_is_not_causal(gpt2):
     refused(gpt2, r"no place for: transformer\.h\.0\.attn\.bias")
 
 
+def test_masks_of_local_attention_among_the_weights(tokenizer, tmp_path):
+    """As GPT-Neo's repositories have them."""
+    config = {"attention_types": [[["global", "local"], 1]], "window_size": 4, "max_position_embeddings": 16}
+    config = transformers.GPTNeoConfig(vocab_size=320, hidden_size=16, num_layers=2, num_heads=2, **config)
+    model = transformers.GPTNeoForCausalLM(config)
+    folder = save(tmp_path / "neo", model, tokenizer)
+    masks = {of: buffer.clone() for of, buffer in model.named_buffers() if of.endswith("attention.bias")}
+    assert len({mask.sum().item() for mask in masks.values()}) == 2
+    change_weights(folder, lambda tensors: tensors.update(masks))
+    load(folder)
+    change_weights(folder, lambda tensors: tensors.update({name: ~mask for name, mask in masks.items()}))
+    refused(folder, "no place for: .*attention.bias")
+
+
 def test_rotary_frequencies_among_the_weights(llama):
     own = load(llama).model.model.rotary_emb.inv_freq
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
