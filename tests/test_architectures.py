@@ -9,6 +9,8 @@ from unittest import mock
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.integrations import sdpa_attention
@@ -50,7 +52,8 @@ def case(request):
     model = build(configuration(family, tested.variants[variant]))
     vocabulary = architectures.TOKENS["vocab_size"]
     ids = torch.randint(vocabulary, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(1))
-    tokenizer = SimpleNamespace(decode=str)
+    words = WordLevel({str(token): token for token in range(vocabulary)}, unk_token="0")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
     return SimpleNamespace(
         family=family,
         variant=variant,
