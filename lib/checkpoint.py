@@ -12,6 +12,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from lib.errors import UserError, cause
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.gguf")
 LFS = b"version https://git-lfs"
 FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
 MERGE = (
@@ -20,11 +21,40 @@ MERGE = (
 )
 # what other architectures read; where the one at hand does not, transformers keeps it and goes on without it
 MATTERS = re.compile(
-    r"softcap|multiplier|^logits?_scal|query_pre_attn|^(use_)?qk_(layer_?)?norm|sliding_window|^layer_types$|"
-    r"^(use_)?alibi$|rope_|rotary|^mup|scale_(emb|depth)|clip_qkv|experts|cross_attention|parallel_residual|norm_type|"
-    r"pruned_heads|bidirectional|prefix_lm|sink|^(qkv|mlp|attention|use|add)_bias|is_encoder_decoder|quantization_config"
+    r"soft_?cap|multiplier|scal(e|ing)(_|$)|query_pre_attn|normalize_embed|qk_(layer_?)?norm|window|^layer_types$|alibi|"
+    r"causal|rope|rotary|^nope|position_embedding|^mup|clip_qkv|num_.*experts|n_routed_experts|^moe_|cross_attention|"
+    r"parallel_residual|residual_connection|norm_(type|eps|epsilon|offset|before)$|_before$|norm_eps|pruned_heads|"
+    r"bidirectional|prefix_lm|(^|attn_|attention_)sinks?$|^(qkv|mlp|attention|use|add)_bias|is_encoder_decoder|"
+    r"^(hidden_act|hidden_activation|activation_function|activation)$|^(n|num)_(heads?|attention_heads)$|"
+    r"logn_attn|dynamic_ntk|attn_temperature|chunk_size$|kv_n_heads|ffn_config"
 )
-NEUTRAL = (None, False, 0, 1, "", "default", "none", [], {})
+HARMLESS = re.compile(
+    r"^(flash_rotary|fused_rotary|use_flash_rotary|scale_attn_weights|offset_alibi|is_decoder|max_window_layers|"
+    r"use_sliding_window|sliding_window_pattern|_sliding_window_pattern|chunk_size_feed_forward|initializer_.*|"
+    r"(resid|attn|embd)_.*drop.*|.*_dropout|loss_scale|.*_in_fp32|use_rmsnorm|rope_ratio_.*)$"
+)
+SAME_AS = {  # under another name: what a key may repeat
+    "hidden_act|hidden_activation|activation_function|activation": "hidden_act hidden_activation activation_function",
+    "n_heads?|num_(attention_)?heads": "num_attention_heads",
+    "sliding_window(_size)?|window_size": "sliding_window",
+    ".*norm_eps(ilon)?|norm_eps": "rms_norm_eps layer_norm_eps layer_norm_epsilon norm_eps",
+}
+SAID_YES = re.compile(r"^(is_)?causal$|^(use_)?(rope|rotary)$|parallel_residual")  # what is so where it is not denied
+ONE_IS_NEUTRAL = re.compile(r"^(?!.*(attn|attention|softmax|query)).*(multiplier|scal)")
+NEUTRAL = (None, "", "default", "none", "rope", "rotary", "absolute", "causal", -1, [], {})
+ROTARY = {"rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq"}
+PARTLY_ROTARY = {"gpt_neox", "phi", "phi3", "stablelm"}
+SCALING = {
+    "rope_type",
+    "type",
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+}
+SCALING |= {"short_factor", "long_factor", "low_freq_factor", "high_freq_factor", "rope_theta", "partial_rotary_factor"}
+SCALING |= {"mscale", "mscale_all_dim", "short_mscale", "long_mscale", "truncate", "finetuned"}
 
 
 @dataclass(frozen=True)
@@ -50,9 +80,15 @@ def require_no_pointers(folder):
 
 
 def require_no_pointer(path):
-    with open(path, "rb") as file:
-        if file.read(len(LFS)) == LFS:
-            raise UserError(f"{path} is a pointer of Git LFS, not the file itself; run: git lfs pull")
+    if not path.is_file():  # a folder, or a link to nothing: whoever needs it will say so
+        return
+    try:
+        with open(path, "rb") as file:
+            beginning = file.read(len(LFS))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {cause(error)}") from error
+    if beginning == LFS:
+        raise UserError(f"{path} is a pointer of Git LFS, not the file itself; run: git lfs pull")
 
 
 def require_model(folder):
@@ -61,6 +97,8 @@ def require_model(folder):
     if adapter.is_file():
         raise UserError(_adapter(folder, _json(adapter)))
     if config.is_file():
+        require_no_pointer(config)
+        _json(config)
         return
     inside = sorted(folder.glob("*.[gG][gG][uU][fF]"))
     inside += [path.parent for path in sorted(folder.glob("*/config.json"))]
@@ -87,17 +125,27 @@ def weight_files(folder):
     """The files that transformers takes the weights from. Raises UserError if there are none, or some are absent."""
     found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if found is None:
-        raise UserError(f"'{folder}' has no weights: no {WEIGHTS[0]} and no {WEIGHTS[2]}")
+        others = [path.name for ending in OTHER_WEIGHTS for path in sorted(folder.glob(ending))]
+        instead = f"; it has {_listed(others)}, which cannot be read as such" if others else ""
+        raise UserError(f"'{folder}' has no weights: no {WEIGHTS[0]} and no {WEIGHTS[2]}{instead}")
+    index = found if found.suffix == ".json" else found.with_name(f"{found.name}.index.json")
+    files = _shards(index) if index.is_file() else []
     if found.suffix != ".json":
+        if any(file.is_file() for file in files if file != found):
+            raise UserError(f"'{folder}' has its weights twice: in {found.name}, and in the files of {index.name}")
         return [found]
-    shards = _json(found).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise UserError(f"{found} names no files")
-    files = [folder / name for name in sorted(set(shards.values()))]
     absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise UserError(f"'{folder}' lacks {_listed(absent)}, which {found.name} names")
     return files
+
+
+def _shards(index):
+    """The files that an index names."""
+    named = _json(index).get("weight_map")
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
+        raise UserError(f"{index} names no files")
+    return [index.parent / name for name in sorted(set(named.values()))]
 
 
 def tensors(files):
@@ -111,12 +159,17 @@ def tensors(files):
                     of = {name: Tensor(tuple(s.get_shape()), s.get_dtype(), path) for name, s in slices.items()}
             else:
                 state = torch.load(path, map_location="meta", weights_only=True)
+                if not all(isinstance(value, torch.Tensor) for value in state.values()):
+                    raise UserError("it holds more than weights by name")
                 of = {
                     name: Tensor(tuple(value.shape), str(value.dtype).removeprefix("torch."), path)
                     for name, value in state.items()
                 }
         except Exception as error:
             raise UserError(f"cannot read {path}: {cause(error)}") from error
+        twice = sorted(found.keys() & of.keys())
+        if twice:
+            raise UserError(f"{twice[0]} is in two files: {found[twice[0]].file.name} and {path.name}")
         found |= of
     return found
 
@@ -126,36 +179,64 @@ def require_understood(name, raw, config):
 
     raw: the content of config.json; config: the transformers configuration.
     """
-    if raw.get("is_causal") is False or raw.get("use_bidirectional_attention") is True:
+    if raw.get("is_causal", True) in (False, "false") or raw.get("use_bidirectional_attention"):
         raise UserError(f"'{name}' is configured to see ahead (not causal); only decoders can be measured")
     if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "a method it does not name")
+        described = raw["quantization_config"]
+        method = described.get("quant_method", "?") if isinstance(described, dict) else described
         raise UserError(
             f"the weights of '{name}' are quantised ({method}); measure the model as it was before, or dequantise it"
         )
     for key in ("is_encoder_decoder", "add_cross_attention", "pruned_heads"):
         if raw.get(key):
             raise UserError(f"'{name}' is configured with {key}, which is not supported")
-    known = {*type(config)().to_dict(), *config.attribute_map}
-    if "rope_parameters" in known:
-        _require_rope(name, raw, config)
-        known |= {key for key in raw if key.startswith(("rope_", "rotary_", "partial_rotary"))} - {"rope_interleaved"}
-    for key, value in raw.items():
-        if key not in known and MATTERS.search(key) and (value is True or value not in NEUTRAL):
-            raise UserError(
-                f"'{name}' is configured with {key} = {str(value)[:60]}, which transformers' {type(config).__name__} "
-                "ignores: another model would be measured"
-            )
+    for inside, of in [(raw, config), *((raw[key], getattr(config, key)) for key in ("attn_config",) if key in raw)]:
+        known = {*type(of)().to_dict(), *of.attribute_map}
+        if "rope_parameters" in known:
+            _require_rope(name, inside, of)
+            known |= ROTARY
+        if of.model_type in PARTLY_ROTARY:
+            known |= {"partial_rotary_factor", "rotary_pct", "rope_pct", "rotary_emb_base"}
+        for key, value in inside.items():
+            if key not in known and MATTERS.search(key) and not _means_nothing(key, value, inside, of):
+                raise UserError(
+                    f"'{name}' is configured with {key} = {str(value)[:60]}, which transformers' {type(config).__name__} "
+                    "ignores: another model would be measured"
+                )
+
+
+def _means_nothing(key, value, raw, config):
+    """Whether a key of a configuration file that its class does not read says what is so anyway."""
+    if HARMLESS.search(key) or value in NEUTRAL:
+        return True
+    if isinstance(value, bool):
+        return value is bool(SAID_YES.search(key))
+    if value == 0 or (value == 1 and ONE_IS_NEUTRAL.search(key)):
+        return True
+    if "window" in key and raw.get("use_sliding_window") is False:
+        return True
+    if key == "layer_types" and set(value) == {"full_attention"}:
+        return True
+    if key == "norm_type":
+        return ("rms" in str(value)) == hasattr(config, "rms_norm_eps")
+    same = [names for pattern, names in SAME_AS.items() if re.fullmatch(pattern, key)]
+    return any(getattr(config, name, None) == value for names in same for name in names.split())
 
 
 def _require_rope(name, raw, config):
-    """Raise UserError if the configuration file scales rotary positions, and the configuration does not."""
+    """Raise UserError if the configuration file places or scales rotary positions, and the configuration does not."""
     given = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-    carried_out = {of.get("rope_type") for of in _dicts(config.rope_parameters or {})} & {*ROPE_INIT_FUNCTIONS}
+    parameters = _dicts(config.rope_parameters or {})
+    carried_out = {of.get("rope_type") for of in parameters} & {*ROPE_INIT_FUNCTIONS}
     for of in _dicts(given) if isinstance(given, dict) else [{"rope_type": given}]:
         kind = of.get("rope_type") or of.get("type") or "default"
-        if (kind != "default" or of.get("factor", 1) != 1) and not carried_out - {"default"}:
+        lost = (kind != "default" or of.get("factor", 1) != 1) and not carried_out - {"default"}
+        partly = of.get("partial_rotary_factor", 1) != 1 and config.model_type not in PARTLY_ROTARY
+        if lost or partly or of.keys() - SCALING:
             raise UserError(f"'{name}' scales its rotary positions in a way that is not supported: {given}")
+    theta = raw.get("rope_theta")
+    if theta is not None and theta not in {of.get("rope_theta") for of in parameters}:
+        raise UserError(f"'{name}' has rope_theta = {theta}, which transformers does not use")
 
 
 def _dicts(value):
@@ -223,6 +304,12 @@ def _is_derived(name, files, model):
     return _is_mask(name, tensor) and (
         value.ndim < 4 or torch.equal(value.bool(), torch.ones_like(value).bool().tril())
     )
+
+
+def _plain(frequencies, model):
+    """Rotary frequencies before scaling, which older versions stored, as many as `frequencies`."""
+    theta = _dicts(getattr(model.config, "rope_parameters", None) or {})[0].get("rope_theta", 10_000.0)
+    return theta ** (-torch.arange(frequencies.shape[-1]) / frequencies.shape[-1])
 
 
 def _require_tied(name, model, files):
