@@ -127,6 +127,9 @@ MPT = Family(
         (lambda c: c.attn_config.prefix_lm, "a prefix that sees ahead"),
         (lambda c: not c.no_bias, "biases"),
         (lambda c: c.expansion_ratio != 4, "an expansion_ratio other than 4"),
+        (lambda c: c.logit_scale, "a logit_scale"),
+        (lambda c: c.norm_type not in ("layernorm", "low_precision_layernorm"), "other norms"),
+        (lambda c: c.embedding_fraction != 1, "an embedding_fraction"),
     ),
 )
 OPT = Family(
@@ -217,7 +220,9 @@ FAMILIES = {
     "cohere": replace(LLAMA, mlp_norm="input_layernorm"),
     "olmo2": OLMO2,
     "gemma2": replace(GEMMA, attention="eager"),  # SDPA cannot cap the attention logits
-    "gemma3_text": GEMMA,
+    "gemma3_text": replace(
+        GEMMA, refused=(*GEMMA.refused, (lambda c: c.attn_logit_softcapping, "capped attention logits"))
+    ),
 }
 
 

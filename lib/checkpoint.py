@@ -40,8 +40,9 @@ SAME_AS = {  # under another name: what a key may repeat
     ".*norm_eps(ilon)?|norm_eps": "rms_norm_eps layer_norm_eps layer_norm_epsilon norm_eps",
 }
 SAID_YES = re.compile(r"^(is_)?causal$|^(use_)?(rope|rotary)$|parallel_residual")  # what is so where it is not denied
-ONE_IS_NEUTRAL = re.compile(r"^(?!.*(attn|attention|softmax|query)).*(multiplier|scal)")
+ONE_IS_NEUTRAL = re.compile(r"^(?!.*(attn|attention|softmax|query)).*(multiplier|scal)|^partial_rotary|^rotary_pct")
 NEUTRAL = (None, "", "default", "none", "rope", "rotary", "absolute", "causal", -1, [], {})
+HALF = 1e-2  # what half precision may change
 ROTARY = {"rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq"}
 PARTLY_ROTARY = {"gpt_neox", "phi", "phi3", "stablelm"}
 SCALING = {
@@ -198,14 +199,14 @@ def require_understood(name, raw, config):
         if of.model_type in PARTLY_ROTARY:
             known |= {"partial_rotary_factor", "rotary_pct", "rope_pct", "rotary_emb_base"}
         for key, value in inside.items():
-            if key not in known and MATTERS.search(key) and not _means_nothing(key, value, inside, of):
+            if key not in known and MATTERS.search(key) and not _means_nothing(key, value, inside, of, known):
                 raise UserError(
-                    f"'{name}' is configured with {key} = {str(value)[:60]}, which transformers' {type(config).__name__} "
-                    "ignores: another model would be measured"
+                    f"'{name}' is configured with {key} = {str(value)[:60]}, which transformers' "
+                    f"{type(config).__name__} ignores: another model would be measured"
                 )
 
 
-def _means_nothing(key, value, raw, config):
+def _means_nothing(key, value, raw, config, known):
     """Whether a key of a configuration file that its class does not read says what is so anyway."""
     if HARMLESS.search(key) or value in NEUTRAL:
         return True
@@ -218,9 +219,9 @@ def _means_nothing(key, value, raw, config):
     if key == "layer_types" and set(value) == {"full_attention"}:
         return True
     if key == "norm_type":
-        return ("rms" in str(value)) == hasattr(config, "rms_norm_eps")
+        return ("rms" in str(value)) == ("rms_norm_eps" in known)
     same = [names for pattern, names in SAME_AS.items() if re.fullmatch(pattern, key)]
-    return any(getattr(config, name, None) == value for names in same for name in names.split())
+    return any(name in known and getattr(config, name) == value for names in same for name in names.split())
 
 
 def _require_rope(name, raw, config):
@@ -297,13 +298,11 @@ def _is_derived(name, files, model):
     for of, buffer in model.named_buffers():
         if of in _names(name, model) or (of.endswith("rotary_emb.inv_freq") and name.endswith("rotary_emb.inv_freq")):
             own = buffer.cpu().float()
-            if own.shape == value.shape and torch.allclose(
-                own, value.float(), rtol=1e-2
-            ):  # of a file in half precision
+            stored = [own, _plain(own, model)] if of.endswith("inv_freq") else [own]
+            if any(s.shape == value.shape and torch.allclose(s, value.float(), rtol=HALF) for s in stored):
                 return True
-    return _is_mask(name, tensor) and (
-        value.ndim < 4 or torch.equal(value.bool(), torch.ones_like(value).bool().tril())
-    )
+    causal = torch.ones_like(value, dtype=torch.bool).tril() if value.ndim == 4 else value.bool()
+    return _is_mask(name, tensor) and torch.equal(value.bool(), causal)
 
 
 def _plain(frequencies, model):

@@ -64,6 +64,8 @@ def convert(files, folder, needs_tokenizer, require_room):
         readers = [gguf.GGUFReader(file) for file in files]
         metadata = {key: field.contents() for key, field in readers[0].fields.items()}
         tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
+        if len(tensors) < sum(len(reader.tensors) for reader in readers):
+            raise UserError("its parts have the same tensor more than once")
         if metadata.get("split.count", 1) > len(files):
             raise UserError(
                 f"it is part {metadata['split.no'] + 1} of {metadata['split.count']}, and not named as such"
@@ -83,6 +85,10 @@ def convert(files, folder, needs_tokenizer, require_room):
         tokenizer.save_pretrained(folder)
 
 
+REQUIRED = object()
+ONE_IS_NEUTRAL = ("rope.scaling.factor", "rope.scaling.attn_factor", "logit_scale", "residual_scale", "embedding_scale")
+
+
 class _Metadata:
     """What a file says of its architecture. `take` reads a number; `require_all_read` refuses what nobody took."""
 
@@ -91,9 +97,11 @@ class _Metadata:
         prefix = f"{self.architecture}."
         self.left = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
 
-    def take(self, key, default=None):
+    def take(self, key, default=REQUIRED):
         value = self.left.pop(key, default)
-        if isinstance(value, list) and len(set(value)) == 1:  # one for each layer, all the same
+        if value is REQUIRED:
+            raise UserError(f"its metadata has no {self.architecture}.{key}")
+        if isinstance(value, list) and value and set(value) == {value[0]}:  # one for each layer, all the same
             return value[0]
         if isinstance(value, list):
             raise UserError(f"its {self.architecture}.{key} differs between layers, which is not supported")
@@ -108,7 +116,7 @@ class _Metadata:
 
     def require_all_read(self):
         for key, value in self.left.items():
-            if not (value in (None, 0, "", "none", []) or (value == 1 and key.endswith(("factor", "scale")))):
+            if not (value in (None, 0, "", "none", []) or (value == 1 and key in ONE_IS_NEUTRAL)):
                 raise UserError(f"its {self.architecture}.{key} = {_short(value)} is not supported")
 
 
@@ -124,6 +132,8 @@ def _configuration(metadata, tensors):
     of = _Metadata(metadata)
     if of.architecture not in FORMATS:
         raise UserError(f"unsupported GGUF architecture '{of.architecture}'; supported: {', '.join(FORMATS)}")
+    if "token_embd.weight" not in tensors:
+        raise UserError("it has no tensor token_embd.weight")
     rows, width = (int(n) for n in reversed(tensors["token_embd.weight"].shape))
     if of.take("embedding_length", width) != width or of.take("vocab_size", rows) != rows:
         raise UserError(f"its token_embd.weight is {rows} x {width}, its metadata says otherwise")
@@ -164,14 +174,16 @@ def _rope(of, tensors, head_width, base=10_000.0):
     rope = {"rope_type": "default", "rope_theta": of.take("rope.freq_base", base)}
     factor = of.take("rope.scaling.factor", of.take("rope.scale_linear", 1.0)) or 1.0
     kind = of.take("rope.scaling.type", "linear")
-    original = of.take("rope.scaling.original_context_length")
-    of.take("rope.scaling.finetuned")
+    original = of.take("rope.scaling.original_context_length", None)
+    of.take("rope.scaling.finetuned", None)
     if "rope_freqs.weight" in tensors:
         if kind == "yarn" or (kind == "linear" and factor != 1):
             raise UserError("it has both rope.scaling and rope_freqs.weight, which is not supported")
         return rope | _llama3(_dequantised(tensors["rope_freqs.weight"]), rope["rope_theta"], head_width)
+    if kind == "yarn" and original is None:
+        raise UserError(f"its metadata has no {of.architecture}.rope.scaling.original_context_length")
     if kind == "yarn":
-        beta = {f"beta_{end}": of.take(f"rope.scaling.yarn_beta_{end}") for end in ("fast", "slow")}
+        beta = {f"beta_{end}": of.take(f"rope.scaling.yarn_beta_{end}", None) for end in ("fast", "slow")}
         given = {name: value for name, value in beta.items() if value is not None}
         yarn = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
         return rope | yarn | given
@@ -229,7 +241,7 @@ def _gemma(of, tensors, width, special, largest):
     fields["head_dim"] = _head_width(of, fields)
     whole = width // fields["num_attention_heads"]
     fields["query_pre_attn_scalar"] = whole if fields["num_hidden_layers"] == largest else fields["head_dim"]
-    fields["final_logit_softcapping"] = of.take("final_logit_softcapping")
+    fields["final_logit_softcapping"] = of.take("final_logit_softcapping", None)
     return fields
 
 
@@ -278,7 +290,7 @@ def _phi3(of, tensors, width, special):
     head_width = width // fields["num_attention_heads"]
     rotated = of.take("rope.dimension_count", head_width)
     rope = _rope(of, tensors, rotated) | {"partial_rotary_factor": rotated / head_width}
-    window = of.take("attention.sliding_window") or None
+    window = of.take("attention.sliding_window", 0) or None
     return transformers.Phi3Config(**fields, rope_parameters=rope, sliding_window=window, pad_token_id=None)
 
 
@@ -435,9 +447,18 @@ def _require_whole_header(path):
         try:
             if file.read(4) != b"GGUF":
                 raise ValueError("it does not begin with GGUF")
-            skip(struct.calcsize("<IQ"))  # version, number of tensors
+            skip(struct.calcsize("<I"))  # version
+            n_tensors = number("<Q")
             for _ in range(number("<Q")):
                 skip(number("<Q"))
                 skip_value(number("<I"))
-        except (ValueError, struct.error, RecursionError) as error:
+            needed = 0
+            for _ in range(n_tensors):
+                skip(number("<Q"))
+                elements = math.prod(number("<Q") for _ in range(number("<I")))
+                block, size = gguf.GGML_QUANT_SIZES[number("<I")]
+                needed = max(needed, number("<Q") + elements // block * size)
+            if file.tell() + needed > end:
+                raise ValueError(f"the file is cut short: it has {end:,} bytes, its tensors end after {needed:,} more")
+        except (ValueError, KeyError, struct.error, RecursionError) as error:
             raise UserError(f"cannot load '{path}': {cause(error)}") from error

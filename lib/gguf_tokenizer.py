@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from lib.cli import UserError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
+ELSEWHERE = "; name a tokenizer with --tokenizer"
 SPACE = "\u2581"  # SentencePiece's
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -68,7 +69,12 @@ def build(metadata):
     kind = of.get("model")
     if kind not in builders:
         raise UserError(f"its tokenizer is of the kind '{kind}'; supported: {', '.join(builders)}{ELSEWHERE}")
+    absent = [key for key in ("tokens", {"gpt2": "merges", "llama": "scores"}[kind]) if key not in of]
+    if absent:
+        raise UserError(f"its metadata has no tokenizer.ggml.{absent[0]}{ELSEWHERE}")
     tokens, types = of["tokens"], of.get("token_type") or [NORMAL] * len(of["tokens"])
+    if len(types) != len(tokens):
+        raise UserError(f"its vocabulary has {len(tokens)} tokens, but {len(types)} types of tokens{ELSEWHERE}")
     repeated = [token for token, n in Counter(tokens).items() if n > 1]
     if repeated:
         raise UserError(f"its vocabulary has '{repeated[0]}' more than once{ELSEWHERE}")
@@ -77,7 +83,7 @@ def build(metadata):
     special = {token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL}
     backend.add_tokens([AddedToken(token, normalized=False, special=token in special) for token in added])
     names = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
-    named = {f"{name}_token": tokens[of[key]] for name, key in names.items() if of.get(key) is not None}
+    named = {f"{name}_token": tokens[of[key]] for name, key in names.items() if of.get(key, len(tokens)) < len(tokens)}
     first = kind == "llama" or of.get("pre") in WHOLE_WORDS
     if of.get("add_bos_token", first) and "bos_token" in named:
         bos = named["bos_token"]
@@ -85,9 +91,6 @@ def build(metadata):
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, of["bos_token_id"])]
         )
     return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **named)
-
-
-ELSEWHERE = "; name a tokenizer with --tokenizer"
 
 
 def _byte_level(of, vocabulary, _types):
@@ -105,9 +108,17 @@ def _byte_level(of, vocabulary, _types):
     return backend
 
 
+def require_order(scores):
+    """Raise UserError if two pieces have the same score: which of two neighbours is joined first is then a matter of
+    their places in the text, which a list of merges cannot say."""
+    if max(Counter(scores).values(), default=0) > 1:
+        raise UserError(f"its vocabulary has pieces of the same score, which is not supported{ELSEWHERE}")
+
+
 def _sentencepiece(of, vocabulary, types):
     """Byte-pair encoding by scores: of all neighbours that a token joins, those of the highest score are joined."""
     scores = of["scores"]
+    require_order(scores[i] for i, kind in enumerate(types) if kind == NORMAL)
     pairs = []
     for token, kind in zip(of["tokens"], types, strict=True):
         if kind in (NORMAL, USER_DEFINED, UNUSED):

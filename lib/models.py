@@ -4,7 +4,9 @@ import glob
 import hashlib
 import importlib.util
 import os
+import sys
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,8 @@ PLAIN = {"return_dict": True, "output_hidden_states": False, "output_attentions"
 SAME = 64  # in units of the last place: what outputs may differ by that should not differ
 KEPT_DAYS = 30  # a converted model of another version of the code
 
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # asks the hub for other files than there are
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
@@ -71,7 +75,7 @@ def load(options):
     name = options.model if path is None else str(path)
     try:
         raw, _ = transformers.PretrainedConfig.get_config_dict(name, **where)
-        _require_no_code(options, raw)
+        own_code = _own_code(options, raw)
         if path is None:
             _require_no_adapter(options)
         config = transformers.AutoConfig.from_pretrained(name, **where)
@@ -106,6 +110,7 @@ def load(options):
     elif "folder" in source:
         source["weights_sha256"] = {file.name: _sha256(file) for file in weights}
         source["config_sha256"] = _sha256(path / "config.json")
+    source |= own_code
     own = _tokenizer(options, name, where)
     if device_map is None:
         model.to(device)
@@ -133,20 +138,38 @@ def _look(name, lm):
             )
 
 
-def _require_no_code(options, raw):
-    """Raise UserError for a checkpoint that brings code of its own, unless the user trusts it.
+def _own_code(options, raw):
+    """What became of the code that a checkpoint brings: {} where there is none, otherwise for the provenance.
+
+    Raises UserError if it brings other classes than transformers has, and the user does not trust it. Classes of the
+    same name are what transformers took over: its own run, and that is told.
 
     raw: the content of its config.json.
     """
-    if options.trust_remote_code:
-        return
     code = raw.get("auto_map") or {}
-    classes = [of for name, of in code.items() if name in ("AutoConfig", "AutoModelForCausalLM", "AutoModel")]
-    if classes:
+    code = code if isinstance(code, dict) else {"AutoModelForCausalLM": str(code)}
+    classes = {
+        name: str(of) for name, of in code.items() if name in ("AutoConfig", "AutoModelForCausalLM", "AutoModel")
+    }
+    if not classes or options.trust_remote_code:
+        return {"own_code": "run"} if classes else {}
+    kind, own = raw.get("model_type"), []
+    if kind in transformers.CONFIG_MAPPING:
+        own = [transformers.CONFIG_MAPPING[kind]]
+        mappings = (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_MAPPING)
+        own += [mapping[own[0]] for mapping in mappings if own[0] in mapping]
+    ours = {of.__name__.lower() for of in own}
+    other = [of for of in classes.values() if of.rpartition(".")[2].lower() not in ours]
+    if other:
         raise UserError(
-            f"'{options.model}' brings code of its own ({classes[0]}), which runs only with --trust_remote_code; a "
-            "copy whose config.json has no auto_map is measured as transformers' own class"
+            f"'{options.model}' brings code of its own ({other[0]}), which runs only with --trust_remote_code"
         )
+    print(
+        f"warning: '{options.model}' brings code of its own, which does not run without --trust_remote_code: it is "
+        f"measured as transformers' own {own[1].__name__}",
+        file=sys.stderr,
+    )
+    return {"own_code": "not run"}
 
 
 def _require_no_adapter(options):
@@ -169,9 +192,12 @@ def _tokenizer(options, name, where):
     try:
         if Path(name).is_dir():
             checkpoint.require_no_pointers(Path(name))
+        elif options.tokenizer:
+            hub.require_id(name)
         return tokenizer.load(name, **where)
     except Exception as error:
-        raise UserError(f"no tokenizer for '{given}' ({cause(error)}); name one with --tokenizer") from error
+        instead = "" if options.tokenizer else "; name one with --tokenizer"
+        raise UserError(f"no tokenizer for '{given}' ({cause(error)}){instead}") from error
 
 
 def _resolve(name, needs_tokenizer):
@@ -183,7 +209,7 @@ def _resolve(name, needs_tokenizer):
         folder = _converted(PACKAGED, PACKAGED_SHA256, lambda: [_packaged_gguf()])
         return folder, {"package": PACKAGE, "gguf_sha256": PACKAGED_SHA256}
     path = Path(os.path.expanduser(name))
-    if path.suffix.lower() == ".gguf":
+    if path.suffix.lower() == ".gguf" and not os.path.isdir(path):
         if not os.path.isfile(path):
             raise UserError(f"no such file: {path}")
         checkpoint.require_no_pointer(path)

@@ -9,7 +9,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
 from lib.cli import UserError
-from lib.gguf_tokenizer import SPACE
+from lib.gguf_tokenizer import SPACE, require_order
 
 PROBES = ("x  5", " a ", "It's 12,345.60 (or so)", "one\ntwo\n\n\tthree", "Ünïcode ﬁ ½ – “…”", "日本語 🙂")  # noqa: RUF001
 
@@ -23,7 +23,8 @@ def load(name, trust_remote_code, **where):
     where: `revision` of a hub id. Raises UserError: code that is not trusted, a vocabulary that is empty or lacks its
     merges; whatever transformers raises for files that it cannot read.
     """
-    code = (get_tokenizer_config(name, **where).get("auto_map") or {}).get("AutoTokenizer")
+    code = get_tokenizer_config(name, **where).get("auto_map")
+    code = code.get("AutoTokenizer") if isinstance(code, dict) else code  # a list, in old ones
     if code and not trust_remote_code:
         raise UserError(f"it is code of its own ({code}), which runs only with --trust_remote_code")
     whole, pieces = (
@@ -31,7 +32,7 @@ def load(name, trust_remote_code, **where):
         for file in ("tokenizer.json", "tokenizer.model")
     )
     if whole is not None and not code:
-        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(name, **where)
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(name, fix_mistral_regex=False, **where)
     else:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **where)
         _require_merges(tokenizer)
@@ -39,6 +40,9 @@ def load(name, trust_remote_code, **where):
             _follow(tokenizer, pieces)
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):  # without files transformers makes one up
         raise UserError("its vocabulary is empty")
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if getattr(model, "dropout", None):  # which training is for: other ids at every call
+        model.dropout = None
     tokenizer("0")  # a configuration of wrong types fails here
     return tokenizer
 
@@ -51,6 +55,8 @@ def _follow(tokenizer, path):
     own = sentencepiece.SentencePieceProcessor(model_file=path)
     backend = tokenizer.backend_tokenizer
     if isinstance(backend.model, models.BPE):
+        pieces = (i for i in range(len(own)) if not (own.IsControl(i) or own.IsUnknown(i) or own.IsByte(i)))
+        require_order(own.GetScore(i) for i in pieces if not own.IsUnused(i))
         prefix = [normalizers.Prepend(SPACE)] * own.encode("a", out_type=str)[0].startswith(SPACE)
         backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
         backend.pre_tokenizer = None

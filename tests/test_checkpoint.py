@@ -112,6 +112,16 @@ def test_a_length_in_tokenizer_json_cuts_nothing(llama):
     assert ids == own.encode(TEXT, add_special_tokens=False).ids
 
 
+def test_dropout_of_merges_is_for_training(llama):
+    path = llama / "tokenizer.json"
+    content = json.loads(path.read_text())
+    expected = load(llama).tokenizer(TEXT)["input_ids"]
+    content["model"]["dropout"] = 0.5
+    path.write_text(json.dumps(content))
+    lm = load(llama)
+    assert all(lm.tokenizer(TEXT)["input_ids"] == expected for _ in range(3))
+
+
 def test_a_tokenizer_of_vocabulary_and_merges(gpt2):
     """As GPT-2's and OPT's repositories have it; without the merges it would cut words into letters."""
     own = make_tokenizer()
@@ -346,6 +356,47 @@ def test_pickled_weights(llama):
     refused(llama, r"no place for: model\.layers\.0\.mlp\.up_proj\.bias")
 
 
+def test_a_tensor_in_two_files(llama):
+    tensors = load_file(llama / "model.safetensors")
+    first = dict(list(tensors.items())[:5])
+    rest = {name: value for name, value in tensors.items() if name not in first}
+    save_file(first, llama / "a.safetensors", metadata={"format": "pt"})
+    save_file(rest | {"model.norm.weight": torch.ones(32)}, llama / "b.safetensors", metadata={"format": "pt"})
+    (llama / "model.safetensors").rename(llama / "kept")
+    names = dict.fromkeys(first, "a.safetensors") | dict.fromkeys(rest, "b.safetensors")
+    (llama / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    if "model.norm.weight" in rest:
+        save_file(first | {"model.norm.weight": torch.ones(32)}, llama / "a.safetensors", metadata={"format": "pt"})
+    refused(llama, r"model\.norm\.weight is in two files")
+    (llama / "kept").rename(llama / "model.safetensors")
+    refused(llama, "has its weights twice")
+
+
+@pytest.mark.parametrize("name", ["training_args.bin", "old.safetensors", "vocab.txt"])
+def test_what_is_beside_a_model_does_not_matter(name, llama):
+    (llama / name).symlink_to("nowhere")
+    (llama / f"a {name}").mkdir()
+    load(llama)
+
+
+@pytest.mark.parametrize("name", ["model.fp16.safetensors", "consolidated.00.pth", "tf_model.h5"])
+def test_weights_of_another_kind_are_named(name, llama):
+    (llama / "model.safetensors").rename(llama / name)
+    refused(llama, f"has no weights.*it has {name}")
+
+
+@pytest.mark.parametrize("content", ["", "<html>", "[]", "{"])
+def test_a_configuration_that_is_none(content, llama):
+    (llama / "config.json").write_text(content)
+    refused(llama, r"cannot read .*config\.json")
+
+
+@pytest.mark.parametrize("given", ["./nowhere", "tokenizer.json"])
+def test_a_tokenizer_that_is_not_there(given, llama):
+    message = refused(llama, "no tokenizer for", tokenizer=str(llama / given) if given.endswith("json") else given)
+    assert "--tokenizer" not in message
+
+
 def test_an_adapter_alone(tmp_path):
     content = {"peft_type": "LORA", "base_model_name_or_path": "meta-llama/Llama-3.2-1B"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(content))
@@ -384,6 +435,22 @@ def test_pointers_of_git_lfs(name, llama):
         ({"alibi": True}, "alibi"),
         ({"num_local_experts": 8}, "num_local_experts"),
         ({"rope_interleaved": True}, "rope_interleaved"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rotary_pct": 0.25}, "rotary_pct"),
+        ({"rope_scaling": {"type": "dynamic", "alpha": 8.0, "factor": 1.0}}, "alpha"),
+        ({"rope_scaling": {"linear": 4.0}}, "linear"),
+        ({"hidden_activation": "gelu"}, "hidden_activation = gelu"),
+        ({"attn_logit_soft_cap": 50.0}, "attn_logit_soft_cap"),
+        ({"attention_multiplier": 1.0}, "attention_multiplier = 1.0"),
+        ({"softmax_scale": 0.5}, "softmax_scale"),
+        ({"attention_chunk_size": 4}, "attention_chunk_size"),
+        ({"causal": False}, "causal"),
+        ({"is_causal": 0}, "is_causal|causal"),
+        ({"norm_eps": 0.5}, "norm_eps = 0.5"),
+        ({"apply_residual_connection_post_layernorm": True}, "apply_residual_connection"),
+        ({"position_embedding_type": "alibi"}, "position_embedding_type"),
+        ({"use_rope": False}, "use_rope"),
+        ({"n_heads": 8}, "n_heads = 8"),
         ({"rope_scaling": {"type": "brand-new", "factor": 2.0}}, "brand-new"),
         ({"rope_scaling": {"factor": 2.0}}, "factor"),
     ],
@@ -407,6 +474,10 @@ def test_what_a_configuration_says_and_transformers_ignores(values, match, llama
         {"task_specific_params": {"text-generation": {"max_length": 50}}},
         {"unsloth_version": "2025.1", "_flash_attn_2_enabled": True},
         {"pretraining_tp": 1, "mlp_bias": False},
+        {"sliding_window": 4096, "use_sliding_window": False, "layer_types": ["full_attention"] * 3},
+        {"norm_type": "rmsnorm", "residual_multiplier": 1.0, "logit_scale": None, "position_embedding_type": "rope"},
+        {"flash_rotary": True, "fused_rotary": True, "use_rotary": True, "n_heads": 4, "norm_eps": 1e-6},
+        {"is_decoder": True, "attention_softmax_in_fp32": True, "partial_rotary_factor": 1.0, "causal": True},
         {"gradient_checkpointing": True},
     ],
 )
@@ -469,6 +540,19 @@ def test_code_of_a_model_does_not_run(auto_map, kind, with_code):
     folder, marker = with_code
     change_json(folder / "config.json", auto_map=auto_map, model_type=kind)
     refused(folder, "code of its own .* only with --trust_remote_code")
+    assert not marker.exists()
+
+
+def test_code_that_transformers_took_over_does_not_run_either(with_code, capsys):
+    """Falcon's, MPT's and Phi-3's repositories have it still; their classes have the names of transformers' own."""
+    folder, marker = with_code
+    ids, before = token_ids(1, 8), logits(load(folder), token_ids(1, 8))
+    own = {"AutoConfig": "own.GPT2Config", "AutoModelForCausalLM": "own.GPT2LMHeadModel"}
+    change_json(folder / "config.json", auto_map=own)
+    lm = load(folder)
+    assert "measured as transformers' own GPT2LMHeadModel" in capsys.readouterr().err
+    assert torch.equal(logits(lm, ids), before)
+    assert lm.source["own_code"] == "not run"
     assert not marker.exists()
 
 

@@ -203,6 +203,7 @@ def test_a_pointer_of_git_lfs(tmp_path):
         ("rope.scaling.yarn_log_multiplier", 0.1),
         ("rope.dimension_count", 4),
         ("attention.scale", 0.5),
+        ("attention.scale", 1.0),
         ("attention.key_length", 16),
         ("attention.value_length", 16),
         ("attention.sliding_window", 8),
@@ -290,6 +291,29 @@ def test_factors_of_rotary_frequencies(tiny_gguf, tmp_path):
     factors[-1] += 1
     path = rewritten(tiny_gguf, tmp_path / "n.gguf", values, tensors={"rope_freqs.weight": factors})
     refused(path, r"rope_freqs\.weight are not those of Llama 3\.1")
+
+
+@pytest.mark.parametrize("key", ["attention.head_count", "block_count", "context_length", "feed_forward_length"])
+def test_metadata_that_is_missing_is_named(key, tiny_gguf, tmp_path):
+    refused(rewritten(tiny_gguf, tmp_path / "m.gguf", {f"llama.{key}": None}), rf"has no llama\.{key}")
+
+
+@pytest.mark.parametrize("key", ["tokens", "merges"])
+def test_a_vocabulary_that_is_missing_is_named(key, tiny_gguf, tmp_path):
+    refused(rewritten(tiny_gguf, tmp_path / "m.gguf", {f"tokenizer.ggml.{key}": None}), rf"no tokenizer\.ggml\.{key}")
+
+
+def test_a_download_that_broke_off(tiny_gguf, tmp_path):
+    (tmp_path / "m.gguf").write_bytes(tiny_gguf.read_bytes()[:-5000])
+    refused(tmp_path / "m.gguf", "the file is cut short")
+
+
+def test_parts_that_hold_the_same_tensor(tiny_gguf, tmp_path):
+    names = [tensor.name for tensor in gguf.GGUFReader(tiny_gguf).tensors]
+    paths = [tmp_path / f"m-{i:05d}-of-00002.gguf" for i in (1, 2)]
+    rewritten(tiny_gguf, paths[0], without=names[10:])
+    rewritten(tiny_gguf, paths[1], without=names[:9])
+    refused(paths[0], "the same tensor more than once")
 
 
 def test_an_architecture_that_is_not_known(tiny_gguf, tmp_path):
@@ -506,8 +530,15 @@ def test_sentencepiece_merges_by_score(seed, prefix):
         assert tokenizer.decode(ids) == text
 
 
+def test_pieces_of_the_same_score_are_refused():
+    """Neighbours are then joined in the order of their places, which merges cannot say."""
+    gguf_tokenizer.build(sentencepiece(["a", "b", "ab"], [0.0, -1.0, -2.0]))
+    with pytest.raises(UserError, match="pieces of the same score"):
+        gguf_tokenizer.build(sentencepiece(["a", "b", "ab", "ba"], [0.0, -1.0, -2.0, -2.0]))
+
+
 def test_user_defined_tokens_are_taken_whole_and_control_tokens_are_not_text(tiny_gguf):
-    of = sentencepiece(["a", "<b>", "\u2581"], [0.0, 0.0, 0.0], prefix=False)
+    of = sentencepiece(["a", "<b>", "\u2581"], [0.0, -1.0, -2.0], prefix=False)
     of["tokenizer.ggml.token_type"][-2] = 4
     tokenizer = gguf_tokenizer.build(of)
     ids = tokenizer("a<b><s>", add_special_tokens=False, split_special_tokens=True)["input_ids"]
