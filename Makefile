@@ -61,9 +61,9 @@ reproduce-gpt2: $(READY)
 test: $(READY)
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal
 
-# the same weights in TransformerLens, in an environment of its own
+# the same weights in TransformerLens and llama.cpp, in an environment of its own
 test-peers: $(PEERS_READY)
-	$(PEERS)/python -m pytest tests/test_peers.py -m peer
+	$(PEERS)/python -m pytest tests/test_peers.py tests/test_llama_cpp.py -m peer
 
 # time and memory beside other tools, in an environment of its own: the tables end in what is met and what is not
 BENCH := .venv-bench/bin

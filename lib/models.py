@@ -156,7 +156,7 @@ def _own_code(options, raw):
     kind, own = raw.get("model_type"), []
     if kind in transformers.CONFIG_MAPPING:
         own = [transformers.CONFIG_MAPPING[kind]]
-        mappings = (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_MAPPING)
+        mappings = (transformers.MODEL_MAPPING, transformers.MODEL_FOR_CAUSAL_LM_MAPPING)
         own += [mapping[own[0]] for mapping in mappings if own[0] in mapping]
     ours = {of.__name__.lower() for of in own}
     other = [of for of in classes.values() if of.rpartition(".")[2].lower() not in ours]
@@ -166,7 +166,7 @@ def _own_code(options, raw):
         )
     print(
         f"warning: '{options.model}' brings code of its own, which does not run without --trust_remote_code: it is "
-        f"measured as transformers' own {own[1].__name__}",
+        f"measured as transformers' own {own[-1].__name__}",
         file=sys.stderr,
     )
     return {"own_code": "not run"}
