@@ -298,7 +298,10 @@ def main():
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: 5)")
     parser.add_argument("--first_seed", type=int, default=0, help="the first of them (default: 0)")
     parser.add_argument(
-        "--savedir", type=Path, default=Path("results/controls"), help="folder for the results (default: %(default)s)"
+        "--savedir",
+        type=cli.path,
+        default=Path("results/controls"),
+        help="folder for the results (default: %(default)s)",
     )
     args = parser.parse_args()
     cli.require_one_process()

@@ -43,7 +43,7 @@ def main():
         metavar="KEY=VALUE",
         help="of submitit, for example timeout_min=600 gpus_per_node=1 slurm_partition=gpu (default: timeout_min=60)",
     )
-    parser.add_argument("--savedir", type=Path, default=Path("results/cluster"), help="default: %(default)s")
+    parser.add_argument("--savedir", type=cli.path, default=Path("results/cluster"), help="default: %(default)s")
     parser.add_argument("script", nargs="+", help="after --, the script and its flags")
     args = parser.parse_args()
     if not (report.ROOT / args.script[0]).is_file():

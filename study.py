@@ -43,7 +43,7 @@ CAUSAL_SUITE = (
 @dataclass(frozen=True)
 class Options(cli.Options):
     nsamples: int | None = cli.flag(None, "number of token windows (default: each script's own)")
-    savedir: Path | None = cli.flag(None, "folder for the results (default: results/<model>)", type=Path)
+    savedir: Path | None = cli.flag(None, "folder for the results (default: results/<model>)", type=cli.path)
     force: bool = cli.flag(False, "measure again what is there already", action="store_true")
     short: bool = cli.flag(False, "only the seed study's scripts and the ledger", action="store_true")
 

@@ -21,7 +21,7 @@ SEED_STUDY = {"top": ((2, 7), (5, 1), (6, 1)), "bottom": ((0, 1), (4, 11), (11, 
 class Options(cli.Options):
     nsamples: int = cli.flag(20, "number of token windows")
     dataset_config: str | None = cli.flag(None, "configuration of a hub dataset")
-    config: Path | None = cli.flag(None, "pruning configuration of analyze_heads_simple.py", type=Path)
+    config: Path | None = cli.flag(None, "pruning configuration of analyze_heads_simple.py", type=cli.path)
     top: tuple = cli.flag((), "TOP heads as layer.head, for example 2.7 5.1 6.1", nargs="+")
     bottom: tuple = cli.flag((), "BOTTOM heads as layer.head", nargs="+")
     n_random: int = cli.flag(5, "draws of random heads for each set")

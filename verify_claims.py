@@ -229,7 +229,7 @@ def verify(folder, model_name, files, label=None):
 def main():
     cli.require_one_process()
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("results"), help="default: results")
+    parser.add_argument("folder", type=cli.path, nargs="?", default=Path("results"), help="default: results")
     parser.add_argument("--model", help="short name of the model, as in the file names, or its --model (default: all)")
     args = parser.parse_args()
     if not args.folder.is_dir():
@@ -239,6 +239,10 @@ def main():
     if not found and not args.model:
         raise cli.UserError(f"no results below {args.folder}; name the --model to see what is untested")
     names = [args.model if args.model in found else cli.Options(model=args.model).model_name] if args.model else found
+    if found and not found.keys() & set(names):
+        raise cli.UserError(
+            f"no results of '{args.model}' below {args.folder}; there are some of: {', '.join(sorted(found))}"
+        )
     judged = {name: by_dtype(name, found.get(name, {}), args.model) for name in sorted(names)}
     for name, split in judged.items():
         for dtype, files in split.items() or [(None, {})]:

@@ -565,6 +565,8 @@ def _(results):
 )
 def _(results):
     losses = np.array([layer["zero"]["loss"] for layer in results["exp7"]["layers"]])
+    if len(losses) < 4:
+        raise UntestedError("fewer than four layers have no quarters")
     quarters = [part.mean() for part in np.array_split(losses, 4)]
     values = {f"quarter {i}": float(mean) for i, mean in enumerate(quarters, 1)}
     return quarters[0] > max(quarters[1:]), values

@@ -31,6 +31,15 @@ def batch_size(text):
 
 
 PACKAGED = "smollm2-135m"
+
+
+def path(text):
+    """A path as it is typed, `~` being the home folder."""
+    if not text:
+        raise UserError("a path is empty")
+    return Path(os.path.expanduser(text))
+
+
 WINDOWS = ("dataset", "dataset_config", "split", "text_column", "encoding", "nsamples", "seqlen", "batch_size")
 OF_EVERY_SCRIPT = ("dataset", "nsamples", "seqlen", "batch_size")  # the same may be typed for many scripts in a row
 INTS = {"nargs": "+", "type": int, "metavar": "N"}
@@ -72,10 +81,10 @@ class Options:
     seed: int = flag(0, "seed of the choice of windows, of random heads and of the bootstrap")
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: str = flag("float32", "dtype of the weights and activations", choices=["float32", "bfloat16", "float16"])
-    savedir: Path | None = flag(None, "folder for the results (default: results/<model>/<script>)", type=Path)
+    savedir: Path | None = flag(None, "folder for the results (default: results/<model>/<script>)", type=path)
     offline: bool = flag(False, "never ask the Hugging Face hub; use its local cache", action="store_true")
     replot: Path | None = flag(
-        None, "redraw the figures from this result JSON, without a model", type=Path, metavar="JSON"
+        None, "redraw the figures from this result JSON, without a model", type=path, metavar="JSON"
     )
 
     @property
@@ -138,9 +147,11 @@ def parse(options_class, description, argv=None):
     typed = vars(parser.parse_args(argv))
     options = options_class(**{key: tuple(v) if isinstance(v, list) else v for key, v in typed.items()})
     object.__setattr__(options, "typed", frozenset(typed))
-    for name in ("model", "dataset"):
-        if not getattr(options, name).strip():
+    for name in ("model", "dataset", "tokenizer"):
+        if getattr(options, name) is not None and not getattr(options, name).strip():
             raise UserError(f"--{name} is empty")
+    if options.seed >= 2**63:
+        raise UserError(f"--seed must be below {2**63:,}")
     for name, least in (("nsamples", 1), ("batch_size", 1), ("seed", 0), ("n_random", 0)):
         value = getattr(options, name, least)
         if value not in (None, "auto") and value < least:

@@ -100,6 +100,8 @@ def from_text(sentence, options, lm):
     except UnicodeEncodeError as error:  # the shell gave bytes that are not of its encoding
         raise UserError(f"--text is not valid text: {sentence!a}") from error
     first, ids = _ids(sentence, options, lm, "--text")
+    if len(first) + len(ids) < 2:
+        raise UserError("--text is a single token; it takes at least 2")
     window_length(len(first) + len(ids), lm)
     return Windows(_behind(first, ids[None]), 1, len(first), f"--text {sentence!r}")
 

@@ -8,7 +8,7 @@ from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 
 FAMILY = "DejaVu Sans"  # comes with matplotlib
-LONGEST = 64
+LONGEST = 44
 
 
 def legible(value):

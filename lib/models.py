@@ -196,6 +196,8 @@ def _tokenizer(options, name, where):
             hub.require_id(name)
         return tokenizer.load(name, **where)
     except Exception as error:
+        if options.tokenizer and not isinstance(error, UserError) and not Path(name).is_dir():
+            raise UserError(hub.why_not(given, error, "tokenizer")) from error
         instead = "" if options.tokenizer else "; name one with --tokenizer"
         raise UserError(f"no tokenizer for '{given}' ({cause(error)}){instead}") from error
 
@@ -206,6 +208,8 @@ def _resolve(name, needs_tokenizer):
     needs_tokenizer: whether that of a .gguf file is wanted.
     """
     if name == PACKAGED:
+        if os.path.isdir(name):
+            raise UserError(f"'{name}' is the packaged model and a folder here; write ./{name} for the folder")
         folder = _converted(PACKAGED, PACKAGED_SHA256, lambda: [_packaged_gguf()])
         return folder, {"package": PACKAGE, "gguf_sha256": PACKAGED_SHA256}
     path = Path(os.path.expanduser(name))

@@ -99,6 +99,8 @@ def _ending(name):
 
 def _of_file(options, path):
     ending, compressed = _ending(path)
+    if "://" in options.dataset:
+        raise UserError(f"{options.dataset} is an address; download it and name the file")
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder; name a file in it")
     if not os.path.exists(path):
@@ -179,7 +181,9 @@ def _csv(text, text_column, delimiter):
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise UserError(f"line {line} begins a broken row: {error}") from error
+            raise UserError(
+                f"line {line} begins a broken row: {error} (quotes enclose fields; one in a field is doubled)"
+            ) from error
         if row is None:
             return texts
         if not row:  # a blank line
@@ -221,8 +225,8 @@ def _json_value(text, what):
 
 
 def _json(text, text_column):
-    """Rows of a list of objects or of strings, alone or under the only key with a list (or under `data`); of an object
-    of columns; of JSON lines, which many tools write into .json files too."""
+    """Rows of a list of objects or of strings; of a list of objects under the only key that has one (or under `data`);
+    of an object of columns; of JSON lines, which many tools write into .json files too."""
     try:
         whole = _json_value(text, "is not JSON")
     except UserError as error:
@@ -230,26 +234,31 @@ def _json(text, text_column):
             return _json_lines(text, text_column)
         raise
     if isinstance(whole, dict):
-        columns = whole.get(text_column)
-        lists = [key for key, value in whole.items() if isinstance(value, list)]
-        if isinstance(columns, dict):
-            return _strings({f"row {key}": value for key, value in columns.items()}, text_column)
-        if isinstance(columns, list):
-            whole = [{text_column: value} for value in columns]
-        elif len(lists) == 1 or "data" in lists:
-            whole = whole[lists[0] if len(lists) == 1 else "data"]
-        elif isinstance(columns, str):
-            whole = [columns]
+        column = whole.get(text_column)
+        rows = [key for key, value in whole.items() if _are_rows(value, text_column)]
+        if isinstance(column, str):
+            return _strings({"it": column}, text_column)
+        if isinstance(column, dict):
+            return _strings({f"row {key}": value for key, value in column.items()}, text_column)
+        if isinstance(column, list):
+            whole = [{text_column: value} for value in column]
+        elif text_column not in whole and (len(rows) == 1 or "data" in rows):
+            whole = whole[rows[0] if len(rows) == 1 else "data"]
         else:
-            _column_index(list(whole), text_column)
+            _column_index([key for key in whole if key != text_column], text_column)
     if not isinstance(whole, list):
         raise UserError(f"holds {_kind(whole)}, not a list of rows")
     return _column({f"row {number}": row for number, row in enumerate(whole, 1)}, text_column)
 
 
+def _are_rows(value, text_column):
+    """Whether a value is a list of objects that have the column."""
+    return isinstance(value, list) and any(isinstance(row, dict) and text_column in row for row in value)
+
+
 def _column(rows, name):
     """The texts of {where: object or string}."""
-    if all(isinstance(row, str) for row in rows.values()):
+    if rows and all(isinstance(row, str) for row in rows.values()) and name == DEFAULTS["text_column"]:
         return _strings(rows, name)
     for where, row in rows.items():
         if not isinstance(row, dict):
@@ -298,10 +307,14 @@ def _parquet(data, text_column):
 READERS = {  # ending: (flags that apply, what reads it)
     ".txt": (("encoding",), _text),
     ".md": (("encoding",), _text),
+    ".text": (("encoding",), _text),
+    ".raw": (("encoding",), _text),  # wikitext's own
+    ".tokens": (("encoding",), _text),
     ".csv": (("encoding", "text_column"), partial(_csv, delimiter=",")),
     ".tsv": (("encoding", "text_column"), partial(_csv, delimiter="\t")),
     ".json": (("encoding", "text_column"), _json),
     ".jsonl": (("encoding", "text_column"), _json_lines),
+    ".ndjson": (("encoding", "text_column"), _json_lines),
     ".parquet": (("text_column",), _parquet),
 }
 

@@ -98,3 +98,21 @@ def test_replot_beside_what_it_heeds(tmp_path):
     for flags in ((), ("--exp2",), ("--offline",)):
         assert run("main_llm.py", *flags, "--replot", RESULT, "--savedir", tmp_path / "out") == 0
     assert (tmp_path / "out" / "smollm2-135m.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--seed", str(2**64)], "--seed must be below"),
+        (["--tokenizer", ""], "--tokenizer is empty"),
+        (["--savedir", ""], "a path is empty"),
+    ],
+)
+def test_values_that_cannot_be(flags, message):
+    with pytest.raises(cli.UserError, match=message):
+        cli.parse(cli.Options, "", flags)
+
+
+def test_the_home_folder_in_paths(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.parse(cli.Options, "", ["--savedir", "~/out"]).savedir == tmp_path / "out"
