@@ -60,13 +60,13 @@ def test_models_data_sets_and_revisions(hub, tmp_path):
     named = ("--dataset", "Salesforce/wikitext", "--config", "wikitext-2-raw-v1", "--split", "validation")
     lines.append(layerwise(tmp_path / "named", *tiny, *named))
     refused = {
-        "'org/tiny' has no revision 'step9'": (*tiny, "--revision", "step9"),
+        "model 'org/tiny': it has no revision 'step9'": (*tiny, "--revision", "step9"),
         "unknown model 'org/nowhere'": ("--model", "org/nowhere"),
-        "'org/gated' is gated": ("--model", "org/gated"),
+        "model 'org/gated': it is gated": ("--model", "org/gated"),
         "Available: ['wikitext-2-raw-v1']": (*tiny, "--config", "wikitext-9"),
         "Should be one of ['test', 'train', 'validation']": (*tiny, "--split", "dev"),
         "Should be one of ['train']": (*tiny, *plain),
-        "cannot load dataset 'org/nowhere'": (*tiny, "--dataset", "org/nowhere"),
+        "unknown dataset 'org/nowhere'": (*tiny, "--dataset", "org/nowhere"),
         "has no column 'texts'; it has: text": (*tiny, "--text_column", "texts"),
     }
     lines += [layerwise(tmp_path / "refused", *flags) for flags in refused.values()]
@@ -111,11 +111,14 @@ def test_models_data_sets_and_revisions(hub, tmp_path):
 def test_a_hub_that_is_not_well(well, text_file, tmp_path):
     line = layerwise(tmp_path / "out", "--model", "org/tiny", "--dataset", text_file)
     environment = well.environment(tmp_path / "home")
-    well.status = 503
-    [before] = our_hub.in_order([line], tmp_path, environment)
-    assert before.code == 2
-    assert before.error.startswith("error: cannot reach the Hugging Face hub")
-    assert before.error.count("\n") == 1
+    told = {503: "we cannot reach the Hugging Face hub (it answers 503)", 429: "refuses so many requests; try again later"}
+    for well.status, why in told.items():
+        [before] = our_hub.in_order([line], tmp_path, environment)
+        assert before.code == 2
+        assert before.error.startswith("error: ")
+        assert "model 'org/tiny'" in before.error
+        assert why in before.error
+        assert before.error.count("\n") == 1
     well.status = None
     [loaded] = our_hub.in_order([line], tmp_path, environment)
     well.status = 503

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from lib import plots, report
-from tests.conftest import save, tiny_model
+from tests.conftest import MASSIVE_DIM, planted_model, save, tiny_model
 
 ABLATION_FIGURES = ("top1_comparison", "critical_dimensions", "percentage_change_heatmap")
 # script: (its own arguments, the files of the seed study, the JSON)
@@ -301,8 +301,8 @@ def test_unwritable_savedir_is_found_before_the_model_is_loaded(tmp_path, capsys
 
 
 def test_non_finite_values_are_an_error(tokenizer, text_file, tmp_path, capsys):
-    model = tiny_model("llama")
-    model.model.layers[1].mlp.down_proj.weight.data[3, 3] = torch.inf
+    model = planted_model("llama")
+    model.model.layers[1].mlp.down_proj.weight.data[MASSIVE_DIM, 0] = -3e38  # too much where SPIKE_TOKEN is met
     broken = save(tmp_path / "broken", model, tokenizer)
     assert (
         run("main_llm.py --exp2", "--model", broken, "--dataset", text_file, *SAMPLE, "--savedir", tmp_path / "out")
