@@ -11,7 +11,7 @@ RUN_OFFLINE = "to run without it: --model smollm2-135m --dataset python-docs, or
 NAMES = "NAME or OWNER/NAME, of letters, digits, '-', '_' and '.'"
 # by the names of classes, so that nothing is imported; a subclass before its base
 MEANT = {
-    "GatedRepoError": "cannot load {}: it is gated: accept its terms on its page on the hub, then log in: hf auth login",
+    "GatedRepoError": "cannot load {}: it is gated; accept its terms on the hub, then log in: hf auth login",
     "DisabledRepoError": "cannot load {}: the hub has disabled it",
     "RepositoryNotFoundError": "unknown {}: it is neither here nor on the hub, unless it is private: hf auth login",
     "DatasetNotFoundError": "unknown {}: it is neither here nor on the hub, unless it is private: hf auth login",
@@ -24,7 +24,8 @@ STATUS = {
 }
 OUT_OF_REACH = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ProxyError")
 
-logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # it tells of every retry
+# it tells of every retry; only "Rate limited. Waiting 170s before retry" is worth a line
+logging.getLogger("huggingface_hub.utils._http").addFilter(lambda of: of.getMessage().startswith("Rate limited"))
 
 
 class _Offline:

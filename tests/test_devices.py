@@ -130,7 +130,9 @@ def test_losses_that_are_not_finite_are_no_misfit(loss, monkeypatch):
 
 
 @pytest.mark.parametrize(("value", "dtype", "warned"), [(40_000, "float16", True), (30_000, "float16", False)])
-def test_float16_warns_when_it_is_about_to_end(value, dtype, warned, tokenizer, text_file, tmp_path, monkeypatch, capsys):
+def test_float16_warns_when_it_is_about_to_end(
+    value, dtype, warned, tokenizer, text_file, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(experiment, "_misfit", lambda *_: None)  # random weights fit no text
     model = tiny_model("gpt2")
     model.transformer.h[1].mlp.c_proj.bias.data[3] = -value

@@ -67,7 +67,7 @@ def test_models_data_sets_and_revisions(hub, tmp_path):
         "Should be one of ['test', 'train', 'validation']": (*tiny, "--split", "dev"),
         "Should be one of ['train']": (*tiny, *plain),
         "unknown dataset 'org/nowhere'": (*tiny, "--dataset", "org/nowhere"),
-        "has no column 'texts'; it has: text": (*tiny, "--text_column", "texts"),
+        "dataset 'wikitext': no column 'texts'; it has: text": (*tiny, "--text_column", "texts"),
     }
     lines += [layerwise(tmp_path / "refused", *flags) for flags in refused.values()]
     # results of another revision are not overwritten, whatever else is as it was
@@ -109,21 +109,30 @@ def test_models_data_sets_and_revisions(hub, tmp_path):
 
 
 def test_a_hub_that_is_not_well(well, text_file, tmp_path):
-    line = layerwise(tmp_path / "out", "--model", "org/tiny", "--dataset", text_file)
+    flags = ["--dataset", text_file, "--model"]
+    line, missing = (layerwise(tmp_path / "out", *flags, name) for name in ("org/tiny", "org/gated"))
     environment = well.environment(tmp_path / "home")
-    told = {503: "we cannot reach the Hugging Face hub (it answers 503)", 429: "refuses so many requests; try again later"}
-    for well.status, why in told.items():
-        [before] = our_hub.in_order([line], tmp_path, environment)
-        assert before.code == 2
-        assert before.error.startswith("error: ")
-        assert "model 'org/tiny'" in before.error
-        assert why in before.error
-        assert before.error.count("\n") == 1
-    well.status = None
     [loaded] = our_hub.in_order([line], tmp_path, environment)
     well.status = 503
-    [cached] = our_hub.in_order([line], tmp_path, environment)
-    assert (loaded.code, cached.code) == (0, 0)
+    cached, without = our_hub.in_order([line, missing], tmp_path, environment)
+    assert (loaded.code, cached.code, without.code) == (0, 0, 2)
+    assert without.error.startswith("error: unknown model 'org/gated'")
+    assert "we cannot reach the Hugging Face hub (it answers 503)" in without.error
+    assert without.error.count("\n") == 1
+
+
+def test_retries_are_silent_unless_they_wait_long(well, monkeypatch, caplog):
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    from lib import hub  # noqa: F401
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    well.status = 503
+    with pytest.raises(Exception, match="503"):
+        _http.http_backoff("HEAD", well.endpoint, max_retries=1, base_wait_time=0)
+    _http.logger.warning("Rate limited. Waiting 170.0s before retry [Retry 1/5].")
+    assert [of.getMessage()[:12] for of in caplog.records] == ["Rate limited"]
 
 
 def test_offline_holds_for_datasets_without_importing_it():
