@@ -96,7 +96,7 @@ class Options:
 
     def idle(self):
         """{field: why it would do nothing here}; typed, it is refused, or noted if it is OF_EVERY_SCRIPT."""
-        if self.model == PACKAGED or Path(self.model).suffix.lower() == ".gguf" or Path(self.model).is_dir():
+        if self.model == PACKAGED or Path(self.model).suffix.lower() == ".gguf" or os.path.isdir(self.model):
             return {"revision": f"'{self.model}' is not on the hub"}
         return {}
 

@@ -1,5 +1,6 @@
 """What every script does around its own `run`: load, run, write JSON and TXT, draw; or, with --replot, only draw."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -197,8 +198,13 @@ def _misfit(lm, windows):
 
     from lib import data, hooks
 
-    loss = hooks.token_losses(lm, windows.ids[:1, : data.LOOK]).mean().item()
-    if loss < windows.chance:
+    try:
+        loss = hooks.token_losses(lm, windows.ids[:1, : data.LOOK]).mean().item()
+    except RuntimeError as error:
+        if not _memory_is_short(error):
+            raise
+        return None  # what is measured may fit all the same, and says so if not
+    if not windows.chance <= loss < math.inf:  # what is not finite ends the run where it arises
         return None
     return (
         f"the loss of the first window, {loss:.2f} nats a token, is no better than chance ({windows.chance:.2f}, by "
@@ -226,11 +232,17 @@ def _run(experiment, lm, windows, options):
             with ranks.failing_together():
                 return experiment.run(lm, windows, options), options
         except RuntimeError as error:
-            from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-
-            if not should_reduce_batch_size(error):
+            if not _memory_is_short(error):
                 raise
+        from accelerate.utils.memory import clear_device_cache
+
         clear_device_cache(garbage_collection=True)
         if not auto or options.batch_size == 1:
             raise UserError(f"out of memory with --batch_size {options.batch_size}")
         options = replace(options, batch_size=options.batch_size // 2)
+
+
+def _memory_is_short(error):
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return should_reduce_batch_size(error)

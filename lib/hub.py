@@ -1,6 +1,7 @@
 """The Hugging Face hub: whether it is there, and why something did not come from it."""
 
 import functools
+import logging
 import os
 import sys
 
@@ -10,11 +11,11 @@ RUN_OFFLINE = "to run without it: --model smollm2-135m --dataset python-docs, or
 NAMES = "NAME or OWNER/NAME, of letters, digits, '-', '_' and '.'"
 # by the names of classes, so that nothing is imported; a subclass before its base
 MEANT = {
-    "GatedRepoError": "cannot load {}: accept its terms on its page on the hub, then log in: hf auth login",
+    "GatedRepoError": "cannot load {}: it is gated; accept its terms on the hub, then log in: hf auth login",
     "DisabledRepoError": "cannot load {}: the hub has disabled it",
     "RepositoryNotFoundError": "unknown {}: it is neither here nor on the hub, unless it is private: hf auth login",
     "DatasetNotFoundError": "unknown {}: it is neither here nor on the hub, unless it is private: hf auth login",
-    "RevisionNotFoundError": "cannot load {}: it has no such revision",
+    "RevisionNotFoundError": "cannot load {}: it has no revision '{revision}'",
 }
 STATUS = {
     401: "the hub does not accept the access token: hf auth login",
@@ -22,6 +23,9 @@ STATUS = {
     429: "the hub refuses so many requests; try again later",
 }
 OUT_OF_REACH = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ProxyError")
+
+# it tells of every retry; only "Rate limited. Waiting 170s before retry" is worth a line
+logging.getLogger("huggingface_hub.utils._http").addFilter(lambda of: of.getMessage().startswith("Rate limited"))
 
 
 class _Offline:
@@ -78,10 +82,10 @@ def require_id(name):
         raise UserError(f"no such model folder: {name:.200}; and no hub id, which is {NAMES}") from error
 
 
-def why_not(name, error, what="model"):
+def why_not(name, error, what="model", revision=None):
     """Why the model or dataset `name` did not come from the hub or its local cache, in one line.
 
-    error: what was raised on the way.
+    error: what was raised on the way. revision: which was asked for; None: `main`.
     """
     errors = chain(error)
     kinds = {kind.__name__ for of in errors for kind in type(of).__mro__}
@@ -96,7 +100,7 @@ def why_not(name, error, what="model"):
         )
     for kind, meant in MEANT.items():
         if kind in kinds:
-            return meant.format(named)
+            return meant.format(named, revision=revision or "main")
     status = next((s for of in errors if (s := getattr(getattr(of, "response", None), "status_code", None))), None)
     if status in STATUS or (status or 0) >= 500:
         return f"cannot load {named}: {STATUS.get(status, f'the hub has a fault ({status}); try again later')}"

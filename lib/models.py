@@ -99,7 +99,7 @@ def load(options):
     except UserError:
         raise
     except Exception as error:
-        raise UserError(_why_not_loaded(options.model, path, error)) from error
+        raise UserError(_why_not_loaded(options, path, error)) from error
     folder = path or _snapshot(options)
     weights = checkpoint.weight_files(folder)
     files = checkpoint.tensors(weights)
@@ -273,10 +273,10 @@ def _require_room(name, config, n_bytes, trust_remote_code=False):
         raise UserError(f"'{name}' is configured for {n:,} weights or more, but its files have {n_bytes:,} bytes")
 
 
-def _why_not_loaded(name, path, error):
+def _why_not_loaded(options, path, error):
     if path is not None:
-        return f"cannot load '{name}': {cause(error)}"
-    return hub.why_not(name, error)
+        return f"cannot load '{options.model}': {cause(error)}"
+    return hub.why_not(options.model, error, revision=options.revision)
 
 
 def _device(name):

@@ -77,11 +77,13 @@ def results(path):
 
 
 def cache(path):
-    from lib import models, report
+    from lib import models, report, storage
 
     def work(folder, started):
-        report.remove_leftovers = lambda _folder: started()  # called when the model is dequantised
-        models._dequantise(path, folder / "model")
+        folder.mkdir(exist_ok=True)
+        storage.find = lambda _name: folder / "model"
+        report.remove_leftovers = lambda *_args: started()  # called when the model is dequantised
+        models._converted(path.stem, "0" * 64, lambda: [path])
 
     return work
 

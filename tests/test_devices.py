@@ -1,11 +1,12 @@
 """Where a model is, in what dtype and how many windows at once: results are the same, or it is said."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from lib import hooks, models
+from lib import experiment, hooks, models
 from lib.cli import Options
 from tests.conftest import planted_model, save, tiny_model
 from tests.test_ranks import exact, experiment_of, spiked_windows
@@ -102,21 +103,37 @@ def test_batch_size_auto_halves_when_memory_is_short(tiny_llama_folder, text_fil
 
     def short_of_memory(lm, ids):
         tried.append(len(ids))
-        if len(ids) > 1:
+        if ids.numel() > 32:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         forward(lm, ids)
 
+    def no_memory(_lm, _ids):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
     monkeypatch.setattr(hooks, "forward", short_of_memory)
+    monkeypatch.setattr(hooks, "token_losses", no_memory)  # of the first look at the text, without which it goes on
     _code, auto = layerwise(tiny_llama_folder, text_file, tmp_path / "auto", "--batch_size", "auto")
-    assert tried == [1, 3, 1, 1, 1]  # the first when the model is loaded
+    assert tried == [2, 3, 1, 1, 1]  # the first when the model is loaded
     assert auto["config"]["batch_size"] == 1
     assert auto["results"] == one["results"]
     assert layerwise(tiny_llama_folder, text_file, tmp_path / "two", "--batch_size", "2") == (2, None)
     assert "error: out of memory with --batch_size 2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_losses_that_are_not_finite_are_no_misfit(loss, monkeypatch):
+    """Where the values themselves are not finite, the run ends with the layer's name."""
+    windows = replace(spiked_windows(), chance=2.0)
+    for of, expected in ((loss, False), (3.0, True)):
+        monkeypatch.setattr(hooks, "token_losses", lambda *_args, of=of: torch.tensor([of, of]))
+        assert (experiment._misfit(None, windows) is not None) == expected
+
+
 @pytest.mark.parametrize(("value", "dtype", "warned"), [(40_000, "float16", True), (30_000, "float16", False)])
-def test_float16_warns_when_it_is_about_to_end(value, dtype, warned, tokenizer, text_file, tmp_path, capsys):
+def test_float16_warns_when_it_is_about_to_end(
+    value, dtype, warned, tokenizer, text_file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(experiment, "_misfit", lambda *_: None)  # random weights fit no text
     model = tiny_model("gpt2")
     model.transformer.h[1].mlp.c_proj.bias.data[3] = -value
     folder = save(tmp_path / "high", model, tokenizer)

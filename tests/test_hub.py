@@ -60,14 +60,14 @@ def test_models_data_sets_and_revisions(hub, tmp_path):
     named = ("--dataset", "Salesforce/wikitext", "--config", "wikitext-2-raw-v1", "--split", "validation")
     lines.append(layerwise(tmp_path / "named", *tiny, *named))
     refused = {
-        "'org/tiny' has no revision 'step9'": (*tiny, "--revision", "step9"),
+        "model 'org/tiny': it has no revision 'step9'": (*tiny, "--revision", "step9"),
         "unknown model 'org/nowhere'": ("--model", "org/nowhere"),
-        "'org/gated' is gated": ("--model", "org/gated"),
+        "model 'org/gated': it is gated": ("--model", "org/gated"),
         "Available: ['wikitext-2-raw-v1']": (*tiny, "--config", "wikitext-9"),
         "Should be one of ['test', 'train', 'validation']": (*tiny, "--split", "dev"),
         "Should be one of ['train']": (*tiny, *plain),
-        "cannot load dataset 'org/nowhere'": (*tiny, "--dataset", "org/nowhere"),
-        "has no column 'texts'; it has: text": (*tiny, "--text_column", "texts"),
+        "unknown dataset 'org/nowhere'": (*tiny, "--dataset", "org/nowhere"),
+        "dataset 'wikitext': no column 'texts'; it has: text": (*tiny, "--text_column", "texts"),
     }
     lines += [layerwise(tmp_path / "refused", *flags) for flags in refused.values()]
     # results of another revision are not overwritten, whatever else is as it was
@@ -109,18 +109,30 @@ def test_models_data_sets_and_revisions(hub, tmp_path):
 
 
 def test_a_hub_that_is_not_well(well, text_file, tmp_path):
-    line = layerwise(tmp_path / "out", "--model", "org/tiny", "--dataset", text_file)
+    flags = ["--dataset", text_file, "--model"]
+    line, missing = (layerwise(tmp_path / "out", *flags, name) for name in ("org/tiny", "org/gated"))
     environment = well.environment(tmp_path / "home")
-    well.status = 503
-    [before] = our_hub.in_order([line], tmp_path, environment)
-    assert before.code == 2
-    assert before.error.startswith("error: cannot reach the Hugging Face hub")
-    assert before.error.count("\n") == 1
-    well.status = None
     [loaded] = our_hub.in_order([line], tmp_path, environment)
     well.status = 503
-    [cached] = our_hub.in_order([line], tmp_path, environment)
-    assert (loaded.code, cached.code) == (0, 0)
+    cached, without = our_hub.in_order([line, missing], tmp_path, environment)
+    assert (loaded.code, cached.code, without.code) == (0, 0, 2)
+    assert without.error.startswith("error: unknown model 'org/gated'")
+    assert "we cannot reach the Hugging Face hub (it answers 503)" in without.error
+    assert without.error.count("\n") == 1
+
+
+def test_retries_are_silent_unless_they_wait_long(well, monkeypatch, caplog):
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    from lib import hub  # noqa: F401
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    well.status = 503
+    with pytest.raises(Exception, match="503"):
+        _http.http_backoff("HEAD", well.endpoint, max_retries=1, base_wait_time=0)
+    _http.logger.warning("Rate limited. Waiting 170.0s before retry [Retry 1/5].")
+    assert [of.getMessage()[:12] for of in caplog.records] == ["Rate limited"]
 
 
 def test_offline_holds_for_datasets_without_importing_it():

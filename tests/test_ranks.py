@@ -130,7 +130,8 @@ def test_torchrun(tokenizer, tmp_path):
     """Two gloo processes: the files of one process, and an error of one process alone ends both."""
     planted = save(tmp_path / "planted", planted_model("gpt2"), tokenizer)
     broken_model = tiny_model("gpt2")
-    broken_model.transformer.wte.weight.data[tokenizer("~")["input_ids"]] = torch.inf
+    broken_model.transformer.wte.weight.data[tokenizer("~")["input_ids"], 3] = 3e38
+    broken_model.transformer.h[0].mlp.c_proj.bias.data[3] = 2e38  # too much for float32 where they meet
     broken = save(tmp_path / "broken", broken_model, tokenizer)
     text = tmp_path / "text.txt"
     text.write_text(TEXT[:1200].replace("~", "").replace(".", tokenizer.decode([SPIKE_TOKEN])) + "~" * 200)

@@ -9,11 +9,10 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from lib import plots, report
-from tests.conftest import save, tiny_model
+from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, planted_model, save
 
 ABLATION_FIGURES = ("top1_comparison", "critical_dimensions", "percentage_change_heatmap")
 # script: (its own arguments, the files of the seed study, the JSON)
@@ -300,14 +299,13 @@ def test_unwritable_savedir_is_found_before_the_model_is_loaded(tmp_path, capsys
     assert "not a writable folder" in capsys.readouterr().err
 
 
-def test_non_finite_values_are_an_error(tokenizer, text_file, tmp_path, capsys):
-    model = tiny_model("llama")
-    model.model.layers[1].mlp.down_proj.weight.data[3, 3] = torch.inf
+def test_non_finite_values_are_an_error(tokenizer, tmp_path, capsys):
+    model = planted_model("llama")
+    model.model.layers[1].mlp.down_proj.weight.data[MASSIVE_DIM, 0] = -3e38  # too much where SPIKE_TOKEN is met
     broken = save(tmp_path / "broken", model, tokenizer)
-    assert (
-        run("main_llm.py --exp2", "--model", broken, "--dataset", text_file, *SAMPLE, "--savedir", tmp_path / "out")
-        == 2
-    )
+    (tmp_path / "text.txt").write_text(100 * f"a{tokenizer.decode([SPIKE_TOKEN])}b ")
+    shared = ["--model", broken, "--dataset", tmp_path / "text.txt", *SAMPLE, "--savedir", tmp_path / "out"]
+    assert run("main_llm.py --exp2", *shared) == 2
     assert "non-finite values at layer 1; float16 ends at 65,504" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
