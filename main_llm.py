@@ -167,7 +167,7 @@ def summarise_sentence(payload):
     return "\n".join(
         [
             report.header(payload, f"Activations of layer {r['layer']} in one text"),
-            f"text: {''.join(r['tokens'])!r}",
+            f"text: {payload['config']['text']!r}",
             f"median |activation|: {report.number(r['median'])}",
             "",
             report.table(["rank", "position", "token", "dim", "value", "x median"], rows),
@@ -216,7 +216,7 @@ def summarise_logits(payload):
     return "\n".join(
         [
             report.header(payload, f"Attention logits of layer {r['layer']} in one text"),
-            f"text: {''.join(r['tokens'])!r}",
+            f"text: {payload['config']['text']!r}",
             "",
             "Before softmax: scaled, capped, with position biases. Means over the queries that see the first token,",
             "without the first query; others: the mean over the other keys that a query sees.",
