@@ -9,11 +9,10 @@ import torch
 from safetensors import safe_open
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from lib.errors import UserError, cause
+from lib.errors import IS_POINTER, LFS_POINTER, UserError, cause, listed
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.gguf")
-LFS = b"version https://git-lfs"
 FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
 MERGE = (
     "merge it into its base model with peft: "
@@ -85,11 +84,11 @@ def require_no_pointer(path):
         return
     try:
         with open(path, "rb") as file:
-            beginning = file.read(len(LFS))
+            beginning = file.read(len(LFS_POINTER))
     except OSError as error:
         raise UserError(f"cannot read {path}: {cause(error)}") from error
-    if beginning == LFS:
-        raise UserError(f"{path} is a pointer of Git LFS, not the file itself; run: git lfs pull")
+    if beginning == LFS_POINTER:
+        raise UserError(f"{path} {IS_POINTER}")
 
 
 def require_model(folder):
@@ -127,7 +126,7 @@ def weight_files(folder):
     found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if found is None:
         others = [path.name for ending in OTHER_WEIGHTS for path in sorted(folder.glob(ending))]
-        instead = f"; it has {_listed(others)}, which cannot be read as such" if others else ""
+        instead = f"; it has {listed(others)}, which cannot be read as such" if others else ""
         raise UserError(f"'{folder}' has no weights: no {WEIGHTS[0]} and no {WEIGHTS[2]}{instead}")
     index = found if found.suffix == ".json" else found.with_name(f"{found.name}.index.json")
     files = _shards(index) if index.is_file() else []
@@ -137,7 +136,7 @@ def weight_files(folder):
         return [found]
     absent = [file.name for file in files if not file.is_file()]
     if absent:
-        raise UserError(f"'{folder}' lacks {_listed(absent)}, which {found.name} names")
+        raise UserError(f"'{folder}' lacks {listed(absent)}, which {found.name} names")
     return files
 
 
@@ -257,7 +256,7 @@ def require_all_used(name, model, files, loading):
         raise UserError(f"{tensor} of '{name}' is {in_file} in its files, {in_model} by its configuration")
     absent = sorted(loading["missing_keys"])
     if absent:
-        raise UserError(f"'{name}' has no weights for {_listed(absent)}")
+        raise UserError(f"'{name}' has no weights for {listed(absent)}")
     quantised = sorted(of for of, tensor in files.items() if tensor.dtype not in FLOATS and not _is_mask(of, tensor))
     if quantised:
         raise UserError(
@@ -271,7 +270,7 @@ def require_all_used(name, model, files, loading):
     passed_over = {of for of in files if ignored.search(of) and not own.keys() & set(_names(of, model))}
     unused = sorted(of for of in loading["unexpected_keys"] | passed_over if not _is_derived(of, files, model))
     if unused:
-        raise UserError(f"'{name}' has weights that its configuration has no place for: {_listed(unused)}")
+        raise UserError(f"'{name}' has weights that its configuration has no place for: {listed(unused)}")
     _require_tied(name, model, files)
 
 
@@ -333,7 +332,3 @@ def require_finite(name, model, files):
             kind = str(value.dtype).removeprefix("torch.")
             raise UserError(f"{of} of '{name}' is too large for {kind}: use --dtype bfloat16 or float32")
         raise UserError(f"{of} of '{name}' holds infinite values or NaN in its file: the checkpoint is damaged")
-
-
-def _listed(names):
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

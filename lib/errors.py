@@ -19,6 +19,10 @@ MEANT = {
 }
 
 
+LFS_POINTER = b"version https://git-lfs"  # how a file begins that stands for another one
+IS_POINTER = "is a pointer of Git LFS, not the file itself; run: git lfs pull"
+
+
 class UserError(Exception):
     """A mistake in the input; its message is one line and the exit code is 2."""
 
@@ -78,6 +82,11 @@ def _says(error):
     if isinstance(error, MemoryError):
         return f"out of memory ({text})" if text else "out of memory"
     return text if " " in text else f"{name}: {text}" if text else name
+
+
+def listed(names):
+    """The first three of a list of names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _cut(text, longest):

@@ -20,7 +20,7 @@ import transformers
 from safetensors.torch import save_file
 
 from lib import gguf_tokenizer
-from lib.errors import UserError, cause
+from lib.errors import UserError, cause, listed
 
 LOADERS = ("transformers", "tokenizers", "gguf", "safetensors", "torch")
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -385,10 +385,10 @@ def _weights(config, architecture, tensors):
     }
     absent = [of or name for name, of in source.items() if of not in tensors]
     if absent:
-        raise UserError(f"it has no tensor {_listed(absent)}")
+        raise UserError(f"it has no tensor {listed(absent)}")
     unused = tensors.keys() - set(source.values()) - {"rope_freqs.weight"}
     if unused:
-        raise UserError(f"the model of its metadata has no place for its tensor {_listed(sorted(unused))}")
+        raise UserError(f"the model of its metadata has no place for its tensor {listed(sorted(unused))}")
     weights = {}
     for name, of in source.items():
         value = FORMATS[architecture].undo(name, _dequantised(tensors[of]), config).contiguous()
@@ -396,10 +396,6 @@ def _weights(config, architecture, tensors):
             raise UserError(f"its {of} is {tuple(value.shape)}, its metadata says {shapes[name]}")
         weights[name] = value
     return weights
-
-
-def _listed(names):
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _dequantised(tensor):

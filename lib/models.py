@@ -190,7 +190,7 @@ def _tokenizer(options, name, where):
     name = options.tokenizer or name
     where = {"trust_remote_code": options.trust_remote_code} if options.tokenizer else where
     try:
-        if Path(name).is_dir():
+        if options.tokenizer and Path(name).is_dir():
             checkpoint.require_no_pointers(Path(name))
         elif options.tokenizer:
             hub.require_id(name)

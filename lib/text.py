@@ -19,7 +19,7 @@ from pathlib import Path
 from pydoc_data import topics
 
 from lib import hub
-from lib.errors import UserError, cause
+from lib.errors import IS_POINTER, LFS_POINTER, UserError, cause
 
 JOINED_BY = "\n\n"
 KNOWN = {"wikitext": ("Salesforce/wikitext", "wikitext-2-raw-v1")}
@@ -42,7 +42,6 @@ NO_TEXT = {
     b"GGUF": "a GGUF model",
     b"PAR1": "a parquet file",
 }
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def _decompressed(data):
 
 def _refuse_other_kinds(data, ending):
     if data.startswith(LFS_POINTER):
-        raise UserError("is a pointer of Git LFS, not the file itself; run: git lfs pull")
+        raise UserError(IS_POINTER)
     for signature, kind in NO_TEXT.items():
         if data.startswith(signature) and ending != ".parquet":
             raise UserError(f"is {kind}, not text")
