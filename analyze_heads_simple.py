@@ -37,20 +37,19 @@ class HeadAnalysis:
 
 
 def run(lm, windows, options):
-    from lib import sinks
-    from lib.stats import averages
+    from lib import definitions, sinks
 
     heads = sinks.measure(lm, windows, options.batch_size)
-    seqlen = windows.ids.shape[1]
+    seqlen, draws = windows.ids.shape[1], windows.draws(options.seed)
     return HeadAnalysis(
-        scores=averages(heads.scores, options.seed),
-        scores_without_first_query=averages(heads.later, options.seed),
+        scores=draws.averages(heads.scores),
+        scores_without_first_query=draws.averages(heads.later),
         ranking=sinks.rank(heads.scores.mean(0)),
         uniform=sum(1 / seen for seen in range(1, seqlen + 1)) / seqlen,
         floor=1 / seqlen,
-        sink_rate=averages(heads.sink_rates(), options.seed),
-        sink_epsilon=sinks.SINK_EPSILON,
-        sink_window=min(sinks.SINK_WINDOW, seqlen),
+        sink_rate=draws.averages(heads.sink_rates()),
+        sink_epsilon=definitions.SINK_EPSILON,
+        sink_window=min(definitions.SINK_WINDOW, seqlen),
     )
 
 

@@ -35,8 +35,8 @@ class LayerSweep:
 def run(lm, windows, options):
     from lib import layers, place
 
-    at = place.find(lm, windows, options.batch_size, options.dim, options.position)
-    baseline, kinds = layers.sweep_layers(lm, windows, at, options.batch_size, options.seed)
+    at = place.find(lm, windows, options.batch_size, options.dim, options.position, options.seed)
+    baseline, kinds = layers.sweep_layers(lm, windows, at, options.batch_size)
     values = {
         word: [[kind, row["layer"]] for kind, rows in kinds.items() for row in rows if row[word]]
         for word in ("necessary", "sufficient", "redundant")
@@ -44,9 +44,7 @@ def run(lm, windows, options):
     values["all_off"] = {kind: rows[-1]["from_front"]["retained"] for kind, rows in kinds.items()}
     named = [f"{word}: {_names(values[word])}" for word in ("necessary", "sufficient", "redundant")]
     verdict = "; ".join(named) if at.massive else "none found"
-    return LayerSweep(
-        at.described(options.seed), baseline, kinds, {"verdict": verdict, "rule": layers.RULE, "values": values}
-    )
+    return LayerSweep(at.described(), baseline, kinds, {"verdict": verdict, "rule": layers.RULE, "values": values})
 
 
 def _names(parts):

@@ -55,11 +55,12 @@ def run(lm, windows, options):
         )
     inside = mlp.Internals(lm, options.layer_id, options.position, options.dim)
     with ranks.progress(len(windows.ids), options.batch_size, "MLP") as progress:
-        for _rows, ids in windows.batches(options.batch_size):
-            inside.measure(ids)
+        for rows, ids in windows.batches(options.batch_size):
+            inside.measure(rows, ids)
             progress.update(len(ids))
     inside.gather()
-    followed = inside.followed(options.seed)
+    draws = windows.draws(options.seed)
+    followed = inside.followed(draws)
     contributions = inside.contributions(followed["dim"])
     check = inside.check(followed["dim"], contributions)
     needed = mlp.smallest_set(contributions, check, SHARE)
@@ -73,7 +74,7 @@ def run(lm, windows, options):
         contribution_check=check,
         neurons=inside.neurons(followed["dim"], contributions[:10]),
         by_weight=[row | {"rank_by_contribution": by_rank[row["neuron"]]} for row in heaviest],
-        replaced=inside.replaced(followed["dim"], options.seed),
+        replaced=inside.replaced(followed["dim"], draws),
         conclusion={
             "verdict": "none" if needed is None else f"{needed} of {len(contributions)} neurons",
             "rule": "smallest number of neurons, largest contributions along the output's sign first, that give "

@@ -42,17 +42,16 @@ class Lifecycle:
 
 def run(lm, windows, options):
     from lib import ledger, place
-    from lib.stats import averages
 
     condition = condition_of(lm.arch, options)
-    at = place.find(lm, windows, options.batch_size, options.dim, options.position)
+    at = place.find(lm, windows, options.batch_size, options.dim, options.position, options.seed)
     found = ledger.measure(lm, windows, at, condition, options.batch_size)
     return Lifecycle(
         condition={"label": condition.label, "mlps_off": condition.mlps, "heads_off": condition.heads},
-        place=at.described(options.seed),
-        writes=[write.listed() | {"average": averages(write.values, options.seed)} for write in found.writes],
-        layers=found.layers(options.seed),
-        residual=averages(found.place.values, options.seed),
+        place=at.described(),
+        writes=[write.listed() | {"average": at.draws.averages(write.values)} for write in found.writes],
+        layers=found.layers(),
+        residual=at.draws.averages(found.place.values),
         check=found.check(),
         conclusion=found.conclusion(),
     )

@@ -61,11 +61,10 @@ def run(lm, windows, options):
     import numpy as np
 
     from lib import mlp, neurons, place
-    from lib.stats import averages
 
     if options.layer_id is not None:
         lm.arch.check_layer(options.layer_id)
-    followed = place.find(lm, windows, options.batch_size, options.dim, options.position)
+    followed = place.find(lm, windows, options.batch_size, options.dim, options.position, options.seed)
     layer = followed.plateau[0] if options.layer_id is None else options.layer_id
     end_layer = max(layer, followed.plateau[1])
     values = neurons.at_place(lm, windows, followed, layer, options.batch_size)
@@ -79,12 +78,12 @@ def run(lm, windows, options):
     added = lm.arch.write_scale * values.get("mlp_write", values[mlp.OUTPUT])[:, followed.dim].numpy()
     block_output = followed.values[:, layer]
     written = {
-        "block_output": averages(block_output, options.seed),
-        "mlp": averages(added, options.seed),
+        "block_output": followed.draws.averages(block_output),
+        "mlp": followed.draws.averages(added),
         "share": mlp.ratio(added.mean(), block_output.mean()),
     }
     return NeuronSets(
-        place=followed.described(options.seed),
+        place=followed.described(),
         layer=layer,
         end_layer=end_layer,
         width=len(contributions),

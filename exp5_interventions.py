@@ -28,7 +28,7 @@ def run(lm, windows, options):
 
     if options.layer_id is not None:
         lm.arch.check_layer(options.layer_id)
-    found = place.find(lm, windows, options.batch_size, options.dim, options.position)
+    found = place.find(lm, windows, options.batch_size, options.dim, options.position, options.seed)
     layer = found.plateau[0] if options.layer_id is None else options.layer_id
     every = (interventions.ZERO, interventions.MEAN, interventions.MEDIAN, *options.factors)
     wanted = [(set_to, where) for where in (interventions.LAYER, interventions.ONWARD) for set_to in every]

@@ -48,26 +48,27 @@ def run(lm, windows, options):
 
     if options.layer_id is not None:
         lm.arch.check_layer(options.layer_id)
-    at = place.find(lm, windows, options.batch_size, options.dim, options.position)
+    at = place.find(lm, windows, options.batch_size, options.dim, options.position, options.seed)
     layer = at.plateau[0] if options.layer_id is None else options.layer_id
     probe = census.Probe(lm, layer, at.dim, at.sign, float(at.medians[:, layer].mean()))
     spikes = probe.spikes(at.values[:, layer])
     rows = np.flatnonzero(spikes if spikes.any() else ~spikes)
     ids, positions = windows.ids[torch.from_numpy(rows)], at.positions[rows]
-    how = options.batch_size, options.seed
+    draws = at.draws.of(rows)
+    how = options.batch_size, draws
 
     values = census.every_token(probe)
     of_vocabulary = census.distribution(probe, values)
     moved = census.moved(probe, ids, positions, *how)
-    repeated = census.repeated(probe, ids, positions, *how)
+    repeated = census.repeated(probe, ids, positions, options.batch_size)
     swapped = census.swapped(probe, ids, *how)
     own = values[ids[torch.arange(len(ids)), torch.from_numpy(positions)].numpy()]
     own_share = float(probe.spikes(own).mean())
     return TriggerCensus(
-        place=at.described(options.seed),
+        place=at.described(),
         layer=layer,
         spike={"rule": census.SPIKES, "threshold": probe.threshold, "median": probe.median, "sign": probe.sign},
-        ordinary=probe.summary(at.values[:, layer], options.seed),
+        ordinary=probe.summary(at.values[:, layer], at.draws),
         windows=len(rows),
         census=of_vocabulary,
         moved=moved,

@@ -62,7 +62,7 @@ def run(lm, windows, options):
 
     if options.n_whole < 1:
         raise cli.UserError("--n_whole: at least 1")
-    at = place.find(lm, windows, options.batch_size, options.dim, options.position)
+    at = place.find(lm, windows, options.batch_size, options.dim, options.position, options.seed)
     found = heads.survey(lm, windows, at, options.batch_size)
     orders = heads.orders(found, options.n_random, options.seed)
     versions = heads.changes(found, orders)
@@ -71,7 +71,7 @@ def run(lm, windows, options):
     rows = slice(0, step * options.n_whole, step)
     some = replace(windows, ids=windows.ids[rows])
     whole = sweep.measure(lm, some, at.of(rows), versions, options.batch_size)
-    effects = heads.Effects(values, whole, at, options.seed)
+    effects = heads.Effects(values, whole, at, at.draws.of(rows))
     scores, writes = found.scores.mean(0), found.writes.mean(0)
     changes = {
         kind: effects.changes({f"{version} {heads.label([head])}": head[0] for head in found.heads})
@@ -93,7 +93,7 @@ def run(lm, windows, options):
     baseline = effects.described(sweep.BASELINE)
     first, end, last = effects.layers
     return HeadSweep(
-        place=at.described(options.seed),
+        place=at.described(),
         effects=effects.keys,
         shown=["birth", *["end"] * (end > first), *["last"] * (last > end), "sink_rate", "loss"],
         through_scores=None

@@ -120,16 +120,17 @@ def run_layerwise(lm, windows, options):
             statistics.end_batch()
             progress.update(len(ids))
     statistics.gather()
-    return Layerwise(massive.DEFINITION, statistics.layers(options.seed), statistics.massive())
+    return Layerwise(massive.DEFINITION, statistics.layers(windows.draws(options.seed)), statistics.massive())
 
 
 def run_intervention(lm, windows, options):
-    from lib import interventions, place, sinks
+    from lib import interventions, place
+    from lib.definitions import SINK_EPSILON
 
     lm.arch.check_layer(options.layer_id)
-    found = place.find(lm, windows, options.batch_size)
+    found = place.find(lm, windows, options.batch_size, seed=options.seed)
     wanted = [(options.reset_type.removeprefix("set_"), interventions.LAYER)]
-    return interventions.compare(lm, windows, found, options.layer_id, wanted, (sinks.SINK_EPSILON,), options)
+    return interventions.compare(lm, windows, found, options.layer_id, wanted, (SINK_EPSILON,), options)
 
 
 def run_logits(lm, windows, options):

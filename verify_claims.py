@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import cli, identity, report
+from lib import cli, identity, judges, report
 
 PUBLISHED = report.ROOT / "reference" / "gpt2_published.json"
 NEEDED = ("results", "config.model_name", "provenance.model.name", "provenance.time", "provenance.data.seqlen")
@@ -73,7 +73,9 @@ def _read(path):
     if version != report.SCHEMA_VERSION:
         print(f"left out: {path} has schema version {version}", file=sys.stderr)
         return None
-    return report.load(path, experiment)
+    payload = report.load(path, experiment)
+    payload["results"] = judges.judged(experiment, payload["results"])
+    return payload
 
 
 def _begins_as_ours(path):

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from lib import hooks, ranks, sinks
+from lib.definitions import COLLAPSES, PERSISTS
 from lib.massive import DEFINITION, LayerStatistics, is_massive
-from lib.stats import Samples, averages, perplexity
+from lib.stats import Samples
 
-PERSISTS, COLLAPSES = 0.9, 0.1
 RULE = (
     "retained = sum of sign(baseline) x ablated over sum of |baseline|, at the baseline's massive (layer, position, "
     f"dim), mean over sequences; persists: >= {PERSISTS}, collapses: <= {COLLAPSES}, reduced: between, "
@@ -161,7 +161,7 @@ def compare(lm, windows, conditions, options, dims=()):
                 progress.update(len(ids))
     for of in measured.values():
         of.gather()
-    return _summarise(every, measured, ranks.gather(sites), lm, options.seed, dims)
+    return _summarise(every, measured, ranks.gather(sites), lm, windows.draws(options.seed), dims)
 
 
 def _at(hidden, index):
@@ -187,7 +187,7 @@ def _by_sequence(gathered, batch_sites):
     return np.split(values, np.cumsum([len(of) for of in batch_sites])[:-1])
 
 
-def _summarise(every, measured, sites, lm, seed, dims):
+def _summarise(every, measured, sites, lm, draws, dims):
     baseline = measured[BASELINE]
     massive = baseline.layers.massive()
     rows = _dim_rows(sites, baseline.tracked)
@@ -195,10 +195,12 @@ def _summarise(every, measured, sites, lm, seed, dims):
     conditions, changes, verdicts = {}, {}, {}
     for condition in every:
         here = measured[condition.name]
-        layers = here.layers.layers(seed)
+        layers = here.layers.layers(draws)
         values = {dim: np.stack([here.tracked[s][i] for s, i in rows[dim]]) for dim in followed}
         for layer in layers:
-            layer["dims"] = {str(d): averages(values[d][:, layer["layer"]], seed) for d in followed}
+            layer["dims"] = {
+                str(d): draws.of([s for s, _i in rows[d]]).averages(values[d][:, layer["layer"]]) for d in followed
+            }
         kept_heads = np.ones((lm.arch.n_layers, lm.arch.n_heads), dtype=bool)
         for layer, head in condition.heads:
             kept_heads[layer, head] = False
@@ -208,14 +210,14 @@ def _summarise(every, measured, sites, lm, seed, dims):
             "heads_off": [list(head) for head in condition.heads],
             "mlps_off": list(condition.mlps),
             "layers": layers,
-            "perplexity": perplexity(here.losses.array, seed),
-            "sink_rate": None if rates is None else averages(rates, seed),
-            "massive_positions": averages(here.layers.massive_positions.array, seed),
+            "perplexity": draws.perplexity(here.losses.array),
+            "sink_rate": None if rates is None else draws.averages(rates),
+            "massive_positions": draws.averages(here.layers.massive_positions.array),
         }
         if condition.name == BASELINE:
             continue
-        changes[condition.name] = _changes(baseline, here, rows, followed, seed)
-        verdicts[condition.name] = _verdict(baseline, here, sites, seed)
+        changes[condition.name] = _changes(baseline, here, rows, followed, draws)
+        verdicts[condition.name] = _verdict(baseline, here, sites, draws)
     return Comparison(conditions, changes, verdicts, massive, followed)
 
 
@@ -240,21 +242,22 @@ def _dim_rows(sites, tracked):
     return rows
 
 
-def _changes(baseline, here, rows, dims, seed):
+def _changes(baseline, here, rows, dims, draws):
     """results.changes.<name>: per layer, the paired differences (ablated - baseline) of each statistic and dim."""
     difference = here.layers.rows.array - baseline.layers.rows.array
-    table = averages(difference, seed)
+    table = draws.averages(difference)
     changes = []
     for layer, cells in enumerate(table):
         change = {"layer": layer, **dict(zip(("top1", "top2", "top3", "median"), cells, strict=True)), "dims": {}}
         for dim in dims:
             pairs = [(baseline.tracked[s][i][layer], here.tracked[s][i][layer]) for s, i in rows[dim]]
-            change["dims"][str(dim)] = averages([after - before for before, after in pairs], seed)
+            there = draws.of([s for s, _i in rows[dim]])
+            change["dims"][str(dim)] = there.averages([after - before for before, after in pairs])
         changes.append(change)
     return changes
 
 
-def _verdict(baseline, here, sites, seed):
+def _verdict(baseline, here, sites, draws):
     """The verdict of RULE for one condition, with the values it rests on, all at the baseline's massive places.
 
     absolute_change: sum of |ablated - baseline| over sum of |baseline|; still_massive: share that passes the test.
@@ -275,13 +278,16 @@ def _verdict(baseline, here, sites, seed):
         size_after.append(aligned.mean())
     if not retained:
         return {"verdict": "none found"}
-    share = averages(retained, seed)
-    verdict = "persists" if share["mean"] >= PERSISTS else "collapses" if share["mean"] <= COLLAPSES else "reduced"
+    draws = draws.of([s for s, of in enumerate(sites) if any(of.values())])
+    share = draws.averages(retained)
+    verdict = (
+        "persists" if share["mean"] >= PERSISTS[0] else "collapses" if share["mean"] <= COLLAPSES[1] else "reduced"
+    )
     return {
         "verdict": verdict,
         "retained": share,
-        "absolute_change": averages(moved, seed),
-        "still_massive": averages(still, seed),
-        "size_baseline": averages(size_before, seed),
-        "size_ablated": averages(size_after, seed),
+        "absolute_change": draws.averages(moved),
+        "still_massive": draws.averages(still),
+        "size_baseline": draws.averages(size_before),
+        "size_ablated": draws.averages(size_after),
     }

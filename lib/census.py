@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from lib import hooks, ranks
-from lib.massive import ABSOLUTE, RELATIVE, is_massive
+from lib.definitions import ABSOLUTE, RELATIVE
+from lib.massive import is_massive
 from lib.models import LanguageModel
-from lib.stats import averages
+from lib.stats import independent
 from lib.tokens import text_of
 
 TOKENS_AT_ONCE = 512
@@ -68,9 +69,9 @@ class Probe:
     def spikes(self, values):
         return is_massive(values, self.median) & (np.sign(values) == self.sign)
 
-    def summary(self, values, seed):
+    def summary(self, values, draws):
         """Averages of (n,) values and the share of them that spike."""
-        return {"value": averages(values, seed), "spikes": float(self.spikes(values).mean())}
+        return {"value": draws.averages(values), "spikes": float(self.spikes(values).mean())}
 
 
 def every_token(probe):
@@ -118,7 +119,7 @@ def _short(value):
     return None if np.isnan(value) else round(value) if abs(value) >= 1e4 else float(f"{value:.5g}")
 
 
-def moved(probe, ids, positions, batch_size, seed):
+def moved(probe, ids, positions, batch_size, draws):
     """The token at `positions` (one a window) swapped with the one at 1, 2, 4, ...: values where it now is and where
     it was. A window in which both are the same token is left out there."""
     every, at = torch.arange(len(ids)), torch.from_numpy(positions)
@@ -135,26 +136,27 @@ def moved(probe, ids, positions, batch_size, seed):
         rows.append(
             {
                 "position": position,
-                "new": probe.summary(values[:, position], seed),
-                "old": probe.summary(values[np.arange(len(values)), at[differ].numpy()], seed),
+                "new": probe.summary(values[:, position], draws.of(differ.numpy())),
+                "old": probe.summary(values[np.arange(len(values)), at[differ].numpy()], draws.of(differ.numpy())),
             }
         )
     return rows
 
 
-def repeated(probe, ids, positions, batch_size, seed):
+def repeated(probe, ids, positions, batch_size):
     """Windows of one token alone, for each of the different tokens at `positions`; averages are over these tokens.
 
     Where positions act in attention only, such a window is the same at each position: all see what the first sees.
     later_share: of the positions after the first, those that spike.
     """
     tokens = ids[torch.arange(len(ids)), torch.from_numpy(positions)].unique()
+    draws = independent(len(tokens))
     values = probe.values(tokens[:, None].repeat(1, ids.shape[1]), batch_size, "repeated")
     return {
         "tokens": len(tokens),
         "length": ids.shape[1],
-        "later_share": averages(probe.spikes(values[:, 1:]).mean(1), seed),
-        "positions": [{"position": p, **probe.summary(values[:, p], seed)} for p in _powers(ids.shape[1])],
+        "later_share": draws.averages(probe.spikes(values[:, 1:]).mean(1)),
+        "positions": [{"position": p, **probe.summary(values[:, p], draws)} for p in _powers(ids.shape[1])],
     }
 
 
@@ -163,7 +165,7 @@ def _powers(length):
     return [0, *(2**k for k in range((length - 1).bit_length()))]
 
 
-def behind_bos(probe, ids, n_bos, batch_size, seed):
+def behind_bos(probe, ids, n_bos, batch_size, draws):
     """The text of each window without and with BOS before it; None where the tokenizer has no BOS token. n_bos: with
     how many tokens the windows begin that are not of the text.
 
@@ -178,13 +180,13 @@ def behind_bos(probe, ids, n_bos, batch_size, seed):
     return {
         "id": bos,
         "token": text_of(probe.lm.tokenizer, bos),
-        "off_first": probe.summary(without[:, 0], seed),
-        "on_bos": probe.summary(both[:, 0], seed),
-        "on_former_first": probe.summary(both[:, 1], seed),
+        "off_first": probe.summary(without[:, 0], draws),
+        "on_bos": probe.summary(both[:, 0], draws),
+        "on_former_first": probe.summary(both[:, 1], draws),
     }
 
 
-def swapped(probe, ids, batch_size, seed):
+def swapped(probe, ids, batch_size, draws):
     """The position embeddings of 0 and of others swapped; None where positions act in attention.
 
     follows: share of the windows that spike at the other position and not at 0.
@@ -199,8 +201,8 @@ def swapped(probe, ids, batch_size, seed):
         rows.append(
             {
                 "position": position,
-                "there": probe.summary(values[:, position], seed),
-                "at_0": probe.summary(values[:, 0], seed),
+                "there": probe.summary(values[:, position], draws),
+                "at_0": probe.summary(values[:, 0], draws),
                 "follows": float((spikes[:, position] & ~spikes[:, 0]).mean()),
             }
         )

@@ -84,7 +84,10 @@ class Options:
     savedir: Path | None = flag(None, "folder for the results (default: results/<model>/<script>)", type=path)
     offline: bool = flag(False, "never ask the Hugging Face hub; use its local cache", action="store_true")
     replot: Path | None = flag(
-        None, "redraw the figures from this result JSON, without a model", type=path, metavar="JSON"
+        None,
+        "write TXT and figures of this result JSON anew, judged by the rules of today, without a model",
+        type=path,
+        metavar="JSON",
     )
 
     @property

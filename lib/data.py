@@ -2,12 +2,14 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from lib import ranks, text, tokens
 from lib.errors import UserError
+from lib.stats import Draws, independent
 
 LOOK = 256  # tokens at which a first look finds out whether model and text belong together
 MOST_UNKNOWN = 0.5  # share of unknown tokens from which on there is nothing to measure
@@ -23,6 +25,8 @@ class Windows:
     text: what the windows were cut from; documents: of how many it was joined.
     chance: loss of the first window's `LOOK` tokens, in nats a token, for who knows only how frequent each token is in
     the rest of the text (counts plus one); None for a text of one's own choice.
+    document_of: (n,) which document each window's middle is in; None where each window is one.
+    counts: (vocabulary,) how often each token is in the whole text; None for a text of one's own choice.
     """
 
     ids: torch.Tensor
@@ -31,8 +35,16 @@ class Windows:
     text: str
     documents: int = 1
     chance: float | None = None
+    document_of: np.ndarray | None = None
+    counts: np.ndarray | None = None
 
-    @property
+    def draws(self, seed):
+        """The stats.Draws of these windows: documents, or windows, where all are of one document."""
+        if self.document_of is None or len(np.unique(self.document_of)) == 1:
+            return independent(len(self.ids), seed)
+        return Draws(self.document_of, seed)
+
+    @cached_property
     def sha256(self):
         return hashlib.sha256(self.ids.to(torch.int64).contiguous().numpy().tobytes()).hexdigest()
 
@@ -43,6 +55,7 @@ class Windows:
             "dataset": self.text,
             "documents": self.documents,
             **({"joined_by": text.JOINED_BY} if self.documents > 1 else {}),
+            **self._drawn(),
             "windows": n,
             "windows_available": self.available,
             "seqlen": seqlen,
@@ -50,6 +63,12 @@ class Windows:
             **({"bos_ids": self.ids[0, : self.bos].tolist()} if self.bos else {}),
             "token_ids_sha256": self.sha256,
         }
+
+    def _drawn(self):
+        if self.document_of is None:
+            return {}
+        documents = len(np.unique(self.document_of))
+        return {"documents_drawn": documents, "documents_effective": round(self.draws(0).effective, 1)}
 
     def batches(self, batch_size):
         """(slice of the windows, their ids) of each batch of this process."""
@@ -83,14 +102,33 @@ def load(options, lm):
         raise UserError(f"{ranks.size()} processes share the batches of windows, but there are only {batches} of them")
     chosen = torch.randperm(available, generator=torch.Generator().manual_seed(options.seed))[: options.nsamples]
     windows = ids[: available * width].reshape(available, width)[chosen.sort().values.numpy()]
-    chance = _chance(ids, windows[0, : LOOK - len(first)], lm.model.get_input_embeddings().weight.shape[0])
-    return Windows(_behind(first, windows), available, len(first), corpus.name, len(corpus.documents), chance)
+    counts = np.bincount(ids, minlength=lm.model.get_input_embeddings().weight.shape[0])
+    middles = chosen.sort().values.numpy() * width + width // 2
+    return Windows(
+        ids=_behind(first, windows),
+        available=available,
+        bos=len(first),
+        text=corpus.name,
+        documents=len(corpus.documents),
+        chance=_chance(counts, windows[0, : LOOK - len(first)]),
+        document_of=_documents(corpus, ids, lm.tokenizer)[middles],
+        counts=counts,
+    )
 
 
-def _chance(ids, window, vocabulary):
-    counts = np.bincount(ids, minlength=vocabulary)
+def _chance(counts, window):
+    counts = counts.copy()
     np.subtract.at(counts, window, 1)
-    return float(-np.log((counts[window] + 1) / (counts.sum() + vocabulary)).mean())
+    return float(-np.log((counts[window] + 1) / (counts.sum() + len(counts))).mean())
+
+
+def _documents(corpus, ids, tokenizer):
+    """(tokens,) number of the document that each token is in, counted by characters: where the tokenizer changes the
+    text, as by stripping accents, borders may be off by a few tokens."""
+    known, at = np.unique(ids, return_inverse=True)
+    lengths = np.array([len(tokens.text_of(tokenizer, token)) for token in known.tolist()])[at]
+    ends = np.cumsum(lengths) * (len(corpus.text) / max(lengths.sum(), 1))
+    return np.searchsorted(corpus.begins, ends - lengths / 2, side="right")
 
 
 def from_text(sentence, options, lm):

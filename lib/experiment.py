@@ -1,4 +1,5 @@
-"""What every script does around its own `run`: load, run, write JSON and TXT, draw; or, with --replot, only draw."""
+"""What every script does around its own `run`: load, run, judge, write JSON and TXT, draw; or, with --replot, judge and
+draw a stored result anew."""
 
 import math
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from lib import identity, plots, ranks, report
+from lib import identity, judges, plots, ranks, report
 from lib.cli import require_only_replot
 from lib.errors import UserError, cause
 
@@ -57,6 +58,8 @@ def execute(experiment, options, lm=None):
         with _of_file(options.replot):
             _check_figures(experiment, payload, made.folder)
             identity.require_same(made.folder / payload["files"]["json"], payload["provenance"])
+            payload["results"] = judges.judged(experiment.name, payload["results"])
+        made.add(payload["files"]["txt"], _write_summary, experiment, payload)
         _draw(experiment, payload, made, f"from {options.replot}")
     else:
         made = _Made(options.output_dir)
@@ -66,12 +69,11 @@ def execute(experiment, options, lm=None):
             return
         files = payload["files"]
         made.add(files["json"], report.write_json, payload)
-        text = experiment.summary(payload)
-        made.add(files["txt"], lambda path: report.write_text(path, text + _details(experiment, payload)))
+        made.add(files["txt"], _write_summary, experiment, payload)
         for name, make in zip(files["extra"], experiment.extra.values(), strict=True):
             made.add(name, lambda path, make=make: report.write_text(path, make(payload)))
         _draw(experiment, payload, made, f"(redraw it with --replot {made.folder / files['json']})")
-        print(text)
+        print(experiment.summary(payload))
     for path in made.paths:
         print(path)
     if made.failed:
@@ -121,8 +123,9 @@ def _draw(experiment, payload, made, about):
         made.add(name, plots.write, draw, payload, about=about)
 
 
-def _details(experiment, payload):
-    return "\n" + experiment.details(payload) if experiment.details else ""
+def _write_summary(path, experiment, payload):
+    details = "\n" + experiment.details(payload) if experiment.details else ""
+    report.write_text(path, experiment.summary(payload) + details)
 
 
 def already_there(experiment, options, lm):
@@ -188,6 +191,7 @@ def _measure(experiment, options, lm):
     warnings += _warned(massive.limit_warning(lm, largest))
     if warnings:
         provenance["warning"] = "; ".join(warnings)
+    results = judges.judged(experiment.name, results)
     return report.payload(experiment.name, config, provenance, results, _files(experiment, config))
 
 

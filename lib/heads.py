@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from lib import hooks, ranks, sinks, sweep
-from lib.stats import averages, perplexity
 
 
 @dataclass(frozen=True)
@@ -136,8 +135,8 @@ class Effects:
     comes from which heads are counted.
     """
 
-    def __init__(self, values, whole, place, seed):
-        self.values, self.whole, self.seed = values, whole, seed
+    def __init__(self, values, whole, place, draws_whole):
+        self.values, self.whole, self.draws, self.draws_whole = values, whole, place.draws, draws_whole
         self.layers = [*place.plateau, place.values.shape[1] - 1]
         first, end, last = self.layers
         later, attention = "causality: they run later", "a head changes only the attention of later layers"
@@ -162,17 +161,22 @@ class Effects:
         of = self.whole[name]
         return dict(zip(self.keys, (*self.values[name][:, self.layers].T, of.sink_rates(), of.losses), strict=True))
 
+    def of(self, values):
+        """The Draws of (windows, ...) values: of all windows, or of those run whole."""
+        return self.draws if len(values) == len(self.draws.groups) else self.draws_whole
+
     def described(self, name):
         """{key: average} of one version, and its perplexity."""
-        averaged = {key: averages(values, self.seed) for key, values in self.levels(name).items()}
-        return averaged | {"perplexity": perplexity(self.whole[name].losses, self.seed)}
+        averaged = {key: self.of(values).averages(values) for key, values in self.levels(name).items()}
+        return averaged | {"perplexity": self.draws_whole.perplexity(self.whole[name].losses)}
 
     def changes(self, names):
         """[{key: {"mean", "ci95"} or None, where impossible}] of {version: the layer of its one head}, paired."""
         baseline, levels = self.levels(sweep.BASELINE), [self.levels(name) for name in names]
         rows = [{} for _ in names]
         for key, of in self.keys.items():
-            cells = averages(np.stack([after[key] - baseline[key] for after in levels], axis=1), self.seed)
+            differences = np.stack([after[key] - baseline[key] for after in levels], axis=1)
+            cells = self.of(differences).averages(differences)
             for row, layer, cell in zip(rows, names.values(), cells, strict=True):
                 row[key] = {"mean": cell["mean"], "ci95": cell["ci95"]} if layer <= of["reach"] else None
         return rows

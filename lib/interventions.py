@@ -9,7 +9,6 @@ import torch
 from lib import hooks, ranks, sweep
 from lib.cli import UserError
 from lib.massive import DEFINITION, is_massive
-from lib.stats import averages, perplexity
 
 COST = 0.05
 LAYER, ONWARD = "layer", "onward"
@@ -139,9 +138,9 @@ def compare(lm, windows, place, layer, wanted, epsilons, options):
     changed = {tuple(site) for site in sites.index.tolist()}
     place_changed = sum((w, position, place.dim) in changed for w, position in enumerate(there.positions.tolist()))
     returns_at = place.plateau[1] if place_changed and place.plateau[1] > layer else None
-    conditions = _conditions(measured, changes, returns_at, epsilons, options.seed)
+    conditions = _conditions(measured, changes, returns_at, epsilons, there.draws)
     return Interventions(
-        place=place.described(options.seed),
+        place=place.described(),
         layer=layer,
         epsilons=tuple(epsilons),
         sites={
@@ -217,18 +216,18 @@ def _dims(sites, estimation):
     ]
 
 
-def _conditions(measured, changes, returns_at, epsilons, seed):
+def _conditions(measured, changes, returns_at, epsilons, draws):
     baseline = measured[sweep.BASELINE]
-    conditions = {sweep.BASELINE: {"label": sweep.BASELINE, **_described(baseline, epsilons, seed)}}
+    conditions = {sweep.BASELINE: {"label": sweep.BASELINE, **_described(baseline, epsilons, draws)}}
     for change in changes:
         here = measured[change.name]
-        loss = averages(here.losses - baseline.losses, seed)
-        rates = {str(e): averages(here.sink_rates(e) - baseline.sink_rates(e), seed) for e in epsilons}
+        loss = draws.averages(here.losses - baseline.losses)
+        rates = {str(e): draws.averages(here.sink_rates(e) - baseline.sink_rates(e)) for e in epsilons}
         conditions[change.name] = {
             "label": change.label,
             "set_to": change.set_to,
             "where": change.where,
-            **_described(here, epsilons, seed),
+            **_described(here, epsilons, draws),
             "loss_change": loss,
             "sink_rate_changes": rates,
             "comes_back": None,
@@ -238,18 +237,18 @@ def _conditions(measured, changes, returns_at, epsilons, seed):
             before, after = baseline.values[:, returns_at], here.values[:, returns_at]
             conditions[change.name]["comes_back"] = {
                 "layer": returns_at,
-                "baseline": averages(before, seed),
-                "value": averages(after, seed),
-                "share": averages(after / before.mean(), seed),
+                "baseline": draws.averages(before),
+                "value": draws.averages(after),
+                "share": draws.averages(after / before.mean()),
             }
     return conditions
 
 
-def _described(measured, epsilons, seed):
+def _described(measured, epsilons, draws):
     return {
-        "perplexity": perplexity(measured.losses, seed),
-        "sink_rates": {str(e): averages(measured.sink_rates(e), seed) for e in epsilons},
-        "values": averages(measured.values, seed),
+        "perplexity": draws.perplexity(measured.losses),
+        "sink_rates": {str(e): draws.averages(measured.sink_rates(e)) for e in epsilons},
+        "values": draws.averages(measured.values),
     }
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from lib import ledger, sweep
-from lib.ablation import COLLAPSES, PERSISTS, Condition
-from lib.stats import averages, perplexity
+from lib.ablation import Condition
+from lib.definitions import COLLAPSES, PERSISTS
 
 KINDS = {"mlp": "mlps", "attention": "attention"}  # kind: the field of Condition
 RUNS = {
@@ -36,7 +36,7 @@ def off_sets(n_layers):
     return sets
 
 
-def sweep_layers(lm, windows, place, batch_size, seed):
+def sweep_layers(lm, windows, place, batch_size):
     """(baseline, {kind: rows}): every layer's row holds its write, a report of each run in RUNS, its self-repair and
     whether it is necessary, sufficient or redundant by RULE."""
     sets = {run: off for run, off in off_sets(lm.arch.n_layers).items() if off}
@@ -48,17 +48,17 @@ def sweep_layers(lm, windows, place, batch_size, seed):
     measured = sweep.measure(lm, windows, place, list(changes.values()), batch_size)
     writes = ledger.measure(lm, windows, place, Condition("baseline", "baseline"), batch_size)
     baseline = measured[sweep.BASELINE]
-    end = place.plateau[1]
+    end, draws = place.plateau[1], place.draws
 
     def report(of):
         rates = of.sink_rates()
         return {
-            "value": averages(of.values[:, end], seed),
-            "retained": averages(of.values[:, end] / baseline.values[:, end], seed),
+            "value": draws.averages(of.values[:, end]),
+            "retained": draws.averages(of.values[:, end] / baseline.values[:, end]),
             "values": of.values.mean(0),
-            "perplexity": perplexity(of.losses, seed),
-            "loss_change": averages(of.losses - baseline.losses, seed),
-            "sink_rate": averages(rates, seed),
+            "perplexity": draws.perplexity(of.losses),
+            "loss_change": draws.averages(of.losses - baseline.losses),
+            "sink_rate": draws.averages(rates),
         }
 
     reports = {key: report(measured[change.name]) for key, change in changes.items()}
@@ -66,22 +66,22 @@ def sweep_layers(lm, windows, place, batch_size, seed):
     kinds = {}
     for kind in KINDS:
         all_off = reports[kind, tuple(range(lm.arch.n_layers))]
-        needed = all_off["retained"]["mean"] <= COLLAPSES
+        needed = all_off["retained"]["mean"] <= COLLAPSES[1]
         kinds[kind] = []
         for layer in range(lm.arch.n_layers):
             runs = {run: reports[kind, sets[run, layer]] for run in RUNS if (run, layer) in sets}
             write = sum(
                 of.values for of in writes.writes if of.layer == layer and (of.component == "mlp") == (kind == "mlp")
             )
-            necessary = layer <= end and runs["alone"]["retained"]["mean"] <= COLLAPSES
+            necessary = layer <= end and runs["alone"]["retained"]["mean"] <= COLLAPSES[1]
             alone = measured[changes[kind, (layer,)].name]
-            sufficient = needed and "only" in runs and runs["only"]["retained"]["mean"] >= PERSISTS
+            sufficient = needed and "only" in runs and runs["only"]["retained"]["mean"] >= PERSISTS[0]
             kinds[kind].append(
                 {
                     "layer": layer,
-                    "write": averages(write, seed),
+                    "write": draws.averages(write),
                     **runs,
-                    "repair": _repair(write, baseline.values[:, end], alone.values[:, end], peak, layer <= end, seed),
+                    "repair": _repair(write, baseline.values[:, end], alone.values[:, end], peak, layer <= end, draws),
                     "necessary": bool(necessary),
                     "sufficient": bool(sufficient),
                     "redundant": bool(sufficient and not necessary),
@@ -90,13 +90,13 @@ def sweep_layers(lm, windows, place, batch_size, seed):
     return report(baseline), kinds
 
 
-def _repair(write, before, free, peak, reaches, seed):
+def _repair(write, before, free, peak, reaches, draws):
     """Self-repair of RULE; None for a small write, or one after the plateau."""
     if not reaches or abs(write.mean()) < REPAIR_LEAST * peak:
         return None
     frozen = before - write
     return {
-        "frozen": averages(frozen, seed),
-        "free": averages(free, seed),
-        "ratio": averages((free - frozen) / write, seed),
+        "frozen": draws.averages(frozen),
+        "free": draws.averages(free),
+        "ratio": draws.averages((free - frozen) / write),
     }

@@ -13,16 +13,15 @@ import numpy as np
 import torch
 
 from lib import hooks, ranks
+from lib.definitions import PLATEAU, WRITES
 from lib.massive import medians
-from lib.place import PLATEAU, Place
-from lib.stats import averages
+from lib.place import Place
 
-SHARE = 0.1
 TOLERANCE = 1e-4
 RULE = (
     f"peak = the largest mean |block output| at the place, s its sign; generators: components with s x write >= "
-    f"{SHARE:.0%} of the peak, in layers up to the peak's; birth: the largest of them; plateau: from the first to the "
-    f"last layer with at least {PLATEAU:.0%} of the peak; erasers: components with -s x write >= {SHARE:.0%} of the "
+    f"{WRITES:.0%} of the peak, in layers up to the peak's; birth: the largest of them; plateau: from the first to the "
+    f"last layer with at least {PLATEAU:.0%} of the peak; erasers: components with -s x write >= {WRITES:.0%} of the "
     "peak, in layers after the birth's (without a birth, after the peak's); verdict: the birth, no single component "
     "where nothing reaches a generator's size, none found where the place is not massive in any layer of any window"
 )
@@ -68,13 +67,13 @@ class Ledger:
         of = [w.values for w in self.writes if w.layer == layer and w.component.startswith(component)]
         return np.sum(of, axis=0) if of else None
 
-    def layers(self, seed):
+    def layers(self):
         """[{layer, averages of the sum of its heads, of its attention bias (None without one) and of its MLP}]."""
         kinds = {"heads": "head", "attention_bias": "attention bias", "mlp": "mlp"}
         return [
             {"layer": layer}
             | {
-                key: None if (of := self.total(layer, kind)) is None else averages(of, seed)
+                key: None if (of := self.total(layer, kind)) is None else self.place.draws.averages(of)
                 for key, kind in kinds.items()
             }
             for layer in range(self.place.values.shape[1])
@@ -100,11 +99,11 @@ class Ledger:
         place = self.place
         size = np.abs(place.values).mean(0)[place.peak]
         along = {write: place.sign * write.mean for write in self.writes} if place.massive else {}
-        generators = [w for w in along if along[w] >= SHARE * size and _order(w) <= place.peak]
+        generators = [w for w in along if along[w] >= WRITES * size and _order(w) <= place.peak]
         generators.sort(key=along.get, reverse=True)
         birth = generators[0] if generators else None
         after = _order(birth) if birth else place.peak
-        erasers = [w for w in along if -along[w] >= SHARE * size and _order(w) > after]
+        erasers = [w for w in along if -along[w] >= WRITES * size and _order(w) > after]
         verdict = birth.name if birth else "no single component" if place.massive else "none found"
         values = {
             "birth": birth and birth.listed(),

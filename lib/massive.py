@@ -7,15 +7,14 @@ import numpy as np
 import torch
 
 from lib import ranks
+from lib.definitions import ABSOLUTE, MASSIVE, RELATIVE
 from lib.hooks import require_finite, watch_outputs
-from lib.stats import Samples, averages
+from lib.stats import Samples
 from lib.tokens import text_of
 
-ABSOLUTE = 100.0
-RELATIVE = 1000.0
 NEAR_LIMIT = 0.5  # of float16's largest value
 SAMPLE = 61  # one value in so many; prime, so that all dims are among them
-DEFINITION = f"|value| > {ABSOLUTE:,.0f} and > {RELATIVE:,.0f} x the layer's median (Sun et al. 2024, arXiv 2402.17762)"
+DEFINITION = MASSIVE
 
 
 def is_massive(value, median):
@@ -82,10 +81,10 @@ class LayerStatistics:
         own = [self.rows, self.massive_positions, self.where, self.found]
         self.rows, self.massive_positions, self.where, self.found = ranks.merged(own)
 
-    def layers(self, seed):
+    def layers(self, draws):
         """results.layers of the report: averages over sequences, and where each top value sits most often."""
         rows = self.rows.array
-        table = averages(np.concatenate([rows, rows[:, :, :1] / rows[:, :, 3:]], axis=2), seed)
+        table = draws.averages(np.concatenate([rows, rows[:, :, :1] / rows[:, :, 3:]], axis=2))
         names = ("top1", "top2", "top3", "median", "ratio")
         return [
             {"layer": layer, **dict(zip(names, cells, strict=True)), "at": [_most_common(c) for c in self.where[layer]]}

@@ -3,11 +3,12 @@
 from collections import Counter
 from contextlib import ExitStack, nullcontext
 
+import numpy as np
 import torch
 
 from lib import hooks, ranks
 from lib.massive import medians
-from lib.stats import Samples, averages, perplexity
+from lib.stats import Samples
 from lib.tokens import text_of
 
 REPLACEMENTS = {"identity": lambda x: x, "relu": torch.relu}
@@ -67,8 +68,9 @@ class Internals:
         self.by_dim = {}
         self.sequences = 0
 
-    def measure(self, ids):
-        """Run one (batch, seq) batch: as it is, then with each replacement of the activation function."""
+    def measure(self, rows, ids):
+        """Run one (batch, seq) batch of the windows `rows`: as it is, then with each replacement of the activation
+        function."""
         kept = {}
         with hooks.keep_block_outputs(self.lm.arch, kept):
             values = self._forward(ids, "actual", self.points)
@@ -76,7 +78,8 @@ class Internals:
         for name, value in values.items():
             self._reduce(name, value, ids)
         for sequence, (position, dim) in enumerate(sites):
-            self._follow({name: value[sequence, position] for name, value in values.items()}, position, dim)
+            vectors = {name: value[sequence, position] for name, value in values.items()}
+            self._follow(rows.start + sequence, vectors, position, dim)
         self.sequences += len(ids)
         del values
         ends = [point for point in self.points if point[0] in (OUTPUT, "block_output")]
@@ -134,18 +137,20 @@ class Internals:
                 },
             }
 
-    def _follow(self, vectors, position, dim):
+    def _follow(self, window, vectors, position, dim):
         """Add one window's vectors at its followed position to the means of its dim."""
         of = self.by_dim.setdefault(
             dim,
             {
                 "positions": Counter(),
+                "windows": Samples(),
                 "values": {name: Samples() for name in vectors if name not in NEURONS},
                 "sums": {name: ranks.Sum() for name in vectors if name in NEURONS},
                 "replaced": {r: {OUTPUT: Samples(), "block_output": Samples()} for r in REPLACEMENTS},
             },
         )
         of["positions"][position] += 1
+        of["windows"].extend([window])
         for name, vector in vectors.items():
             if name in NEURONS:
                 of["sums"][name] += vector.double().cpu()
@@ -174,12 +179,13 @@ class Internals:
             rows.append({"name": name, "label": label, **largest, "median": median, "ratio": ratio})
         return rows
 
-    def followed(self, seed):
+    def followed(self, draws):
         """results.followed, for the dim whose outputs are largest in sum."""
         size = {dim: abs(of["values"][OUTPUT].array).sum() for dim, of in self.by_dim.items()}
         dim = max(size, key=size.get)
         of = self.by_dim[dim]
         labels = {name: label for name, label, *_ in self.points}
+        draws = draws.of(of["windows"].array.astype(int))
         return {
             "dim": dim,
             "positions": dict(of["positions"].most_common()),
@@ -188,7 +194,7 @@ class Internals:
             "activation_function": activation_name(self.lm.arch, self.layer),
             "neuron_checkpoints": list(of["sums"]),
             "values": [
-                {"name": name, "label": labels[name], "value": averages(samples.array, seed)}
+                {"name": name, "label": labels[name], "value": draws.averages(samples.array)}
                 for name, samples in of["values"].items()
             ],
         }
@@ -214,16 +220,21 @@ class Internals:
         means = self._means(dim)
         return [{**{name: mean[row["neuron"]].item() for name, mean in means.items()}, **row} for row in contributions]
 
-    def replaced(self, dim, seed):
-        """results.replaced: the followed place and perplexity with each activation function in this layer."""
+    def replaced(self, dim, draws):
+        """results.replaced: the followed place and perplexity with each activation function in this layer; changes are
+        paired, with it - with the model's own, that of the output relative to the latter's size."""
         of = self.by_dim[dim]
+        there = draws.of(of["windows"].array.astype(int))
         actual = {name: of["values"][name] for name in (OUTPUT, "block_output")}
         labels = {"actual": activation_name(self.lm.arch, self.layer), "identity": "identity", "relu": "ReLU"}
+        before, losses = actual[OUTPUT].array, self.losses["actual"].array
         return {
             name: {
                 "label": labels[name],
-                **{key: averages(samples.array, seed) for key, samples in places.items()},
-                "perplexity": perplexity(self.losses[name].array, seed),
+                **{key: there.averages(samples.array) for key, samples in places.items()},
+                "mlp_output_change": there.ratios(places[OUTPUT].array - before, np.full_like(before, before.mean())),
+                "perplexity": draws.perplexity(self.losses[name].array),
+                "loss_change": draws.averages(self.losses[name].array - losses),
             }
             for name, places in {"actual": actual, **of["replaced"]}.items()
         }

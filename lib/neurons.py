@@ -9,7 +9,6 @@ import torch
 
 from lib import hooks, mlp, ranks, sweep
 from lib.massive import is_massive
-from lib.stats import averages, perplexity
 
 
 @dataclass(frozen=True)
@@ -64,30 +63,30 @@ def prove(lm, windows, place, layer, end_layer, chosen, options):
     sink_rate. Shares are paired, over the windows in which the place is massive at that layer; None if there is none.
     """
     others = sorted({*range(lm.arch.weight(layer, "down").shape[1])} - {*chosen})
-    draws = _random_sets(others, len(chosen), options.n_random, options.seed)
+    random = _random_sets(others, len(chosen), options.n_random, options.seed)
     changes = [*_alone_and_removed("", "the set", "", chosen, others, layer)]
-    for i, draw in enumerate(draws):
+    for i, draw in enumerate(random):
         rest = {*others, *chosen} - {*draw}
         changes += _alone_and_removed(f"random_{i}_", "random", f", draw {i}", draw, rest, layer)
     measured = sweep.measure(lm, windows, place, changes, options.batch_size)
-    baseline = measured[sweep.BASELINE].values
+    baseline, draws = measured[sweep.BASELINE].values, place.draws
     massive = is_massive(baseline, place.medians)
 
     def described(name, label):
         of, row = measured[name], {"label": label}
         for prefix, at in (("", layer), ("end_", end_layer)):
             here = massive[:, at]
-            row[f"{prefix}value"] = averages(of.values[:, at], options.seed)
+            row[f"{prefix}value"] = draws.averages(of.values[:, at])
             row[f"{prefix}share"] = (
-                averages(of.values[here, at] / baseline[here, at], options.seed) if here.any() else None
+                draws.of(here).averages(of.values[here, at] / baseline[here, at]) if here.any() else None
             )
-        row["perplexity"] = perplexity(of.losses, options.seed)
-        return row | {"sink_rate": averages(of.sink_rates(), options.seed)}
+        row["perplexity"] = draws.perplexity(of.losses)
+        return row | {"sink_rate": draws.averages(of.sink_rates())}
 
     rows = {change.name: described(change.name, change.label) for change in changes}
     names = ("keep_only", "remove_only")
     runs = {sweep.BASELINE: described(sweep.BASELINE, "baseline"), **{name: rows[name] for name in names}}
-    null = [{"neurons": draw, **{name: rows[f"random_{i}_{name}"] for name in names}} for i, draw in enumerate(draws)]
+    null = [{"neurons": draw, **{name: rows[f"random_{i}_{name}"] for name in names}} for i, draw in enumerate(random)]
     return runs, null
 
 

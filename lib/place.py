@@ -8,15 +8,16 @@ import torch
 
 from lib import hooks, ranks
 from lib.cli import UserError
+from lib.definitions import PLATEAU
 from lib.massive import DEFINITION, LayerStatistics, is_massive
-from lib.stats import averages
+from lib.stats import Draws
 from lib.tokens import text_of
 
-PLATEAU = 0.5
 RULE = (
     "place: the dim whose massive activations are largest in sum over windows (where nothing is massive, the dim of "
     "the largest |value|), in each window at the position where its |value| over layers is largest; "
-    f"plateau: from the first to the last layer with at least {PLATEAU:.0%} of the largest mean |value|"
+    f"plateau: from the first to the last layer with at least {PLATEAU:.0%} of the largest mean |value| (mean over the "
+    "windows that have the spike: where it is massive there in some layer; over all, if none has)"
 )
 
 
@@ -25,8 +26,7 @@ class Place:
     """One dim at one position a window, in the model as it is.
 
     dim: int. positions: (windows,) ints. token: the most frequent text there. values, medians: (windows, layers),
-    signed block outputs there and the median of |block output|. massive: whether it passes the test of
-    massive.DEFINITION in any layer of any window.
+    signed block outputs there and the median of |block output|. tokens: (windows,) ids there. draws: of the windows.
     """
 
     dim: int
@@ -34,34 +34,54 @@ class Place:
     token: str
     values: np.ndarray
     medians: np.ndarray
+    tokens: np.ndarray
+    draws: Draws
+
+    @property
+    def spiking(self):
+        """(windows,) whether it is massive, by massive.DEFINITION, in some layer."""
+        return is_massive(self.values, self.medians).any(1)
 
     @property
     def massive(self):
-        return bool(is_massive(self.values, self.medians).any())
+        """Whether it is so in some window."""
+        return bool(self.spiking.any())
+
+    @property
+    def _typical(self):
+        """(layers,) mean |value| and mean value over the windows that have the spike, or over all."""
+        of = self.values[self.spiking] if self.massive else self.values
+        return np.abs(of).mean(0), of.mean(0)
 
     @property
     def peak(self):
         """The layer with the largest mean |value|."""
-        return int(np.abs(self.values).mean(0).argmax())
+        return int(self._typical[0].argmax())
 
     @property
     def sign(self):
         """+1 or -1, of the mean value at the peak."""
-        return 1 if self.values[:, self.peak].mean() >= 0 else -1
+        return 1 if self._typical[1][self.peak] >= 0 else -1
 
     @property
     def plateau(self):
         """(first, last) layer of RULE."""
-        size = np.abs(self.values).mean(0)
+        size = self._typical[0]
         layers = np.flatnonzero(size >= PLATEAU * size.max())
         return int(layers[0]), int(layers[-1])
 
     def of(self, rows):
         """The Place of some of the windows (a slice)."""
-        return replace(self, positions=self.positions[rows], values=self.values[rows], medians=self.medians[rows])
+        arrays = {name: getattr(self, name)[rows] for name in ("positions", "values", "medians", "tokens")}
+        return replace(self, **arrays, draws=self.draws.of(rows))
 
-    def described(self, seed):
-        """results.place of a report."""
+    def described(self):
+        """results.place of a report.
+
+        spiking: the share of the windows that have the spike; values: averages over all windows. first_tokens: how many
+        different tokens the windows have at position 0, where a value depends on that token alone; None if some window
+        is followed elsewhere.
+        """
         first, last = self.plateau
         return {
             "rule": RULE,
@@ -73,11 +93,13 @@ class Place:
             "peak_layer": self.peak,
             "sign": self.sign,
             "plateau": [first, last],
-            "values": averages(self.values, seed),
+            "spiking": self.draws.share(self.spiking),
+            "values": self.draws.averages(self.values),
+            "first_tokens": None if self.positions.any() else len(np.unique(self.tokens)),
         }
 
 
-def find(lm, windows, batch_size, dim=None, position=None):
+def find(lm, windows, batch_size, dim=None, position=None, seed=0):
     """The Place of RULE; `dim` or `position`, where given, are taken instead. Costs one or two passes.
 
     Raises UserError for what is out of range and for non-finite values.
@@ -117,7 +139,8 @@ def find(lm, windows, batch_size, dim=None, position=None):
         found.append((at[1].numpy(), columns[at].numpy(), ids[at].numpy()))
     positions, values, tokens = map(np.concatenate, zip(*ranks.gather(found), strict=True))
     (token, _n), *_others = Counter(tokens.tolist()).most_common(1)
-    return Place(dim, positions, text_of(lm.tokenizer, token), values, statistics.rows.array[:, :, 3])
+    medians = statistics.rows.array[:, :, 3]
+    return Place(dim, positions, text_of(lm.tokenizer, token), values, medians, tokens, windows.draws(seed))
 
 
 def _largest_dim(statistics):

@@ -23,7 +23,7 @@ SCHEMA_VERSION = 1
 UNFINISHED = ".unfinished-"
 UNREPEATED = ("time", "seconds", "git")
 ROOT = Path(__file__).resolve().parent.parent
-DRAWING = ("plots.py", "fonts.py")
+NOT_MEASURING = ("plots.py", "fonts.py", "claims.py", "evidence.py")
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "safetensors", "gguf")
 
 
@@ -167,16 +167,16 @@ def lookup(payload, path):
     return value
 
 
-def _plain(value):
+def plain(value):
     """JSON types only; floats to 7 significant digits (float32 carries no more), nan and inf as null."""
     if dataclasses.is_dataclass(value):
         value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float):
         return float(f"{value:.7g}") if math.isfinite(value) else None
     return str(value) if isinstance(value, Path) else value
@@ -189,7 +189,7 @@ def config(options):
 
 def payload(experiment, config, provenance, results, files):
     """What the JSON holds; all but provenance's UNREPEATED is the same for the same run on the same machine."""
-    whole = _plain(
+    whole = plain(
         {
             "schema_version": SCHEMA_VERSION,
             "experiment": experiment,
@@ -245,10 +245,10 @@ def environment(seconds):
 
 
 def code_sha256():
-    """Digest of the running script and of lib/, but for what draws what has been measured."""
+    """Digest of the running script and of lib/, but for what draws or judges what has been measured."""
     digest = hashlib.sha256()
     for path in [ROOT / Path(sys.argv[0]).name, *sorted((ROOT / "lib").glob("*.py"))]:
-        if path.is_file() and path.name not in DRAWING:
+        if path.is_file() and path.name not in NOT_MEASURING:
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -279,13 +279,22 @@ def header(payload, title):
             title,
             "=" * len(title),
             f"model    {p['model']['name']} ({p['model']['type']}; {source})",
-            f"data     {data['windows']} x {data['seqlen']} tokens of {data['dataset']}, BOS {bos}",
+            f"data     {data['windows']} x {data['seqlen']} tokens of {data['dataset']}, BOS {bos}{_documents(data)}",
             f"run      {p['dtype']}, {p['device']}, seed {p['seed']}, {p['time']}",
             f"command  {p['command']}",
             *warning,
             "",
         ]
     )
+
+
+def _documents(data):
+    """From how many documents the windows are: what intervals draw from."""
+    if data.get("documents_drawn") is None:
+        return ""
+    if data["documents_drawn"] == 1:
+        return "; from one document: intervals tell windows of it apart, not texts"
+    return f"; from {data['documents_drawn']} documents (as good as {data['documents_effective']} of equal size)"
 
 
 def table(headers, rows):
@@ -387,13 +396,44 @@ def place_text(place):
     positions = ", ".join(f"{n} at {position}" for position, n in list(place["positions"].items())[:8])
     values = place["values"]
     first, last = place["plateau"]
-    found = "" if place["massive"] else " (nothing is massive here)"
+    found = (
+        f" (massive in {place['spiking']['mean']:.0%} of the windows)" if place["massive"] else " (nothing is massive)"
+    )
     return (
         f"Followed: dim {place['dim']}, most often token {place['token']!r}{found}; windows: {positions}\n"
         f"peak {interval(values[place['peak_layer']], True)} at layer {place['peak_layer']}, "
         f"plateau layers {first} to {last}\n"
-        f"Rule: {place['rule']}\n"
+        f"Rule: {place['rule']}\n" + _first_tokens(place)
     )
+
+
+def _first_tokens(place):
+    """What the spread of values at position 0 is of."""
+    if place["first_tokens"] is None:
+        return ""
+    n = place["values"][0]["n"]
+    return (
+        f"At position 0 a value depends on the first token alone: {n} windows are {n} draws of a token, "
+        f"{place['first_tokens']} different ones here\n"
+    )
+
+
+def tests_table(tests):
+    """Every threshold that a verdict hangs on: what was measured, what was asked, how far away the threshold is.
+
+    distance: from the nearer end of the interval; 0 where the interval holds the threshold, which is never a verdict.
+    """
+    rows = [
+        [
+            t["what"],
+            interval({"mean": t["mean"], "ci95": t["interval"]}),
+            f"{t['wanted']} {number(t['threshold'])}",
+            t["side"],
+            number(t["distance"], True),
+        ]
+        for t in tests
+    ]
+    return table(["what", "measured", "asked", "it is", "distance"], rows) if rows else ""
 
 
 def ablation_summary(payload, title, question):
@@ -539,6 +579,8 @@ def _counted(positions, at_most=5):
 def conclusion_text(conclusion):
     values = conclusion["values"]
     lines = [f"Conclusion: {conclusion['verdict']}", f"Rule: {conclusion['rule']}"]
+    if conclusion.get("tests"):
+        lines.append(tests_table(conclusion["tests"]))
     if values.get("retained"):
         lines.append(
             f"retained {interval(values['retained'])} of the baseline's massive size (mean "

@@ -17,12 +17,10 @@ from torch.overrides import TorchFunctionMode
 
 from lib import hooks, ranks
 from lib.cli import UserError
+from lib.definitions import SINK_EPSILON, SINK_WINDOW
 from lib.stats import Samples
 
 EXTRA_COLUMNS = 8  # kernels want head sizes that are multiples of 8
-
-SINK_WINDOW = 64
-SINK_EPSILON = 0.3
 
 
 def watch(lm, see, layers=None):

@@ -1,9 +1,25 @@
-"""Statistics over sequences. Nothing here knows about models; numpy only."""
+"""Statistics over windows. Nothing here knows about models; NumPy and SciPy only.
+
+A mean over windows stands for texts that were not measured, so what is drawn again is what was drawn at random:
+documents. Two windows of one document are no two independent looks at the model (cluster bootstrap; Davison and Hinkley
+1997, section 3.8).
+"""
+
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtr, ndtri
+from scipy.stats import beta, rankdata, t
 
-RESAMPLES = 2000
-DRAWN_AT_ONCE = 2**20  # of the counts that resampling draws, one for each sequence and resample
+RESAMPLES = 4000
+LEVEL = 0.95
+CELLS_AT_ONCE = 2**22  # resampled values held at the same time
+INTERVALS = (
+    f"{LEVEL:.0%} intervals of means and ratios: documents drawn anew with replacement, {RESAMPLES:,} times (all "
+    "windows of a document at once; windows where the text is one document); bias-corrected and accelerated (BCa, "
+    "Efron 1987), widened for few documents as Student's t is (Hesterberg 2015). Of shares of windows: Clopper and "
+    "Pearson (1934). Of families, where it says so: the distribution of the largest deviation (max-statistic)"
+)
 
 
 class Samples:
@@ -25,42 +41,146 @@ class Samples:
         return np.stack(self.rows)
 
 
-def averages(values, seed=0):
-    """Means over axis 0 of (sequences, ...) `values`, each as {"mean", "std", "ci95", "n"}, nested like the other axes.
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """How intervals are drawn. groups: (windows,) labels, equal for windows of one document. seed: of the draws.
 
-    std: sample standard deviation (n - 1). ci95: percentile bootstrap of the mean over sequences (Efron 1979),
-    RESAMPLES draws, seeded. One sequence carries no spread: both are None.
+    Every average is a cell: {"mean", "std", "ci95", "n"}. std: sample standard deviation over windows (n - 1); None of
+    one window, and of a ratio. ci95: [low, high] by INTERVALS; None of a single document. n: windows.
     """
-    values = np.asarray(values, dtype=np.float64)
-    n, shape = len(values), values.shape[1:]
-    flat = values.reshape(n, -1)
-    mean = flat.mean(0)
-    if n == 1:
-        cells = [{"mean": m, "std": None, "ci95": None, "n": 1} for m in mean.tolist()]
-    else:
-        std = flat.std(0, ddof=1)
-        rng, rows = np.random.default_rng(seed), max(1, DRAWN_AT_ONCE // n)
-        sizes = [min(rows, RESAMPLES - done) for done in range(0, RESAMPLES, rows)]
-        means = [rng.multinomial(n, np.full(n, 1 / n), size=size) / n @ flat for size in sizes]
-        low, high = np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
-        columns = zip(mean.tolist(), std.tolist(), low.tolist(), high.tolist(), strict=True)
-        cells = [{"mean": m, "std": s, "ci95": [lo, hi], "n": n} for m, s, lo, hi in columns]
-    return np.array(cells, dtype=object).reshape(shape).tolist() if shape else cells[0]
+
+    groups: np.ndarray
+    seed: int = 0
+
+    @property
+    def effective(self):
+        """Kish's effective number of documents, (sum of sizes)^2 / sum of sizes^2: of equally large ones, how many."""
+        sizes = np.unique(self.groups, return_counts=True)[1]
+        return float(sizes.sum() ** 2 / (sizes**2).sum()) if len(sizes) else 0.0
+
+    def of(self, rows):
+        """The Draws of some of the windows: a slice, a mask or indices."""
+        return Draws(np.asarray(self.groups)[rows], self.seed)
+
+    def averages(self, values, family=False):
+        """Means over axis 0 of (windows, ...) `values`, as cells nested like the other axes. family: as in `ratios`."""
+        values = np.asarray(values, dtype=np.float64)
+        return self._cells(values, np.ones((len(values), 1)), _spreads(values), family)
+
+    def ratios(self, numerators, denominators, family=False):
+        """Sums of (windows, ...) `numerators` over sums of `denominators`, of the same shape or (windows,), as cells.
+
+        A ratio of sums weighs each window by what there is to lose, and no window with hardly anything of it decides.
+        family: the cells are looked at together, for example to name the largest; each has its simultaneous interval
+        beside the single one, as "family95" (max-statistic; Westfall and Young 1993).
+        """
+        numerators = np.asarray(numerators, dtype=np.float64)
+        denominators = np.asarray(denominators, dtype=np.float64).reshape(len(numerators), -1)
+        return self._cells(numerators, denominators, None, family)
+
+    def share(self, hits):
+        """The share of (windows,) truth values, with the exact binomial interval of as many effective documents."""
+        hits = np.asarray(hits, dtype=np.float64)
+        n = self.effective
+        low, high = binomial_interval(hits.mean() * n, n)
+        return {"mean": float(hits.mean()), "std": None, "ci95": [low, high], "n": len(hits)}
+
+    def perplexity(self, losses):
+        """exp of the mean of (windows,) losses (nats a token), as {"value", "ci95", "n"}."""
+        loss = self.averages(losses)
+        ci95 = loss["ci95"] and np.exp(loss["ci95"]).tolist()
+        return {"value": float(np.exp(loss["mean"])), "ci95": ci95, "n": loss["n"]}
+
+    def _cells(self, numerators, denominators, spreads, family):
+        n, shape = len(numerators), numerators.shape[1:]
+        labels, groups = np.unique(self.groups, return_inverse=True)
+        if len(groups) != n:
+            raise ValueError(f"{n} windows, but {len(groups)} labels of documents")
+        above, below = (_sums(of.reshape(n, -1), groups, len(labels)) for of in (numerators, denominators))
+        means = above.sum(0) / below.sum(0)
+        found = _intervals(above, below, means, self.seed, family) if len(labels) > 1 else None
+        cells = []
+        for i, mean in enumerate(means.tolist()):
+            cell = {"mean": mean, "std": None if spreads is None else spreads[i], "ci95": None, "n": n}
+            if found is not None:
+                cell["ci95"] = found[0][i]
+            if family:
+                cell["family95"] = found and found[1][i]
+            cells.append(cell)
+        return np.array(cells, dtype=object).reshape(shape).tolist() if shape else cells[0]
 
 
-def perplexity(losses, seed=0):
-    """exp of the mean of per-sequence losses (nats a token), as {"value", "ci95", "n"}."""
-    loss = averages(losses, seed)
-    ci95 = loss["ci95"] and np.exp(loss["ci95"]).tolist()
-    return {"value": float(np.exp(loss["mean"])), "ci95": ci95, "n": loss["n"]}
+def independent(n, seed=0):
+    """The Draws of `n` windows of which each is a document."""
+    return Draws(np.arange(n), seed)
+
+
+def _spreads(values):
+    if len(values) == 1:
+        return [None] * values[0].size
+    return values.reshape(len(values), -1).std(0, ddof=1).tolist()
+
+
+def _sums(values, groups, n):
+    """(n, cells) sums of the rows of each group."""
+    sums = np.zeros((n, values.shape[1]))
+    np.add.at(sums, groups, values)
+    return sums
+
+
+def _intervals(above, below, means, seed, family):
+    """([low, high] of each cell, the same for all cells at once or None) of (documents, cells) sums."""
+    n, cells = above.shape
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
+    wide = np.sqrt(n / (n - 1)) * t.ppf((1 + LEVEL) / 2, n - 1)
+    step = max(1, CELLS_AT_ONCE // RESAMPLES)
+    single, errors, largest = [], [], np.zeros(RESAMPLES)
+    for start in range(0, cells, step):
+        of = slice(start, start + step)
+        under = below if below.shape[1] == 1 else below[:, of]
+        drawn = (counts @ above[:, of]) / (counts @ under)
+        single.append(_bca(drawn, above[:, of], under, means[of], wide))
+        if family:
+            error = drawn.std(0)
+            errors.append(error)
+            largest = np.maximum(largest, (abs(drawn - means[of]) / np.where(error > 0, error, np.inf)).max(1))
+    single = np.concatenate(single)
+    if not family:
+        return single.tolist(), None
+    reach = np.quantile(largest, LEVEL) * wide / ndtri((1 + LEVEL) / 2) * np.concatenate(errors)
+    together = np.stack([np.minimum(means - reach, single[:, 0]), np.maximum(means + reach, single[:, 1])], axis=1)
+    return single.tolist(), together.tolist()
+
+
+def _bca(drawn, above, below, means, wide):
+    """(cells, 2) limits of (RESAMPLES, cells) resampled ratios; wide: the normal quantile that they reach to."""
+    left_out = (above.sum(0) - above) / (below.sum(0) - below)
+    deviation = left_out.mean(0) - left_out
+    squares = (deviation**2).sum(0)
+    flat = squares <= (1e-12 * means) ** 2  # nothing but rounding
+    acceleration = (deviation**3).sum(0) / (6 * np.where(flat, 1, squares) ** 1.5)
+    lower = (drawn < means).mean(0) + (drawn == means).mean(0) / 2
+    bias = ndtri(np.clip(lower, 0.5 / RESAMPLES, 1 - 0.5 / RESAMPLES))
+    ordered, cells = np.sort(drawn, axis=0), np.arange(len(means))
+    limits = []
+    for z in (-wide, wide):
+        level = ndtr(bias + (bias + z) / np.maximum(1 - acceleration * (bias + z), 1e-9))
+        at = level * (RESAMPLES - 1)
+        under = np.minimum(at.astype(int), RESAMPLES - 2)
+        limit = ordered[under, cells] + (at - under) * (ordered[under + 1, cells] - ordered[under, cells])
+        limits.append(np.where(flat, means, limit))
+    return np.stack(limits, axis=1)
+
+
+def binomial_interval(hits, n):
+    """[low, high] of a share of `hits` of `n`, by Clopper and Pearson (1934); they need be no whole numbers."""
+    tail = (1 - LEVEL) / 2
+    low = 0.0 if hits <= 0 else float(beta.ppf(tail, hits, n - hits + 1))
+    high = 1.0 if hits >= n else float(beta.ppf(1 - tail, hits + 1, n - hits))
+    return [low, high]
 
 
 def spearman(x, y):
     """Rank correlation (Spearman 1904) of two equally long lists, ties at their mean rank; None if one is constant."""
-    x, y = _ranks(x), _ranks(y)
+    x, y = rankdata(x), rankdata(y)
     return float(np.corrcoef(x, y)[0, 1]) if len(x) and np.ptp(x) and np.ptp(y) else None
-
-
-def _ranks(values):
-    _unique, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]

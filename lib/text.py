@@ -12,9 +12,11 @@ import io
 import json
 import os
 import platform
+import re
 import zlib
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
 from pydoc_data import topics
 
@@ -22,6 +24,7 @@ from lib import hub
 from lib.errors import IS_POINTER, LFS_POINTER, UserError, cause
 
 JOINED_BY = "\n\n"
+HEADING = re.compile(r"^ = [^=\n]+ = $", re.MULTILINE)
 KNOWN = {"wikitext": ("Salesforce/wikitext", "wikitext-2-raw-v1")}
 DEFAULTS = {"dataset_config": None, "split": "test", "text_column": "text", "encoding": None}
 MARKS = {  # the longer first: UTF-32's begins as UTF-16's
@@ -51,9 +54,19 @@ class Corpus:
     name: str
     documents: list[str]
 
-    @property
+    @cached_property
     def text(self) -> str:
         return JOINED_BY.join(self.documents)
+
+    @cached_property
+    def begins(self) -> list[int]:
+        """Characters of the text at which documents begin: articles, if it has the headings of wikitext (whose rows are
+        paragraphs), or what the dataset has as rows."""
+        headings = [heading.start() for heading in HEADING.finditer(self.text)]
+        if len(headings) > 1:
+            return headings
+        lengths = [len(document) + len(JOINED_BY) for document in self.documents]
+        return [0, *accumulate(lengths[:-1])]
 
 
 def read(options) -> Corpus:

@@ -112,7 +112,7 @@ def test_verdicts(family, layer, gain, verdict, tokenizer):
     payload = {
         "provenance": {"model": {"name": "tiny", "type": family}, "data": {"windows": 3, "seqlen": 16}},
         "config": {"model_name": "tiny"},
-        "results": report._plain(result),
+        "results": report.plain(result),
     }
     payload["provenance"] |= {"dtype": "", "device": "", "seed": 0, "time": "", "command": ""}
     payload["provenance"]["data"] |= {"bos": False, "dataset": "random"}

@@ -1,0 +1,35 @@
+"""Every threshold, once: what counts as massive, as a sink, as a plateau, and where verdicts turn. No torch."""
+
+# massive (Sun et al. 2024, arXiv 2402.17762)
+ABSOLUTE = 100.0
+RELATIVE = 1000.0
+MASSIVE = f"|value| > {ABSOLUTE:,.0f} and > {RELATIVE:,.0f} x the layer's median (Sun et al. 2024, arXiv 2402.17762)"
+
+# attention sinks (Gu et al. 2025, arXiv 2410.10781)
+SINK_WINDOW = 64  # tokens
+SINK_EPSILON = 0.3  # mean probability on the first token
+
+# the place and its ledger
+PLATEAU = 0.5  # of the largest mean |value| over layers
+WRITES = 0.1  # of the peak: from here on a write is a generator's or an eraser's
+
+# what is left of a value, relative to the baseline's, along its sign
+PERSISTS = (0.9, 1.1)  # from, to
+COLLAPSES = (-0.1, 0.1)
+
+# what a change costs
+COST = 0.05  # nats a token
+MOVES = 0.1  # of the value at the place
+
+# self-repair
+REPAIRS = 0.1  # of the removed write
+
+# triggers
+NEARLY_ALL, HARDLY_ANY = 0.9, 0.1  # shares of tokens or windows
+
+# sets of neurons
+CARRIED = 0.95  # of the down projection's output: what the smallest set must give
+WRITTEN = 0.5  # of the block output: from here on it is written by this MLP
+KEPT, LEFT = 0.9, 0.1  # by the set alone, without the set
+
+WINDOWS = 30  # at least so many where a verdict hangs on them
