@@ -28,7 +28,7 @@ from lib.models import LanguageModel
 ARCHITECTURES = ("gpt2", "llama")
 HIDDEN, HEADS, VOCABULARY, POSITIONS = 64, 4, 128, 64
 HEAD_DIM = HIDDEN // HEADS
-N_WINDOWS, SEQLEN = 40, 32  # a share of 40 of 40 is above 0.9 with all of its interval
+N_WINDOWS, SEQLEN = 16, 32
 BOS, BOS_TEXT = 0, "<s>"
 
 FLAG_SIZE, SECOND_FLAG_SIZE, ONE_SIZE = 2.0, 1.0, 0.5
@@ -36,6 +36,7 @@ SHOUTS, TELLS = 5.0, 3.0
 TOKENS = 12
 CONSTANT, AS_IT_IS = "needed, a constant is enough", "needed as it is"
 ANYWHERE, HALF, SEVERAL_TOKENS = ("content", "half"), ("half",), ("noisy",)
+TIMES_WINDOWS = {"half": 2, "informed": 3}  # where only some of the windows tell something
 QUIET = 1e-4
 NOISE = (
     # part of the parameter's name, standard deviation, the axis along which it writes to the residual stream or
@@ -44,7 +45,7 @@ NOISE = (
     ("wpe", 0.02, -1),
     ("ln_", 0.05, -1),
     ("c_attn", 0.05, None),
-    ("attn.c_proj", 0.02, -1),
+    ("attn.c_proj", 0.01, -1),
     ("c_fc", 0.05, None),
     ("mlp.c_proj", 0.005, -1),
     ("embed_tokens", 0.05, -1),
@@ -52,7 +53,7 @@ NOISE = (
     ("q_proj", 0.05, None),
     ("k_proj", 0.05, None),
     ("v_proj", 0.05, None),
-    ("o_proj", 0.02, 0),
+    ("o_proj", 0.01, 0),
     ("gate_proj", 0.05, None),
     ("up_proj", 0.05, None),
     ("down_proj", 0.01, 0),
@@ -71,6 +72,7 @@ class Truth:
     retained, repair: {part: number} of the MLPs and attention blocks that write it: what is left of the value without
     this part, and what share of its write the others make good then.
     sinks: (layer, head) of all that look at the first token; readers: of those that do so for the massive activation.
+    costly: (layer, head) of those that the loss misses.
     need: what the loss needs of it, "not needed", "needed, a constant is enough" or "needed as it is".
     first_step, second_generator, eraser: {"layer", "neurons" or "head"} of what else takes part.
     later: {"token", "values"} of another spike, of a token that stands later in the windows.
@@ -96,6 +98,7 @@ class Truth:
     repair: dict = field(default_factory=dict)
     sinks: tuple = ()
     readers: tuple = ()
+    costly: tuple = ()
     need: str = "not needed"
     first_step: dict | None = None
     second_generator: dict | None = None
@@ -146,7 +149,9 @@ def build(architecture, kind, seed):
             where |= windows.ids.numpy() == builder.second_token
     part = {"layer": found.get("layer"), "kind": "attention" if found["generator"] == "head" else "mlp"}
     alone = {} if found["generator"] == "none" else {"{kind} {layer}".format(**part): 0.0}
-    defaults = {"retained": alone, "repair": alone, "sinks": found.get("readers", ())}
+    defaults = {"retained": alone, "repair": alone}
+    for name in ("sinks", "readers"):
+        found[name] = tuple(sorted(found.get(name, found.get("readers", ()))))
     truth = Truth(
         architecture,
         kind,
@@ -163,24 +168,25 @@ def build(architecture, kind, seed):
 def _windows(rng, builder, kind):
     """Random tokens, with those that trigger something: each window begins with one of them, or has it (half of the
     windows, in HALF) and a second token of the kind "several" at two random places."""
-    n = 2 * N_WINDOWS if kind in HALF else N_WINDOWS
+    n = TIMES_WINDOWS.get(kind, 1) * N_WINDOWS
+    one, other = np.split(rng.permutation(n), 2)
     special = {BOS, *builder.tokens, builder.second_token}
     ordinary = np.array([t for t in range(VOCABULARY) if t not in special])
     ids = rng.choice(ordinary, size=(n, SEQLEN))
     if builder.informed:  # half of the windows, which have another half of the vocabulary
-        for window, (first, half) in zip(ids, n // 2 * list(zip(*builder.informed, strict=True)), strict=True):
-            window[:] = rng.choice(np.intersect1d(ordinary, half), size=SEQLEN)
-            window[0] = window[0] if first is None else first
+        for rows, first, half in zip((one, other), *builder.informed, strict=True):
+            ids[rows] = rng.choice(np.intersect1d(ordinary, half), size=(len(rows), SEQLEN))
+            ids[rows, 0] = ids[rows, 0] if first is None else first
     elif builder.tokens and kind not in ANYWHERE:
         ids[:, 0] = np.resize(builder.tokens, n)
     elif builder.tokens:
-        for window in ids[:: 2 if kind in HALF else 1]:
-            window[rng.choice(SEQLEN, size=2, replace=False)] = builder.tokens[0]
+        for row in one if kind in HALF else range(n):
+            ids[row, rng.choice(SEQLEN, size=2, replace=False)] = builder.tokens[0]
     if kind == "several":
-        for window in ids:
-            window[rng.choice(np.arange(1, SEQLEN), size=2, replace=False)] = builder.second_token
-    counts = np.bincount(ids.flatten(), minlength=VOCABULARY)
-    bos = int(builder.tokens == (BOS,) and not builder.informed)
+        for row in range(n):
+            ids[row, rng.choice(np.arange(1, SEQLEN), size=2, replace=False)] = builder.second_token
+    bos = int(builder.tokens == (BOS,))
+    counts = np.bincount(ids[:, bos:].flatten(), minlength=VOCABULARY)
     return Windows(torch.from_numpy(ids), n, bos, "random tokens", counts=counts)
 
 
@@ -263,8 +269,9 @@ def _two_steps(b):
 
 
 def _needs_head(b):
-    """As "two_steps", but a head takes the first step."""
+    """As "two_steps", but a head takes the first step; and a reader shouts when it has to look elsewhere."""
     first, layer = b.layers(2, before=b.n_layers - 1)
+    readers = b.readers(layer + 1, b.n_layers - 1, shout=True)
     early = {b.spare_dims.pop(): b.sign() * b.rng.uniform(20, 60)}
     head = b.head_writes(first, b.flag, early)
     return {
@@ -272,7 +279,9 @@ def _needs_head(b):
         "layer": layer,
         "neurons": b.neurons_write(layer, b.reading(early) - b.one, b.values),
         "values": b.values,
-        "readers": b.readers(layer + 1, b.n_layers - 1),
+        "readers": readers,
+        "costly": ((first, head),),
+        "need": CONSTANT,
         "first_step": {"layer": first, "head": head},
         "outliers": early,
     }
@@ -363,9 +372,9 @@ def _several(b):
     layer = b.layers(1, before=b.n_layers - 1)[0]
     size = abs(b.values[b.largest])
     second, sign = b.spare_dims.pop(), b.sign()
-    b.values = {b.largest: b.values[b.largest], second: sign * 0.5 * size}
-    later = {b.largest: 0.3 * b.values[b.largest], second: -sign * 0.4 * size}
-    b.spike = b.reading({second: sign})
+    b.values = {b.largest: b.values[b.largest], second: sign * 0.8 * size}
+    later = {b.largest: 0.3 * b.values[b.largest], second: -sign * 0.5 * size}
+    b.spike = 1.5 * b.reading({second: sign})
     second_flag = b.add_second_token(FLAG_SIZE)
     readers = b.readers(layer + 1, b.n_layers - 1, shout=True)
     neurons = b.neurons_write(layer, b.flag - b.one, b.values)
@@ -382,7 +391,7 @@ def _several(b):
 
 
 def _informed(b):
-    """As "mlp", and a second token, the first of half of the windows, adds a second dim to it there.
+    """As "ten", and a second token, the first of half of the windows, adds a second dim to the spike there.
 
     A head reads that dim and tells which half of the vocabulary the rest of the window is of: no constant can do that.
     """
@@ -392,16 +401,15 @@ def _informed(b):
     b.values = {b.largest: b.values[b.largest]}
     more = {second: b.sign() * 0.6 * size}
     second_flag = b.add_second_token(SECOND_FLAG_SIZE)
+    readers = b.readers(layer + 1, b.n_layers - 1, n=2, shout=True)
+    neurons = b.neurons_write(layer, b.flag - b.one, b.values)
     if b.tokens:
         b.embedding[b.second_token] += FLAG_SIZE * b.flag
-    neurons = b.neurons_write(layer, b.flag - b.one, b.values)
+        b.tokens = tuple(sorted((*b.tokens, b.second_token)))
     b.neurons_write(layer, second_flag - b.one, more, ids=[b.second_token])
     half = b.rng.permutation(VOCABULARY)[: VOCABULARY // 2]
-    readers = b.readers(layer + 1, b.n_layers - 1)
-    b.head_tells(readers[0], b.reading(more), half)
-    b.informed = (b.tokens or (None,)) + (b.second_token,), (np.delete(np.arange(VOCABULARY), half), half)
-    if b.tokens:
-        b.tokens = tuple(sorted((*b.tokens, b.second_token)))
+    told = b.tell(readers, b.reading(more), half)
+    b.informed = (BOS if b.tokens else None, b.second_token), (np.setdiff1d(np.arange(VOCABULARY), half), half)
     return {
         "generator": "mlp",
         "layer": layer,
@@ -409,6 +417,7 @@ def _informed(b):
         "values": b.values,
         "readers": readers,
         "need": AS_IT_IS,
+        "costly": (told,),
         "informed": {"token": token_text(b.second_token), "values": more},
     }
 
@@ -423,7 +432,7 @@ def _decoy(b):
     layer, head = b.spare_heads.pop()
     b.head_looks(layer, head, -1.6 * b.one)
     b.mute(layer, head)
-    sinks = tuple(sorted((*truth["readers"], (layer, head))))
+    sinks = (*truth["readers"], (layer, head))
     return truth | {"decoy_neurons": neurons, "decoy_head": (layer, head), "sinks": sinks}
 
 
@@ -492,15 +501,15 @@ class _Builder:
     def __init__(self, architecture, rng, tokens):
         self.rng, self.tokens = rng, tokens
         self.second_token = self.informed = None
-        self.n_layers = int(rng.integers(4, 7))
+        self.n_layers = int(rng.integers(4, 6))
         self.model = _zeros(architecture, self.n_layers)
         self.arch = Architecture(self.model)
         self.lm = LanguageModel(self.model, self.arch, tokenizer(), {"planted": architecture})
-        self.private = rng.permutation(HIDDEN)[:11].tolist()
+        self.private = rng.permutation(HIDDEN)[:12].tolist()
         _add_noise(self.model, rng, self.private)
         pairs = [_contrast(*self.private[i : i + 2]) for i in (0, 2, 4)]
         self.flag, self.one, self.second_flag = pairs
-        self.rest, self.told, *self.spare_dims = self.private[6:]
+        self.rest, self.shouted, self.told, *self.spare_dims = self.private[6:]
         self.embedding = self.model.get_input_embeddings().weight
         self.embedding += ONE_SIZE * self.one
         triggers = self.embedding if tokens else self.model.transformer.wpe.weight
@@ -541,20 +550,20 @@ class _Builder:
         noise[self.private] = 0
         return (2.0 if self.arch.is_gated else 4.0) * noise / noise.norm()
 
-    def readers(self, first, last, shout=False):
-        """One or two heads in layers `first` to `last` whose keys are the largest value, at any query; one of them may
-        shout a token into the logits where it finds no such key."""
+    def readers(self, first, last, n=None, shout=False):
+        """One or two (or `n`) heads in layers `first` to `last` whose keys are the largest value, at any query; the first
+        of them may shout a token into the logits where it finds no such key."""
         able = [head for head in self.spare_heads if first <= head[0] <= last]
-        chosen = able[: int(self.rng.integers(1, 3))]
+        chosen = able[: int(self.rng.integers(1, 3)) if n is None else n]
         for layer, head in chosen:
             self.spare_heads.remove([layer, head])
             self.head_looks(layer, head, self.rng.uniform(0.6, 0.75) * self.spike)
         if shout:
             layer, head = chosen[0]
             token = int(self.rng.integers(VOCABULARY))
-            self.model.get_output_embeddings().weight[token, self.told] = 1.0
-            self.head_moves(layer, head, 0.5 * self.one, {self.told: SHOUTS}, ids=[1] * 8)
-        return tuple(sorted(map(tuple, chosen)))
+            self.model.get_output_embeddings().weight[token, self.shouted] = 1.0
+            self.head_moves(layer, head, 0.5 * self.one, {self.shouted: SHOUTS}, ids=[1] * 8)
+        return tuple(map(tuple, chosen))
 
     def neurons_write(self, layer, reads, values, n=None, ids=None):
         """One to three (or `n`) neurons that fire where `reads` is positive and write {dim: value} there (at the last of
@@ -595,15 +604,14 @@ class _Builder:
         self.head_moves(layer, head, 0.5 * reads, values)
         return head
 
-    def head_tells(self, head, reads, half):
-        """Let a head write from where it looks which half of the vocabulary comes: `half`, where `reads` is positive.
-
-        The logits of `half` rise by it, the others' fall.
-        """
+    def tell(self, readers, reads, half):
+        """Let the last of the readers write which half of the vocabulary comes: `half`, where `reads` is positive at
+        its sink; returns it. The logits of `half` rise by it, the others' fall."""
         signs = -torch.ones(VOCABULARY)
         signs[half] = 1
-        self.model.get_output_embeddings().weight[:, self.told] = 0.5 * signs
-        self.head_moves(*head, 0.5 * reads, {self.told: TELLS}, ids=[self.second_token])
+        self.model.get_output_embeddings().weight[:, self.told] = 0.2 * signs
+        self.head_moves(*readers[-1], 0.5 * reads, {self.told: TELLS}, ids=[self.second_token])
+        return readers[-1]
 
     def head_moves(self, layer, head, reads, values, ids=None):
         """Let a head write {dim: value} in proportion to what `reads` finds where it looks (from the last of `ids`)."""
@@ -634,12 +642,14 @@ class _Builder:
 
     def _write(self, layer, role, column, values, ids=None):
         """Set one input's weights in an output projection so that it writes {dim: value} at the last of `ids`; default:
-        at a token that carries FLAG."""
+        on average over the tokens that carry FLAG, each as the first."""
         seen = {}
+        windows = [[token] for token in self.tokens or range(VOCABULARY)] if ids is None else [ids]
         with hooks.watch_inputs(self.arch, role, seen.__setitem__, [layer]):
-            hooks.forward(self.lm, torch.tensor([ids or [*self.tokens[:1]] or [1]]))
+            hooks.forward(self.lm, torch.tensor(windows))
         for dim, value in values.items():
-            self.arch.weight(layer, role)[dim, column] = value / seen[layer].flatten(0, -2)[-1, column].item()
+            there = seen[layer].reshape(len(windows), -1, seen[layer].shape[-1])[:, -1, column]
+            self.arch.weight(layer, role)[dim, column] = value / there.mean().item()
 
     def enlarge_residual(self, factor):
         """Multiply all that is written to the residual stream; through the norms, nothing else changes."""
