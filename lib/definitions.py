@@ -32,4 +32,13 @@ CARRIED = 0.95  # of the down projection's output: what the smallest set must gi
 WRITTEN = 0.5  # of the block output: from here on it is written by this MLP
 KEPT, LEFT = 0.9, 0.1  # by the set alone, without the set
 
+# intervals
+LEVEL = 0.95
+RESAMPLES = 4000
+INTERVALS = (
+    f"{LEVEL:.0%} intervals of means and ratios: documents drawn anew with replacement, {RESAMPLES:,} times (all "
+    "windows of a document at once; windows where the text is one document); bias-corrected and accelerated (BCa, "
+    "Efron 1987), widened for few documents as Student's t is (Hesterberg 2015). Of shares of windows: Clopper and "
+    "Pearson (1934). Of families, where it says so: by the largest studentised deviation (Romano and Wolf 2005)"
+)
 WINDOWS = 30  # at least so many where a verdict hangs on them

@@ -16,7 +16,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lib import ranks, terminal
+from lib import definitions, ranks, terminal
 from lib.errors import UserError, cause
 
 SCHEMA_VERSION = 1
@@ -282,6 +282,7 @@ def header(payload, title):
             f"data     {data['windows']} x {data['seqlen']} tokens of {data['dataset']}, BOS {bos}{_documents(data)}",
             f"run      {p['dtype']}, {p['device']}, seed {p['seed']}, {p['time']}",
             f"command  {p['command']}",
+            f"spread   {definitions.INTERVALS}",
             *warning,
             "",
         ]

@@ -6,8 +6,9 @@ where `results` are those of the JSON.
 """
 
 from lib import report
+from lib.judges import ledger
 
-JUDGES = {}
+JUDGES = {"exp3": ledger.judge}
 
 
 def judged(experiment, results):
