@@ -6,8 +6,9 @@ where `results` are those of the JSON.
 """
 
 from lib import report
+from lib.judges import ablation
 
-JUDGES = {}
+JUDGES = {"exp1": ablation.judge, "exp2a": ablation.judge}
 
 
 def judged(experiment, results):
