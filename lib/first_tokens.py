@@ -1,5 +1,5 @@
-"""What an ablation does at position 0, exactly: a value depends on the first token alone there, so one-token forwards of
-all tokens of the text say what windows only sample."""
+"""What an ablation does at position 0, exactly: a value there depends on the first token alone, so that one-token
+forwards of all tokens of the text say what windows only sample."""
 
 import numpy as np
 import torch

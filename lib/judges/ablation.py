@@ -10,8 +10,8 @@ WORDS = ("reverses", "collapses", "reduced", "persists", "grows")  # below, betw
 RULE = (
     "retained: sum of sign(baseline) x ablated over sum of |baseline|, at the largest place (position 0 or the later "
     "positions, and one dim), over the windows in which it is massive in some layer, after the last layer with at "
-    f"least {PLATEAU:.0%} of its largest mean |value|; where that is position 0, whose value depends on the first token "
-    "alone, over all first tokens that the text could give, if it is known; "
+    f"least {PLATEAU:.0%} of its largest mean |value|; where that is position 0, whose value depends on the first "
+    "token alone, over all first tokens that the text could give, if it is known; "
     f"persists: all of the interval within {PERSISTS[0]} and {PERSISTS[1]}, collapses: within {COLLAPSES[0]} and "
     f"{COLLAPSES[1]}, reduced: between these, grows: above, reverses: below; {evidence.CANNOT_TELL}: it holds one of "
     f"these bounds; {evidence.NONE_FOUND}: the baseline has no massive activation"
