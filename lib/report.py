@@ -489,6 +489,7 @@ def first_tokens_text(results):
         f"{exact['share']:.1%} of which have the spike, exactly: dim {exact['dim']} after layer {exact['layer']} "
         f"{number(exact['value'], True)} -> {number(exact['ablated'], True)}, retained {number(exact['retained'])}, "
         f"|change| / |value| {number(exact['absolute_change'])}{still}\n"
+        "Token by token, it " + ", ".join(f"{fate} for {share:.1%}" for fate, share in exact["shares"].items()) + "\n"
     )
 
 
@@ -524,9 +525,9 @@ def conditions_table(conditions):
         )
     heads = ["condition", "perplexity", "sink rate", "its change", "positions with a massive activation"]
     return table(heads, rows) + (
-        f"sink rate: share of all heads, off or on, with more than {SINK_EPSILON} of their attention on the first token "
-        f"in windows of {SINK_WINDOW} tokens (a head that is off writes nothing and still looks somewhere); change: "
-        "paired\n"
+        f"sink rate: share of all heads, off or on, with more than {SINK_EPSILON} of their attention on the first "
+        f"token in windows of {SINK_WINDOW} tokens (a head that is off writes nothing and still looks somewhere); "
+        "change: paired\n"
     )
 
 

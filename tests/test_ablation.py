@@ -461,6 +461,7 @@ def test_first_tokens_are_weighted_by_the_text(family, tokenizer, monkeypatch):
     found = first_tokens.measure(language_model(model, tokenizer), text, MASSIVE_DIM, 2, off.values(), medians)
     for name in off:
         pruned, total = reference.without(model, **CONDITIONS[name]), np.zeros(7)
+        shares = np.zeros(5)
         for token, n in zip(flags, counts[list(flags)], strict=True):
             before, after = (
                 np.array([h[0, 0, MASSIVE_DIM].item() for h in reference.observe(m, torch.tensor([[token]])).hidden])
@@ -469,8 +470,10 @@ def test_first_tokens_are_weighted_by_the_text(family, tokenizer, monkeypatch):
             if (abs(before) > 500).any():
                 b, a = before[2], after[2]  # negative
                 total += n * np.array([1, b, a, abs(b), abs(a) > 5000, -a, abs(a - b)])
+                shares[np.searchsorted([-0.1, 0.1, 0.9, 1.1], a / b)] += n
         assert 0 < total[0] < counts.sum()
         got = found[name]
+        assert list(got["shares"].values()) == pytest.approx(shares / total[0])
         assert (got["tokens"], got["share"]) == (5, pytest.approx(total[0] / counts.sum()))
         assert [got["value"], got["ablated"]] == pytest.approx(total[1:3] / total[0], rel=1e-4, abs=0.01)
         assert [got["retained"], got["absolute_change"]] == pytest.approx(total[5:] / total[3], rel=1e-4, abs=1e-5)

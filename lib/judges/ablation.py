@@ -3,10 +3,8 @@
 from bisect import bisect
 
 from lib import evidence
-from lib.definitions import COLLAPSES, PERSISTS, PLATEAU
+from lib.definitions import BOUNDS, COLLAPSES, FATES, PERSISTS, PLATEAU
 
-BOUNDS = (*COLLAPSES, *PERSISTS)
-WORDS = ("reverses", "collapses", "reduced", "persists", "grows")  # below, between and above the bounds
 RULE = (
     "retained: sum of sign(baseline) x ablated over sum of |baseline|, at the largest place (position 0 or the later "
     "positions, and one dim), over the windows in which it is massive in some layer, after the last layer with at "
@@ -51,4 +49,4 @@ def _tests(place, cell):
 
 
 def _word(cell, tests):
-    return WORDS[bisect(BOUNDS, cell["mean"])] if evidence.every(tests) else evidence.CANNOT_TELL
+    return FATES[bisect(BOUNDS, cell["mean"])] if evidence.every(tests) else evidence.CANNOT_TELL
