@@ -6,9 +6,13 @@ where `results` are those of the JSON.
 """
 
 from lib import report
-from lib.judges import ledger
+from lib.judges import ablation, ledger
 
-JUDGES = {"exp3": ledger.judge}
+JUDGES = {
+    "exp1": ablation.judge,
+    "exp2a": ablation.judge,
+    "exp3": ledger.judge,
+}
 
 
 def judged(experiment, results):
