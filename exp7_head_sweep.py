@@ -161,7 +161,7 @@ def _named(values):
         for name, where in (("cannot_tell", "at the plateau"), ("cannot_tell_last", "at the last layer")):
             lines.append(f"cannot tell {where}, {kind}: {_heads(values[name][kind])}")
     for name in ("costs", "gains", "costs_cannot_tell"):
-        lines.append(f"{name.replace('_', ', ')}, zero: {_heads(values[name])}")
+        lines.append(f"{name.replace('_', ' ')}, zero: {_heads(values[name])}")
     return [*lines, ""]
 
 
@@ -170,11 +170,10 @@ def _heads(heads):
 
 
 def _correlations(correlations):
-    rows = [
-        [name.replace("_", " and "), of["heads"], *(report.number(of[key], True) for key in ("rho", "within_layers"))]
-        + [report.number(of["p"])]
-        for name, of in correlations.items()
-    ]
+    rows = []
+    for name, of in correlations.items():
+        rho, within = (report.number(of[key], True) for key in ("rho", "within_layers"))
+        rows.append([name.replace("_", " and "), of["heads"], rho, within, report.number(of["p"])])
     return report.table(["Spearman's rho of", "heads", "rho", "within layers", "p"], rows)
 
 
@@ -222,9 +221,8 @@ def _early(early):
     rows = []
     for i, quarter in enumerate(early["quarters"]):
         more = [of[i - 1] if i and of else None for of in (early["first_minus"], early["first_minus_from_2"])]
-        first, last = quarter["layers"]
-        cells = [_together(cell) if cell else None for cell in (quarter["loss"], *more)]
-        rows.append([f"{first}-{last}", *(report.interval(cell, i > 0) if cell else "-" for i, cell in enumerate(cells))])
+        rows.append(["-".join(map(str, quarter["layers"])), report.interval(_together(quarter["loss"]))])
+        rows[-1] += [report.interval(_together(cell), True) if cell else "-" for cell in more]
     columns = ["layers", "|change of the loss|", "first quarter more by", "without layers 0 and 1"]
     return [
         "Quarters of the layers: |change of the loss| without a single head (zero), mean over heads and windows;",

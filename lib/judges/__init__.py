@@ -6,9 +6,9 @@ where `results` are those of the JSON.
 """
 
 from lib import report
-from lib.judges import heads
+from lib.judges import ablation, heads, pruning
 
-JUDGES = {"exp7": heads.judge}
+JUDGES = {"exp1": ablation.judge, "exp2a": ablation.judge, "exp7": heads.judge, "head_pruning": pruning.judge}
 
 
 def judged(experiment, results):

@@ -7,16 +7,16 @@ KINDS = ("zero", "mean")
 FAMILY = "family95"
 LISTED = 8  # of the heads that cannot be told, those with the largest changes, have their thresholds printed
 RULE = (
-    "a head moves the value if its removal changes it, along the spike's sign, by more than "
-    f"{MOVES:.0%} of the baseline's, up (raises) or down (lowers), at the first layer or at the end of the plateau: "
-    "the whole simultaneous interval, over all heads that can change it, lies beyond; the ratio is of sums over the "
-    f"windows that have the spike. {evidence.CANNOT_TELL}: the interval holds {MOVES:.0%} or -{MOVES:.0%}. In the same "
-    "way, and named apart, the value at the last layer, relative to the baseline's at the end of the plateau: a head "
-    "that raises it erases when it is there. costs, gains: in the same way the loss without the head, above "
-    f"{COST} or below -{COST} nats a token. no single head: none moves the value, and none cannot be told; "
+    f"a head moves the value if its removal changes it, along the spike's sign, by more than {MOVES:.0%} of the "
+    "baseline's, up (raises) or down (lowers), at the first layer or at the end of the plateau: the whole simultaneous "
+    "interval, over all heads that can change it, lies beyond; the ratio is of sums over the windows that have the "
+    f"spike. {evidence.CANNOT_TELL}: the interval holds {MOVES:.0%} or -{MOVES:.0%}. In the same way, and named apart, "
+    "the value at the last layer, relative to the baseline's at the end of the plateau: a head that raises it erases "
+    f"where it is. costs, gains: in the same way the loss without the head, above {COST} or below -{COST} nats a "
+    "token. no single head: none moves the value, and none cannot be told; "
     f"{evidence.NONE_FOUND}: nothing is massive. The verdict is on heads set to zero. correlations: Spearman's over "
-    "heads (of the place: those that can change it); within layers: of the ranks within each layer, pooled, which depth "
-    "has no part in; p: of heads shuffled within their layers"
+    "heads (of the place: those that can change it); within layers: of the ranks in each layer, pooled, in which depth "
+    "has no part; p: two-sided, of heads shuffled within their layers"
 )
 
 
