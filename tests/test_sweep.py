@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from lib import ablation, hooks, mlp, place, planted, resume, sweep
+from lib import ablation, hooks, mlp, place, planted, resume, stats, sweep
 from lib.ablation import Condition
 from lib.cli import Options, UserError
 from lib.data import Windows
@@ -24,8 +24,9 @@ def windows_of(ids):
 
 
 def fixed_place(positions, n_layers):
-    nothing = np.zeros((len(positions), n_layers))
-    return place.Place(DIM, np.array(positions), "", nothing, nothing)
+    n = len(positions)
+    nothing = np.zeros((n, n_layers))
+    return place.Place(DIM, np.array(positions), "", nothing, nothing, np.zeros(n, int), stats.independent(n))
 
 
 def changes_of(case):  # noqa: F811
