@@ -204,9 +204,8 @@ def summarise(payload):
             report.massive_table(r["massive"], r["definition"]),
             report.conditions_table(r["conditions"]),
             report.place_text(r["place"]),
-            f"Absolute change there after layer {r['place']['plateau'][1]}, relative to its size (windows that have the",
-            "spike), beside random heads of the same layers; p: the share of draws, the set among them, that change it as",
-            "much",
+            f"Absolute change after layer {r['place']['plateau'][1]}, relative to its size (windows with the spike),",
+            "beside random heads of the same layers; p: the share of draws, the set among them, that change it as much",
             report.table(
                 ["set", "heads", "change", "random, lowest to highest", "draws", "at least as large", "p"],
                 [_null_row(r, name) for name in SETS],

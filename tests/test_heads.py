@@ -1,6 +1,5 @@
 """What single heads write and do, against zeroed copies, eager attention maps, hooks of this file, planted heads."""
 
-import copy
 from collections import Counter
 from itertools import combinations, permutations, product
 from types import SimpleNamespace
@@ -309,49 +308,54 @@ def test_a_head_that_raises_is_named_like_one_that_lowers(architecture, monkeypa
     assert old_rule == [tuple(adds)]
 
 
-def relative(mean, low, high):
+def cell(mean, low, high):
     return {"mean": mean, "ci95": [low, high], "family95": [low, high]}
+
+
+def conclusion_of(*changed, kind="zero", key="end"):
+    """The conclusion on six heads that do nothing, but for the first ones' cells."""
+    nothing = {of: cell(0, -0.01, 0.01) for of in ("sink_rate", "loss")}
+    nothing |= {of: cell(0, -9, 9) | {"relative": cell(0, -0.01, 0.01)} for of in ("birth", "end", "last")}
+    rows = [
+        {"layer": i // 3, "head": i % 3, "score": i / 10, "write": i, "zero": dict(nothing), "mean": dict(nothing)}
+        for i in range(6)
+    ]
+    for row, of in zip(rows, changed, strict=False):
+        row[kind][key] = of if key == "loss" else cell(0, -9, 9) | {"relative": of}
+    shown = ["birth", "end", "last", "sink_rate", "loss"]
+    return judges.judged("exp7", {"place": {"massive": True}, "shown": shown, "heads": rows})["conclusion"]
 
 
 def test_an_interval_that_holds_the_threshold_is_no_verdict():
     """0.5 lowered by 10.1 % [4.8, 16.4] and was named; 2.2 raised by 11.1 % and was not."""
-    _truth, result = sweep_of("gpt2", "mlp", 0)
-    able = [row for row in result["heads"] if row["zero"]["end"]]
-    names = [[row["layer"], row["head"]] for row in able]
-
-    def judged(*cells, kind="zero", key="end"):
-        new = copy.deepcopy(result)
-        for row in new["heads"]:
-            row["zero"]["loss"] = relative(0, -0.01, 0.01)
-        by = {(row["layer"], row["head"]): row for row in new["heads"]}
-        for name, cell in zip(names, cells, strict=False):
-            if key == "loss":
-                by[*name][kind][key] = cell
-            else:
-                by[*name][kind][key]["relative"] = cell
-        return judges.judged("exp7", new)["conclusion"]
-
-    unclear = relative(-0.101, -0.164, -0.048)
-    assert judged(unclear)["verdict"] == "cannot tell"
-    assert judged(unclear)["values"]["cannot_tell"] == {"zero": names[:1], "mean": []}
-    assert [test["side"] for test in judged(unclear)["tests"] if test["interval"] == [-0.164, -0.048]] == ["holds it"]
+    assert conclusion_of()["verdict"] == "no single head"
+    unclear = cell(-0.101, -0.164, -0.048)
+    found = conclusion_of(unclear)
+    assert found["verdict"] == "cannot tell"
+    assert found["values"]["cannot_tell"] == {"zero": [[0, 0]], "mean": []}
+    assert [test["side"] for test in found["tests"] if test["interval"] == [-0.164, -0.048]] == ["holds it"]
+    assert len(found["tests"]) == 5, "and the nearest of the others, of each effect"
+    assert conclusion_of(unclear, kind="mean")["verdict"] == "no single head"
+    assert conclusion_of({"mean": 0.2, "ci95": [0.11, 0.3], "family95": [0.09, 0.4]})["verdict"] == "cannot tell"
+    assert conclusion_of({"mean": 0.2, "ci95": None, "family95": None})["verdict"] == "cannot tell"
     for side, does in ((-1, "lowers"), (1, "raises")):
-        ends = sorted((side * 0.105, side * 0.2))
-        found = judged(unclear, relative(side * 0.15, *ends))
-        assert found["verdict"] == f"{names[1][0]}.{names[1][1]} {does}"
-        assert found["values"]["moves"] == {"zero": [[*names[1], does, "end"]], "mean": []}
-        assert found["values"]["cannot_tell"]["zero"] == names[:1]
-        at_mean = judged(relative(side * 0.15, *ends), kind="mean")
-        assert at_mean["verdict"] == "no single head"
-        assert at_mean["values"]["moves"]["mean"] == [[*names[0], does, "end"]]
-    only_alone = {"mean": 0.2, "ci95": [0.11, 0.3], "family95": [0.09, 0.4]}
-    assert judged(only_alone)["verdict"] == "cannot tell", "one of many"
-    losses = judged(
-        relative(0.6, 0.3, 0.9), relative(0.06, 0.04, 0.08), relative(0.04, 0.03, 0.049), relative(-0.2, -0.3, -0.1),
-        relative(-0.06, -0.08, -0.04), key="loss",
-    )["values"]  # fmt: skip
-    assert (losses["costs"], losses["gains"]) == (names[:1], names[3:4])
-    assert losses["costs_cannot_tell"] == [names[1], names[4]]
+        beyond = cell(side * 0.15, *sorted((side * 0.105, side * 0.2)))
+        found = conclusion_of(unclear, beyond)
+        assert found["verdict"] == f"0.1 {does}"
+        assert found["values"]["moves"] == {"zero": [[0, 1, does, "end"]], "mean": []}
+        assert found["values"]["cannot_tell"]["zero"] == [[0, 0]]
+        found = conclusion_of(beyond, key="last")
+        assert (found["verdict"], found["values"]["moves"]["zero"]) == ("no single head", [[0, 0, does, "last"]])
+    assert conclusion_of(unclear, key="last")["values"]["cannot_tell_last"]["zero"] == [[0, 0]]
+
+
+def test_costs_are_judged_of_every_head():
+    cells = [(0.6, 0.3, 0.9), (0.06, 0.04, 0.08), (0.04, 0.03, 0.049), (-0.2, -0.3, -0.1), (-0.06, -0.08, -0.04)]
+    values = conclusion_of(*(cell(*of) for of in cells), key="loss")["values"]
+    assert (values["costs"], values["gains"], values["costs_cannot_tell"]) == ([[0, 0]], [[1, 0]], [[0, 1], [1, 1]])
+    correlation = values["correlations"]["score_loss"]
+    assert correlation["rho"] == pytest.approx(stats.spearman(range(6), [*(of[0] for of in cells), 0]))
+    assert correlation["heads"] == 6
 
 
 def test_only_what_can_change_is_run(monkeypatch):
