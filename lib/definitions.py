@@ -16,6 +16,8 @@ WRITES = 0.1  # of the peak: from here on a write is a generator's or an eraser'
 # what is left of a value, relative to the baseline's, along its sign
 PERSISTS = (0.9, 1.1)  # from, to
 COLLAPSES = (-0.1, 0.1)
+BOUNDS = (*COLLAPSES, *PERSISTS)
+FATES = ("reverses", "collapses", "reduced", "persists", "grows")  # below, between and above the BOUNDS
 
 # what a change costs
 COST = 0.05  # nats a token

@@ -1,10 +1,11 @@
-"""What an ablation does at position 0, exactly: a value depends on the first token alone there, so one-token forwards of
-all tokens of the text say what windows only sample."""
+"""What an ablation does at position 0, exactly: a value there depends on the first token alone, so that one-token
+forwards of all tokens of the text say what windows only sample."""
 
 import numpy as np
 import torch
 
 from lib import hooks, ranks
+from lib.definitions import BOUNDS, FATES
 from lib.massive import is_massive
 
 AT_ONCE = 512  # sequences of one token
@@ -22,9 +23,10 @@ def measure(lm, windows, dim, layer, conditions, medians):
     speak of).
 
     Returns {name: {"dim", "layer", "tokens", "share", "value", "ablated", "retained", "absolute_change",
-    "still_massive"}}, exact numbers: how many different tokens there are, the share of the text's that has the spike,
-    and of these the means, the ratios of sums (along the baseline's sign) and the share that is massive with the part
-    off. None where the text is not known or no token has the spike. Raises UserError for non-finite values.
+    "still_massive", "shares"}}, exact numbers: how many different tokens there are, the share of the text's that has
+    the spike, and of these the means, the ratios of sums (along the baseline's sign), the share that is massive with
+    the part off, and the shares whose own ratio is each of FATES. None where the text is not known or no token has the
+    spike. Raises UserError for non-finite values.
     """
     if windows.bos:
         tokens, counts = windows.ids[0, :1].numpy(), np.ones(1)
@@ -44,7 +46,8 @@ def measure(lm, windows, dim, layer, conditions, medians):
     for condition in conditions:
         with condition.hooks(lm.arch):
             ablated = _values(lm, ids[spiking], dim, layer)[:, layer]
-        size = weights @ np.abs(value)
+        size, left = weights @ np.abs(value), np.sign(value) * ablated
+        fates = np.bincount(np.digitize(left / np.abs(value), BOUNDS), weights, len(FATES))
         still = None
         if condition.name in medians:
             still = weights @ is_massive(ablated, medians[condition.name][layer])
@@ -55,9 +58,10 @@ def measure(lm, windows, dim, layer, conditions, medians):
             "share": counts[spiking].sum() / counts.sum(),
             "value": weights @ value,
             "ablated": weights @ ablated,
-            "retained": weights @ (np.sign(value) * ablated) / size,
+            "retained": weights @ left / size,
             "absolute_change": weights @ np.abs(ablated - value) / size,
             "still_massive": still,
+            "shares": dict(zip(FATES, fates, strict=True)),
         }
     return found
 

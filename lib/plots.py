@@ -217,14 +217,19 @@ def top1_comparison(payload):
 
 
 def critical_dimensions(payload, at_most=4):
-    """The followed dims, signed, at the same position in every condition."""
+    """The followed dims, signed, at the same position in every condition, and where each is judged."""
     results = payload["results"]
     dims = results["dims"][:at_most]
+    judged = {place["dim"]: place["layer"] for place in reversed(results["places"])}  # of each dim the largest place
     figure, axes = _axes(1, max(1, len(dims)), size=(max(7, 5.2 * len(dims)), 4.6), squeeze=False)
     for ax, dim in zip(axes[0], dims, strict=False):
         for i, condition in enumerate(results["conditions"].values()):
             _curve(ax, [layer["dims"][str(dim)] for layer in condition["layers"]], i, condition["label"])
-        ax.set_title(f"dim {dim}", fontsize=11)
+        if dim in judged:
+            ax.axvline(judged[dim], color="black", lw=0.8, ls=":")
+        ax.set_title(
+            f"dim {dim}" + (f", judged after layer {judged[dim]} (dotted)" if dim in judged else ""), fontsize=11
+        )
         ax.set_ylabel("activation (signed)")
         ax.yaxis.set_major_formatter(PLAIN)
         _layer_axis(ax, len(results["conditions"]["baseline"]["layers"]))

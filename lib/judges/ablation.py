@@ -3,15 +3,13 @@
 from bisect import bisect
 
 from lib import evidence
-from lib.definitions import COLLAPSES, PERSISTS, PLATEAU
+from lib.definitions import BOUNDS, COLLAPSES, FATES, PERSISTS, PLATEAU
 
-BOUNDS = (*COLLAPSES, *PERSISTS)
-WORDS = ("reverses", "collapses", "reduced", "persists", "grows")  # below, between and above the bounds
 RULE = (
     "retained: sum of sign(baseline) x ablated over sum of |baseline|, at the largest place (position 0 or the later "
     "positions, and one dim), over the windows in which it is massive in some layer, after the last layer with at "
-    f"least {PLATEAU:.0%} of its largest mean |value|; where that is position 0, whose value depends on the first token "
-    "alone, over all first tokens that the text could give, if it is known; "
+    f"least {PLATEAU:.0%} of its largest mean |value|; where that is position 0, whose value depends on the first "
+    "token alone, over all first tokens that the text could give, if it is known; "
     f"persists: all of the interval within {PERSISTS[0]} and {PERSISTS[1]}, collapses: within {COLLAPSES[0]} and "
     f"{COLLAPSES[1]}, reduced: between these, grows: above, reverses: below; {evidence.CANNOT_TELL}: it holds one of "
     f"these bounds; {evidence.NONE_FOUND}: the baseline has no massive activation"
@@ -51,4 +49,4 @@ def _tests(place, cell):
 
 
 def _word(cell, tests):
-    return WORDS[bisect(BOUNDS, cell["mean"])] if evidence.every(tests) else evidence.CANNOT_TELL
+    return FATES[bisect(BOUNDS, cell["mean"])] if evidence.every(tests) else evidence.CANNOT_TELL
