@@ -202,6 +202,7 @@ def summarise(payload):
             f"TOP and BOTTOM heads: {r['sets']['source']}",
             "",
             report.massive_table(r["massive"], r["definition"]),
+            *(_places(r, name) for name in SETS if r["places"][name]),
             report.conditions_table(r["conditions"]),
             report.place_text(r["place"]),
             f"Absolute change after layer {r['place']['plateau'][1]}, relative to its size (windows with the spike),",
@@ -217,6 +218,14 @@ def summarise(payload):
             "",
         ]
     )
+
+
+def _places(r, name):
+    """What is left of each place without one set of heads."""
+    places = r["places"][name]
+    exact = {"places": places, "first_tokens": r["first_tokens"][name]}
+    table = report.places_table(places, r["conclusion"]["values"][name]["places"])
+    return f"{name.upper()} heads off. {table}{report.first_tokens_text(exact)}"
 
 
 def _null_row(r, name):
