@@ -283,7 +283,7 @@ def pruning_comparison(payload, name):
     level.set_yscale("log")
     level.set_ylabel("top-1 |activation| (log scale)")
     level.legend(frameon=False)
-    for i, draw in enumerate(results["null"][name]["draws"]):
+    for i, draw in enumerate(results["null"][name]["run_whole"]):
         means = [layer["top1"]["mean"] for layer in results["changes"][draw]]
         change.plot(means, color=PALETTE[7], lw=1, label="random heads of the same layers" if i == 0 else None)
     _curve(change, [layer["top1"] for layer in results["changes"][name]], 1, conditions[name]["label"])
@@ -300,43 +300,39 @@ def pruning_comparison(payload, name):
 
 
 def pruning_summary(payload):
-    """Both sets beside their null: change at the massive places, and perplexity."""
+    """Both sets beside their null: change at the followed place, and perplexity."""
     results = payload["results"]
-    figure, (massive, loss) = _axes(1, 2, size=(11, 4.6))
+    figure, (place, loss) = _axes(1, 2, size=(11, 4.6))
     for row, name in enumerate(("top", "bottom")):
         null = results["null"][name]
-        change = results["conclusion"]["values"][name].get("absolute_change")
-        if change is not None:
-            _dot(massive, row, change["mean"], change["ci95"])
-            _draws(massive, row, null["absolute_change"])
-        perplexity = results["conditions"][name]["perplexity"]
-        _dot(loss, row, perplexity["value"], None)
+        if null["of_set"] is not None:
+            place.plot(null["of_set"], row, "o", color=PALETTE[1], ms=9)
+            _draws(place, row, null["absolute_change"])
+            says = "impossible by causality" if null["impossible"] else f"p = {number(null['p'])}"
+            place.annotate(says, (1, row), xycoords=("axes fraction", "data"), xytext=(-6, 14),
+                           textcoords="offset points", ha="right", fontsize=9)  # fmt: skip
+        loss.plot(results["conditions"][name]["perplexity"]["value"], row, "o", color=PALETTE[1], ms=9)
         _draws(loss, row, null["perplexity"])
     baseline = results["conditions"]["baseline"]["perplexity"]["value"]
     loss.axvline(baseline, color="black", lw=0.8, ls="--", label=f"baseline {number(baseline)}")
-    massive.set_xlabel("|change| at the baseline's massive places / their size")
-    massive.margins(x=0.1)
+    end = results["place"]["plateau"][1]
+    place.set_xlabel(f"|change| of dim {results['place']['dim']} after layer {end} / its size")
+    place.margins(x=0.1)
     loss.set_xlabel("perplexity")
-    for ax in (massive, loss):
+    for ax in (place, loss):
         ax.set_yticks([0, 1], ["TOP", "BOTTOM"])
         ax.set_ylim(1.5, -0.5)
         ax.grid(axis="x", alpha=0.4)
-    massive.plot([], [], "o", color=PALETTE[1], label="the set (line: 95 % interval)")
-    massive.plot([], [], "x", color=PALETTE[7], label="random heads of its layers")
-    massive.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    place.plot([], [], "o", color=PALETTE[1], label="the set")
+    place.plot([], [], "|", color=PALETTE[7], label="random heads of its layers (right: those run whole)")
+    place.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     loss.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     figure.suptitle(_title(payload, "Removing single heads, beside random heads of the same layers"), fontsize=11)
     return figure
 
 
-def _dot(ax, row, value, ci95):
-    if ci95:
-        ax.plot(ci95, [row, row], color=PALETTE[1], lw=2)
-    ax.plot(value, row, "o", color=PALETTE[1], ms=9)
-
-
 def _draws(ax, row, values):
-    ax.plot(values, np.full(len(values), row + 0.15), "x", color=PALETTE[7], ms=7)
+    ax.plot(values, np.full(len(values), row + 0.15), "|", color=PALETTE[7], ms=12)
 
 
 def activation_flow(payload):

@@ -196,3 +196,26 @@ def spearman(x, y):
     """Rank correlation (Spearman 1904) of two equally long lists, ties at their mean rank; None if one is constant."""
     x, y = rankdata(x), rankdata(y)
     return float(np.corrcoef(x, y)[0, 1]) if len(x) and np.ptp(x) and np.ptp(y) else None
+
+
+def stratified_spearman(x, y, strata, seed=0):
+    """(rank correlation within strata, its p) of two equally long lists; strata: labels, equal within a stratum.
+
+    The ranks are those within a stratum, about their mean there, and pooled, so that nothing in which whole strata
+    differ has a part in it. p: two-sided, by shuffling y within its strata RESAMPLES times, (k + 1) / (n + 1) where k
+    shuffles correlate at least as much (Phipson and Smyth 2010); SciPy's permutation tests shuffle pairs in one stratum
+    only. (None, None) if x or y is constant in every stratum.
+    """
+    x, y, strata = map(np.asarray, (x, y, strata))
+    rng = np.random.default_rng(seed)
+    product, shuffled, squares = 0.0, np.zeros(RESAMPLES), np.zeros(2)
+    for stratum in np.unique(strata):
+        here = strata == stratum
+        a, b = (rankdata(of[here]) - (here.sum() + 1) / 2 for of in (x, y))
+        product += a @ b
+        squares += a @ a, b @ b
+        shuffled += rng.permuted(np.tile(b, (RESAMPLES, 1)), axis=1) @ a
+    if not squares.all():
+        return None, None
+    as_large = np.abs(shuffled) >= abs(product) - 1e-9 * np.sqrt(squares.prod())
+    return float(product / np.sqrt(squares.prod())), float((as_large.sum() + 1) / (RESAMPLES + 1))

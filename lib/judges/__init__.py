@@ -6,12 +6,14 @@ where `results` are those of the JSON.
 """
 
 from lib import report
-from lib.judges import ablation, ledger
+from lib.judges import ablation, heads, ledger, pruning
 
 JUDGES = {
     "exp1": ablation.judge,
     "exp2a": ablation.judge,
+    "head_pruning": pruning.judge,
     "exp3": ledger.judge,
+    "exp7": heads.judge,
 }
 
 
