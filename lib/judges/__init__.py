@@ -6,8 +6,11 @@ where `results` are those of the JSON.
 """
 
 from lib import report
+from lib.judges import layers
 
-JUDGES = {}
+JUDGES = {
+    "exp2b": layers.judge,
+}
 
 
 def judged(experiment, results):
