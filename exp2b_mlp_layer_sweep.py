@@ -58,7 +58,7 @@ def summarise(payload):
             report.header(payload, "Experiment 2B: layers off, kept, and off from either end"),
             report.place_text(r["place"]),
             f"Windows: {windows['all']}; share that has the spike: {report.interval(windows['spiking'])} (what is said "
-            f"of the value is of these; of all, if none has it); run whole, for perplexity, loss, sink rate and what is "
+            "of the value is of these; of all, if none has it); run whole, for perplexity, loss, sink rate and what is "
             f"rebuilt elsewhere: {windows['whole']}",
             f"Baseline at the end of the plateau: {report.interval(baseline['value'], True)}; perplexity "
             f"{report.number(baseline['perplexity']['value'])}; sink rate {report.interval(baseline['sink_rate'])}",

@@ -103,7 +103,7 @@ def test_frozen_is_what_freezing_gives(spiking, layer):
 
 def test_the_place_is_measured_in_all_windows_and_no_later_token_runs(spiking):
     """Values are those of whole windows; with one window run whole, only that one reaches the last token."""
-    lm, ids, where = spiking
+    lm, ids, _where = spiking
     windows, found = windows_of(ids), place.find(lm, windows_of(ids), 2)
     longest = []
 
@@ -112,11 +112,15 @@ def test_the_place_is_measured_in_all_windows_and_no_later_token_runs(spiking):
 
     with hooks.watch_inputs(lm.arch, "block", see, [LAYERS - 1]):
         counted, baseline, kinds = layers.sweep_layers(lm, windows, found, 1, 4)
-    assert counted["all"] == 3 and counted["whole"] == 1
-    assert baseline["value"]["n"] == 3 and baseline["sink_rate"]["n"] == 1
+    assert counted["all"] == 3
+    assert counted["whole"] == 1
+    assert baseline["value"]["n"] == 3
+    assert baseline["sink_rate"]["n"] == 1
     assert np.allclose(baseline["values"], found.values.mean(0), rtol=1e-6)
-    # two models' passes over whole windows beside those of the sweep: the ledger and, of two MLPs, what is elsewhere
-    n = len({(kind, off) for kind in layers.KINDS for of in layers.off_sets(kind, LAYERS).values() for off in of.values()})
+    # of the sweep over the one whole window, of the ledger over three, of what is elsewhere: the baseline and two MLPs
+    n = len(
+        {(kind, off) for kind in layers.KINDS for of in layers.off_sets(kind, LAYERS).values() for off in of.values()}
+    )
     assert sum(n for n, length in longest if length == 16) == (n + 1) + 3 + 3
     condition = sweep.measure(lm, windows, found, [Condition("x", "", mlps=(1,))], 3)["x"]
     assert kinds["mlp"][1]["alone"]["values"] == pytest.approx(condition.values.mean(0), rel=1e-5, abs=1e-3)
@@ -154,8 +158,7 @@ def without_trigger(built, n):
     return replace(built, windows=replace(built.windows, ids=ids))
 
 
-@pytest.mark.parametrize("n", [1, 4])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("seed", "n"), [*((seed, 1) for seed in range(4)), (0, 4), (1, 4)])
 def test_windows_without_the_spike_decide_nothing(seed, n):
     built = without_trigger(planted.build("gpt2", "content", seed), n)
     results = sweep_of(built, n_whole=1)
@@ -169,9 +172,7 @@ def test_windows_without_the_spike_decide_nothing(seed, n):
     # the rule of before, means of the windows' own ratios, errs on the same numbers
     at = place.find(built.lm, built.windows, 8)
     alone = Condition("alone", "", mlps=(built.truth.layer,))
-    before, after = (
-        of[:, at.plateau[1]] for of in sweep.at_place(built.lm, built.windows, at, [alone], 8).values()
-    )
+    before, after = (of[:, at.plateau[1]] for of in sweep.at_place(built.lm, built.windows, at, [alone], 8).values())
     assert (after / before).mean() > COLLAPSES[1]
 
 
@@ -198,8 +199,10 @@ def test_what_is_rebuilt_in_another_dim_is_seen(architecture):
     assert results["conclusion"]["values"]["necessary"] == [["mlp", built.layer]]
     assert row["repair"]["ratio"]["mean"] == pytest.approx(0, abs=0.05)
     found = row["repair"]["elsewhere"]
-    assert found["share"]["mean"] == 1 and found["share"]["n"] == 3
-    assert found["largest"]["dim"] in built.other and found["largest"]["position"] == 3
+    assert found["share"]["mean"] == 1
+    assert found["share"]["n"] == 3
+    assert found["largest"]["dim"] in built.other
+    assert found["largest"]["position"] == 3
     assert found["largest"]["token"] == planted.BOS_TEXT
     # by brute force over all that blocks give, in the windows 0, 2 and 4
     ids = built.windows.ids[::2]
@@ -251,7 +254,13 @@ def stored(alone, only, with_first=0.0, first=0.0, all_off=0.0, repair=None, lay
         return {"retained": {"mean": mean, "ci95": limits, "family95": limits}}
 
     rows = [
-        {"layer": i, "alone": cell(1.0), "only": cell(first if i == 0 else 0.0), "from_front": cell(1.0), "repair": None}
+        {
+            "layer": i,
+            "alone": cell(1.0),
+            "only": cell(first if i == 0 else 0.0),
+            "from_front": cell(1.0),
+            "repair": None,
+        }
         for i in range(2)
     ]
     rows[1]["from_front"] = cell(all_off)
@@ -290,7 +299,8 @@ def test_judged_by_intervals(results, yes, open_):
     for word in open_:
         assert f"{word}: none (cannot tell: mlp 1" in conclusion["verdict"]
         tests = [test for test in conclusion["tests"] if test["side"] == "holds it"]
-        assert tests and all(test["distance"] == 0 for test in tests)
+        assert tests
+        assert all(test["distance"] == 0 for test in tests)
     assert ("mlp 1 (with mlp 0 kept)" in conclusion["verdict"]) == ("with_first" in yes)
 
 
