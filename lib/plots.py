@@ -511,6 +511,7 @@ def difference(payload, columns=12):
 SWEEP_RUNS = {
     "alone": "this one off",
     "only": "all others off",
+    "only_with_first": "all others but MLP 0 off",
     "from_front": "off up to this one",
     "from_back": "off from this one on",
 }
@@ -519,15 +520,17 @@ SWEEP_RUNS = {
 def layer_sweep(payload):
     """Share of the value that is left in each run of every layer, MLPs above, attention below; verdicts on top."""
     results = payload["results"]
-    kinds = results["kinds"]
+    kinds, values = results["kinds"], results["conclusion"]["values"]
+    words = ("necessary", "sufficient", "redundant")
     n = len(kinds["mlp"])
-    figure, axes = _axes(len(kinds), 1, size=(max(7, 2.6 + 0.42 * n), 6.4))
+    runs = {kind: [run for run in SWEEP_RUNS if any(run in row for row in rows)] for kind, rows in kinds.items()}
+    figure, axes = _axes(
+        len(kinds), 1, size=(max(7, 3 + 0.42 * n), 6.8), height_ratios=[len(of) for of in runs.values()]
+    )
     for ax, (kind, rows) in zip(axes, kinds.items(), strict=True):
-        share = np.array(
-            [[row[run]["retained"]["mean"] if run in row else np.nan for row in rows] for run in SWEEP_RUNS]
-        )
+        share = [[row[run]["retained"]["mean"] if run in row else np.nan for row in rows] for run in runs[kind]]
         sns.heatmap(
-            share,
+            np.array(share),
             ax=ax,
             cmap=SEQUENTIAL,
             vmin=0,
@@ -536,18 +539,21 @@ def layer_sweep(payload):
             fmt=".1f",
             annot_kws={"size": 7},
             linewidths=0.5,
-            yticklabels=list(SWEEP_RUNS.values()),
+            yticklabels=[SWEEP_RUNS[run] for run in runs[kind]],
             cbar_kws={"label": "share of the value left\n(colour ends at 0 and 1)", "extend": "both"},
         )
         ax.tick_params(axis="y", rotation=0)
         ax.set_xlabel(f"layer of the {'MLP' if kind == 'mlp' else 'attention block'}")
-        for row in rows:
-            letters = "".join(w[0].upper() for w in ("necessary", "sufficient", "redundant") if row[w])
-            ax.text(row["layer"] + 0.5, -0.12, letters, ha="center", va="bottom", fontsize=9, weight="bold")
-    place = results["place"]
+        for layer in range(n):
+            letters = [w[0].upper() for w in words if [kind, layer] in values[w]]
+            letters += [f"{w[0].upper()}?" for w in words[:2] if [w, kind, layer] in values["cannot_tell"]]
+            at = {"ha": "center", "va": "bottom", "fontsize": 9, "weight": "bold", "linespacing": 0.9}
+            ax.text(layer + 0.5, -0.08, "\n".join(letters), **at)
+    place, windows = results["place"], results["windows"]
     figure.suptitle(
         _title(payload, f"Dim {place['dim']} at the end of its plateau (layer {place['plateau'][1]})")
-        + "\nN necessary, S sufficient, R redundant",
+        + f", of which {windows['spiking']['mean']:.0%} have the spike"
+        + "\nN necessary, S sufficient, R redundant; ?: the interval holds the threshold",
         fontsize=11,
     )
     return figure
@@ -561,7 +567,7 @@ def layer_sweep_cost(payload):
         for i, (run, label) in enumerate(SWEEP_RUNS.items()):
             of = [row for row in rows if run in row]
             x = [row["layer"] for row in of]
-            style = {"color": PALETTE[i], "marker": MARKERS[i], "ms": 4, "ls": LINES[i], "label": label}
+            style = {"color": PALETTE[i], "marker": MARKERS[i], "ms": 4, "ls": LINES[i % len(LINES)], "label": label}
             column[0].plot(x, [row[run]["perplexity"]["value"] for row in of], **style)
             column[1].plot(x, [row[run]["sink_rate"]["mean"] for row in of], **style)
         baseline = results["baseline"]
@@ -576,8 +582,9 @@ def layer_sweep_cost(payload):
             _layer_axis(ax, len(rows))
             ax.set_xlabel("layer")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, ncols=5, loc="outside lower center")
-    figure.suptitle(_title(payload, "What the ablations cost"), fontsize=11)
+    figure.legend(handles, labels, frameon=False, ncols=6, loc="outside lower center")
+    title = _title(payload, "What the ablations cost")
+    figure.suptitle(f"{title}, {results['windows']['whole']} of them run whole", fontsize=11)
     return figure
 
 

@@ -6,12 +6,13 @@ where `results` are those of the JSON.
 """
 
 from lib import report
-from lib.judges import ablation, heads, ledger, pruning
+from lib.judges import ablation, heads, layers, ledger, pruning
 
 JUDGES = {
     "exp1": ablation.judge,
     "exp2a": ablation.judge,
     "head_pruning": pruning.judge,
+    "exp2b": layers.judge,
     "exp3": ledger.judge,
     "exp7": heads.judge,
 }
