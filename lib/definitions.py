@@ -25,7 +25,8 @@ MOVES = 0.1  # of the value at the place
 REPAIRS = 0.1  # of the removed write
 
 # triggers
-NEARLY_ALL, HARDLY_ANY = 0.9, 0.1  # shares of tokens or windows
+NEARLY_ALL, HARDLY_ANY = 0.9, 0.1  # shares of tokens
+MOST = 0.5  # of the windows
 
 # sets of neurons
 CARRIED = 0.95  # of the down projection's output: what the smallest set must give
