@@ -6,9 +6,9 @@ where `results` are those of the JSON.
 """
 
 from lib import report
-from lib.judges import census
+from lib.judges import census, neurons
 
-JUDGES = {"exp6": census.judge}
+JUDGES = {"exp4": neurons.judge, "exp6": census.judge}
 
 
 def judged(experiment, results):

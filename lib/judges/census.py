@@ -72,7 +72,8 @@ def judge(results):
     if not results["spiking"]:
         verdict, shown = NONE_FOUND, []
     elif possible is None:
-        verdict, shown = NONE_OF_THESE, [next(t for _w, t in of.values() if t.answer is False) for of in tests.values()]
+        verdict = NONE_OF_THESE
+        shown = [next(test for _word, test in of.values() if test.answer is False) for of in tests.values()]
     else:
         verdict = possible if fits[possible] else CANNOT_TELL
         shown = [test for _word, test in tests[possible].values()]
