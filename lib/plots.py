@@ -696,9 +696,15 @@ def triggers(payload):
     rows = results["elsewhere"]
     ticks = [r["position"] for r in rows]
     _summaries(moved, ticks, [("behind p tokens of text", [r["moved"] for r in rows])])
-    moved.set_title("behind text", fontsize=11)
+    shares = {name: of["cell"] for name, of in results["conclusion"]["values"]["measured"].items()}
+
+    def title(ax, text, *names):
+        parts = [f"{shares[name]['mean']:.1%} spike" for name in names if shares[name]]
+        ax.set_title(f"{text}: {', '.join(parts)}" if parts else text, fontsize=11)
+
+    title(moved, "behind text", "moved")
     _summaries(repeated, ticks, [("behind itself", [r["repeated"] for r in rows])])
-    repeated.set_title("behind itself, p times", fontsize=11)
+    title(repeated, "behind itself, p times", "repeated")
     of = results["bos"]
     if of and of["behind"]:
         lone = {"value": {"mean": of["value"], "ci95": None}}
@@ -708,7 +714,7 @@ def triggers(payload):
         text = "no other token to put behind BOS" if of else "no BOS token"
         bos.text(0.5, 0.5, text, transform=bos.transAxes, ha="center")
         bos.set_xticks([])
-    bos.set_title("behind BOS", fontsize=11)
+    title(bos, "behind BOS", "behind_bos")
     if "there" in rows[0]:
         there, alone = ([r[key] for r in rows] for key in ("there", "at_0"))
         _summaries(swapped, ticks, [("behind text at p, embedding of 0", there), ("alone at 0, embedding of p", alone)])
@@ -717,7 +723,7 @@ def triggers(payload):
         text = "positions act in attention:\nnothing to swap"
         swapped.text(0.5, 0.5, text, transform=swapped.transAxes, ha="center")
         swapped.set_xticks([])
-    swapped.set_title("position embeddings of 0 and p swapped", fontsize=11)
+    title(swapped, "position embeddings of 0 and p swapped", "there", "at_0")
     for ax in axes.flat:
         if ax in (moved, repeated) or (ax is swapped and "there" in rows[0]):
             ax.set_xlabel("p")
@@ -730,8 +736,8 @@ def triggers(payload):
     for ax in axes[:, 0]:
         ax.set_ylabel(f"dim {results['place']['dim']} after layer {results['layer']}, signed\n(mean, 95 % interval)")
     tried = results["tried"]
-    title = f"Cause of the spike: {results['conclusion']['verdict']}\n{tried['tokens']} {tried['of']}"
-    figure.suptitle(_title(payload, title), fontsize=11)
+    cause = f"Cause of the spike: {results['conclusion']['verdict']}\n{tried['tokens']} {tried['of']}"
+    figure.suptitle(_title(payload, cause), fontsize=11)
     return figure
 
 

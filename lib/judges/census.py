@@ -57,9 +57,9 @@ RULE = (
     f"{HARDLY_ANY:.0%}) elsewhere; that nearly all of the vocabulary spikes as the first token, or, of certain tokens, "
     f"less; that most (> {MOST:.0%}) of the windows' own tokens spike as the first one; and that most of their places "
     "are at 0 if it needs position or no other context. Verdict: the first cause, simplest first, that no measured "
-    f"share refutes with all of its interval; {CANNOT_TELL!r} if an interval leaves that open; {NONE_OF_THESE!r} if all "
-    f"are refuted; {NONE_FOUND!r}: the place spikes in no window. Intervals: the census is exact, and so is what "
-    "depends on the token alone where all that spike are tried; otherwise of as many draws of a token and of a piece "
+    f"share refutes with all of its interval; {CANNOT_TELL!r} if an interval leaves that open; {NONE_OF_THESE!r} if "
+    f"all are refuted; {NONE_FOUND!r}: the place spikes in no window. Intervals: the census is exact, and so is what "
+    "depends on the token alone where all that spike are tried; otherwise of so many draws of a token and of a piece "
     "of these windows; own token and place at 0 of documents"
 )
 
