@@ -72,7 +72,7 @@ def carried(arch, layer, dim, at, minimal_set, draws):
     if not minimal_set:
         return None
     chosen = [row["neuron"] for row in minimal_set]
-    weight = arch.weight(layer, "down")[dim, chosen].double().cpu()
+    weight = arch.weight(layer, "down")[dim, chosen].detach().double().cpu()
     parts = (at[mlp.neuron_output(arch)][:, chosen] * weight).numpy()
     output = at[mlp.OUTPUT][:, dim].numpy()
     given = np.stack([parts.sum(1), parts[:, :-1].sum(1)], axis=1) * np.sign(output)[:, None]
