@@ -27,12 +27,12 @@ MOVES = 0.1  # of the value at the place
 REPAIRS = 0.1  # of the removed write
 
 # triggers
-NEARLY_ALL, HARDLY_ANY = 0.9, 0.1  # shares of tokens or windows
+NEARLY_ALL, HARDLY_ANY = 0.9, 0.1  # shares of tokens
+MOST = 0.5  # of the windows
 
-# sets of neurons
+# sets of neurons; the value PERSISTS by the set alone and COLLAPSES without it
 CARRIED = 0.95  # of the down projection's output: what the smallest set must give
 WRITTEN = 0.5  # of the block output: from here on it is written by this MLP
-KEPT, LEFT = 0.9, 0.1  # by the set alone, without the set
 
 # intervals
 LEVEL = 0.95

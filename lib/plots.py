@@ -697,40 +697,44 @@ def vocabulary_census(payload, named=12):
 
 
 def triggers(payload):
-    """The followed value with the token moved, repeated, behind BOS, and with position embeddings swapped."""
+    """The followed value of tokens behind text, behind themselves, behind BOS, and with position embeddings swapped."""
     results = payload["results"]
     figure, axes = _axes(2, 2, size=(12, 8.4), sharey=True)
     (moved, repeated), (bos, swapped) = axes
-    rows = results["moved"]
-    _summaries(moved, [r["position"] for r in rows], [("where it is", [r["new"] for r in rows]),
-                                                      ("where it was", [r["old"] for r in rows])])  # fmt: skip
-    moved.set_title("token moved", fontsize=11)
-    moved.set_xlabel("moved to position")
-    rows = results["repeated"]["positions"]
-    _summaries(repeated, [r["position"] for r in rows], [("the token, repeated", rows)])
-    repeated.set_title(f"token repeated ({results['repeated']['tokens']} different tokens)", fontsize=11)
-    repeated.set_xlabel("position")
-    names = {"off_first": "first token, at 0", "on_bos": "BOS before it, at 0",
-             "on_former_first": "first token, at 1"}  # fmt: skip
-    if results["bos"]:
-        _summaries(bos, list(names.values()), [("value", [results["bos"][key] for key in names])], line="")
+    rows = results["elsewhere"]
+    ticks = [r["position"] for r in rows]
+    _summaries(moved, ticks, [("behind p tokens of text", [r["moved"] for r in rows])])
+    shares = {name: of["cell"] for name, of in results["conclusion"]["values"]["measured"].items()}
+
+    def title(ax, text, *names):
+        parts = [f"{shares[name]['mean']:.1%} spike" for name in names if shares[name]]
+        ax.set_title(f"{text}: {', '.join(parts)}" if parts else text, fontsize=11)
+
+    title(moved, "behind text", "moved")
+    _summaries(repeated, ticks, [("behind itself", [r["repeated"] for r in rows])])
+    title(repeated, "behind itself, p times", "repeated")
+    of = results["bos"]
+    if of and of["behind"]:
+        lone = {"value": {"mean": of["value"], "ci95": None}}
+        names = ["token alone, at 0", "BOS alone, at 0", "token behind BOS, at 1"]
+        _summaries(bos, names, [("value", [of["first"], lone, of["behind"]])], line="")
     else:
-        bos.text(0.5, 0.5, "no BOS token", transform=bos.transAxes, ha="center")
+        text = "no other token to put behind BOS" if of else "no BOS token"
+        bos.text(0.5, 0.5, text, transform=bos.transAxes, ha="center")
         bos.set_xticks([])
-    bos.set_title("BOS off and on", fontsize=11)
-    rows = results["swapped"]
-    if rows:
-        sets = [("at p", [r["there"] for r in rows]), ("at 0", [r["at_0"] for r in rows])]
-        _summaries(swapped, [r["position"] for r in rows], sets)
-        swapped.set_xlabel("p")
+    title(bos, "behind BOS", "behind_bos")
+    if "there" in rows[0]:
+        there, alone = ([r[key] for r in rows] for key in ("there", "at_0"))
+        _summaries(swapped, ticks, [("behind text at p, embedding of 0", there), ("alone at 0, embedding of p", alone)])
+        swapped.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     else:
         text = "positions act in attention:\nnothing to swap"
         swapped.text(0.5, 0.5, text, transform=swapped.transAxes, ha="center")
         swapped.set_xticks([])
-    swapped.set_title("position embeddings of 0 and p swapped", fontsize=11)
+    title(swapped, "position embeddings of 0 and p swapped", "there", "at_0")
     for ax in axes.flat:
-        if len(ax.lines) and ax in (moved, swapped):
-            ax.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+        if ax in (moved, repeated) or (ax is swapped and "there" in rows[0]):
+            ax.set_xlabel("p")
         threshold = results["spike"]["sign"] * results["spike"]["threshold"]
         ordinary = ax.axhline(results["ordinary"]["value"]["mean"], color="black", lw=1)
         spike = ax.axhline(threshold, color="black", lw=1, ls="--")
@@ -739,7 +743,9 @@ def triggers(payload):
     figure.legend(lines.values(), lines, frameon=False, fontsize=9, ncols=2, loc="outside lower center")
     for ax in axes[:, 0]:
         ax.set_ylabel(f"dim {results['place']['dim']} after layer {results['layer']}, signed\n(mean, 95 % interval)")
-    figure.suptitle(_title(payload, f"Position or token: {results['conclusion']['verdict']}"), fontsize=11)
+    tried = results["tried"]
+    cause = f"Cause of the spike: {results['conclusion']['verdict']}\n{tried['tokens']} {tried['of']}"
+    figure.suptitle(_title(payload, cause), fontsize=11)
     return figure
 
 
@@ -784,9 +790,9 @@ def neuron_sets(payload):
             place.plot(value["ci95"], [at, at], color="black", lw=1.5)
         text = number(value["mean"], True) + (f" ({100 * run['share']['mean']:.1f} %)" if run["share"] else "")
         _beside(place, max(0, value["mean"], *(value["ci95"] or [])), at, text)
-        draws = [draw[name]["value"]["mean"] for draw in results["null"]] if name != "baseline" else []
+        draws = [draw[name]["value"]["mean"] for draw in results["null"]["draws"]] if name != "baseline" else []
         if draws:
-            labels.append((at + 1, f"{run['label'].replace('the set', 'random')} ({len(draws)} sets)"))
+            labels.append((at + 1, f"{run['label'].replace('the set', 'random')} ({len(draws)} as active)"))
             place.plot(draws, np.full(len(draws), at + 1), "x", color="black", ms=6)
             _beside(place, max(0, *draws), at + 1, f"{number(min(draws), True)} to {number(max(draws), True)}")
     place.axvline(0, color="black", lw=0.8)

@@ -6,7 +6,7 @@ where `results` are those of the JSON.
 """
 
 from lib import report
-from lib.judges import ablation, heads, layers, ledger, pruning
+from lib.judges import ablation, census, heads, layers, ledger, neurons, pruning
 
 JUDGES = {
     "exp1": ablation.judge,
@@ -14,6 +14,8 @@ JUDGES = {
     "head_pruning": pruning.judge,
     "exp2b": layers.judge,
     "exp3": ledger.judge,
+    "exp4": neurons.judge,
+    "exp6": census.judge,
     "exp7": heads.judge,
 }
 
