@@ -6,8 +6,12 @@ where `results` are those of the JSON.
 """
 
 from lib import report
+from lib.judges import interventions
 
-JUDGES = {}
+JUDGES = {
+    "exp5": interventions.judge,
+    "intervention": interventions.judge_single,
+}
 
 
 def judged(experiment, results):
