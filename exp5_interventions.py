@@ -39,7 +39,7 @@ def run(lm, windows, options):
     values = [getattr(interventions, name) for name in ("RESAMPLED", "MEAN", "ORDINARY", "ZERO", "MEDIAN")]
     wanted = [
         *product(off, (interventions.THERE, interventions.EVERYWHERE)),
-        (interventions.PUT_BACK, interventions.LAYER),
+        (interventions.PUT_BACK, interventions.THERE),
         *product((*values, *options.factors), held),
     ]
     return interventions.compare(lm, windows, found, layer, wanted, options.epsilons, options)

@@ -153,10 +153,13 @@ class WriterOff:
         return self.set_to.replace(" ", "_") + ("" if self.there is None else "_there")
 
     @property
+    def what(self):
+        return f"MLP {self.layer}" if self.neurons is None else "neurons"
+
+    @property
     def label(self):
-        if self.neurons is None:
-            return f"MLP {self.layer} off {self.where}"
-        return f"neurons off {self.where} ({len(self.neurons)} of MLP {self.layer})"
+        number = "" if self.neurons is None else f" ({len(self.neurons)} of MLP {self.layer})"
+        return f"{self.what} off {self.where}{number}"
 
     @property
     def first_layer(self):
@@ -176,13 +179,13 @@ class PutBack:
     off: WriterOff
     held: Intervention
     set_to = PUT_BACK
-    where = LAYER
+    where = THERE
     question = QUESTIONS[PUT_BACK]
     name = "put_back"
 
     @property
     def label(self):
-        return f"{self.off.label}, {self.held.set_to} put back"
+        return f"{self.off.what} off there, {self.held.set_to} put back"
 
     @property
     def first_layer(self):
@@ -221,7 +224,7 @@ def compare(lm, windows, place, layer, wanted, epsilons, options):
 
     wanted: pairs of what the sites of `layer` are set to (ZERO, MEAN, MEDIAN, ORDINARY, RESAMPLED, or a factor of what
     the model has) and LAYER or ONWARD; or of what is off (NEURONS_OFF, MLP_OFF) and THERE or EVERYWHERE; (PUT_BACK,
-    LAYER) is the mean at that layer with the neurons, or where there are none the MLP, off there.
+    THERE) is the mean at that layer with the neurons, or where there are none the MLP, off there.
 
     Raises UserError for a single window, epsilons beyond 0 to 1 and non-finite values.
     """

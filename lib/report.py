@@ -581,8 +581,8 @@ def _questions(conditions):
     asked = {}
     for condition in conditions.values():
         if "question" in condition:
-            off = condition["where"] in ("there", "everywhere")
-            asked[condition["label"] if off else condition["set_to"]] = condition["question"]
+            held = condition["where"] in ("layer", "onward")
+            asked[condition["set_to"] if held else condition["label"]] = condition["question"]
     return table(["change", "question"], asked.items()) if asked else ""
 
 
