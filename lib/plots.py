@@ -12,7 +12,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
+from lib.definitions import COST
 from lib.fonts import FAMILY, legible
+from lib.judges.interventions import nearest_epsilon
 from lib.report import cell, number, percent, result_file
 
 DPI = 110
@@ -845,74 +847,100 @@ def neurons_read(payload, at_most=3):
 
 
 def interventions(payload):
-    """Perplexity and sink rate of every intervention, at the layer alone and from it on, beside the baseline."""
+    """Loss and sink rate without the value (its writer off) and with it set to something else, beside the baseline."""
     results = payload["results"]
     conditions = results["conditions"]
-    epsilon = str(results["epsilons"][len(results["epsilons"]) // 2])
-    changed = [condition for condition in conditions.values() if "set_to" in condition]
-    rows = list(dict.fromkeys(condition["set_to"] for condition in changed))
-    figure, (loss, sinks) = _axes(1, 2, size=(12, 2.4 + 0.5 * max(2, len(rows))))
-    for ax, of in (
-        (loss, lambda c: (c["perplexity"]["value"], c["perplexity"]["ci95"])),
-        (sinks, lambda c: (c["sink_rates"][epsilon]["mean"], c["sink_rates"][epsilon]["ci95"])),
+    epsilon = nearest_epsilon(results)
+    rows, drawn = _intervention_rows(conditions)
+    figure, (loss, sinks) = _axes(1, 2, size=(13, 2.6 + 0.42 * max(2, len(rows))), sharey=True)
+    labels = ("writer off", f"set at layer {results['layer']} alone", f"set at layer {results['layer']} and all later")
+    for ax, of, signed in (
+        (loss, lambda c: c["loss_change"], True),
+        (sinks, lambda c: c["sink_rates"][epsilon], False),
     ):
-        value, ci95 = of(conditions["baseline"])
-        ax.axvline(value, color="black", lw=0.8, ls="--", label=f"baseline {number(value)}")
-        if ci95:
-            ax.axvspan(*ci95, color="black", alpha=0.08, lw=0)
-        for style, (where, label) in enumerate(
-            [("layer", f"layer {results['layer']} alone"), ("onward", f"layer {results['layer']} and all later")]
-        ):
-            for condition in (c for c in changed if c["where"] == where):
-                row = rows.index(condition["set_to"]) + (0.17, -0.17)[where == "layer"]
-                value, ci95 = of(condition)
+        for style, label in enumerate(labels):
+            color = PALETTE[(2, 0, 1)[style]]
+            for row, condition in drawn[style]:
+                average = of(condition)
+                value, ci95 = average["mean"], average["ci95"]
                 if ci95:
-                    ax.plot(ci95, [row, row], color=PALETTE[style], lw=2)
-                ax.plot(value, row, MARKERS[style], color=PALETTE[style], ms=7, label=label)
+                    ax.plot(ci95, [row, row], color=color, lw=2)
+                ax.plot(value, row, "Dos"[style], color=color, ms=6, label=label)
                 label = None
-                right = (ci95[1] if ci95 else value, row)
-                ax.annotate(number(value), right, textcoords="offset points", xytext=(7, 0), va="center", fontsize=8)
-        ax.set_yticks(range(len(rows)), rows)
-        ax.set_ylim(max(1, len(rows)) - 0.5, -0.5)
+                right = (max(value, ci95[1]) if ci95 else value, row)
+                text = number(value, signed)
+                ax.annotate(text, right, textcoords="offset points", xytext=(7, 0), va="center", fontsize=8)
         ax.grid(axis="x", alpha=0.4)
-        ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
-    loss.set_xscale("log")
-    loss.margins(x=0.3)
-    loss.set_xlabel("perplexity (log scale; line, band: 95 % interval)")
+    loss.axvline(0, color="black", lw=0.8, ls="--", label="baseline")
+    loss.axvline(COST, color="black", lw=0.8, ls=":", label=f"costs: above {COST:g}")
+    loss.set_xscale("symlog", linthresh=0.1)
+    loss.xaxis.set_major_formatter(PLAIN)
+    low, high = loss.get_xlim()
+    loss.set_xlim(low, max(1, 6 * high))  # room for the numbers
+    loss.set_xlabel("change of the loss, nats a token (linear up to 0.1, then log)")
+    baseline = conditions["baseline"]["sink_rates"][epsilon]
+    sinks.axvline(baseline["mean"], color="black", lw=0.8, ls="--")
+    if baseline["ci95"]:
+        sinks.axvspan(*baseline["ci95"], color="black", alpha=0.08, lw=0)
     sinks.set_xlim(-0.03, 1.2)
-    sinks.set_xlabel(f"sink rate at epsilon {epsilon} (line, band: 95 % interval)")
-    if not rows:
-        for ax in (loss, sinks):
+    sinks.set_xlabel(f"sink rate at epsilon {epsilon}")
+    loss.set_yticks(range(len(rows)), rows, fontsize=9)
+    loss.set_ylim(max(1, len(rows)) - 0.5, -0.5)
+    figure.legend(*loss.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=5)
+    sinks.legend(sinks.lines[-1:], [f"baseline {number(baseline['mean'])}"], fontsize=9, loc="lower right")
+    for ax in (loss, sinks):
+        if not rows:
             ax.text(0.5, 0.6, "no massive activation to change", ha="center", transform=ax.transAxes)
-    else:
-        loss.set_ylabel("massive activations set to")
-    title = f"Massive activations of layer {results['layer']} set to something else: {results['conclusion']['verdict']}"
+    verdict = results["conclusion"]["verdict"]
+    title = f"Without the massive activations of layer {results['layer']}: {verdict} (line, band: 95 % interval)"
     figure.suptitle(_measured_title(payload, title), fontsize=11)
     return figure
+
+
+def _intervention_rows(conditions):
+    """(labels of the rows, [[(row, condition)] of what is off, set at the layer alone, set onward])."""
+    off, alone, onward = (
+        [c for c in conditions.values() if "set_to" in c and _kind(c) == kind] for kind in ("off", "layer", "onward")
+    )
+    values = list(dict.fromkeys(c["set_to"] for c in (*alone, *onward)))
+    at = {value: len(off) + i for i, value in enumerate(values)}
+    drawn = [
+        [*enumerate(off)],
+        [(at[c["set_to"]] - 0.17, c) for c in alone],
+        [(at[c["set_to"]] + 0.17, c) for c in onward],
+    ]
+    return [*(c["label"] for c in off), *values], drawn
+
+
+def _kind(condition):
+    """off, layer or onward."""
+    return condition["where"] if condition["where"] in ("layer", "onward") else "off"
 
 
 def interventions_over_layers(payload):
     """The signed value at the followed place, by layer, in the baseline and in each intervention."""
     results = payload["results"]
     conditions, place = results["conditions"], results["place"]
-    wheres = [where for where in ("layer", "onward") if any(c.get("where") == where for c in conditions.values())]
-    figure, axes = _axes(1, max(1, len(wheres)), size=(7 * max(1, len(wheres)), 5), squeeze=False, sharey=True)
-    for ax, where in zip(axes[0], wheres or [None], strict=True):
-        shown = [c for name, c in conditions.items() if name == "baseline" or c["where"] == where]
-        for i, condition in enumerate(shown):
-            label = f"{condition.get('set_to', 'baseline')} (perplexity {number(condition['perplexity']['value'])})"
-            _curve(ax, condition["values"], i, label)
+    changed = [c for c in conditions.values() if "set_to" in c]
+    kinds = [kind for kind in ("off", "layer", "onward") if any(_kind(c) == kind for c in changed)]
+    figure, axes = _axes(1, max(1, len(kinds)), size=(6.2 * max(1, len(kinds)), 5.4), squeeze=False, sharey=True)
+    for ax, kind in zip(axes[0], kinds or [None], strict=True):
+        for i, condition in enumerate([conditions["baseline"], *(c for c in changed if _kind(c) == kind)]):
+            name = condition["label"] if kind == "off" else condition.get("set_to", "baseline")
+            _curve(ax, condition["values"], i, f"{name} (perplexity {number(condition['perplexity']['value'])})")
         ax.axvline(results["layer"], color="black", lw=0.8, ls="--")
         ax.axhline(0, color="black", lw=0.8)
         ax.yaxis.set_major_formatter(PLAIN)
         _layer_axis(ax, len(place["values"]))
         titles = {
+            "off": "what writes it at layer {} off",
             "layer": "set at layer {} alone",
             "onward": "set from layer {} on",
             None: "nothing massive at layer {}",
         }
-        ax.set_title(titles[where].format(results["layer"]) + " (dashed line)", fontsize=11)
-        ax.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+        ax.set_title(titles[kind].format(results["layer"]) + " (dashed line)", fontsize=11)
+        columns = 1 if kind == "off" else 2
+        ax.legend(frameon=False, fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     axes[0][0].set_ylabel(f"dim {place['dim']}, signed (band: 95 % interval)")
     figure.suptitle(_measured_title(payload, "The value at the followed place: does it come back?"), fontsize=11)
     return figure

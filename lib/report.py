@@ -525,8 +525,8 @@ def conditions_table(conditions):
         )
     heads = ["condition", "perplexity", "sink rate", "its change", "positions with a massive activation"]
     return table(heads, rows) + (
-        f"sink rate: share of all heads, off or on, with more than {definitions.SINK_EPSILON} of their attention on the first "
-        f"token in windows of {definitions.SINK_WINDOW} tokens (a head that is off writes nothing and still looks somewhere); "
+        f"sink rate: share of all heads, off or on, with more than {definitions.SINK_EPSILON} of their attention on the "
+        f"first token in windows of {definitions.SINK_WINDOW} tokens (a head that is off writes nothing and still looks somewhere); "
         "change: paired\n"
     )
 
@@ -547,69 +547,129 @@ def _layers_table(baseline, condition, changes, key, label):
 
 
 def interventions_summary(payload, title):
-    """What is changed, what it costs, the sinks, whether the value comes back, the conclusion by its printed rule."""
+    """What the model loses without it, what is changed, every change with its question and its cost, the sinks, what is
+    left of the value, the conclusion by its printed rule."""
     r = payload["results"]
-    sites, place, first = r["sites"], r["place"], r["layer"]
-    after = sorted({first, min(first + 1, len(place["values"]) - 1), place["plateau"][1], len(place["values"]) - 1})
-    after = [layer for layer in after if layer >= first]
-    costs, sinks, values = [], [], []
-    for condition in r["conditions"].values():
-        loss, back = condition.get("loss_change"), condition.get("comes_back")
-        costs.append(
-            [
-                condition["label"],
-                interval({"mean": condition["perplexity"]["value"], "ci95": condition["perplexity"]["ci95"]}),
-                interval(loss, True) if loss else "-",
-                condition.get("cost", "-"),
-            ]
-        )
+    sites, place, first, conclusion = r["sites"], r["place"], r["layer"], r["conclusion"]
+    conditions = r["conditions"]
+    words = conclusion["values"].get("costs", {})
+    costs, sinks = [], []
+    for name, condition in conditions.items():
+        perplexity = interval({"mean": condition["perplexity"]["value"], "ci95": condition["perplexity"]["ci95"]})
+        loss, changes = condition.get("loss_change"), condition.get("sink_rate_changes")
+        costs.append([condition["label"], perplexity, interval(loss, True) if loss else "-", words.get(name, "-")])
         sinks.append([condition["label"]])
         for epsilon, rate in condition["sink_rates"].items():
-            changes = condition.get("sink_rate_changes")
             sinks[-1] += [mean(rate), interval(changes[epsilon], True) if changes else "-"]
-        shares = interval(back["share"], True) if back else "-"
-        values.append([condition["label"], *(mean(condition["values"][layer], True) for layer in after), shares])
-    dims = [
-        [
-            d["dim"],
-            _counted(d["positions"]),
-            d["sites"],
-            number(d["value"], True),
-            number(d["means"][0], True),
-            d["estimation_sites"],
-        ]
-        for d in sites["dims"]
-    ]
-    n = sites["windows"]
     epsilons = [heading for e in r["epsilons"] for heading in (f"epsilon {e:g}", "change")]
-    back = next((c["comes_back"] for c in r["conditions"].values() if c.get("comes_back")), None)
-    back = f"share of the baseline at layer {back['layer']}" if back else "comes back"
     parts = [
         header(payload, title),
         f"Followed: dim {place['dim']} at position {_counted(place['positions'])}, plateau layers "
         f"{place['plateau'][0]}-{place['plateau'][1]}",
         f"Rule: {place['rule']}",
-        f"Changed: the massive activations of layer {first} in {sites['changed_windows']} of {n} measured windows, the "
-        f"followed place in {sites['place_changed_windows']}; {sites['left_alone']} left alone",
+        f"Changed: what is massive in the output of layer {first}; windows of the other half that have it: "
+        f"{interval(sites['spiking'])}; measured: {sites['windows']}; massive and left alone: {sites['left_alone']}",
         f"Rule: {sites['rule']}",
         f"Massive: {sites['definition']}",
-        table(["dim", f"positions (of {n} windows)", "sites", "value", "mean set", "estimated from"], dims)
-        if dims
-        else "none found\n",
-        f"Median set: {number(sites['medians'][0])} at layer {first}, with the sign of the value. From a layer on,",
-        "each later layer has its own mean, median and multiple.",
-        "",
-        "Loss: paired change in nats a token, with its 95 % bootstrap interval over windows",
+        _sites_table(sites),
+        *_writers(r["mlp"], first),
+        _questions(conditions),
+        "Loss: paired change in nats a token, with its 95 % interval",
         table(["condition", "perplexity", "change of the loss", "cost"], costs),
         "Sink rate: share of all heads with more than epsilon of their attention on the first token, in windows of 64",
-        "tokens",
+        "tokens; change: paired",
         table(["condition", *epsilons], sinks),
-        f"Value at dim {place['dim']}, signed, mean of the measured windows; comes back: the share, where one layer "
-        "alone is changed",
-        table(["condition", *(f"layer {layer}" for layer in after), back], values),
-        conclusion_text(r["conclusion"]),
+        _left_table(r),
+        _without_it(conclusion["values"].get("counterfactual"), conditions) + conclusion_text(conclusion),
     ]
     return "\n".join(parts)
+
+
+def _sites_table(sites):
+    rows = [
+        [
+            d["position"],
+            d["dim"],
+            _counted(d["positions"]),
+            d["sites"],
+            d["massive"],
+            number(d["value"], True),
+            number(d["means"][0], True),
+            number(d["ordinary"][0], True),
+            d["estimation_sites"],
+        ]
+        for d in sites["dims"]
+    ]
+    if not rows:
+        return "none found\n"
+    heads = [
+        "position",
+        "dim",
+        "at (windows)",
+        "sites",
+        "massive",
+        "value",
+        "mean set",
+        "ordinary set",
+        "estimated from",
+    ]
+    return (
+        table(heads, rows)
+        + f"Median set: {number(sites['medians'][0])} at this layer, with the sign of the mean. From a layer on, each\n"
+        "later layer has its own of all these.\n"
+    )
+
+
+def _writers(mlp, layer):
+    """Which neurons are off, and why, if none are."""
+    if mlp is None:
+        return []
+    listed = ", ".join(f"{n['neuron']} ({number(n['contribution'], True)})" for n in mlp["neurons"][:8])
+    more = f" and {len(mlp['neurons']) - 8} more" if len(mlp["neurons"]) > 8 else ""
+    share = f"MLP {layer} adds {interval(mlp['share'])} of the value. " if mlp["share"] else ""
+    neurons = f"no neurons are off: {mlp['left_out']}" if mlp["left_out"] else f"Neurons that write it: {listed}{more}"
+    return [f"{share}{neurons}", f"Rule: {mlp['rule']}\n"]
+
+
+def _questions(conditions):
+    """Each change with the question that it answers, once for all places where it is made."""
+    asked = {}
+    for condition in conditions.values():
+        if "question" in condition:
+            held = condition["where"] in ("layer", "onward")
+            asked[condition["set_to"] if held else condition["label"]] = condition["question"]
+    return table(["change", "question"], asked.items()) if asked else ""
+
+
+def _left_table(r):
+    """The value at the followed place by layer, and what is left of it."""
+    first, place = r["layer"], r["place"]
+    last = len(place["values"]) - 1
+    shown = [i for i in sorted({first, min(first + 1, last), place["plateau"][1], last}) if i >= first]
+    rows = []
+    for condition in r["conditions"].values():
+        left, back = condition.get("left"), condition.get("comes_back")
+        rows.append([condition["label"], *(mean(condition["values"][layer], True) for layer in shown)])
+        rows[-1] += [interval(left) if left else "-", interval(back["share"]) if back else "-"]
+    heads = [*(f"layer {layer}" for layer in shown), f"left at layer {first}", "comes back"]
+    return (
+        f"Value at dim {place['dim']}, signed, mean of the measured windows; left, comes back: the share of the "
+        f"baseline's\nvalue in the output of layer {first}, and of the last layer of the plateau where no layer up to "
+        "it is held; ratio of sums over\nthe windows in which it is massive\n" + table(["condition", *heads], rows)
+    )
+
+
+def _without_it(counterfactual, conditions):
+    """The headline: what the model loses without it."""
+    if counterfactual is None:
+        return ""
+    label = conditions[counterfactual["condition"]]["label"]
+    before = conditions["baseline"]["sink_rates"][str(counterfactual["epsilon"])]
+    return (
+        f"Without it ({label}) the loss changes by {interval(counterfactual['loss_change'], True)} nats a token: "
+        f"{counterfactual['cost']}.\nThe sink rate (epsilon {counterfactual['epsilon']:g}) changes by "
+        f"{interval(counterfactual['sink_rate_change'], True)}, from {mean(before)}\n"
+    )
 
 
 def interventions_details(payload):
@@ -632,7 +692,9 @@ def _counted(positions, at_most=5):
 
 
 def conclusion_text(conclusion):
-    lines = [f"Conclusion: {conclusion['verdict']}", f"Rule: {conclusion['rule']}"]
+    values = conclusion["values"]
+    why = f" ({values['why']})" if values.get("why") else ""
+    lines = [f"Conclusion: {conclusion['verdict']}{why}", f"Rule: {conclusion['rule']}"]
     if conclusion.get("tests"):
         lines.append(tests_table(conclusion["tests"]))
     return "\n".join(lines) + "\n"

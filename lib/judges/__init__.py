@@ -6,7 +6,7 @@ where `results` are those of the JSON.
 """
 
 from lib import report
-from lib.judges import ablation, census, heads, layers, ledger, neurons, pruning
+from lib.judges import ablation, census, heads, interventions, layers, ledger, neurons, pruning
 
 JUDGES = {
     "exp1": ablation.judge,
@@ -15,6 +15,7 @@ JUDGES = {
     "exp2b": layers.judge,
     "exp3": ledger.judge,
     "exp4": neurons.judge,
+    "exp5": interventions.judge,
     "exp6": census.judge,
     "exp7": heads.judge,
 }
