@@ -25,7 +25,8 @@ MOVES = 0.1  # of the value at the place
 REPAIRS = 0.1  # of the removed write
 
 # triggers
-NEARLY_ALL, HARDLY_ANY = 0.9, 0.1  # shares of tokens or windows
+NEARLY_ALL, HARDLY_ANY = 0.9, 0.1  # shares of tokens
+MOST = 0.5  # of the windows
 
 # sets of neurons
 CARRIED = 0.95  # of the down projection's output: what the smallest set must give
@@ -33,3 +34,14 @@ WRITTEN = 0.5  # of the block output: from here on it is written by this MLP
 KEPT, LEFT = 0.9, 0.1  # by the set alone, without the set
 
 WINDOWS = 30  # at least so many where a verdict hangs on them
+
+# words of the seed study's claims, as numbers
+RATIOS = (300.0, 3000.0)  # of the largest value to the median
+EARLY = 1 / 4  # of the layers
+HARDLY = 0.01  # "hardly moves", "no part in it", "nothing changes": of the value
+SLIGHTLY = 0.02  # its "less than 2 %"
+LOST = (0.56, 0.66)  # its 61 %
+DROPS = 0.5  # of what was there before
+MANY = 0.1  # of an MLP's neurons
+WEAK = 0.3  # |rank correlation|
+ODDS = 0.05  # of chance alone doing as much
