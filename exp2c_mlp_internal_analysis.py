@@ -133,7 +133,7 @@ def summarise(payload):
             f"All contributions {report.number(check['sum'], True)} + bias {report.number(check['bias'], True)} = "
             f"{report.number(check['sum'] + check['bias'], True)}; output of the down projection "
             f"{report.number(check['output'], True)}; relative error {check['relative_error']:.1e}",
-            f"Largest activation of any neuron there, in parts of the output: {report.interval(r['largest_activation'])}",
+            f"Largest activation of a neuron there, in parts of the output: {report.interval(r['largest_activation'])}",
             "",
             "For contrast, the largest weights to this dim, whatever the neurons do (this is no contribution)",
             report.table(["neuron", "weight", "activation", "contribution", "share", "rank"], by_weight),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib import cli, identity, judges, report
+from lib.errors import cause
 
 PUBLISHED = report.ROOT / "reference" / "gpt2_published.json"
 NEEDED = ("results", "config.model_name", "provenance.model.name", "provenance.time", "provenance.data.seqlen")
@@ -45,8 +46,10 @@ def find(folder):
         try:
             for key in NEEDED:
                 report.lookup(payload, key)
+            payload["results"] = judges.judged(payload["experiment"], payload["results"])
         except (LookupError, TypeError, ValueError) as error:
-            raise cli.UserError(f"{path} is not a whole result: it has no {key}") from error
+            what = f"{type(error).__name__}: {cause(error)}"
+            raise cli.UserError(f"{path} is not a whole result ({what})") from error
         if any(payload["config"].get(name) not in (None, []) for name in CHOSEN_PLACE):
             continue
         of = found.setdefault(payload["config"]["model_name"], {})
@@ -73,9 +76,7 @@ def _read(path):
     if version != report.SCHEMA_VERSION:
         print(f"left out: {path} has schema version {version}", file=sys.stderr)
         return None
-    payload = report.load(path, experiment)
-    payload["results"] = judges.judged(experiment, payload["results"])
-    return payload
+    return report.load(path, experiment)
 
 
 def _begins_as_ours(path):
@@ -220,7 +221,7 @@ def numbers(claim):
 
 
 def nearest(claim):
-    """Of a judged claim's tests the one that its verdict hangs on: the nearest to its threshold; if it does not hold, of
+    """Of a judged claim's tests that on which its verdict hangs: the nearest to its threshold; if it does not hold, of
     those that say so the furthest, for all of them would have to turn."""
     against = [test for test in claim["tests"] if test["answer"] is False]
     if claim["reason"] is None and against:

@@ -175,6 +175,9 @@ def judge(claim, results):
         reason = evidence.reasons(tests) if verdict == CANNOT_TELL else None
     except CannotTellError as error:
         verdict, tests, values, reason = CANNOT_TELL, [], {}, str(error)
+    except LookupError as error:
+        verdict, tests, values = CANNOT_TELL, [], {}
+        reason = f"its results have no {error}: measure them anew"
     return {
         "row": claim.row,
         "claim": claim.text,
@@ -886,8 +889,8 @@ def _(results):
 @claim(
     "early heads",
     "Heads of early layers matter more to the model than later ones, whatever they attend to",
-    "the mean |change of the loss| of single heads off is larger in the first quarter of the layers than in each other, "
-    "with layers 0 and 1 and without them (paired; intervals simultaneous over the quarters)",
+    "the mean |change of the loss| of single heads off is larger in the first quarter of the layers than in each other "
+    "quarter, with layers 0 and 1 and without them (paired; intervals simultaneous over the quarters)",
 )
 def _(results):
     early = results["exp7"]["early"]

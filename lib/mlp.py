@@ -202,7 +202,7 @@ class Internals:
         }
 
     def largest_activation(self, dim, draws):
-        """results.largest_activation: of any neuron, in parts of |MLP output| at the followed place, a ratio of sums."""
+        """results.largest_activation: of any neuron, in parts of |MLP output| at the followed place: ratio of sums."""
         of = self.by_dim[dim]
         return draws.of(of["windows"].array.astype(int)).ratios(of["largest"].array, abs(of["values"][OUTPUT].array))
 

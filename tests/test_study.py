@@ -26,8 +26,8 @@ def test_study(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     assert run("study.py", *flags, "--short") == 0
     verdicts = {of["row"]: of["verdict"] for of in claims_of(out)}
-    assert verdicts["4"] == "supported"
-    assert verdicts["7"] == verdicts["14"] == "untested"
+    assert verdicts["4"] == "holds here"
+    assert verdicts["7"] == verdicts["14"] == "cannot tell"
 
     measured = []
     measure = experiment._measure
@@ -43,13 +43,13 @@ def test_study(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("is there already") == len(study.SEED_STUDY) - (born(out) == read(out))
     by_row = {of["row"]: of for of in claims_of(out)}
     assert {row: by_row[row]["verdict"] for row in ("3", "4", "7", "8b", "11", "13c", "14")} == {
-        "3": "supported",
-        "4": "supported",
-        "7": "supported",
-        "8b": "refuted",
-        "11": "refuted",
-        "13c": "supported",
-        "14": "supported",
+        "3": "holds here",
+        "4": "holds here",
+        "7": "holds here",
+        "8b": "does not hold here",
+        "11": "does not hold here",
+        "13c": "holds here",
+        "14": "holds here",
     }
     assert by_row["7"]["values"]["necessary"] == str(truth.layer) == str(born(out))
     assert json.loads((out / "exp2c_mlp_internal_analysis" / "exp2c_detailed_results.json").read_text())["config"][
@@ -93,7 +93,7 @@ def test_a_step_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch, 
     with pytest.raises(UserError, match=r"test_head_pruning_on_massive, main_llm .* \(no born layer"):
         study.main()
     assert "to draw random heads from" in capsys.readouterr().err
-    assert {of["row"]: of["verdict"] for of in claims_of(tmp_path / "out")}["size"] != "untested"
+    assert {of["row"]: of["verdict"] for of in claims_of(tmp_path / "out")}["size"] != "cannot tell"
 
 
 def run_main(monkeypatch, *flags):
