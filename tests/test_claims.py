@@ -716,7 +716,7 @@ def test_stored_results_are_judged_anew(tmp_path, monkeypatch):
     assert run("verify_claims.py", tmp_path) == 0
     assert written(tmp_path)[0]["4"]["verdict"] == "does not hold here"
     write(tmp_path, "older.json", "exp2a", HOLDS["exp2a"])
-    with pytest.raises(cli.UserError, match=r"older.json is not a whole result \(KeyError: 'left'\)"):
+    with pytest.raises(cli.UserError, match=r"older.json is not a whole result \(KeyError: 'left' is missing\)"):
         verify_claims.find(tmp_path)
 
 
