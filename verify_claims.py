@@ -238,7 +238,7 @@ def _threshold(test):
     if test["threshold"] is None:
         measured, asked = test["side"], test["wanted"]
     else:
-        measured = report.interval({"mean": test["mean"], "ci95": test["interval"]})
+        measured = _text({"mean": test["mean"], "ci95": test["interval"]})
         asked = f"{test['wanted']} {report.number(test['threshold'])}"
     away = f"{report.number(test['distance'], True)} away" if test["answer"] is not None else test["side"]
     return f"{test['what']} {measured}, asked: {asked}; {away}"
@@ -246,7 +246,8 @@ def _threshold(test):
 
 def _text(value):
     if isinstance(value, dict):
-        return report.interval(value)
+        exact = value["ci95"] == [value["mean"]] * 2
+        return report.mean(value) if exact else report.interval(value)
     return str(value) if isinstance(value, (str, int)) else report.number(value)
 
 

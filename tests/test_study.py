@@ -6,6 +6,7 @@ import pytest
 
 import study
 from lib import experiment, planted, plots
+from lib.claims import birth_layer
 from lib.cli import UserError
 from tests.conftest import save
 from tests.test_scripts import run
@@ -16,7 +17,7 @@ def planted_study(folder, seed):
     built = planted.build("gpt2", "mlp", seed)
     save(folder / "toy", built.lm.model, built.lm.tokenizer)
     (folder / "text.txt").write_text(" ".join(f"t{token}" for token in built.windows.ids.flatten().tolist()))
-    flags = ["--model", folder / "toy", "--dataset", folder / "text.txt", "--nsamples", "4", "--seqlen", "32"]
+    flags = ["--model", folder / "toy", "--dataset", folder / "text.txt", "--nsamples", "8", "--seqlen", "32"]
     return [*flags, "--savedir", folder / "out", "--offline"], built.truth
 
 
@@ -96,6 +97,28 @@ def test_a_step_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch, 
     assert {of["row"]: of["verdict"] for of in claims_of(tmp_path / "out")}["size"] != "cannot tell"
 
 
+def test_the_born_layer_is_the_ledgers(tmp_path, monkeypatch):
+    """Two MLPs may each write half of the peak before the one that writes most does."""
+    flags, _truth = planted_study(tmp_path, seed=0)
+    ledger = {"conclusion": {"values": {"birth": {"layer": 3}}}, "place": {"plateau": [1, 5]}}
+    commands = []
+
+    def carried_out(_script, command, _lm, _force):
+        commands.append(command[:3])
+        return {"experiment": "exp3", "results": ledger}
+
+    monkeypatch.setattr(study, "carry_out", carried_out)
+    monkeypatch.setattr(study, "SEED_STUDY", ("exp3_lifecycle_ledger", "exp2c_mlp_internal_analysis --layer_id {born}"))
+    monkeypatch.setattr("sys.argv", ["study.py", *map(str, flags)])
+    study.main()
+    with_layer = [" ".join(command) for command in commands if "--layer_id" in command]
+    assert with_layer == [
+        "exp2c_mlp_internal_analysis.py --layer_id 3",
+        "exp4_neuron_sets.py --layer_id 3",
+        "exp5_interventions.py --layer_id 3",
+    ]
+
+
 def run_main(monkeypatch, *flags):
     """The experiments that are there after a study, in the order of its steps."""
     monkeypatch.setattr("sys.argv", ["study.py", *map(str, flags)])
@@ -109,7 +132,7 @@ def claims_of(out):
 
 def born(out):
     payload = json.loads((out / "exp3_lifecycle_ledger" / "exp3_results.json").read_text())
-    return payload["results"]["place"]["plateau"][0]
+    return birth_layer(payload["results"])
 
 
 def read(out):
