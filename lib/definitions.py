@@ -44,3 +44,14 @@ INTERVALS = (
     "Pearson (1934). Of families, where it says so: by the largest studentised deviation (Romano and Wolf 2005)"
 )
 WINDOWS = 30  # at least so many where a verdict hangs on them
+
+# words of the seed study's claims, as numbers
+RATIOS = (300.0, 3000.0)  # of the largest value to the median
+EARLY = 1 / 4  # of the layers
+HARDLY = 0.01  # "hardly moves", "no part in it", "nothing changes": of the value
+SLIGHTLY = 0.02  # its "less than 2 %"
+LOST = (0.56, 0.66)  # its 61 %
+DROPS = 0.5  # of what was there before
+MANY = 0.1  # of an MLP's neurons
+WEAK = 0.3  # |rank correlation|
+ODDS = 0.05  # of chance alone doing as much

@@ -46,6 +46,9 @@ def test_two_neurons_of_mlp_11(smollm2):
     assert [row["neuron"] for row in result.contributions[:2]] == [1229, 1487]
     assert sum(row["share"] for row in result.contributions[:2]) == pytest.approx(0.996, abs=0.004)
     assert result.contribution_check["relative_error"] < 1e-4
+    largest = max(abs(row["activation"]) for row in result.contributions)  # one neuron, the same in every window
+    share = largest / abs(result.contribution_check["output"])
+    assert result.largest_activation["mean"] == pytest.approx(share, rel=1e-5)
     assert result.conclusion["verdict"] == "2 of 1536 neurons"
 
 
