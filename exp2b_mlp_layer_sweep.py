@@ -32,22 +32,31 @@ class LayerSweep:
 
     kinds: {"mlp", "attention": [per layer {layer, write, alone, only, only_with_first (MLPs), from_front, from_back:
     {value, retained, values (mean at every layer), perplexity, loss_change, sink_rate, sink_rate_change}, repair: None
-    or {frozen, free, ratio, elsewhere: {share, largest}}}]}.
+    or {frozen, free, ratio, elsewhere: {share, largest}}}]}. first_tokens: {kind: of lib.first_tokens, with all of its
+    kind off}, or None where the place is not position 0.
     """
 
     place: dict
     windows: dict
     baseline: dict
     kinds: dict
+    first_tokens: dict | None
 
 
 def run(lm, windows, options):
-    from lib import layers, place
+    from lib import first_tokens, layers, place
+    from lib.ablation import Condition
 
     if options.n_whole < 1:
         raise cli.UserError("--n_whole: at least 1")
     at = place.find(lm, windows, options.batch_size, options.dim, options.position, options.seed)
-    return LayerSweep(at.described(), *layers.sweep_layers(lm, windows, at, options.n_whole, options.batch_size))
+    every = tuple(range(lm.arch.n_layers))
+    all_off = [Condition(kind, "", **{field: every}) for kind, field in layers.KINDS.items()]
+    return LayerSweep(
+        at.described(),
+        *layers.sweep_layers(lm, windows, at, options.n_whole, options.batch_size),
+        first_tokens=first_tokens.at_plateau(lm, windows, at, all_off),
+    )
 
 
 def summarise(payload):
@@ -67,6 +76,7 @@ def summarise(payload):
             "sink rate: of all heads, those of attention that is off, too",
             *(_table(r, kind) for kind in r["kinds"]),
             _elsewhere(r["kinds"]),
+            *(f"Without any {kind}: {report.exact_text(of)}" for kind, of in (r["first_tokens"] or {}).items()),
             report.conclusion_text(r["conclusion"]),
         ]
     )

@@ -38,6 +38,7 @@ class HeadSweep:
     shown: those that differ. through_scores: None, or why attention scores cannot change the place. layers: {layer,
     score, zero, mean} of Effects.by_layer, means over the heads of a layer of |change|. early: of Effects.early, of
     heads at zero. cumulative: {order: {heads, steps: [{removed, effects, perplexity, retained}]}}.
+    first_tokens: of lib.first_tokens, with all heads off; None where the place is not position 0.
     """
 
     place: dict
@@ -49,10 +50,12 @@ class HeadSweep:
     layers: list
     early: dict | None
     cumulative: dict
+    first_tokens: dict | None
 
 
 def run(lm, windows, options):
-    from lib import heads, place, sweep
+    from lib import first_tokens, heads, place, sweep
+    from lib.ablation import Condition
 
     if options.n_whole < 1:
         raise cli.UserError("--n_whole: at least 1")
@@ -82,6 +85,8 @@ def run(lm, windows, options):
         }
         for name, order in orders.items()
     }
+    all_off = Condition("all_heads_off", "all heads off", heads=tuple(found.heads))
+    exactly = first_tokens.at_plateau(lm, windows, at, [all_off])
     first, end, last = effects.layers
     return HeadSweep(
         place=at.described(),
@@ -102,6 +107,7 @@ def run(lm, windows, options):
         ],
         early=effects.early(singles["zero"]),
         cumulative=cumulative,
+        first_tokens=exactly and exactly[all_off.name],
     )
 
 
@@ -197,6 +203,8 @@ def details(payload):
             rows.append([step["removed"], *measured, spread])
         parts.append(f"{label}: {_interval(r['baseline'][key])} with all heads")
         parts.append(report.table(["removed", "by score", "by write", "random, layers as by score"], rows))
+    if r["first_tokens"] is not None:
+        parts.append(f"Without any head: {report.exact_text(r['first_tokens'])}")
     columns = [(kind, key) for key in shown for kind in KINDS]
     rows = [
         [

@@ -11,6 +11,14 @@ from lib.massive import is_massive
 AT_ONCE = 512  # sequences of one token
 
 
+def at_plateau(lm, windows, place, conditions):
+    """`measure` at the end of a lib.place.Place's plateau; None unless the place is position 0 of every window."""
+    if place.positions.any() or not place.massive:
+        return None
+    medians = {"baseline": place.medians.mean(0)}
+    return measure(lm, windows, place.dim, place.plateau[1], conditions, medians)
+
+
 def measure(lm, windows, dim, layer, conditions, medians):
     """Compare one dim after one layer in each of `conditions` with the baseline, over the first tokens that have the
     spike: where its value is massive in some layer up to this one.

@@ -481,10 +481,13 @@ def first_tokens_text(results):
         return ""
     n = largest["windows"]
     text = f"At position 0 a value depends on the first token alone: {n} windows are {n} draws of a token.\n"
-    if exact is None:
-        return text
+    return text if exact is None else text + exact_text(exact)
+
+
+def exact_text(exact):
+    """What of lib.first_tokens holds over all first tokens of the text."""
     still = "" if exact["still_massive"] is None else f", still massive {exact['still_massive']:.1%}"
-    return text + (
+    return (
         f"All {exact['tokens']:,} first tokens that the text could give, each as often as the text has it, "
         f"{exact['share']:.1%} of which have the spike, exactly: dim {exact['dim']} after layer {exact['layer']} "
         f"{number(exact['value'], True)} -> {number(exact['ablated'], True)}, retained {number(exact['retained'])}, "
@@ -525,8 +528,9 @@ def conditions_table(conditions):
         )
     heads = ["condition", "perplexity", "sink rate", "its change", "positions with a massive activation"]
     return table(heads, rows) + (
-        f"sink rate: share of all heads, off or on, with more than {definitions.SINK_EPSILON} of their attention on the "
-        f"first token in windows of {definitions.SINK_WINDOW} tokens (a head that is off writes nothing and still looks somewhere); "
+        f"sink rate: share of all heads, off or on, with more than {definitions.SINK_EPSILON} of their attention on "
+        f"the first token in windows of {definitions.SINK_WINDOW} tokens (a head that is off writes nothing and still "
+        "looks somewhere); "
         "change: paired\n"
     )
 

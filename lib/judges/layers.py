@@ -1,7 +1,7 @@
 """Experiment 2B: which layers' MLPs and attention blocks the value at the place needs, and which make it."""
 
 from lib.definitions import COLLAPSES, PERSISTS, REPAIRS, WRITES
-from lib.evidence import NONE_FOUND, Test, conclusion, every, within
+from lib.evidence import NONE_FOUND, Test, conclusion, every, exact, within
 
 WORDS = ("necessary", "sufficient", "redundant", "repaired")
 RULE = (
@@ -14,7 +14,8 @@ RULE = (
     f"(free - frozen) over sum of the write, for writes of at least {WRITES:.0%} of the peak: what is made good, at "
     "the end of the plateau, of a removed write; frozen: the baseline without the write, later writes as they were; "
     f"free: the ablated run; repaired: above {REPAIRS}. What runs after the end of the plateau cannot change it "
-    "(causality) and is not judged. A threshold must lie outside the interval, which is simultaneous over the layers "
+    "(causality) and is not judged. Where the place is position 0, whose value depends on the first token alone, all of a "
+    "kind off is measured over all first tokens that the text could give. A threshold must lie outside the interval, which is simultaneous over the layers "
     "of a run (of repairs: over those measured); cannot tell: it does not"
 )
 
@@ -24,12 +25,16 @@ def judge(results):
     so with MLP 0 kept alone; cannot_tell: [[word, kind, layer]]; all_off: {kind: retained}."""
     kinds = results["kinds"]
     values = {word: [] for word in (*WORDS, "with_first", "cannot_tell")}
-    values["all_off"] = {kind: rows[-1]["from_front"]["retained"] for kind, rows in kinds.items()}
+    values["all_off"] = _all_off(results)
     if not results["place"]["massive"]:
         return conclusion(NONE_FOUND, RULE, values)
     tests = {}
     for kind, rows in kinds.items():
-        ways = [_ways(kind, rows, row) for row in rows if row["layer"] <= results["place"]["plateau"][1]]
+        ways = [
+            _ways(kind, rows, row, values["all_off"][kind])
+            for row in rows
+            if row["layer"] <= results["place"]["plateau"][1]
+        ]
         for layer, of in enumerate(ways):
             answers = {word: _any(of[word]) for word in of}
             answers["redundant"] = _both(answers["sufficient"], _not(answers["necessary"]))
@@ -46,7 +51,15 @@ def judge(results):
     return conclusion("; ".join(said), RULE, values, tests.values())
 
 
-def _ways(kind, rows, row):
+def _all_off(results):
+    """{kind: what is retained with all of it off}."""
+    exactly = results["first_tokens"]
+    if exactly is not None:
+        return {kind: exact(of["retained"]) for kind, of in exactly.items()}
+    return {kind: rows[-1]["from_front"]["retained"] for kind, rows in results["kinds"].items()}
+
+
+def _ways(kind, rows, row, all_off):
     """{word: [the Tests that together make it true, of each way in which it can be]}."""
 
     def retained(what, of, bounds, interval="family95"):
@@ -56,7 +69,7 @@ def _ways(kind, rows, row):
     ways = {"necessary": [retained(f"without {part}", row["alone"], COLLAPSES)], "sufficient": [], "repaired": []}
     if "only" in row:
         alone = retained(f"with {part} as the only one of its kind", row["only"], PERSISTS)
-        none = retained(f"without any {kind}", rows[-1]["from_front"], COLLAPSES, "ci95")
+        none = within(f"retained without any {kind}", all_off, COLLAPSES)
         ways["sufficient"].append(alone + none)
     if row["layer"] and "only_with_first" in row:
         both = retained(f"with {part} and mlp 0 as the only MLPs", row["only_with_first"], PERSISTS)
