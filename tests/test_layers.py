@@ -266,7 +266,7 @@ def stored(alone, only, with_first=0.0, first=0.0, all_off=0.0, repair=None, lay
     rows[1]["from_front"] = cell(all_off)
     rows[layer] |= {"alone": cell(alone), "only": cell(only), "only_with_first": cell(with_first)}
     rows[layer]["repair"] = repair and {"ratio": cell(repair)["retained"], "elsewhere": None}
-    return {"place": {"massive": True, "plateau": [0, end]}, "kinds": {"mlp": rows}}
+    return {"place": {"massive": True, "plateau": [0, end]}, "kinds": {"mlp": rows}, "first_tokens": None}
 
 
 SPREAD = (0.0, -0.05, 0.11)  # its mean lies well inside; its interval holds the bound

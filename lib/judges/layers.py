@@ -14,9 +14,10 @@ RULE = (
     f"(free - frozen) over sum of the write, for writes of at least {WRITES:.0%} of the peak: what is made good, at "
     "the end of the plateau, of a removed write; frozen: the baseline without the write, later writes as they were; "
     f"free: the ablated run; repaired: above {REPAIRS}. What runs after the end of the plateau cannot change it "
-    "(causality) and is not judged. Where the place is position 0, whose value depends on the first token alone, all of a "
-    "kind off is measured over all first tokens that the text could give. A threshold must lie outside the interval, which is simultaneous over the layers "
-    "of a run (of repairs: over those measured); cannot tell: it does not"
+    "(causality) and is not judged. Where the place is position 0, whose value depends on the first token alone, all "
+    "of a kind off is measured over all first tokens that the text could give. A threshold must lie outside the "
+    "interval, which is simultaneous over the layers of a run (of repairs: over those measured); cannot tell: it does "
+    "not"
 )
 
 
