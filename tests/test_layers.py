@@ -327,3 +327,22 @@ def test_the_tests_that_decide_are_listed():
     others = [t for t in conclusion["tests"] if t["what"].startswith("retained without") and named not in t["what"]]
     assert {t["what"].split()[2] for t in others if "any" not in t["what"]} == {"mlp", "attention"}
     assert report.tests_table(conclusion["tests"])
+
+
+def test_what_the_baseline_has_is_not_elsewhere(spiking):
+    """Without MLP 2 the second massive dim of the same token stays, as it was."""
+    lm, ids, _where = spiking
+    row = exp2b.run(lm, windows_of(ids), exp2b.Options(batch_size=3)).kinds["mlp"][2]
+    assert row["repair"]["elsewhere"]["share"]["mean"] == 0
+
+
+def test_the_place_is_not_elsewhere():
+    """Without its eraser the value stays, where the baseline has none: at the place, and nowhere else."""
+    built = planted.build("gpt2", "mlp_eraser", 4)
+    assert len(built.truth.values) == 1
+    at = place.find(built.lm, built.windows, 8)
+    alone = Condition("alone", "", mlps=(built.truth.eraser["layer"],))
+    (found,) = layers.elsewhere(built.lm, built.windows, at, [alone], 8).values()
+    assert found["largest"] is None
+    values = sweep.at_place(built.lm, built.windows, at, [alone], 8)
+    assert abs(values["alone"][:, -1]).min() > 100 > abs(values[sweep.BASELINE][:, -1]).max()
