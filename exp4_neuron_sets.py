@@ -97,7 +97,7 @@ def run(lm, windows, options):
         written={
             "block_output": draws.averages(block_output),
             "mlp": draws.averages(added),
-            "share": draws.ratios(added * np.sign(block_output), abs(block_output)),
+            "share": draws.ratios(added * np.sign(block_output), abs(block_output)) if spiking.any() else None,
         },
         minimal_set=minimal_set,
         carried=neurons.carried(lm.arch, layer, dim, at, minimal_set, draws),
@@ -141,7 +141,7 @@ def summarise(payload):
             f"Massive there at layer {layer}: {report.interval(windows['massive'])} of {windows['all']} windows; what "
             "follows is of these, or of all if there is none",
             f"Block output there {report.interval(written['block_output'], True)}; of it the MLP adds "
-            f"{report.interval(written['mlp'], True)} (share {report.interval(written['share'])})",
+            f"{report.interval(written['mlp'], True)} (share {report.interval(written['share'] or {'mean': None})})",
             "",
             f"The smallest set with {CARRIED:.0%} of the MLP's output there, means over windows",
             report.table(["neuron", "activation", "weight", "contribution", "share"], minimal_set)
