@@ -883,11 +883,10 @@ def interventions(payload):
     if baseline["ci95"]:
         sinks.axvspan(*baseline["ci95"], color="black", alpha=0.08, lw=0)
     sinks.set_xlim(-0.03, 1.2)
-    sinks.set_xlabel(f"sink rate at epsilon {epsilon}")
+    sinks.set_xlabel(f"sink rate at epsilon {epsilon} (baseline {number(baseline['mean'])})")
     loss.set_yticks(range(len(rows)), rows, fontsize=9)
     loss.set_ylim(max(1, len(rows)) - 0.5, -0.5)
     figure.legend(*loss.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=5)
-    sinks.legend(sinks.lines[-1:], [f"baseline {number(baseline['mean'])}"], fontsize=9, loc="lower right")
     for ax in (loss, sinks):
         if not rows:
             ax.text(0.5, 0.6, "no massive activation to change", ha="center", transform=ax.transAxes)
