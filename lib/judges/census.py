@@ -64,9 +64,9 @@ RULE = (
     f"certain tokens, less; that most (> {MOST:.0%}) of the windows' own tokens spike as the first one; and that most "
     "of their places are at 0 if it needs position or no other context. Verdict: the first cause, simplest first, that "
     f"no measured share refutes with all of its interval; {CANNOT_TELL!r} if an interval leaves that open; "
-    f"{NONE_OF_THESE!r} if all are refuted; {NONE_FOUND!r}: the place spikes in no window. Intervals: the census is exact, and so is what "
-    "depends on the token alone where all that spike are tried; otherwise of so many draws of a token and of a piece "
-    "of these windows; own token and place at 0 of documents"
+    f"{NONE_OF_THESE!r} if all are refuted; {NONE_FOUND!r}: the place spikes in no window. Intervals: the census is "
+    "exact, and so is what depends on the token alone where all that spike are tried; otherwise of so many draws of a "
+    "token and of a piece of these windows; own token and place at 0 of documents"
 )
 
 
