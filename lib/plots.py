@@ -794,7 +794,7 @@ def neuron_sets(payload):
         _beside(place, max(0, value["mean"], *(value["ci95"] or [])), at, text)
         draws = [draw[name]["value"]["mean"] for draw in results["null"]["draws"]] if name != "baseline" else []
         if draws:
-            labels.append((at + 1, f"{run['label'].replace('the set', 'random')} ({len(draws)} as active)"))
+            labels.append((at + 1, f"{run['label'].replace('the set', 'random')} ({len(draws)} next in activity)"))
             place.plot(draws, np.full(len(draws), at + 1), "x", color="black", ms=6)
             _beside(place, max(0, *draws), at + 1, f"{number(min(draws), True)} to {number(max(draws), True)}")
     place.axvline(0, color="black", lw=0.8)

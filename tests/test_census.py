@@ -241,6 +241,8 @@ def measured(n_spiking, shares, spiking=8, **others):
         (measured(1000, ALONE | UNSWAPPED | {"behind_bos": None}), "no other context"),
         (measured(1000, ALONE, moved=SOME), "none of these"),
         (measured(1000, ALONE, behind_bos=ALL), "none of these"),
+        (measured(1000, ALONE, behind_bos=SOME), "no other context"),  # BOS is a context, of a sort
+        (measured(1000, POSITION, behind_bos=SOME), "none of these"),
         (measured(1000, POSITION, first=NONE), "none of these"),  # spikes of the windows are elsewhere
         (measured(1, EVERYWHERE, own=NONE), "none of these"),
         (measured(0, EVERYWHERE, own=NONE), "none of these"),

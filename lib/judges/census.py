@@ -35,7 +35,12 @@ MANIPULATIONS = {  # key of results.shares: (label, what of POSITION and ALONE i
         "attention only it is certain beforehand: such a window is the same at each position, and no position alone "
         "can be the cause",
     ),
-    "behind_bos": ("behind BOS", (), "as behind text: whether one token before it is enough; not which of the two"),
+    "behind_bos": (
+        "behind BOS",
+        (),
+        "position from what does not need it. It refutes no other context only if nearly all spike: BOS may be less of "
+        "a context than text is, and how much less is what it shows",
+    ),
     "there": (
         "embedding of 0 at p",
         (POSITION,),
@@ -54,13 +59,14 @@ RULE = (
     "a cause is what a spike needs: the first position, no other context (attention has only that token to see: it is "
     "the first one, or stands behind itself), certain tokens, or several of these. It predicts that nearly all (>= "
     f"{NEARLY_ALL:.0%}) of the tokens that spike as the first one spike where all it needs is left, and hardly any (<= "
-    f"{HARDLY_ANY:.0%}) elsewhere; that nearly all of the vocabulary spikes as the first token, or, of certain tokens, "
-    f"less; that most (> {MOST:.0%}) of the windows' own tokens spike as the first one; and that most of their places "
-    "are at 0 if it needs position or no other context. Verdict: the first cause, simplest first, that no measured "
-    f"share refutes with all of its interval; {CANNOT_TELL!r} if an interval leaves that open; {NONE_OF_THESE!r} if "
-    f"all are refuted; {NONE_FOUND!r}: the place spikes in no window. Intervals: the census is exact, and so is what "
-    "depends on the token alone where all that spike are tried; otherwise of so many draws of a token and of a piece "
-    "of these windows; own token and place at 0 of documents"
+    f"{HARDLY_ANY:.0%}) elsewhere (behind BOS, which may be less of a context than text is, not nearly all, if it "
+    "needs no other context and not the position); that nearly all of the vocabulary spikes as the first token, or, of "
+    f"certain tokens, less; that most (> {MOST:.0%}) of the windows' own tokens spike as the first one; and that most "
+    "of their places are at 0 if it needs position or no other context. Verdict: the first cause, simplest first, that "
+    f"no measured share refutes with all of its interval; {CANNOT_TELL!r} if an interval leaves that open; "
+    f"{NONE_OF_THESE!r} if all are refuted; {NONE_FOUND!r}: the place spikes in no window. Intervals: the census is "
+    "exact, and so is what depends on the token alone where all that spike are tried; otherwise of so many draws of a "
+    "token and of a piece of these windows; own token and place at 0 of documents"
 )
 
 
@@ -106,6 +112,8 @@ def _tests(needs, cells):
         if leaves is not None:
             spikes = all(need in leaves for need in needs if need != CERTAIN)
             wanted[name] = ("all", "above", NEARLY_ALL) if spikes else ("none", "below", HARDLY_ANY)
+    if ALONE in needs and POSITION not in needs:
+        wanted["behind_bos"] = ("part", "below", NEARLY_ALL)
     wanted["own"] = ("most", "above", MOST)
     if POSITION in needs or ALONE in needs:
         wanted["first"] = ("most", "above", MOST)
