@@ -143,22 +143,27 @@ class Results:
     def in_mlp(self, experiment):
         """As at_birth. Raises CannotTellError unless that layer's MLP gives birth."""
         found = self.at_birth(experiment)
-        birth = self["exp3"]["conclusion"]["values"]["birth"]
+        conclusion = self["exp3"]["conclusion"]
+        birth = conclusion["values"]["birth"]
         if birth is None or birth["component"] != "mlp":
-            raise CannotTellError(f"no MLP gives birth to it: {birth['name'] if birth else 'no single component'}")
+            raise CannotTellError(f"no MLP is sure to give birth to it ({conclusion['verdict']})")
         return found
 
     def head_writes(self):
-        """{(layer, head): average of what it adds at the place}, by the ledger."""
+        """{(layer, head): what it adds at the place, in parts of the peak}, by the ledger."""
         return {
-            (write["layer"], int(write["component"].split()[1])): write["average"]
+            (write["layer"], int(write["component"].split()[1])): write["share"]
             for write in self["exp3"]["writes"]
-            if write["component"].startswith("head ")
+            if _is_head(write["component"])
         }
 
     def verdict(self, experiment):
         """The conclusion of an experiment that judges massive activations. Raises CannotTellError if there are none."""
         return _of_something(self[experiment]["conclusion"])
+
+
+def _is_head(component):
+    return component.startswith("head ")
 
 
 def _of_something(conclusion):
@@ -255,7 +260,7 @@ def _up_to(bound):
 
 
 def _in_parts_of(size, cell):
-    """A cell divided by a number."""
+    """A cell divided by a number; of one of many, after `_together`."""
     limits = cell["ci95"] and sorted(limit / size for limit in cell["ci95"])
     return {"mean": cell["mean"] / size, "ci95": limits}
 
@@ -418,9 +423,9 @@ def _(results):
     f"intervals {TOGETHER}",
 )
 def _(results):
-    peak, analysis, born = _peak(results.place), results["head_analysis"], results.birth_layer
+    analysis, born = results["head_analysis"], results.birth_layer
     scores = _together({(i, j): cell for i, layer in enumerate(analysis["scores"]) for j, cell in enumerate(layer)})
-    writes = _together({head: _in_parts_of(peak, cell) for head, cell in results.head_writes().items()})
+    writes = _together(results.head_writes())
     below = [Test("score", scores[head], "below", analysis["uniform"]).answer for head in writes]
     low = {head: writes[head] for head, answer in zip(writes, below, strict=True) if answer}
     if not low:
@@ -452,23 +457,18 @@ def _(results):
     f"{PERSISTS[0]} to {PERSISTS[1]} of the value at the end of the plateau",
 )
 def _(results):
-    place, erasers = results.place, results.erasers
+    erasers, born = results.erasers, results.birth_layer
     if not erasers:
-        raise CannotTellError("nothing takes it away")
-    averages = {(write["layer"], write["component"]): write["average"] for write in results["exp3"]["writes"]}
-    towards = -place["values"][place["peak_layer"]]["mean"]
-    taken = {
-        (of["layer"], of["component"]): _in_parts_of(towards, averages[of["layer"], of["component"]]) for of in erasers
-    }
-    heads = {part: cell for part, cell in taken.items() if part[1].startswith("head ")}
-    values = {"largest eraser": erasers[0]["name"], "writes": erasers[0]["value"], "peak": _peak(place)}
-    nothing = evidence.exact(0.0)
-    head = _most(heads) if heads else None
-    others = {part: cell for part, cell in taken.items() if part != head}
-    other = others[_most(others)] if others else nothing
-    what = "what the most erasing head takes, less what any other part takes, in parts of the peak"
-    tests = [Test(what, _less(heads[head] if heads else nothing, other), "above", 0.0)]
-    if not heads:
+        raise CannotTellError(f"nothing is sure to take {WRITES:.0%} of it away")
+    later = [write for write in results["exp3"]["writes"] if write["layer"] is not None and write["layer"] >= born]
+    written = _together({(of["layer"], of["component"]): of["share"] for of in later})
+    taken = {part: _in_parts_of(-1.0, cell) for part, cell in written.items()}
+    heads, others = ({part: taken[part] for part in taken if _is_head(part[1]) is of} for of in (True, False))
+    values = {"largest eraser": erasers[0]["name"], "writes": erasers[0]["value"], "peak": _peak(results.place)}
+    head, other = (max(of, key=lambda part, of=of: of[part]["mean"]) for of in (heads, others))
+    what = "what the most erasing head takes, less what the most erasing other part takes, in parts of the peak"
+    tests = [Test(what, _less(heads[head], others[other]), "above", 0.0)]
+    if not tests[0].answer:
         return tests, values
     layer, number = head[0], int(head[1].split()[1])
     sweep = results["exp7"]
@@ -576,13 +576,13 @@ def _(results):
     f"heads of later layers cannot generate it (causality) and are no evidence; intervals {TOGETHER}",
 )
 def _(results):
-    peak, born = _peak(results.place), results.birth_layer
+    born = results.birth_layer
     top = [(head["layer"], head["head"]) for head in results["head_analysis"]["ranking"][:HIGHEST]]
     able = [head for head in top if head[0] <= born]
     if not able:
         raise CannotTellError(f"causality: all ten run after layer {born}, so it was certain beforehand")
     writes = results.head_writes()
-    shares = _together({_name(head): _in_parts_of(peak, writes[head]) for head in able})
+    shares = _together({_name(head): writes[head] for head in able})
     largest = _most(shares)
     values = {"heads that could": " ".join(shares), f"largest write, in parts of the peak ({largest})": shares[largest]}
     return _all_within("write, in parts of the peak, of head", shares, _up_to(WRITES)), values
@@ -763,6 +763,8 @@ def _(results):
 def _(results):
     before, last = (results.place["values"][i] for i in (-2, -1))
     drop = results["exp3"]["drop"]
+    if drop is None:
+        raise CannotTellError("there is nothing to drop")
     names = ", ".join(write["name"] for write in results.erasers) or "none"
     values = {"one before": before, "last": last, "ratio": drop, "erasers": names}
     return within("last block's output over the one before", drop, _up_to(DROPS)), values

@@ -50,7 +50,7 @@ def head(layer, number):
 
 
 def write_of(layer, component, value=1.0):
-    return {"layer": layer, "component": component, "value": value, "average": cell(value)}
+    return {"layer": layer, "component": component, "value": value, "share": family(value / 3010)}
 
 
 def layers(top1):
@@ -219,7 +219,7 @@ EXP2B = "exp2b.conclusion.values."
 LATER = change("head_pruning.sets.top", [[2, 2], [5, 2], [6, 2]])
 ERASER = change("exp7.heads.21.zero.last.relative", family(0.01))
 BESIDE = {  # row: what makes it hold
-    "2b": change("exp3.writes.21.average", cell(1.0)),
+    "2b": change("exp3.writes.21.share", family(0.0)),
     "4b": change("exp2a.conclusion.values.retained", cell(0.39)),
     "13": ERASER,
 }
@@ -243,7 +243,7 @@ FAILS = {  # row: [one change a case, after each of which alone it does not hold
         change("exp7.heads.6.zero.last.relative", family(-0.102)),
         change("exp7.heads.0.zero.loss", family(0.052)),
     ],
-    "2b": [change("exp3.writes.18.average", cell(-310.0)), change("exp3.writes.0.average", cell(310.0))],
+    "2b": [change("exp3.writes.18.share", family(-0.102)), change("exp3.writes.0.share", family(0.102))],
     "2c": [
         change("exp7.heads.21.zero.last.relative", family(0.7)),
         change("exp7.heads.21.zero.last.relative", family(1.0)),  # it grows
@@ -251,7 +251,7 @@ FAILS = {  # row: [one change a case, after each of which alone it does not hold
             change(
                 "exp3.conclusion.values.erasers", [{"layer": 7, "component": "mlp", "name": "mlp 7", "value": -9.0}]
             ),
-            change("exp3.writes.31.average", cell(-400.0)),
+            change("exp3.writes.31.share", family(-0.9)),
         ),
     ],
     "3": [
@@ -277,7 +277,7 @@ FAILS = {  # row: [one change a case, after each of which alone it does not hold
         change(TOP + ".absolute_change", cell(0.02)),
         change(BOTTOM + ".absolute_change", cell(0.0)),
     ],
-    "6": [change("exp3.writes.5.average", cell(310.0)), change("exp3.writes.2.average", cell(-310.0))],
+    "6": [change("exp3.writes.5.share", family(0.102)), change("exp3.writes.2.share", family(-0.102))],
     "7": [
         change(EXP2B + "necessary", []),
         change(EXP2B + "necessary", [["mlp", 0], ["mlp", 1]]),
@@ -330,8 +330,8 @@ OPEN = {  # row: [one change a case, after each of which alone an interval holds
         change("exp7.heads.6.zero.last.relative", family(-0.099, 0.002)),
         change("exp7.heads.0.zero.loss", family(0.049, 0.002)),
     ],
-    "2b": [change("exp3.writes.0.average", cell(300.0, 0.9))],
-    "2c": [change("exp7.heads.21.zero.last.relative", cell(0.75, 0.1)), change("exp3.writes.21.average", NONE)],
+    "2b": [change("exp3.writes.0.share", family(0.1))],
+    "2c": [change("exp7.heads.21.zero.last.relative", cell(0.75, 0.1)), change("exp3.writes.31.share", family(-0.863))],
     "3": [change("exp1.conclusion.values.retained", cell(0.95, 0.06)), change("exp1.conclusion.values.retained", NONE)],
     "3b": [change("exp1.changes.all_heads_off.0.top1", cell(1.99, 0.009))],
     "4": [change("exp2a.conclusion.values.retained", cell(0.05, 0.06))],
@@ -343,7 +343,7 @@ OPEN = {  # row: [one change a case, after each of which alone an interval holds
             change("head_pruning.null.bottom.at_least_as_large", 2),
         ),
     ],
-    "6": [change("exp3.writes.5.average", cell(300.0, 0.9))],
+    "6": [change("exp3.writes.5.share", family(0.1))],
     "7": [
         change(EXP2B + "cannot_tell", [["necessary", "mlp", 4]]),
         both(change(EXP2B + "necessary", []), change(EXP2B + "cannot_tell", [["necessary", "mlp", 1]])),
@@ -377,7 +377,10 @@ OPEN = {  # row: [one change a case, after each of which alone an interval holds
     "attention is not impact": [change("exp7.conclusion.values.correlations.score_loss.within_layers", 0.25)],
 }
 BIRTH = "exp3.conclusion.values.birth"
-HEAD_BORN = change(BIRTH, {"layer": 1, "component": "head 1", "name": "head 1.1"})
+HEAD_BORN = both(
+    change(BIRTH, {"layer": 1, "component": "head 1", "name": "head 1.1"}),
+    change("exp3.conclusion.verdict", "head 1.1"),
+)
 BORN_BEFORE = both(change(BIRTH, None), change("exp3.place.plateau", [-1, 6]))  # so that all heads run later
 NOTHING = change("exp3.place.massive", False)
 NOISE = both(*(change(f"exp7.heads.{i}.zero.loss", cell(0.0)) for i in range(3, 24)))
@@ -393,9 +396,9 @@ UNTOLD = {  # row: [(a change after which nothing can be judged, a word of the r
     "2b": [
         (change("head_analysis.uniform", 0.0005), "no head is sure"),
         (BORN_BEFORE, "causality"),
-        (change("exp3.writes.4.average", cell(1.0)), "wherever it looks"),
+        (change("exp3.writes.4.share", family(0.0)), "wherever it looks"),
     ],
-    "2c": [(change("exp3.conclusion.values.erasers", []), "nothing takes it away")],
+    "2c": [(change("exp3.conclusion.values.erasers", []), "nothing is sure to take")],
     "3": [(change("exp1.conclusion.verdict", "none found"), "nothing is massive")],
     "4": [(change("exp2a.conclusion.verdict", "none found"), "nothing is massive")],
     "4b": [(change("exp2a.conclusion.verdict", "none found"), "nothing is massive")],
@@ -412,14 +415,14 @@ UNTOLD = {  # row: [(a change after which nothing can be judged, a word of the r
         (change("exp2c.layer", 2), "no result of exp2c_mlp_internal_analysis.py --layer_id 1"),
         (change("exp4.conclusion.verdict", "2 of 4 neurons, not confirmed"), "not confirmed"),
         (change("exp2c.followed.dim", 3), "follows dim 3"),
-        (HEAD_BORN, "no MLP gives birth to it: head 1.1"),
+        (HEAD_BORN, "no MLP is sure to give birth to it (head 1.1)"),
     ],
     "8b": [
         (both(change("exp4.conclusion", told("cannot tell", why="it holds 0.9"))), "cannot tell (it holds 0.9)"),
-        (both(change(BIRTH, None)), "no single component"),
+        (both(change(BIRTH, None), change("exp3.conclusion.verdict", "no single component")), "no single component"),
     ],
-    **{row: [(HEAD_BORN, "no MLP gives birth")] for row in ("9", "9b", "10", "10b")},
-    "11": [(NOTHING, "nothing is massive")],
+    **{row: [(HEAD_BORN, "no MLP is sure to")] for row in ("9", "9b", "10", "10b")},
+    "11": [(NOTHING, "nothing is massive"), (change("exp3.drop", None), "nothing to drop")],
     "12": [(NOTHING, "nothing is massive")],
     "13": [(NOTHING, "nothing is massive")],
     "13b": [(change("exp5.conclusion.verdict", "none found"), "nothing is massive")],
