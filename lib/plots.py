@@ -530,14 +530,16 @@ def layer_sweep(payload):
         len(kinds), 1, size=(max(7, 3 + 0.42 * n), 6.8), height_ratios=[len(of) for of in runs.values()]
     )
     for ax, (kind, rows) in zip(axes, kinds.items(), strict=True):
-        share = [[row[run]["retained"]["mean"] if run in row else np.nan for row in rows] for run in runs[kind]]
+        share = np.array(
+            [[row[run]["retained"]["mean"] if run in row else np.nan for row in rows] for run in runs[kind]]
+        )
         sns.heatmap(
-            np.array(share),
+            share,
             ax=ax,
             cmap=SEQUENTIAL,
             vmin=0,
             vmax=1,
-            annot=n <= 40,
+            annot=share.round(1) + 0.0 if n <= 40 else False,  # no -0.0
             fmt=".1f",
             annot_kws={"size": 7},
             linewidths=0.5,
