@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.colors import SymLogNorm
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
@@ -23,6 +24,7 @@ DIVERGING = "PuOr_r"
 SEQUENTIAL = "viridis"
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":", "-.")
+NAMED = {"marker": "o", "ms": 4, "mfc": "white"}
 PLAIN = FuncFormatter(lambda x, _position: f"{x:,.10g}")
 
 matplotlib.rcdefaults()  # figures are the same whatever matplotlibrc there is
@@ -1012,7 +1014,7 @@ def head_sweep_place(payload):
     keys = [key for key in results["shown"] if key in ("birth", "end", "last")]
     place = results["place"]
     figure, axes = _head_panels(results, len(keys) * 2)
-    _head_changes(figure, axes, results, keys, "change of the value, negative: smaller spike", place["sign"])
+    _head_changes(figure, axes, results, keys, "change of the value,\nnegative: smaller spike", place["sign"])
     through = results["through_scores"] and "through attention scores: impossible, position 0 sees only itself"
     title = f"Single heads removed: dim {place['dim']} at its place" + (f"\n{through}" if through else "")
     figure.suptitle(_title(payload, title), fontsize=11)
@@ -1039,9 +1041,14 @@ def _head_panels(results, n):
     n_layers, n_heads = (max(head[key] for head in results["heads"]) + 1 for key in ("layer", "head"))
     size = (2.2 + n * max(1.9, 0.24 * n_heads), 2.6 + 0.17 * n_layers)
     figure, axes = _axes(1, n, size=size, sharey=True)
+    named = Line2D([], [], color="black", ls="", **NAMED, label="named by the rule")
     figure.legend(
-        handles=[Patch(facecolor="0.9", edgecolor="0.5", hatch="////", label="impossible by causality, not run")],
+        handles=[
+            Patch(facecolor="0.9", edgecolor="0.5", hatch="////", label="impossible by causality, not run"),
+            named,
+        ],
         loc="outside lower center",
+        ncols=2,
         frameon=False,
         fontsize=9,
     )
@@ -1063,6 +1070,8 @@ def _head_changes(figure, axes, results, keys, label, sign=1):
     for ax, (key, kind), of in zip(axes, panels, values, strict=True):
         ax.patch.set(facecolor="0.9", edgecolor="0.5", hatch="////")
         image = ax.imshow(of, cmap=DIVERGING, norm=norm, aspect="auto", interpolation="nearest")
+        for layer, head in _heads_named(results["conclusion"]["values"], key, kind):
+            ax.plot(head, layer, color="black", **NAMED)
         effect = results["effects"][key]["label"].split(" (")[0]
         ax.set_title(f"{effect},\n{'zero' if kind == 'zero' else 'its mean'}", fontsize=9)
         ax.set_xlabel("head")
@@ -1073,6 +1082,13 @@ def _head_changes(figure, axes, results, keys, label, sign=1):
     bar = figure.colorbar(image, ax=list(axes), ticks=ticks, format=signed, label=f"{label}\n(symmetric log scale)")
     bar.ax.minorticks_off()
     bar.ax.tick_params(labelsize=8)
+
+
+def _heads_named(values, key, kind):
+    """[(layer, head)] that the verdict names for this effect; of the loss with the head at zero only."""
+    if (key, kind) == ("loss", "zero"):
+        return values["costs"] + values["gains"]
+    return [(layer, head) for layer, head, _does, of in values["moves"][kind] if of == key]
 
 
 def head_sweep_cumulative(payload):
