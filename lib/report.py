@@ -16,7 +16,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lib import ranks, terminal
+from lib import definitions, ranks, terminal
 from lib.errors import UserError, cause
 
 SCHEMA_VERSION = 1
@@ -282,6 +282,7 @@ def header(payload, title):
             f"data     {data['windows']} x {data['seqlen']} tokens of {data['dataset']}, BOS {bos}{_documents(data)}",
             f"run      {p['dtype']}, {p['device']}, seed {p['seed']}, {p['time']}",
             f"command  {p['command']}",
+            f"spread   {definitions.INTERVALS}",
             *warning,
             "",
         ]
@@ -437,10 +438,62 @@ def tests_table(tests):
 
 
 def ablation_summary(payload, title, question):
-    """The short part of an ablation's TXT: what is massive, every condition, the conclusion by its printed rule."""
+    """The short part of an ablation's TXT: what is massive, what is left of it, every condition, the conclusion."""
     r = payload["results"]
     parts = [header(payload, title), question, "", massive_table(r["massive"], r["definition"])]
+    if r["places"]:
+        parts.append(places_table(r["places"], r["conclusion"]["values"]["places"]) + first_tokens_text(r))
     return "\n".join([*parts, conditions_table(r["conditions"]), conclusion_text(r["conclusion"])])
+
+
+def places_table(places, words, at_most=12):
+    """What is left of each place of results.places; words: [[position, dim, word], ...] of its conclusion."""
+    rows = [
+        [
+            "0" if place["position"] == "first" else "later",
+            repr(place["token"]),
+            place["dim"],
+            place["windows"],
+            place["layer"],
+            mean(place["value"], True),
+            mean(place["ablated"], True),
+            interval(place["retained"]),
+            interval(place["absolute_change"]),
+            f"{place['massive']['mean']:.0%} -> {place['still_massive']['mean']:.0%}",
+            word,
+        ]
+        for place, (_position, _dim, word) in list(zip(places, words, strict=True))[:at_most]
+    ]
+    heads = ["position", "most frequent token", "dim", "windows", "after layer", "value", "ablated", "retained"]
+    more = f"and {len(places) - at_most} more places, in the JSON\n" if len(places) > at_most else ""
+    return (
+        "What is left of each place (position 0 or the later ones, and a dim), largest first, after the end of its "
+        "plateau, in the windows that have it:\n"
+        + table([*heads, "|change| / |value|", "massive there", "so it"], rows)
+        + more
+    )
+
+
+def first_tokens_text(results):
+    """What the windows' spread at position 0 is of, and the exact numbers over all first tokens, if there are any."""
+    largest, exact = results["places"][0], results["first_tokens"]
+    if largest["position"] != "first":
+        return ""
+    n = largest["windows"]
+    text = f"At position 0 a value depends on the first token alone: {n} windows are {n} draws of a token.\n"
+    return text if exact is None else text + exact_text(exact)
+
+
+def exact_text(exact):
+    """What of lib.first_tokens holds over all first tokens of the text."""
+    still = "" if exact["still_massive"] is None else f", still massive {exact['still_massive']:.1%}"
+    return (
+        f"All {exact['tokens']:,} first tokens that the text could give, each as often as the text has it, "
+        f"{exact['share']:.1%} of which have the spike, exactly: dim {exact['dim']} after layer {exact['layer']} "
+        f"{number(exact['value'], True)} -> {number(exact['ablated'], True)}, retained {number(exact['retained'])}, "
+        f"|change| / |value| {number(exact['absolute_change'])}{still}\n"
+        "Token by token, it " + ", ".join(f"{fate} for {share:.1%}" for fate, share in exact["shares"].items()) + "\n"
+    )
 
 
 def ablation_details(payload, names=None):
@@ -452,7 +505,7 @@ def ablation_details(payload, names=None):
         changes = r["changes"][name]
         condition = r["conditions"][name]
         parts.append(f"{condition['label']}: every layer, mean over windows, before -> after")
-        parts.append("change: paired difference with its 95 % bootstrap interval over windows\n")
+        parts.append("change: paired difference with its 95 % interval\n")
         parts.append(_layers_table(baseline, condition, changes, "top1", "top 1"))
         for dim in r["dims"]:
             parts.append(f"dim {dim}, signed, at the position where it peaks in the baseline (the same in both runs)")
@@ -468,12 +521,18 @@ def conditions_table(conditions):
             [
                 condition["label"],
                 interval({"mean": perplexity["value"], "ci95": perplexity["ci95"]}),
-                interval(condition["sink_rate"]) if condition["sink_rate"] else "-",
+                interval(condition["sink_rate"]),
+                interval(condition["sink_rate_change"], True) if condition["sink_rate_change"] else "-",
                 interval(condition["massive_positions"]),
             ]
         )
-    heads = ["condition", "perplexity", "sink rate", "positions with a massive activation"]
-    return table(heads, rows) + "sink rate: of the heads that are on, in windows of 64 tokens, epsilon 0.3\n"
+    heads = ["condition", "perplexity", "sink rate", "its change", "positions with a massive activation"]
+    return table(heads, rows) + (
+        f"sink rate: share of all heads, off or on, with more than {definitions.SINK_EPSILON} of their attention on "
+        f"the first token in windows of {definitions.SINK_WINDOW} tokens (a head that is off writes nothing and still "
+        "looks somewhere); "
+        "change: paired\n"
+    )
 
 
 def cell(layer, key):
@@ -642,11 +701,4 @@ def conclusion_text(conclusion):
     lines = [f"Conclusion: {conclusion['verdict']}{why}", f"Rule: {conclusion['rule']}"]
     if conclusion.get("tests"):
         lines.append(tests_table(conclusion["tests"]))
-    if values.get("retained"):
-        lines.append(
-            f"retained {interval(values['retained'])} of the baseline's massive size (mean "
-            f"{mean(values['size_baseline'])} -> {mean(values['size_ablated'], True)}, same places, along the "
-            f"baseline's sign); share of these places that still pass the massive test: "
-            f"{interval(values['still_massive'])}"
-        )
     return "\n".join(lines) + "\n"
