@@ -1,6 +1,7 @@
 """Massive activations set to something else, against forward passes with the test's own hooks; planted readers."""
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ from torch.nn.functional import cross_entropy
 
 import exp5_interventions
 import main_llm
-from lib import interventions, judges, place, planted, sweep
+from lib import hooks, interventions, judges, place, planted, sweep
+from lib.arch import Architecture
 from lib.cli import UserError
 from lib.data import Windows
-from tests import reference
+from lib.models import LanguageModel
+from tests import reference, test_architectures
 from tests.conftest import (
     FLAG_DIM,
     MASSIVE_DIM,
@@ -276,6 +279,33 @@ def test_what_is_off_is_off_there_alone(family, tokenizer):
     put_back = result.conditions["put_back"]
     recovered = result.conditions["neurons_off_there"]["loss_change"]["mean"] - put_back["loss_change"]["mean"]
     assert put_back["recovered"]["mean"] == pytest.approx(recovered, abs=1e-6)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gptj", "bloom", "falcon", "phi3", "olmo2", "gemma2"])
+def test_off_at_some_positions_is_off_everywhere_there_and_as_ever_elsewhere(family):
+    model = test_architectures.build(test_architectures.configuration(family, {}))
+    arch = Architecture(model)
+    lm, ids = LanguageModel(model, arch, None, {}), token_ids(2, 12) % 64
+    at = torch.zeros(ids.shape, dtype=torch.bool)
+    at[0, 3] = at[1, 5] = at[1, 6] = True
+
+    def output(off):
+        seen = {}
+        with (
+            off,
+            hooks.watch_outputs(arch, "block", lambda layer, hidden: seen.update({layer: hidden.clone()}), [LAYER]),
+        ):
+            hooks.forward(lm, ids)
+        return seen[LAYER]
+
+    plain = output(nullcontext())
+    for everywhere, there in (
+        (hooks.mlps_off(arch, [LAYER]), hooks.mlp_off_at(arch, LAYER, at)),
+        (hooks.neurons_off(arch, LAYER, range(7)), hooks.neurons_off(arch, LAYER, range(7), at)),
+    ):
+        off = output(everywhere)
+        assert (off - plain).abs().amax(2).min() > 1e-3
+        torch.testing.assert_close(output(there), torch.where(at[..., None], off, plain), rtol=1e-5, atol=1e-5)
 
 
 def test_sinks_are_of_all_heads_and_paired(tokenizer):
