@@ -3,7 +3,8 @@
     python exp1_feasibility_test.py --model gpt2 --nsamples 30 --savedir results/exp1_feasibility_test/
 
 Compares the model with all heads of all layers off: each head's slice of the input of the attention output
-projection is zero, the projection's bias stays. Every layer is compared at the same position and dim, signed.
+projection is zero, the projection's bias stays. Every layer is compared at the same position and dim, signed; each
+place is judged once, at the end of its plateau, and at position 0 over all first tokens that the text could give.
 """
 
 from dataclasses import dataclass

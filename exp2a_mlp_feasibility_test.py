@@ -3,7 +3,8 @@
     python exp2a_mlp_feasibility_test.py --model gpt2 --nsamples 30 --savedir results/exp2a_mlp_feasibility_test/
 
 Compares the model with all MLPs off: what each adds to the residual stream is zero, bias included. Every layer is
-compared at the same position and dim, signed.
+compared at the same position and dim, signed; each place is judged once, at the end of its plateau, and at position 0
+over all first tokens that the text could give.
 """
 
 from dataclasses import dataclass

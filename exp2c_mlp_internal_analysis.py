@@ -29,7 +29,8 @@ class MlpInternal:
 
     followed: the followed dim and its windows, averages of its value at each checkpoint with that width.
     contributions: every neuron's mean activation (the input of the down projection) x weight, largest first.
-    by_weight: the largest weights alone, for contrast. replaced: the same place with another activation function.
+    largest_activation: in each window of any neuron there, in parts of the MLP's output, a ratio of sums. by_weight:
+    the largest weights alone, for contrast. replaced: the same place with another activation function.
     """
 
     layer: int
@@ -37,6 +38,7 @@ class MlpInternal:
     followed: dict
     contributions: list
     contribution_check: dict
+    largest_activation: dict
     neurons: list
     by_weight: list
     replaced: dict
@@ -72,6 +74,7 @@ def run(lm, windows, options):
         followed=followed,
         contributions=contributions,
         contribution_check=check,
+        largest_activation=inside.largest_activation(followed["dim"], draws),
         neurons=inside.neurons(followed["dim"], contributions[:10]),
         by_weight=[row | {"rank_by_contribution": by_rank[row["neuron"]]} for row in heaviest],
         replaced=inside.replaced(followed["dim"], draws),
@@ -130,6 +133,7 @@ def summarise(payload):
             f"All contributions {report.number(check['sum'], True)} + bias {report.number(check['bias'], True)} = "
             f"{report.number(check['sum'] + check['bias'], True)}; output of the down projection "
             f"{report.number(check['output'], True)}; relative error {check['relative_error']:.1e}",
+            f"Largest activation of a neuron there, in parts of the output: {report.interval(r['largest_activation'])}",
             "",
             "For contrast, the largest weights to this dim, whatever the neurons do (this is no contribution)",
             report.table(["neuron", "weight", "activation", "contribution", "share", "rank"], by_weight),

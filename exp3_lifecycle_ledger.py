@@ -26,7 +26,7 @@ class Options(cli.PlaceOptions):
 class Lifecycle:
     """place: of the model as it is; everything else is under `condition`.
 
-    writes: {layer (None for embeddings), component, value (mean over windows), average}, in the order of the layers.
+    writes: lib.ledger.Ledger.listed; profile, drop: its own.
     layers: per layer, averages of the sum of its heads, of its attention bias (None without one) and of its MLP.
     residual: per layer, averages of the block output at the place. check: the sum of all writes against it.
     """
@@ -36,8 +36,9 @@ class Lifecycle:
     writes: list
     layers: list
     residual: list
+    profile: dict
+    drop: dict | None
     check: dict
-    conclusion: dict
 
 
 def run(lm, windows, options):
@@ -49,11 +50,12 @@ def run(lm, windows, options):
     return Lifecycle(
         condition={"label": condition.label, "mlps_off": condition.mlps, "heads_off": condition.heads},
         place=at.described(),
-        writes=[write.listed() | {"average": at.draws.averages(write.values)} for write in found.writes],
+        writes=found.listed(),
         layers=found.layers(),
         residual=at.draws.averages(found.place.values),
+        profile=found.profile(),
+        drop=found.drop(),
         check=found.check(),
-        conclusion=found.conclusion(),
     )
 
 
@@ -101,9 +103,9 @@ def summarise(payload):
             "found in the model as it is, so that ledgers of the same windows with different parts off compare",
             f"Condition: {r['condition']['label']}",
             "",
-            f"The {min(LISTED, len(largest))} largest of {len(largest)} writes into it, signed, mean over windows "
-            "[95 % interval]; share: of the peak",
-            report.table(["layer", "component", "write", "share"], [_row(w, values["peak"]) for w in largest[:LISTED]]),
+            f"The {min(LISTED, len(largest))} largest of {len(largest)} writes into it, signed, mean over the windows "
+            "that have the spike [95 % interval]; share: of the peak",
+            report.table(["layer", "component", "write", "share of the peak"], [_row(w) for w in largest[:LISTED]]),
             f"All writes add up to {report.number(check['sum'], True)}; the last block's output is "
             f"{report.number(check['residual'], True)}; relative error {check['relative_error']:.1e}, {exact} "
             f"{check['tolerance']:.0e}",
@@ -113,7 +115,9 @@ def summarise(payload):
             f"peak {report.number(values['peak']['value'], True)} in layer {values['peak']['layer']}; generators: "
             f"{_names(values['generators'])};",
             f"plateau: {_span(values['plateau'])}; erasers: {_names(values['erasers'])}",
+            f"cannot tell: {_names(values['cannot_tell'])}",
             f"Rule: {conclusion['rule']}",
+            report.tests_table(conclusion["tests"]),
             "Place: " + place["rule"].removeprefix("place: "),
             f"Massive: {place['definition']}",
             "",
@@ -121,10 +125,9 @@ def summarise(payload):
     )
 
 
-def _row(write, peak):
+def _row(write):
     layer = "-" if write["layer"] is None else write["layer"]
-    share = f"{100 * write['value'] / peak['value']:+.1f} %" if peak["value"] else "-"
-    return [layer, write["component"], report.interval(write["average"], True), share]
+    return [layer, write["component"], report.interval(write["average"], True), f"{write['share']['mean']:+.1%}"]
 
 
 def _names(writes):

@@ -4,131 +4,123 @@
 
 Follows one dim at one position a window. Neurons are ranked by activation x weight to that dim; the smallest set that
 makes the MLP's output there is run alone (all other neurons of that MLP off) and removed, beside random sets of the
-same size. What these neurons read: the dims of the residual stream that, through the norm, add up to what enters them.
+same size that are as active. The place is measured in all windows, exactly, by running no later token; perplexity and
+sink rate need whole windows, and --n_whole of them are run. What these neurons read: the dims of the residual stream
+that, through the norm, add up to what enters them.
 """
 
 from dataclasses import dataclass
 
 from lib import cli, plots, report
+from lib.definitions import CARRIED
 from lib.experiment import Experiment, execute
 
-SHARE, WRITTEN, KEPT, LEFT = 0.95, 0.5, 0.9, 0.1
 READING, INPUTS, LISTED = 5, 8, 20
-RULE = (
-    "the smallest number of neurons, largest contributions along the output's sign first, that give at least "
-    f"{SHARE:.0%} of the output of the down projection at the place. 'none found': the block output there is massive "
-    f"in no window; 'not written by this MLP': the MLP adds less than {WRITTEN:.0%} of it; 'no set of neurons': all "
-    f"without the bias give less than {SHARE:.0%}; 'not confirmed': the set alone keeps less than {KEPT:.0%} of the "
-    f"massive value, or without the set more than {LEFT:.0%} is left, or a random set passes one of these two tests"
-)
 
 
 @dataclass(frozen=True)
 class Options(cli.PlaceOptions):
-    nsamples: int = cli.flag(8, "number of token windows")
+    nsamples: int = cli.flag(32, "number of token windows")
     seqlen: int | None = cli.flag(512, "tokens in a window")
     layer_id: int | None = cli.flag(None, "layer of the MLP, from 0 (default: the first of the place's plateau)")
-    n_random: int = cli.flag(5, "random sets of the same size")
+    n_whole: int = cli.flag(8, "how many windows are run whole, for perplexity and sink rate")
+    n_random: int = cli.flag(20, "random sets of the same size")
+
+    def idle(self):
+        few = {"n_whole": f"there are only {self.nsamples} windows"} if self.n_whole > self.nsamples else {}
+        return super().idle() | few
 
 
 @dataclass(frozen=True)
 class NeuronSets:
-    """written: the block output at the place, what the MLP adds to it, and their ratio.
-
-    minimal_set: its neurons' mean activation, weight to the dim, contribution, and share of the down projection's
-    output. cumulative: that share for the first 1, 2, ... neurons. runs: baseline, keep_only, remove_only, at `layer`
-    and at `end_layer`; null: the same of random sets. keep_only_share, remove_share: mean shares of the baseline's
-    value at `layer`; null where it is not massive. reads: the inputs of the first neurons of the set.
+    """windows: all, the share in which the place is massive at `layer` (all that follows is of these, or of all if
+    there is none), and how many are run whole. written: the block output at the place, what the MLP adds to it, and
+    their ratio. minimal_set: its neurons' mean activation, weight to the dim, contribution, and share of the down
+    projection's output; carried: that share of the whole set and without its last neuron; cumulative: for the first 1,
+    2, ... neurons. runs: baseline, keep_only, remove_only, at `layer` and at `end_layer`; null: the same of random
+    sets. keep_only_share, remove_share: of the baseline's value at `layer`; null where it is not massive. reads: the
+    inputs of the first neurons of the set.
     """
 
     place: dict
     layer: int
     end_layer: int
     width: int
+    windows: dict
     written: dict
     minimal_set: list
+    carried: dict | None
     cumulative: list
     contribution_check: dict
     runs: dict
-    keep_only_share: float | None
-    remove_share: float | None
-    null: list
+    keep_only_share: dict | None
+    remove_share: dict | None
+    null: dict
     reads: dict
-    conclusion: dict
 
 
 def run(lm, windows, options):
     import numpy as np
 
-    from lib import mlp, neurons, place
+    from lib import massive, mlp, neurons, place
 
     if options.layer_id is not None:
         lm.arch.check_layer(options.layer_id)
+    if options.n_whole < 1:
+        raise cli.UserError("--n_whole: at least 1")
     followed = place.find(lm, windows, options.batch_size, options.dim, options.position, options.seed)
-    layer = followed.plateau[0] if options.layer_id is None else options.layer_id
+    layer, dim = followed.plateau[0] if options.layer_id is None else options.layer_id, followed.dim
     end_layer = max(layer, followed.plateau[1])
-    values = neurons.at_place(lm, windows, followed, layer, options.batch_size)
-    activation = values[mlp.neuron_output(lm.arch)].mean(0)
-    output = values[mlp.OUTPUT][:, followed.dim].mean().item()
-    contributions = mlp.contributions(lm.arch, layer, followed.dim, activation, output)
-    check = mlp.contribution_check(lm.arch, layer, followed.dim, contributions, output)
-    minimal_set = contributions[: mlp.smallest_set(contributions, check, SHARE) or 0]
+    spiking = massive.is_massive(followed.values[:, layer], followed.medians[:, layer])
+    here = spiking if spiking.any() else ~spiking
+    draws, block_output = followed.draws.of(here), followed.values[here, layer]
+    at = {name: of[here] for name, of in neurons.at_place(lm, windows, followed, layer, options.batch_size).items()}
+    activation = at[mlp.neuron_output(lm.arch)]
+    output = at[mlp.OUTPUT][:, dim].mean().item()
+    contributions = mlp.contributions(lm.arch, layer, dim, activation.mean(0), output)
+    check = mlp.contribution_check(lm.arch, layer, dim, contributions, output)
+    minimal_set = contributions[: mlp.smallest_set(contributions, check, CARRIED) or 0]
     chosen = [row["neuron"] for row in minimal_set]
-    runs, null = neurons.prove(lm, windows, followed, layer, end_layer, chosen, options)
-    added = lm.arch.write_scale * values.get("mlp_write", values[mlp.OUTPUT])[:, followed.dim].numpy()
-    block_output = followed.values[:, layer]
-    written = {
-        "block_output": followed.draws.averages(block_output),
-        "mlp": followed.draws.averages(added),
-        "share": mlp.ratio(added.mean(), block_output.mean()),
-    }
+    activity = activation.abs().mean(0).numpy()
+    runs, null = neurons.prove(lm, windows, followed, layer, end_layer, chosen, activity, options)
+    added = lm.arch.write_scale * at.get("mlp_write", at[mlp.OUTPUT])[:, dim].numpy()
     return NeuronSets(
         place=followed.described(),
         layer=layer,
         end_layer=end_layer,
         width=len(contributions),
-        written=written,
+        windows={
+            "all": len(windows.ids),
+            "massive": followed.draws.share(spiking),
+            "whole": min(options.n_whole, len(windows.ids)),
+        },
+        written={
+            "block_output": draws.averages(block_output),
+            "mlp": draws.averages(added),
+            "share": draws.ratios(added * np.sign(block_output), abs(block_output)) if spiking.any() else None,
+        },
         minimal_set=minimal_set,
+        carried=neurons.carried(lm.arch, layer, dim, at, minimal_set, draws),
         cumulative=np.cumsum([row["share"] for row in contributions]).tolist(),
         contribution_check=check,
         runs=runs,
-        keep_only_share=_share(runs["keep_only"]),
-        remove_share=_share(runs["remove_only"]),
+        keep_only_share=runs["keep_only"]["share"],
+        remove_share=runs["remove_only"]["share"],
         null=null,
         reads={
             "norm": neurons.norm_name(lm.arch, layer),
             "dims": lm.arch.hidden_size,
-            "neurons": neurons.reads(lm.arch, layer, values, chosen[:READING], INPUTS),
-        },
-        conclusion={
-            "verdict": _verdict(written["share"], chosen, len(contributions), runs, null),
-            "rule": RULE,
-            "values": {"share": SHARE, "layer": layer, "neurons": chosen[:50], "written_share": written["share"]},
+            "neurons": neurons.reads(lm.arch, layer, at, chosen[:READING], INPUTS),
         },
     )
 
 
-def _share(run):
-    return run["share"] and run["share"]["mean"]
-
-
-def _verdict(written, chosen, width, runs, null):
-    if _share(runs["baseline"]) is None:
-        return "none found"
-    if written < WRITTEN:
-        return "not written by this MLP"
-    if not chosen:
-        return "no set of neurons"
-    kept, left = ([_share(of[name]) for of in (runs, *null)] for name in ("keep_only", "remove_only"))
-    passed = [k >= KEPT for k in kept], [x <= LEFT for x in left]
-    confirmed = all(tests[0] and not any(tests[1:]) for tests in passed)
-    return f"{len(chosen)} of {width} neurons" + ("" if confirmed else ", not confirmed")
-
-
 def summarise(payload):
     r = payload["results"]
-    place, written, check, layer, end = r["place"], r["written"], r["contribution_check"], r["layer"], r["end_layer"]
-    positions = ", ".join(f"{n} at {position}" for position, n in place["positions"].items())
+    written, check, layer, end, carried = (
+        r[key] for key in ("written", "contribution_check", "layer", "end_layer", "carried")
+    )
+    null, windows = r["null"], r["windows"]
     minimal_set = [
         [
             n["neuron"],
@@ -140,45 +132,73 @@ def summarise(payload):
         for n in r["minimal_set"][:LISTED]
     ]
     more = len(r["minimal_set"]) - len(minimal_set)
-    runs = [*r["runs"].values(), *(draw[name] for name in ("keep_only", "remove_only") for draw in r["null"])]
+    random = [draw[name] for name in ("keep_only", "remove_only") for draw in null["draws"]]
+    runs = [*r["runs"].values(), *(of for of in random if of["perplexity"])]
     return "\n".join(
         [
             report.header(payload, f"Experiment 4: the neurons of the MLP of layer {layer}"),
-            f"Followed: dim {place['dim']} (windows: {positions}; token there {place['token']!r}); "
-            f"plateau: layers {place['plateau'][0]} to {place['plateau'][1]}",
+            report.place_text(r["place"]),
+            f"Massive there at layer {layer}: {report.interval(windows['massive'])} of {windows['all']} windows; what "
+            "follows is of these, or of all if there is none",
             f"Block output there {report.interval(written['block_output'], True)}; of it the MLP adds "
-            f"{report.interval(written['mlp'], True)} ({_percent(written['share'])})",
+            f"{report.interval(written['mlp'], True)} (share {report.interval(written['share'] or {'mean': None})})",
             "",
-            f"The smallest set with {SHARE:.0%} of the MLP's output there, means over windows",
+            f"The smallest set with {CARRIED:.0%} of the MLP's output there, means over windows",
             report.table(["neuron", "activation", "weight", "contribution", "share"], minimal_set)
             + (f"and {more} more, in the JSON\n" if more else ""),
+            *_carried(carried),
             f"All contributions {report.number(check['sum'], True)} + bias {report.number(check['bias'], True)} = "
             f"{report.number(check['sum'] + check['bias'], True)}; output of the down projection "
             f"{report.number(check['output'], True)}; relative error {report.number(check['relative_error'])}",
             "",
             f"Sets of {len(r['minimal_set'])} neurons alone or off, in every position; share: of the baseline's value, "
-            "over the windows where it is massive there",
+            "sums over the windows where it is massive there",
+            f"{_null(null)}Perplexity and sink rate: of {windows['whole']} whole windows",
             report.table(
                 ["run", f"layer {layer}", "share", f"layer {end}", "share", "perplexity", "sink rate"],
                 [_run(of) for of in runs],
             ),
             _reading(r["reads"], layer),
-            f"Conclusion: {r['conclusion']['verdict']}",
-            f"Rule: {r['conclusion']['rule']}",
-            "",
+            report.conclusion_text(r["conclusion"]),
         ]
     )
 
 
+def _carried(carried):
+    if carried is None:
+        return []
+    whole, less = (report.interval(carried[key]) for key in ("set", "without_its_last"))
+    return [f"Share of the output: the set {whole}, without its last neuron {less}"]
+
+
+def _null(null):
+    """How random sets are drawn, and what the best of them do."""
+    draws = null["draws"]
+    if not draws:
+        return ""
+    drawn = f"all {null['possible']} that are possible" if null["enumerated"] else f"{len(draws)} different ones"
+    active = [draw["activity"] for draw in draws]
+    alone, left = ([draw[name]["share"] for draw in draws] for name in ("keep_only", "remove_only"))
+    shares = ""
+    if alone[0]:
+        most, least = max(of["mean"] for of in alone), min(of["mean"] for of in left)
+        shares = f"; they keep {report.number(most)} at most, and {report.number(least)} is left at least"
+    return (
+        f"{null['rule']}\n{drawn}; mean |activation| {report.number(min(active))} to {report.number(max(active))}, of "
+        f"the set {report.number(null['activity_of_set'])}{shares}\n"
+    )
+
+
 def _run(of):
+    perplexity = of["perplexity"]
     return [
         of["label"],
         report.interval(of["value"], True),
         report.interval(of["share"] or {"mean": None}),
         report.interval(of["end_value"], True),
         report.interval(of["end_share"] or {"mean": None}),
-        report.number(of["perplexity"]["value"]),
-        report.mean(of["sink_rate"]),
+        report.number(perplexity["value"]) if perplexity else "-",
+        report.mean(of["sink_rate"]) if of["sink_rate"] else "-",
     ]
 
 

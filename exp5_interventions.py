@@ -2,22 +2,27 @@
 
     python exp5_interventions.py --model gpt2 --savedir results/exp5_interventions/
 
-Sets every massive activation of one layer (--layer_id; default: the first of the followed place's plateau) to zero,
-to the mean it has in other windows, to the median of |block output|, and to --factors times what it is: in that
-layer's output alone, or in that of all later ones too. Every second window estimates the means; perplexity, sink
-rates and the values of the later layers at the followed place (--dim, --position) are measured on the others.
+Counterfactual states first: the model as it would be if the massive activations of one layer (--layer_id; default: the
+first of the followed place's plateau) had not been written, because the neurons of its MLP that write them, or the
+whole MLP, are off, at their positions or everywhere; and off with the mean put back. Then the values set by hand, to
+those of another window, to their mean, to what the dim has at ordinary positions, to zero, to the median of |block
+output| and to --factors times what they are: in that layer's output alone, or in that of all later ones too. Every
+second window estimates what is set; loss, sink rates and the values of the later layers at the followed place (--dim,
+--position) are measured on the others.
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 from lib import cli, plots, report
+from lib.definitions import WINDOWS
 from lib.experiment import Experiment, execute
 
 
 @dataclass(frozen=True)
 class Options(cli.PlaceOptions):
-    nsamples: int = cli.flag(16, "number of token windows, half of which are measured")
-    seqlen: int | None = cli.flag(512, "tokens in a window")
+    nsamples: int = cli.flag(2 * WINDOWS, "number of token windows, half of which are measured")
+    seqlen: int | None = cli.flag(256, "tokens in a window")
     layer_id: int | None = cli.flag(None, "layer to change, from 0 (default: the first of the place's plateau)")
     factors: tuple = cli.flag((0.5, 2.0), "multiples of the value to set", **cli.FLOATS)
     epsilons: tuple = cli.flag((0.2, 0.3, 0.4), "attention to the first token that makes a sink", **cli.FLOATS)
@@ -30,14 +35,21 @@ def run(lm, windows, options):
         lm.arch.check_layer(options.layer_id)
     found = place.find(lm, windows, options.batch_size, options.dim, options.position, options.seed)
     layer = found.plateau[0] if options.layer_id is None else options.layer_id
-    every = (interventions.ZERO, interventions.MEAN, interventions.MEDIAN, *options.factors)
-    wanted = [(set_to, where) for where in (interventions.LAYER, interventions.ONWARD) for set_to in every]
+    off, held = (interventions.NEURONS_OFF, interventions.MLP_OFF), (interventions.LAYER, interventions.ONWARD)
+    values = [getattr(interventions, name) for name in ("RESAMPLED", "MEAN", "ORDINARY", "ZERO", "MEDIAN")]
+    wanted = [
+        *product(off, (interventions.THERE, interventions.EVERYWHERE)),
+        (interventions.PUT_BACK, interventions.THERE),
+        *product((*values, *options.factors), held),
+    ]
     return interventions.compare(lm, windows, found, layer, wanted, options.epsilons, options)
 
 
 def summarise(payload):
     layer = payload["results"]["layer"]
-    return report.interventions_summary(payload, f"Experiment 5: massive activations of layer {layer} set to others")
+    return report.interventions_summary(
+        payload, f"Experiment 5: the model without the massive activations of layer {layer}"
+    )
 
 
 EXPERIMENT = Experiment(

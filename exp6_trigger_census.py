@@ -1,11 +1,12 @@
-"""Experiment 6: is it the position or the token that triggers the spike? A census of the vocabulary.
+"""Experiment 6: what triggers the spike, the position, the token, or that there is nothing else to see?
 
     python exp6_trigger_census.py --model gpt2 --savedir results/exp6_trigger_census/
 
-"The first token is special" confounds position, content and BOS. The place is followed by the shared rule (--dim and
---position choose another) at the first layer of its plateau (or --layer_id); no later block runs. Every entry of the
-vocabulary is then the first token once, which one-token forwards measure exactly. In windows where the place spikes,
-its token is moved along, repeated, put behind BOS, and the position embeddings are swapped, where there are any.
+"The first token is special" confounds position, content, BOS and the lack of context. The place is followed by the
+shared rule (--dim and --position choose another) at the first layer of its plateau (or --layer_id); no later block
+runs. Every entry of the vocabulary is then the first token once, which one-token forwards measure exactly. Tokens that
+spike so are put elsewhere: behind text, behind themselves, behind BOS, and with the position embeddings swapped, where
+there are any. The verdict is the simplest cause whose predictions hold for all of these.
 """
 
 from dataclasses import dataclass
@@ -16,33 +17,32 @@ from lib.experiment import Experiment, execute
 
 @dataclass(frozen=True)
 class Options(cli.PlaceOptions):
-    nsamples: int = cli.flag(8, "number of token windows")
+    nsamples: int = cli.flag(32, "number of token windows")
     layer_id: int | None = cli.flag(None, "layer of the spike, from 0 (default: the first of the place's plateau)")
 
 
 @dataclass(frozen=True)
 class TriggerCensus:
-    """spike: what counts as one. ordinary: the place in the windows as they are; windows: how many spike there and
-    take part below (all, if none does). census: every token as the first one. moved, repeated, bos, swapped: values
-    and the share that spikes; bos is null without a BOS token, swapped where positions act in attention.
+    """spike: what counts as one. ordinary: the place in the windows as they are; spiking: how many of them spike.
+    census: every token as the first one. tried: the tokens of what follows. elsewhere: values and the share that
+    spikes, by position; bos: behind BOS, null without a BOS token. shares: of all positions; null where not measured;
+    own, first: of the spiking windows, those whose token spikes as the first one, those whose place is at 0.
     """
 
     place: dict
     layer: int
     spike: dict
     ordinary: dict
-    windows: int
+    spiking: int
     census: dict
-    moved: list
-    repeated: dict
+    tried: dict
+    elsewhere: list
     bos: dict | None
-    swapped: list | None
-    conclusion: dict
+    shares: dict
 
 
 def run(lm, windows, options):
     import numpy as np
-    import torch
 
     from lib import census, place
 
@@ -52,48 +52,41 @@ def run(lm, windows, options):
     layer = at.plateau[0] if options.layer_id is None else options.layer_id
     probe = census.Probe(lm, layer, at.dim, at.sign, float(at.medians[:, layer].mean()))
     spikes = probe.spikes(at.values[:, layer])
-    rows = np.flatnonzero(spikes if spikes.any() else ~spikes)
-    ids, positions = windows.ids[torch.from_numpy(rows)], at.positions[rows]
-    draws = at.draws.of(rows)
-    how = options.batch_size, draws
 
     values = census.every_token(probe)
-    of_vocabulary = census.distribution(probe, values)
-    moved = census.moved(probe, ids, positions, *how)
-    repeated = census.repeated(probe, ids, positions, options.batch_size)
-    swapped = census.swapped(probe, ids, *how)
-    own = values[ids[torch.arange(len(ids)), torch.from_numpy(positions)].numpy()]
-    own_share = float(probe.spikes(own).mean())
+    tokens, tried = census.to_try(probe, values, at.tokens[spikes] if spikes.any() else at.tokens, options.seed)
+    how = tokens, tried["enumerated"], options.batch_size
+    elsewhere, shares = census.elsewhere(probe, windows.ids, windows.bos, *how, options.seed)
+    bos, behind_bos = census.behind_bos(probe, values, *how)
+    draws, rows = at.draws.of(spikes), np.flatnonzero(spikes)
+    own, first = probe.spikes(values[at.tokens[rows]]), at.positions[rows] == 0
     return TriggerCensus(
         place=at.described(),
         layer=layer,
         spike={"rule": census.SPIKES, "threshold": probe.threshold, "median": probe.median, "sign": probe.sign},
-        ordinary=probe.summary(at.values[:, layer], at.draws),
-        windows=len(rows),
-        census=of_vocabulary,
-        moved=moved,
-        repeated=repeated,
-        bos=census.behind_bos(probe, ids, windows.bos, *how),
-        swapped=swapped,
-        conclusion=census.conclude(spikes.any(), own_share, of_vocabulary, moved, repeated, swapped),
+        ordinary={"value": at.draws.averages(at.values[:, layer]), "spikes": at.draws.share(spikes)},
+        spiking=len(rows),
+        census=census.distribution(probe, values),
+        tried=tried,
+        elsewhere=elsewhere,
+        bos=bos,
+        shares=shares
+        | {"behind_bos": behind_bos}
+        | {name: draws.share(of) if len(rows) else None for name, of in (("own", own), ("first", first))},
     )
 
 
 def summarise(payload):
     r = payload["results"]
-    place, census, repeated = r["place"], r["census"], r["repeated"]
-    values = r["conclusion"]["values"]
-    positions = ", ".join(f"{n} at {position}" for position, n in place["positions"].items())
+    place, census, tried, conclusion = r["place"], r["census"], r["tried"], r["conclusion"]
     quantiles = [[f"{100 * float(q):g} %", report.number(value, True)] for q, value in census["quantiles"].items()]
-    moved = [[m["position"], m["new"]["value"]["n"], *_cells(m["new"]), *_cells(m["old"])] for m in r["moved"]]
     return "\n".join(
         [
-            report.header(payload, f"Experiment 6: position or token? Output of layer {r['layer']}"),
-            f"Followed: dim {place['dim']} (windows: {positions}; most frequent token {place['token']!r})",
+            report.header(payload, f"Experiment 6: what triggers the spike? Output of layer {r['layer']}"),
+            report.place_text(place),
             f"In the windows as they are: {report.interval(r['ordinary']['value'], True)}; "
-            f"{r['ordinary']['spikes']:.1%} of the windows spike",
+            f"{report.interval(r['ordinary']['spikes'])} of the windows spike",
             f"Threshold {report.number(r['spike']['threshold'])}: {r['spike']['rule']}",
-            place["rule"],
             "",
             f"Census: each of {census['tokens']:,} tokens as the first one ({census['left_out']:,} embedding rows "
             "without a token left out)",
@@ -101,28 +94,19 @@ def summarise(payload):
             f"{census['n_spiking']:,} spike, {census['n_failing']:,} do not; {census['below_1000']:,} below 1,000",
             report.table(["quantile", "value"], quantiles),
             _tokens(census),
-            f"The following are of {r['windows']} windows: those that spike, or all if none does",
-            "",
-            "Moved: the token swapped with the one at another position; values where it now is, and where it was",
-            report.table(["position", "windows", "where it is", "spike", "where it was", "spike"], moved),
-            f"Repeated: {repeated['tokens']} different tokens of these windows, each {repeated['length']} times; "
-            f"{repeated['later_share']['mean']:.1%} of the positions after the first spike",
-            report.table(["position", "value", "spike"], [[p["position"], *_cells(p)] for p in repeated["positions"]]),
+            f"Elsewhere: {tried['tokens']} of {tried['possible']:,} {tried['of']}, in {tried['pairs']} pairs of a "
+            "token and a position p",
+            _elsewhere(r["elsewhere"]),
             *_bos(r["bos"]),
-            *_swapped(r["swapped"]),
-            f"Conclusion: {r['conclusion']['verdict']}",
-            f"Rule: {r['conclusion']['rule']}",
-            f"c {report.number(values['first_token_share'])}, m {report.number(values['moved_share'])}, "
-            f"o {report.number(values['own_share'])}; {_embedding(values['follows_embedding'])}in windows of one token "
-            f"{values['repeated_share']:.1%} of the later positions spike",
-            *([] if values["tokens"] is None else [f"tokens that spike: {', '.join(map(repr, values['tokens']))}"]),
+            "What a cause predicts (all: nearly all spike; none: hardly any; part: not nearly all; most: of the "
+            "windows), and what does not fit (x) or cannot be told (?)",
+            _causes(conclusion["values"]["causes"], conclusion["values"]["measured"]),
+            *(f"{of['label']}: {of['tells']}" for of in conclusion["values"]["measured"].values()),
             "",
+            report.conclusion_text(conclusion),
+            *_named(conclusion["values"]["tokens"]),
         ]
     )
-
-
-def _cells(summary):
-    return [report.interval(summary["value"], True), f"{summary['spikes']:.1%}"]
 
 
 def _tokens(census, at_most=20):
@@ -136,27 +120,49 @@ def _tokens(census, at_most=20):
     return f"First tokens {which}: {len(rows)} of {n:,}\n" + report.table(["id", "token", "value"], rows)
 
 
+def _elsewhere(rows):
+    learned = ["embedding of 0 at p", "alone, embedding of p"] if "there" in rows[0] else []
+    names = ["moved", "repeated", *(["there", "at_0"] if learned else [])]
+    heads = ["p", "tokens", *(x for of in ["behind p of text", "behind itself", *learned] for x in (of, "spike"))]
+    cells = [[x for name in names for x in _cells(row[name])] for row in rows]
+    table = report.table(heads, [[row["position"], row["tokens"], *of] for row, of in zip(rows, cells, strict=True)])
+    return table if learned else table + "Position embeddings: positions act in attention, there is nothing to swap\n"
+
+
+def _cells(summary):
+    return [report.interval(summary["value"], True), f"{summary['spikes']:.1%}"]
+
+
 def _bos(bos):
     if bos is None:
         return ["BOS: this tokenizer has no BOS token", ""]
+    first = f"BOS, {bos['token']!r}, as the first token: {report.number(bos['value'], True)}"
+    rows = [[f"{bos['tokens']} of them behind BOS", *_cells(bos["behind"])]] if bos["behind"] else []
+    return [first, report.table(["", "value", "spike"], [["the tokens alone", *_cells(bos["first"])], *rows])]
+
+
+def _causes(causes, measured):
+    """The predictions of every cause, one row a manipulation."""
+    mark = {True: "", False: " x", None: " ?"}
     rows = [
-        ["without BOS", 0, "first of the text", *_cells(bos["off_first"])],
-        ["with BOS", 0, repr(bos["token"]), *_cells(bos["on_bos"])],
-        ["with BOS", 1, "first of the text", *_cells(bos["on_former_first"])],
+        [
+            of["label"],
+            report.interval(of["cell"]) if of["cell"] else "not measured",
+            *(
+                f"{told['word']}{mark[told['answer']]}" if told else ""
+                for told in (cause["predictions"].get(name) for cause in causes.values())
+            ),
+        ]
+        for name, of in measured.items()
     ]
-    return ["BOS before the text", report.table(["", "position", "token", "value", "spike"], rows)]
+    fits = [{True: "yes", False: "no", None: "?"}[cause["fits"]] for cause in causes.values()]
+    numbered = [str(i) for i in range(1, len(causes) + 1)]
+    legend = "".join(f"{i}: {cause}\n" for i, cause in zip(numbered, causes, strict=True))
+    return legend + report.table(["tried", "measured", *numbered], [*rows, ["fits", "", *fits]])
 
 
-def _swapped(swapped):
-    if swapped is None:
-        return ["Position embeddings: positions act in attention, there is nothing to swap", ""]
-    rows = [[s["position"], *_cells(s["there"]), *_cells(s["at_0"]), f"{s['follows']:.1%}"] for s in swapped]
-    heads = ["p", "value at p", "spike", "value at 0", "spike", "at p and not at 0"]
-    return ["Position embeddings of 0 and p swapped", report.table(heads, rows)]
-
-
-def _embedding(follows):
-    return "" if follows is None else f"it follows the embedding of position 0 in a share of {report.number(follows)}; "
+def _named(tokens):
+    return [] if tokens is None else [f"tokens that spike: {', '.join(map(repr, tokens))}", ""]
 
 
 EXPERIMENT = Experiment(

@@ -6,30 +6,23 @@ Every single head is set to zero and, beside it, to its mean over all tokens. Th
 ... of them: first those that attend most to the first token; first those that write most to the place; and, as the null
 of the former, random heads of the same layers, because what a head can change depends first of all on its layer. What
 causality makes impossible is marked so. The place is measured in all windows, exactly, by running no later token; sink
-rate and loss need whole windows, and --n_whole of them are run: two passes a head, each from its layer on.
+rate and loss need whole windows, and --n_whole of them are run: two passes a head, each from its layer on. Which heads
+move the value or cost loss is judged by intervals that are right for all heads together.
 """
 
 from dataclasses import dataclass, replace
 
 from lib import cli, plots, report
 from lib.experiment import Experiment, execute
-
-SHARE = 0.1
-RULE = (
-    f"heads whose removal (output zero) lowers the mean value at the place, along its sign, by at least {SHARE:.0%} at "
-    "the first layer or at the end of the plateau, with the interval of the change on one side of zero (where there is "
-    "more than one window); none found: nothing is massive. raises: in the same way the value at the last layer, by at "
-    f"least {SHARE:.0%} of the baseline's at the end of the plateau. spearman: rank correlation over heads (of the "
-    "place: those that can change it), which depth alone may cause"
-)
-KINDS = ("zero", "mean")
+from lib.judges.heads import KINDS
 
 
 @dataclass(frozen=True)
 class Options(cli.PlaceOptions):
     nsamples: int = cli.flag(64, "number of token windows")
-    seqlen: int | None = cli.flag(128, "tokens in a window")
-    n_whole: int = cli.flag(8, "how many of them are run whole, for sink rate and loss")
+    seqlen: int | None = cli.flag(64, "tokens in a window")
+    batch_size: int | str = cli.flag(16, "windows in one forward pass, or auto: as many as fit", type=cli.batch_size)
+    n_whole: int = cli.flag(32, "how many of them are run whole, for sink rate and loss")
     n_random: int = cli.flag(3, "random orders of removal")
 
     def idle(self):
@@ -39,11 +32,13 @@ class Options(cli.PlaceOptions):
 
 @dataclass(frozen=True)
 class HeadSweep:
-    """heads: {layer, head, score, write, zero, mean}, the last two {effect: change or None, where impossible}.
+    """heads: {layer, head, score, write, zero, mean}, the last two {effect: cell, see lib.heads.Effects.changes}.
 
     effects: {effect: label, reach (the last layer whose heads can change it), impossible (why later ones cannot)};
-    shown: those that differ. through_scores: None, or why attention scores cannot change the place. layers: means over
-    the heads of a layer of |change|. cumulative: {order: {heads, steps: [{removed, effects, perplexity}]}}.
+    shown: those that differ. through_scores: None, or why attention scores cannot change the place. layers: {layer,
+    score, zero, mean} of Effects.by_layer, means over the heads of a layer of |change|. early: of Effects.early, of
+    heads at zero. cumulative: {order: {heads, steps: [{removed, effects, perplexity, retained}]}}.
+    first_tokens: of lib.first_tokens, with all heads off; None where the place is not position 0.
     """
 
     place: dict
@@ -53,12 +48,14 @@ class HeadSweep:
     baseline: dict
     heads: list
     layers: list
+    early: dict | None
     cumulative: dict
-    conclusion: dict
+    first_tokens: dict | None
 
 
 def run(lm, windows, options):
-    from lib import heads, place, sweep
+    from lib import first_tokens, heads, place, sweep
+    from lib.ablation import Condition
 
     if options.n_whole < 1:
         raise cli.UserError("--n_whole: at least 1")
@@ -71,16 +68,14 @@ def run(lm, windows, options):
     rows = slice(0, step * options.n_whole, step)
     some = replace(windows, ids=windows.ids[rows])
     whole = sweep.measure(lm, some, at.of(rows), versions, options.batch_size)
-    effects = heads.Effects(values, whole, at, at.draws.of(rows))
+    effects = heads.Effects(values, whole, at, rows)
     scores, writes = found.scores.mean(0), found.writes.mean(0)
-    changes = {
-        kind: effects.changes({f"{version} {heads.label([head])}": head[0] for head in found.heads})
+    singles = {
+        kind: {f"{version} {heads.label([head])}": head[0] for head in found.heads}
         for kind, version in zip(KINDS, ("off", "mean"), strict=True)
     }
-    rows = [
-        {"layer": head[0], "head": head[1], "score": scores[head], "write": writes[head], "zero": zero, "mean": mean}
-        for head, zero, mean in zip(found.heads, changes["zero"], changes["mean"], strict=True)
-    ]
+    changes = {kind: effects.changes(of) for kind, of in singles.items()}
+    layers = {kind: effects.by_layer(of) for kind, of in singles.items()}
     cumulative = {
         name: {
             "heads": order,
@@ -90,7 +85,8 @@ def run(lm, windows, options):
         }
         for name, order in orders.items()
     }
-    baseline = effects.described(sweep.BASELINE)
+    all_off = Condition("all_heads_off", "all heads off", heads=tuple(found.heads))
+    exactly = first_tokens.at_plateau(lm, windows, at, [all_off])
     first, end, last = effects.layers
     return HeadSweep(
         place=at.described(),
@@ -99,117 +95,92 @@ def run(lm, windows, options):
         through_scores=None
         if at.positions.any()
         else "impossible, position 0 sees only itself: what a head changes there goes through its values",
-        baseline=baseline,
-        heads=rows,
-        layers=by_layer(rows, effects.keys),
+        baseline=effects.described(sweep.BASELINE),
+        heads=[
+            {"layer": head[0], "head": head[1], "score": scores[head], "write": writes[head]}
+            | {kind: changes[kind][i] for kind in KINDS}
+            for i, head in enumerate(found.heads)
+        ],
+        layers=[
+            {"layer": layer, "score": of.mean()} | {kind: layers[kind][layer] for kind in KINDS}
+            for layer, of in enumerate(scores)
+        ],
+        early=effects.early(singles["zero"]),
         cumulative=cumulative,
-        conclusion=conclude(at, rows, baseline),
+        first_tokens=exactly and exactly[all_off.name],
     )
 
 
-def by_layer(rows, effects):
-    layers = []
-    for layer in sorted({row["layer"] for row in rows}):
-        here = [row for row in rows if row["layer"] == layer]
-        means = {
-            kind: {
-                key: sum(abs(row[kind][key]["mean"]) for row in here) / len(here) if layer <= of["reach"] else None
-                for key, of in effects.items()
-            }
-            for kind in KINDS
-        }
-        layers.append({"layer": layer, "score": sum(row["score"] for row in here) / len(here), **means})
-    return layers
-
-
-def conclude(at, rows, baseline):
-    """results.conclusion by RULE."""
-    from lib.stats import spearman
-
-    def rise(row, kind, key, of):
-        """Relative change along the spike's sign; 0 where impossible or where the interval holds zero."""
-        change = row[kind][key]
-        if not change or (change["ci95"] and change["ci95"][0] <= 0 <= change["ci95"][1]):
-            return 0.0
-        return at.sign * change["mean"] / abs(baseline[of]["mean"])
-
-    def heads_that(does):
-        return {kind: [[row["layer"], row["head"]] for row in rows if does(row, kind)] for kind in KINDS}
-
-    def correlation(x, key):
-        able = [row for row in rows if row["zero"][key]]
-        change = [row["zero"][key]["mean"] for row in able]
-        effect = change if key == "loss" else [abs(c) for c in change]
-        return {"rho": spearman([abs(row[x]) for row in able], effect), "heads": len(able)}
-
-    lowers = heads_that(lambda row, kind: min(rise(row, kind, key, key) for key in ("birth", "end")) <= -SHARE)
-    raises = heads_that(lambda row, kind: rise(row, kind, "last", "end") >= SHARE)
-    named = ", ".join(f"{layer}.{head}" for layer, head in lowers["zero"])
-    values = {
-        "lowers": lowers,
-        "raises": raises,
-        "spearman": {
-            "score_place": correlation("score", "end"),
-            "write_place": correlation("write", "end"),
-            "score_loss": correlation("score", "loss"),
-            "write_loss": correlation("write", "loss"),
-        },
-    }
-    return {"verdict": (named or "no single head") if at.massive else "none found", "rule": RULE, "values": values}
-
-
-def summarise(payload, at_most=8):
+def summarise(payload):
     r = payload["results"]
-    place, values = r["place"], r["conclusion"]["values"]
-    positions = ", ".join(f"{position} in {n}" for position, n in list(place["positions"].items())[:5])
-    parts = [
-        report.header(payload, "Experiment 7: every attention head off"),
-        f"Followed: dim {place['dim']}, at position {positions} windows (most frequent token {place['token']!r})",
-        f"Massive: {'yes' if place['massive'] else 'none found'} ({place['definition']})",
-        f"Through attention scores: {r['through_scores'] or 'possible'}",
-        "score: mean probability on the first token. write: what the head adds to that dim there, signed.",
-        "zero, mean: paired change when the head's output is zero, or its mean over all tokens. Intervals: 95 %",
-        "bootstrap over windows. Sink rate: of all heads, the removed ones too.",
-        "",
-    ]
-    for key in r["shown"]:
-        effect = r["effects"][key]
-        able = sorted((h for h in r["heads"] if h["zero"][key]), key=lambda h: -abs(h["zero"][key]["mean"]))
-        parts += [
-            f"{effect['label']}: {report.interval(r['baseline'][key], True)} with all heads, mean of "
-            f"{r['baseline'][key]['n']} windows; largest changes of {len(able)} single heads",
-            *([f"impossible: {effect['impossible']}"] if effect["impossible"] else []),
-            report.table(
-                ["layer.head", "score", "write", "zero", "mean"],
-                [
-                    [
-                        f"{h['layer']}.{h['head']}",
-                        f"{h['score']:.4f}",
-                        report.number(h["write"], True),
-                        *(report.interval(h[kind][key], True) for kind in KINDS),
-                    ]
-                    for h in able[:at_most]
-                ],
-            ),
-        ]
-    rho = ", ".join(
-        f"{name.replace('_', ' and ')} {report.number(of['rho'], True)} ({of['heads']} heads)"
-        for name, of in values["spearman"].items()
-    )
+    shown = [_largest(r, key) for key in r["shown"]]
     return "\n".join(
         [
-            *parts,
-            f"Conclusion: {r['conclusion']['verdict']}",
-            f"Rule: {r['conclusion']['rule']}",
-            *(
-                f"{what} it, {kind}: {', '.join(f'{layer}.{head}' for layer, head in values[what][kind]) or 'none'}"
-                for what in ("lowers", "raises")
-                for kind in KINDS
-            ),
-            f"spearman: {rho}",
+            report.header(payload, "Experiment 7: every attention head off"),
+            report.place_text(r["place"]),
+            f"Massive: {'yes' if r['place']['massive'] else 'none found'} ({r['place']['definition']})",
+            f"Through attention scores: {r['through_scores'] or 'possible'}",
+            "score: mean probability on the first token. write: what the head adds to that dim there, signed.",
+            "zero, mean: paired change when the head's output is zero, or its mean over all tokens, with its 95 %",
+            "interval; relative: to the value, along its sign, over the windows that have the spike, with the interval",
+            "that holds for all heads together. Sink rate: of all heads, the removed ones too.",
             "",
+            *shown,
+            report.conclusion_text(r["conclusion"]),
+            *_named(r["conclusion"]["values"]),
+            _correlations(r["conclusion"]["values"]["correlations"]),
         ]
     )
+
+
+def _largest(r, key, at_most=8):
+    """The largest changes of single heads."""
+    effect = r["effects"][key]
+    able = sorted((h for h in r["heads"] if h["zero"][key]), key=lambda h: -abs(h["zero"][key]["mean"]))
+    relative = ["relative"] if any(h["zero"][key].get("relative") for h in able) else []
+    rows = []
+    for h in able[:at_most]:
+        rows.append([f"{h['layer']}.{h['head']}", f"{h['score']:.4f}", report.number(h["write"], True)])
+        for kind in KINDS:
+            cell = h[kind][key]
+            rows[-1].append(report.interval(cell, True))
+            rows[-1] += [report.interval(_together(cell[name]), True) for name in relative]
+    heading = (
+        f"{effect['label']}: {report.interval(r['baseline'][key], True)} with all heads, mean of "
+        f"{r['baseline'][key]['n']} windows; largest changes of {len(able)} single heads\n"
+    )
+    impossible = f"impossible: {effect['impossible']}\n" if effect["impossible"] else ""
+    columns = ["layer.head", "score", "write", *(name for kind in KINDS for name in (kind, *relative))]
+    return heading + impossible + report.table(columns, rows)
+
+
+def _together(cell):
+    return {"mean": cell["mean"], "ci95": cell["family95"]}
+
+
+def _named(values):
+    """Every head that the rule names, and those of which it cannot tell."""
+    lines = []
+    for kind in KINDS:
+        moves = "; ".join(f"{layer}.{head} {does} ({key})" for layer, head, does, key in values["moves"][kind])
+        lines.append(f"moves it, {kind}: {moves or 'none'}")
+        for name, where in (("cannot_tell", "at the plateau"), ("cannot_tell_last", "at the last layer")):
+            lines.append(f"cannot tell {where}, {kind}: {_heads(values[name][kind])}")
+    for name in ("costs", "gains", "costs_cannot_tell"):
+        lines.append(f"{name.replace('_', ' ')}, zero: {_heads(values[name])}")
+    return [*lines, ""]
+
+
+def _heads(heads):
+    return ", ".join(f"{layer}.{head}" for layer, head in heads) or "none"
+
+
+def _correlations(correlations):
+    rows = []
+    for name, of in correlations.items():
+        rho, within = (report.number(of[key], True) for key in ("rho", "within_layers"))
+        rows.append([name.replace("_", " and "), of["heads"], rho, within, report.number(of["p"])])
+    return report.table(["Spearman's rho of", "heads", "rho", "within layers", "p"], rows)
 
 
 def details(payload):
@@ -220,28 +191,52 @@ def details(payload):
     parts = [
         "Heads removed together (output zero); random: of the same layers as those by score, lowest to highest draw"
     ]
-    for key in [*shown[:-1], "perplexity"]:
+    levels = {key: r["effects"][key]["label"] for key in shown[:-1]} | {"perplexity": "perplexity"}
+    if r["place"]["massive"]:
+        levels["retained"] = "retained of the value at the end of the plateau, over the windows that have the spike"
+    for key, label in levels.items():
         rows = []
         for i, step in enumerate(cumulative["score"]["steps"]):
             null = [_level(of[i][key]) for of in draws]
             spread = f"{report.number(min(null))} to {report.number(max(null))}" if null else "-"
             measured = [_interval(cumulative[order]["steps"][i][key]) for order in ("score", "write")]
             rows.append([step["removed"], *measured, spread])
-        label = r["effects"].get(key, {"label": key})["label"]
         parts.append(f"{label}: {_interval(r['baseline'][key])} with all heads")
         parts.append(report.table(["removed", "by score", "by write", "random, layers as by score"], rows))
+    if r["first_tokens"] is not None:
+        parts.append(f"Without any head: {report.exact_text(r['first_tokens'])}")
     columns = [(kind, key) for key in shown for kind in KINDS]
     rows = [
         [
             of["layer"],
             f"{of['score']:.4f}",
-            *("impossible" if of[kind][key] is None else report.number(of[kind][key]) for kind, key in columns),
+            *("impossible" if of[kind][key] is None else report.interval(of[kind][key]) for kind, key in columns),
         ]
         for of in r["layers"]
     ]
     names = [f"{key.replace('_', ' ')}, {kind}" for kind, key in columns]
-    parts += ["Every layer: mean |change| of a single head", report.table(["layer", "score", *names], rows)]
-    return "\n".join(parts)
+    parts += [
+        "Every layer: |change| without a single head, mean over its heads and over windows",
+        report.table(["layer", "score", *names], rows),
+    ]
+    return "\n".join([*parts, *_early(r["early"])])
+
+
+def _early(early):
+    """Quarters of the layers, and what the first has more than each other, with and without layers 0 and 1."""
+    if early is None:
+        return []
+    rows = []
+    for i, quarter in enumerate(early["quarters"]):
+        more = [of[i - 1] if i and of else None for of in (early["first_minus"], early["first_minus_from_2"])]
+        rows.append(["-".join(map(str, quarter["layers"])), report.interval(_together(quarter["loss"]))])
+        rows[-1] += [report.interval(_together(cell), True) if cell else "-" for cell in more]
+    columns = ["layers", "|change of the loss|", "first quarter more by", "without layers 0 and 1"]
+    return [
+        "Quarters of the layers: |change of the loss| without a single head (zero), mean over heads and windows;",
+        "intervals hold for all quarters together",
+        report.table(columns, rows),
+    ]
 
 
 def _level(cell):

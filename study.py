@@ -5,8 +5,8 @@
 
 Writes what the scripts write on their own, below --savedir (default: results/<model>), a folder for each script. What
 is there already, of the same options, code, model, data, packages and machine, is left alone, unless --force is given.
-The layers that some scripts need come from the results: {born} is where the followed place's plateau begins (exp3),
-{read} the layer of the head that attends most to the first token.
+The layers that some scripts need come from the results: {born} is that of the ledger's birth, or, where there is none,
+the first of the followed place's plateau (exp3); {read} that of the head that attends most to the first token.
 """
 
 import importlib
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import verify_claims
 from lib import cli, identity, report
+from lib.claims import birth_layer
 from lib.experiment import IncompleteError, already_there, execute
 
 SEED_STUDY = (
@@ -33,8 +34,8 @@ SEED_STUDY = (
 )
 CAUSAL_SUITE = (
     "exp2b_mlp_layer_sweep",
-    "exp4_neuron_sets",
-    "exp5_interventions",
+    "exp4_neuron_sets --layer_id {born}",
+    "exp5_interventions --layer_id {born}",
     "exp6_trigger_census",
     "exp7_head_sweep",
 )
@@ -85,7 +86,7 @@ def main():
             failed.append(step)
             payload = error.payload if isinstance(error, IncompleteError) else {"experiment": None}
         if payload["experiment"] == "exp3":
-            layers["born"] = payload["results"]["place"]["plateau"][0]
+            layers["born"] = birth_layer(payload["results"])
         elif payload["experiment"] == "head_analysis":
             layers["read"] = payload["results"]["ranking"][0]["layer"]
     sys.argv = ["verify_claims.py", str(folder)]

@@ -1,4 +1,4 @@
-"""What a model's results say to each claim of the seed study: supported, refuted or untested, by a printed rule.
+"""What a model's results say to each claim of the seed study: it holds here, it does not, or they cannot tell.
 
     python verify_claims.py results/gpt2
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib import cli, identity, judges, report
+from lib.errors import cause
 
 PUBLISHED = report.ROOT / "reference" / "gpt2_published.json"
 NEEDED = ("results", "config.model_name", "provenance.model.name", "provenance.time", "provenance.data.seqlen")
@@ -24,7 +25,7 @@ CHOSEN_PLACE = ("dim", "position", "dims", "mlps_off", "heads_off")
 @dataclass(frozen=True)
 class Verdicts:
     """claims: as lib.claims.judge gives them. files: {experiment: the results they rest on}. published: for gpt2,
-    {name, published, ours (None: untested), gap (ours - published), source}; otherwise empty."""
+    {name, published, ours (None: no result), gap (ours - published), source}; otherwise empty."""
 
     claims: list
     files: dict
@@ -45,8 +46,10 @@ def find(folder):
         try:
             for key in NEEDED:
                 report.lookup(payload, key)
+            payload["results"] = judges.judged(payload["experiment"], payload["results"])
         except (LookupError, TypeError, ValueError) as error:
-            raise cli.UserError(f"{path} is not a whole result: it has no {key}") from error
+            what = f"{type(error).__name__}: {cause(error)}"
+            raise cli.UserError(f"{path} is not a whole result ({what})") from error
         if any(payload["config"].get(name) not in (None, []) for name in CHOSEN_PLACE):
             continue
         of = found.setdefault(payload["config"]["model_name"], {})
@@ -73,9 +76,7 @@ def _read(path):
     if version != report.SCHEMA_VERSION:
         print(f"left out: {path} has schema version {version}", file=sys.stderr)
         return None
-    payload = report.load(path, experiment)
-    payload["results"] = judges.judged(experiment, payload["results"])
-    return payload
+    return report.load(path, experiment)
 
 
 def _begins_as_ours(path):
@@ -131,7 +132,8 @@ def judge(files, model_name):
         published=beside_published(files) if _is_gpt2(files, model_name) else [],
         conclusion={
             "verdict": ", ".join(f"{n} {verdict}" for verdict, n in counts.items()),
-            "rule": "each claim by its own rule; untested: a result is missing, or the results cannot tell",
+            "rule": "each claim by its own rule; cannot tell: a result is missing, an interval holds a threshold, or "
+            "causality made the outcome certain beforehand",
             "values": counts,
         },
     )
@@ -169,7 +171,16 @@ def summarise(payload):
 
     r, model_name = payload["results"], payload["config"]["model_name"]
     title = f"Claims about massive activations, by the results of {model_name}"
-    parts = [title, "=" * len(title), f"command  {payload['provenance']['command']}", "", "Results that count"]
+    parts = [
+        title,
+        "=" * len(title),
+        f"command  {payload['provenance']['command']}",
+        "",
+        f"Here: {model_name}, on the texts below. What does not hold here may hold elsewhere.",
+        *(["Results of this model do not refute the seed study's figures, which are of GPT-2."] * (not r["published"])),
+        "",
+        "Results that count",
+    ]
     used = []
     for name, files in r["files"].items():
         data = files[0]["data"] if files else None
@@ -177,14 +188,16 @@ def summarise(payload):
         used.append([SCRIPTS[name], " ".join(f["path"] for f in files[:2]) or "missing", described])
     parts += [report.table(["script", "file", "data"], used)]
     rows = [[of["row"], of["verdict"], of["claim"]] for of in r["claims"]]
-    parts += [report.table(["row", "verdict", "claim"], rows), "Numbers, and the rule of each"]
+    parts += [report.table(["row", "verdict", "claim"], rows), "Of each the numbers, the rule, the nearest threshold"]
     for of in r["claims"]:
         parts += [f"{of['row']}: {of['verdict']}: {numbers(of)}", f"    {of['rule']}"]
+        if of["tests"]:
+            parts.append(f"    nearest threshold: {_threshold(nearest(of))}")
     if r["published"]:
         rows = [
             [
                 f["name"],
-                "untested" if f["ours"] is None else report.number(f["ours"]),
+                "no result" if f["ours"] is None else report.number(f["ours"]),
                 report.number(f["published"]),
                 "-" if f["ours"] is None else report.number(f["gap"], True),
                 "-" if f["ours"] is None else report.percent(f["published"], f["ours"]),
@@ -202,15 +215,39 @@ def summarise(payload):
 
 
 def numbers(claim):
-    """The numbers of a judged claim in one line, or why it is untested."""
-    if claim["reason"]:
-        return claim["reason"]
-    return "; ".join(f"{name} {_text(value)}" for name, value in claim["values"].items())
+    """The numbers of a judged claim in one line, behind the reason, if it cannot be told."""
+    values = [f"{name} {_text(value)}" for name, value in claim["values"].items()]
+    return "; ".join([claim["reason"]] * bool(claim["reason"]) + values)
+
+
+def nearest(claim):
+    """Of a judged claim's tests that on which its verdict hangs: the nearest to its threshold; if it does not hold, of
+    those that say so the furthest, for all of them would have to turn."""
+    against = [test for test in claim["tests"] if test["answer"] is False]
+    if claim["reason"] is None and against:
+        return max(against, key=_distance)
+    return min(claim["tests"], key=_distance)
+
+
+def _distance(test):
+    """In parts of the threshold, which makes those of several units comparable."""
+    return abs(test["distance"] or 0) / (abs(test["threshold"] or 0) or 1)
+
+
+def _threshold(test):
+    if test["threshold"] is None:
+        measured, asked = test["side"], test["wanted"]
+    else:
+        measured = _text({"mean": test["mean"], "ci95": test["interval"]})
+        asked = f"{test['wanted']} {report.number(test['threshold'])}"
+    away = f"{report.number(test['distance'], True)} away" if test["answer"] is not None else test["side"]
+    return f"{test['what']} {measured}, asked: {asked}; {away}"
 
 
 def _text(value):
     if isinstance(value, dict):
-        return report.interval(value)
+        exact = value["ci95"] == [value["mean"]] * 2
+        return report.mean(value) if exact else report.interval(value)
     return str(value) if isinstance(value, (str, int)) else report.number(value)
 
 
@@ -239,7 +276,7 @@ def main():
     report.check_writable(args.folder)
     found = find(args.folder)
     if not found and not args.model:
-        raise cli.UserError(f"no results below {args.folder}; name the --model to see what is untested")
+        raise cli.UserError(f"no results below {args.folder}; name the --model to see what is missing")
     names = [args.model if args.model in found else cli.Options(model=args.model).model_name] if args.model else found
     if found and not found.keys() & set(names):
         raise cli.UserError(

@@ -306,8 +306,10 @@ def largest_dim(lm):
 def at_first(ids, lm, dim):
     """The Place at position 0 of each window; nothing is known there."""
     from lib.place import Place
+    from lib.stats import independent
 
-    return Place(dim, np.zeros(len(ids), dtype=int), "", *np.empty((2, len(ids), lm.arch.n_layers)))
+    first = np.zeros(len(ids), dtype=int)
+    return Place(dim, first, "", *np.empty((2, len(ids), lm.arch.n_layers)), first, independent(len(ids)))
 
 
 @entry("each head off, position 0: sweep.at_place, time a head", OURS, HEAD_AT_PLACE)

@@ -8,16 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lib import hooks, ranks, sinks
-from lib.definitions import COLLAPSES, PERSISTS
+from lib import first_tokens, hooks, ranks, sinks
+from lib.definitions import PLATEAU
 from lib.massive import DEFINITION, LayerStatistics, is_massive
 from lib.stats import Samples
+from lib.tokens import text_of
 
-RULE = (
-    "retained = sum of sign(baseline) x ablated over sum of |baseline|, at the baseline's massive (layer, position, "
-    f"dim), mean over sequences; persists: >= {PERSISTS}, collapses: <= {COLLAPSES}, reduced: between, "
-    "none found: the baseline has no massive activation"
-)
 BASELINE = "baseline"
 
 
@@ -36,11 +32,6 @@ class Condition:
         """The first layer that is changed."""
         return min(layer for layer in (*(layer for layer, _head in self.heads), *self.mlps, *self.attention))
 
-    def layers_with_heads(self, arch):
-        """Layers of which not every head is off."""
-        off = Counter(layer for layer, _head in set(self.heads))
-        return [layer for layer in range(arch.n_layers) if off[layer] < arch.n_heads]
-
     def hooks(self, arch, _rows=None):
         stack = ExitStack()
         if self.heads:
@@ -57,36 +48,47 @@ class Comparison:
     """Every condition beside the baseline.
 
     conditions: {name: label, heads_off, mlps_off, layers (as in the layerwise results, plus `dims`), perplexity,
-    sink_rate (of the heads that are on; None if none is), massive_positions (per sequence)}.
+    sink_rate (of all heads: one that is off writes nothing and still looks somewhere), sink_rate_change (paired; None
+    of the baseline), massive_positions (per sequence)}.
     changes: {name: [per layer, ablated - baseline of top1, top2, top3, median and each of `dims`]}.
-    verdicts: {name: verdict of RULE and its values}. massive: the baseline's. dims: those followed.
+    places: {name: [one entry a place, see `_Place.compared`]}, largest first: a place is position 0 ("first") or all
+    others ("later"), and one dim. massive: the baseline's. dims: those followed.
     """
 
     conditions: dict
     changes: dict
-    verdicts: dict
+    places: dict
     massive: list
     dims: list
 
 
 @dataclass(frozen=True)
 class Feasibility:
-    """One ablation beside the baseline, with its conclusion; the fields of Comparison otherwise."""
+    """One ablation beside the baseline; the fields of Comparison, with the one condition's `places`.
+
+    first_tokens: of the largest place, if that is the first position, over all first tokens that the text could give;
+    see lib.first_tokens.
+    """
 
     definition: str
     conditions: dict
     changes: dict
+    places: list
+    first_tokens: dict | None
     massive: list
     dims: list
-    conclusion: dict
 
 
 def feasibility(lm, windows, condition, options):
     """Compare one Condition with the baseline, following `options.dims` or the baseline's massive dims."""
     result = compare(lm, windows, [condition], options, options.dims)
-    values = dict(result.verdicts[condition.name])
-    conclusion = {"verdict": values.pop("verdict"), "rule": RULE, "values": values}
-    return Feasibility(DEFINITION, result.conditions, result.changes, result.massive, result.dims, conclusion)
+    places, found = result.places[condition.name], None
+    if places and places[0]["position"] == "first":
+        medians = {name: [layer["median"]["mean"] for layer in of["layers"]] for name, of in result.conditions.items()}
+        dim, layer = places[0]["dim"], places[0]["layer"]
+        found = first_tokens.measure(lm, windows, dim, layer, [condition], medians)
+    exact = found and found[condition.name]
+    return Feasibility(DEFINITION, result.conditions, result.changes, places, exact, result.massive, result.dims)
 
 
 class _Measurements:
@@ -104,7 +106,7 @@ class _Measurements:
         self.layers.begin_batch(ids)
         with (
             condition.hooks(lm.arch),
-            sinks.watch(lm, self.heads.update, [i for i in condition.layers_with_heads(lm.arch) if i >= first]),
+            sinks.watch(lm, self.heads.update, range(first, lm.arch.n_layers)),
             hooks.watch_outputs(lm.arch, "block", self.layers.update),
             hooks.watch_outputs(lm.arch, "block", see),
         ):
@@ -161,7 +163,7 @@ def compare(lm, windows, conditions, options, dims=()):
                 progress.update(len(ids))
     for of in measured.values():
         of.gather()
-    return _summarise(every, measured, ranks.gather(sites), lm, windows.draws(options.seed), dims)
+    return _summarise(every, measured, ranks.gather(sites), lm, windows, options.seed, dims)
 
 
 def _at(hidden, index):
@@ -187,12 +189,13 @@ def _by_sequence(gathered, batch_sites):
     return np.split(values, np.cumsum([len(of) for of in batch_sites])[:-1])
 
 
-def _summarise(every, measured, sites, lm, draws, dims):
-    baseline = measured[BASELINE]
+def _summarise(every, measured, sites, lm, windows, seed, dims):
+    baseline, draws = measured[BASELINE], windows.draws(seed)
     massive = baseline.layers.massive()
+    places = _places(sites, baseline.tracked, windows, lm.tokenizer)
     rows = _dim_rows(sites, baseline.tracked)
     followed = list(dims) or _dims_by_size(massive)
-    conditions, changes, verdicts = {}, {}, {}
+    conditions, changes, compared = {}, {}, {}
     for condition in every:
         here = measured[condition.name]
         layers = here.layers.layers(draws)
@@ -201,24 +204,23 @@ def _summarise(every, measured, sites, lm, draws, dims):
             layer["dims"] = {
                 str(d): draws.of([s for s, _i in rows[d]]).averages(values[d][:, layer["layer"]]) for d in followed
             }
-        kept_heads = np.ones((lm.arch.n_layers, lm.arch.n_heads), dtype=bool)
-        for layer, head in condition.heads:
-            kept_heads[layer, head] = False
-        rates = here.heads.sink_rates(kept_heads)
+        rates = here.heads.sink_rates()
+        rate_changes = rates - baseline.heads.sink_rates()
         conditions[condition.name] = {
             "label": condition.label,
             "heads_off": [list(head) for head in condition.heads],
             "mlps_off": list(condition.mlps),
             "layers": layers,
             "perplexity": draws.perplexity(here.losses.array),
-            "sink_rate": None if rates is None else draws.averages(rates),
+            "sink_rate": draws.averages(rates),
+            "sink_rate_change": None if condition.name == BASELINE else draws.averages(rate_changes),
             "massive_positions": draws.averages(here.layers.massive_positions.array),
         }
         if condition.name == BASELINE:
             continue
         changes[condition.name] = _changes(baseline, here, rows, followed, draws)
-        verdicts[condition.name] = _verdict(baseline, here, sites, draws)
-    return Comparison(conditions, changes, verdicts, massive, followed)
+        compared[condition.name] = [place.compared(baseline, here, draws) for place in places]
+    return Comparison(conditions, changes, compared, massive, followed)
 
 
 def _dims_by_size(massive):
@@ -257,37 +259,76 @@ def _changes(baseline, here, rows, dims, draws):
     return changes
 
 
-def _verdict(baseline, here, sites, draws):
-    """The verdict of RULE for one condition, with the values it rests on, all at the baseline's massive places.
+@dataclass(frozen=True)
+class _Place:
+    """Where one dim is massive in the baseline, at position 0 ("first") or at others ("later").
 
-    absolute_change: sum of |ablated - baseline| over sum of |baseline|; still_massive: share that passes the test.
+    sites: {window that has it: indices of its sites}; a window may have it at several positions. token: the most
+    frequent text there. layer: the end of its plateau, the last with at least PLATEAU of its largest mean |baseline|.
     """
-    retained, moved, still, size_before, size_after = [], [], [], [], []
+
+    position: str
+    dim: int
+    token: str
+    sites: dict
+    layer: int
+
+    def compared(self, baseline, here, draws):
+        """One entry of results.places: what is left of it in `here`, after `layer`.
+
+        It votes once, whatever the number of layers in which it is massive. share: of the windows that have it, and of
+        these: value, ablated (signed), size_baseline, size_ablated (along the baseline's sign): means over positions;
+        retained, absolute_change: sums of size_ablated and of |ablated - value| over the sum of |value|; massive,
+        still_massive: the share of its positions (mean over windows) that passes the test in this layer.
+        """
+        windows = list(self.sites)
+        before, after = ([run.tracked[s][of, self.layer] for s, of in self.sites.items()] for run in (baseline, here))
+        still = []
+        for run, values in ((baseline, before), (here, after)):
+            medians = [run.layers.rows.rows[s][self.layer, 3] for s in windows]
+            still.append([is_massive(v, median).mean() for v, median in zip(values, medians, strict=True)])
+        sums = np.array(
+            [
+                (b.sum(), a.sum(), np.abs(b).sum(), (np.sign(b) * a).sum(), np.abs(a - b).sum())
+                for b, a in zip(before, after, strict=True)
+            ]
+        )
+        there = draws.of(windows)
+        value, ablated, size, size_ablated = there.ratios(sums[:, :4], [len(b) for b in before])
+        retained, change = there.ratios(sums[:, 3:], sums[:, 2])
+        return {
+            "position": self.position,
+            "dim": self.dim,
+            "token": self.token,
+            "windows": len(windows),
+            "share": draws.share(np.isin(np.arange(len(draws.groups)), windows)),
+            "layer": self.layer,
+            "value": value,
+            "ablated": ablated,
+            "size_baseline": size,
+            "size_ablated": size_ablated,
+            "retained": retained,
+            "absolute_change": change,
+            "massive": there.share(still[0]),
+            "still_massive": there.share(still[1]),
+        }
+
+
+def _places(sites, tracked, windows, tokenizer):
+    """The _Places of the baseline, by the sum over windows of their largest |value|, largest first."""
+    found = {}
     for s, of in enumerate(sites):
-        at = [(i, layer) for i, layers in enumerate(of.values()) for layer in layers]
-        if not at:
-            continue
-        before = np.array([baseline.tracked[s][i][layer] for i, layer in at])
-        after = np.array([here.tracked[s][i][layer] for i, layer in at])
-        medians = np.array([here.layers.rows.rows[s][layer, 3] for _i, layer in at])
-        aligned = np.sign(before) * after
-        retained.append(aligned.sum() / np.abs(before).sum())
-        moved.append(np.abs(after - before).sum() / np.abs(before).sum())
-        still.append(is_massive(after, medians).mean())
-        size_before.append(np.abs(before).mean())
-        size_after.append(aligned.mean())
-    if not retained:
-        return {"verdict": "none found"}
-    draws = draws.of([s for s, of in enumerate(sites) if any(of.values())])
-    share = draws.averages(retained)
-    verdict = (
-        "persists" if share["mean"] >= PERSISTS[0] else "collapses" if share["mean"] <= COLLAPSES[1] else "reduced"
-    )
-    return {
-        "verdict": verdict,
-        "retained": share,
-        "absolute_change": draws.averages(moved),
-        "still_massive": draws.averages(still),
-        "size_baseline": draws.averages(size_before),
-        "size_ablated": draws.averages(size_after),
-    }
+        for i, ((position, dim), layers) in enumerate(of.items()):
+            if layers:
+                where = "later" if position else "first"
+                found.setdefault((where, dim), {}).setdefault(s, []).append((i, position))
+    places, largest = [], {}
+    for (where, dim), at in found.items():
+        rows = {s: [i for i, _position in of] for s, of in at.items()}
+        tokens = Counter(int(windows.ids[s, position]) for s, of in at.items() for _i, position in of)
+        sizes = [np.abs(tracked[s][of]) for s, of in rows.items()]
+        by_layer = sum(of.sum(0) for of in sizes)
+        layer = int(np.flatnonzero(by_layer >= PLATEAU * by_layer.max())[-1])
+        largest[where, dim] = sum(of.max() for of in sizes)
+        places.append(_Place(where, dim, text_of(tokenizer, tokens.most_common(1)[0][0]), rows, layer))
+    return sorted(places, key=lambda place: -largest[place.position, place.dim])

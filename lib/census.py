@@ -1,5 +1,5 @@
-"""What triggers a spike: every token as the first one; windows with the token moved, repeated or behind BOS, or with
-position embeddings swapped."""
+"""What triggers a spike: every token as the first one; then tokens elsewhere, behind text, behind themselves and behind
+BOS, and with position embeddings swapped."""
 
 from dataclasses import dataclass
 
@@ -8,6 +8,7 @@ import torch
 
 from lib import hooks, ranks
 from lib.definitions import ABSOLUTE, RELATIVE
+from lib.evidence import exact
 from lib.massive import is_massive
 from lib.models import LanguageModel
 from lib.stats import independent
@@ -15,19 +16,11 @@ from lib.tokens import text_of
 
 TOKENS_AT_ONCE = 512
 LISTED = 200
-NAMED = 20
 QUANTILES = (0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1)
-HIGH, LOW = 0.9, 0.1
+TRIED = 256  # pairs of a token and a position
 SPIKES = (
     f"a value spikes if it has the place's sign and |value| > {ABSOLUTE:,.0f} and > {RELATIVE:,.0f} x the median of "
     "|block output| of this layer, a mean over the ordinary windows (one token alone has no median to speak of)"
-)
-RULE = (
-    "c: share of the vocabulary that spikes as the first token, m: share of the moved tokens that spike where they "
-    "are put, o: share of the windows whose own token spikes as the first token; "
-    f"position: c >= {HIGH} and m <= {LOW}; token: c <= {LOW} and m >= {HIGH}; "
-    f"position and token: c <= {LOW}, m <= {LOW} and o >= {HIGH}; everywhere: c and m >= {HIGH}; neither alone: all "
-    "else; none found: the place spikes in no window"
 )
 
 
@@ -119,128 +112,89 @@ def _short(value):
     return None if np.isnan(value) else round(value) if abs(value) >= 1e4 else float(f"{value:.5g}")
 
 
-def moved(probe, ids, positions, batch_size, draws):
-    """The token at `positions` (one a window) swapped with the one at 1, 2, 4, ...: values where it now is and where
-    it was. A window in which both are the same token is left out there."""
-    every, at = torch.arange(len(ids)), torch.from_numpy(positions)
-    tokens, rows = ids[every, at], []
-    for position in _powers(ids.shape[1])[1:]:
-        differ = ids[:, position] != tokens
-        if not differ.any():
-            continue
-        changed = ids.clone()
-        changed[every, at] = ids[:, position]
-        changed[:, position] = tokens
-        length = max(position, int(at[differ].max())) + 1
-        values = probe.values(changed[differ, :length], batch_size, f"moved to {position}")
-        rows.append(
-            {
-                "position": position,
-                "new": probe.summary(values[:, position], draws.of(differ.numpy())),
-                "old": probe.summary(values[np.arange(len(values)), at[differ].numpy()], draws.of(differ.numpy())),
-            }
-        )
-    return rows
-
-
-def repeated(probe, ids, positions, batch_size):
-    """Windows of one token alone, for each of the different tokens at `positions`; averages are over these tokens.
-
-    Where positions act in attention only, such a window is the same at each position: all see what the first sees.
-    later_share: of the positions after the first, those that spike.
-    """
-    tokens = ids[torch.arange(len(ids)), torch.from_numpy(positions)].unique()
-    draws = independent(len(tokens))
-    values = probe.values(tokens[:, None].repeat(1, ids.shape[1]), batch_size, "repeated")
-    return {
+def to_try(probe, values, at_place, seed):
+    """(tokens to try elsewhere, results.tried): those that spike as the first one, by `values` of every_token; where
+    none does, those of (n,) `at_place`. At most TRIED of them, drawn at random."""
+    spiking = np.flatnonzero(probe.spikes(values))
+    every = spiking if len(spiking) else np.unique(at_place)
+    tokens = every if len(every) <= TRIED else np.random.default_rng(seed).choice(every, TRIED, replace=False)
+    return tokens, {
+        "of": "tokens that spike as the first one" if len(spiking) else "tokens at the place",
+        "possible": len(every),
         "tokens": len(tokens),
-        "length": ids.shape[1],
-        "later_share": draws.averages(probe.spikes(values[:, 1:]).mean(1)),
-        "positions": [{"position": p, **probe.summary(values[:, p], draws)} for p in _powers(ids.shape[1])],
+        "enumerated": len(tokens) == len(every),
+        "pairs": TRIED,
     }
+
+
+def elsewhere(probe, ids, n_bos, tokens, enumerated, batch_size, seed):
+    """(results.elsewhere, shares of results.shares): TRIED pairs of a token and a position p = 1, 2, 4, ...
+
+    moved: behind p tokens of text, a random piece of the windows `ids` without the first `n_bos` tokens. repeated:
+    behind itself p times. there, at_0: the position embeddings of 0 and p swapped, the token behind text at p, and
+    alone at 0; None where positions act in attention. follows: there and not at 0. The pairs are as the text and the
+    tokens are drawn; of what depends on the token alone a share is exact where all tokens are tried (`enumerated`).
+    """
+    text, rng, pair = ids[:, n_bos:], np.random.default_rng(seed), np.arange(TRIED)
+    positions = _powers(min(text.shape[1] + 1, ids.shape[1]))
+    turn, which = divmod(pair, len(tokens))
+    at = np.array(positions)[(turn + which) % len(positions)]  # each token in its turn at each position
+    learned = probe.lm.arch.position_embedding is not None
+    values = {name: np.zeros(TRIED) for name in ("moved", "repeated", *(("there", "at_0") if learned else ()))}
+    for p in positions:
+        here = at == p
+        these = torch.from_numpy(tokens[which[here]])[:, None]
+        window, start = (torch.from_numpy(rng.integers(n, size=(len(these), 1))) for n in (len(text), _starts(text, p)))
+        moved = torch.cat([text[window, start + torch.arange(p)], these], dim=1)
+        repeated = these.repeat(1, p + 1)
+        values["moved"][here] = probe.values(moved, batch_size, f"moved to {p}")[:, p]
+        values["repeated"][here] = probe.values(repeated, batch_size, f"repeated to {p}")[:, p]
+        if learned:
+            with hooks.position_embeddings_swapped(probe.lm.arch, 0, p):
+                values["there"][here] = probe.values(moved, batch_size, f"embedding of 0 at {p}")[:, p]
+                values["at_0"][here] = probe.values(repeated, batch_size, f"embedding of {p} at 0")[:, 0]
+    rows = [
+        {"position": p, "tokens": int((at == p).sum())}
+        | {name: probe.summary(of[at == p], independent((at == p).sum())) for name, of in values.items()}
+        for p in positions
+    ]
+    spikes = {name: probe.spikes(of) for name, of in values.items()}
+    if learned:
+        spikes["follows"] = spikes["there"] & ~spikes["at_0"]
+    shares = dict.fromkeys(("moved", "repeated", "there", "at_0", "follows"))
+    for name, hits in spikes.items():
+        of_token_alone = name in ("repeated", "at_0")
+        shares[name] = exact(hits.mean()) if enumerated and of_token_alone else independent(TRIED).share(hits)
+    return rows, shares
 
 
 def _powers(length):
-    """[0, 1, 2, 4, ...] below `length`."""
-    return [0, *(2**k for k in range((length - 1).bit_length()))]
+    """[1, 2, 4, ...] below `length`."""
+    return [2**k for k in range((length - 1).bit_length())]
 
 
-def behind_bos(probe, ids, n_bos, batch_size, draws):
-    """The text of each window without and with BOS before it; None where the tokenizer has no BOS token. n_bos: with
-    how many tokens the windows begin that are not of the text.
+def _starts(text, p):
+    """How many pieces of p tokens a window has."""
+    return text.shape[1] - p + 1
 
-    By causality no more than the first two tokens are needed.
-    """
+
+def behind_bos(probe, values, tokens, enumerated, batch_size):
+    """(results.bos, share of the tokens that spike at position 1, behind BOS); None where the tokenizer has no BOS
+    token or, of the share, where no other is to be tried. values: of every_token."""
     bos = probe.lm.tokenizer.bos_token_id
     if bos is None:
-        return None
-    first = ids[:, n_bos : n_bos + 1]
-    without = probe.values(first, batch_size, "BOS off")
-    both = probe.values(torch.cat([torch.full_like(first, bos), first], dim=1), batch_size, "BOS on")
+        return None, None
+    others, behind, share = torch.from_numpy(tokens[tokens != bos])[:, None], None, None
+    if len(others):
+        got = probe.values(torch.cat([torch.full_like(others, bos), others], dim=1), batch_size, "behind BOS")[:, 1]
+        draws, hits = independent(len(others)), probe.spikes(got)
+        behind, share = probe.summary(got, draws), exact(hits.mean()) if enumerated else draws.share(hits)
     return {
         "id": bos,
         "token": text_of(probe.lm.tokenizer, bos),
-        "off_first": probe.summary(without[:, 0], draws),
-        "on_bos": probe.summary(both[:, 0], draws),
-        "on_former_first": probe.summary(both[:, 1], draws),
-    }
-
-
-def swapped(probe, ids, batch_size, draws):
-    """The position embeddings of 0 and of others swapped; None where positions act in attention.
-
-    follows: share of the windows that spike at the other position and not at 0.
-    """
-    if probe.lm.arch.position_embedding is None:
-        return None
-    rows = []
-    for position in sorted({p for p in (1, 5, ids.shape[1] // 2) if p < ids.shape[1]}):
-        with hooks.position_embeddings_swapped(probe.lm.arch, 0, position):
-            values = probe.values(ids[:, : position + 1], batch_size, f"embeddings of 0 and {position}")
-        spikes = probe.spikes(values)
-        rows.append(
-            {
-                "position": position,
-                "there": probe.summary(values[:, position], draws),
-                "at_0": probe.summary(values[:, 0], draws),
-                "follows": float((spikes[:, position] & ~spikes[:, 0]).mean()),
-            }
-        )
-    return rows
-
-
-def conclude(found, own_share, census, moved, repeated, swapped):
-    """results.conclusion, by RULE. found: whether the place spikes in any window.
-
-    follows_embedding: mean of swapped's `follows`, where the verdict is position and there is something to swap.
-    """
-    c = census["n_spiking"] / census["tokens"]
-    tried = [row["new"]["value"]["n"] for row in moved]
-    m = float(np.average([row["new"]["spikes"] for row in moved], weights=tried)) if moved else np.nan
-    if not found:
-        verdict = "none found"
-    elif c >= HIGH and m <= LOW:
-        verdict = "position"
-    elif c <= LOW and m >= HIGH:
-        verdict = "token"
-    elif c <= LOW and m <= LOW and own_share >= HIGH:
-        verdict = "position and token"
-    elif c >= HIGH and m >= HIGH:
-        verdict = "everywhere"
-    else:
-        verdict = "neither alone"
-    follows = None
-    if verdict == "position" and swapped is not None:
-        follows = float(np.mean([row["follows"] for row in swapped]))
-    return {
-        "verdict": verdict,
-        "rule": RULE,
-        "values": {
-            "first_token_share": c,
-            "moved_share": m,
-            "own_share": own_share,
-            "repeated_share": repeated["later_share"]["mean"],
-            "follows_embedding": follows,
-            "tokens": [t["token"] for t in census["spiking"]] if census["n_spiking"] <= NAMED else None,
-        },
-    }
+        "value": values[bos],
+        "spikes": bool(probe.spikes(values[bos])),
+        "tokens": len(others),
+        "first": probe.summary(values[tokens], independent(len(tokens))),
+        "behind": behind,
+    }, share

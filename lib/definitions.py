@@ -16,6 +16,8 @@ WRITES = 0.1  # of the peak: from here on a write is a generator's or an eraser'
 # what is left of a value, relative to the baseline's, along its sign
 PERSISTS = (0.9, 1.1)  # from, to
 COLLAPSES = (-0.1, 0.1)
+BOUNDS = (*COLLAPSES, *PERSISTS)
+FATES = ("reverses", "collapses", "reduced", "persists", "grows")  # below, between and above the BOUNDS
 
 # what a change costs
 COST = 0.05  # nats a token
@@ -25,11 +27,31 @@ MOVES = 0.1  # of the value at the place
 REPAIRS = 0.1  # of the removed write
 
 # triggers
-NEARLY_ALL, HARDLY_ANY = 0.9, 0.1  # shares of tokens or windows
+NEARLY_ALL, HARDLY_ANY = 0.9, 0.1  # shares of tokens
+MOST = 0.5  # of the windows
 
-# sets of neurons
+# sets of neurons; the value PERSISTS by the set alone and COLLAPSES without it
 CARRIED = 0.95  # of the down projection's output: what the smallest set must give
 WRITTEN = 0.5  # of the block output: from here on it is written by this MLP
-KEPT, LEFT = 0.9, 0.1  # by the set alone, without the set
 
+# intervals
+LEVEL = 0.95
+RESAMPLES = 4000
+INTERVALS = (
+    f"{LEVEL:.0%} intervals of means and ratios: documents drawn anew with replacement, {RESAMPLES:,} times (all "
+    "windows of a document at once; windows where the text is one document); bias-corrected and accelerated (BCa, "
+    "Efron 1987), widened for few documents as Student's t is (Hesterberg 2015). Of shares of windows: Clopper and "
+    "Pearson (1934). Of families, where it says so: by the largest studentised deviation (Romano and Wolf 2005)"
+)
 WINDOWS = 30  # at least so many where a verdict hangs on them
+
+# words of the seed study's claims, as numbers
+RATIOS = (300.0, 3000.0)  # of the largest value to the median
+EARLY = 1 / 4  # of the layers
+HARDLY = 0.01  # "hardly moves", "no part in it", "nothing changes": of the value
+SLIGHTLY = 0.02  # its "less than 2 %"
+LOST = (0.56, 0.66)  # its 61 %
+DROPS = 0.5  # of what was there before
+MANY = 0.1  # of an MLP's neurons
+WEAK = 0.3  # |rank correlation|
+ODDS = 0.05  # of chance alone doing as much

@@ -129,14 +129,14 @@ def changes(found, orders):
 class Effects:
     """What measured versions change: the value at the place after three layers, the sink rate, the loss.
 
-    values: of sweep.at_place, for all windows. whole: of sweep.measure, for some of them.
+    values: of sweep.at_place, for all windows. whole: of sweep.measure, for the windows `rows` (a slice).
     keys: {key: {"label", "reach": the last layer whose heads can change it, "impossible": why none after it can}}.
     The sink rate is of all heads, the removed ones too (they write nothing and still look somewhere), so that no change
     comes from which heads are counted.
     """
 
-    def __init__(self, values, whole, place, draws_whole):
-        self.values, self.whole, self.draws, self.draws_whole = values, whole, place.draws, draws_whole
+    def __init__(self, values, whole, place, rows):
+        self.values, self.whole, self.place, self.draws_whole = values, whole, place, place.draws.of(rows)
         self.layers = [*place.plateau, place.values.shape[1] - 1]
         first, end, last = self.layers
         later, attention = "causality: they run later", "a head changes only the attention of later layers"
@@ -161,22 +161,99 @@ class Effects:
         of = self.whole[name]
         return dict(zip(self.keys, (*self.values[name][:, self.layers].T, of.sink_rates(), of.losses), strict=True))
 
-    def of(self, values):
+    def draws(self, values):
         """The Draws of (windows, ...) values: of all windows, or of those run whole."""
-        return self.draws if len(values) == len(self.draws.groups) else self.draws_whole
+        return self.place.draws if len(values) == len(self.place.positions) else self.draws_whole
 
     def described(self, name):
-        """{key: average} of one version, and its perplexity."""
-        averaged = {key: self.of(values).averages(values) for key, values in self.levels(name).items()}
-        return averaged | {"perplexity": self.draws_whole.perplexity(self.whole[name].losses)}
+        """{key: average} of one version, its perplexity, and what is `retained` of the value at the end of the plateau:
+        ratio of sums along the spike's sign over the windows that have it; None if none has."""
+        levels = self.levels(name)
+        averaged = {key: self.draws(values).averages(values) for key, values in levels.items()}
+        retained = self._relative(levels["end"][:, None], "end")[0]
+        return averaged | {"perplexity": self.draws_whole.perplexity(self.whole[name].losses), "retained": retained}
 
-    def changes(self, names):
-        """[{key: {"mean", "ci95"} or None, where impossible}] of {version: the layer of its one head}, paired."""
-        baseline, levels = self.levels(sweep.BASELINE), [self.levels(name) for name in names]
-        rows = [{} for _ in names]
-        for key, of in self.keys.items():
-            differences = np.stack([after[key] - baseline[key] for after in levels], axis=1)
-            cells = self.of(differences).averages(differences)
-            for row, layer, cell in zip(rows, names.values(), cells, strict=True):
-                row[key] = {"mean": cell["mean"], "ci95": cell["ci95"]} if layer <= of["reach"] else None
+    def changes(self, versions):
+        """[{key: cell, or None where causality forbids it}] of {version: the layer of its one head}: paired differences
+        to the baseline.
+
+        A cell is {"mean", "ci95", "family95"}; the family are all heads that can change it. Of a value also "relative":
+        such a cell of the ratio of sums along the spike's sign over the windows that have the spike, to the baseline's
+        there (at the last layer: to that at the end of the plateau); None if no window has it.
+        """
+        rows = [dict.fromkeys(self.keys) for _ in versions]
+        for key, differences in self._differences(versions).items():
+            able = [i for i, layer in enumerate(versions.values()) if layer <= self.keys[key]["reach"]]
+            if not able:
+                continue
+            cells = self.draws(differences).averages(differences[:, able], family=True)
+            relative = self._relative(differences[:, able], key) if key in ("birth", "end", "last") else None
+            for n, i in enumerate(able):
+                rows[i][key] = _intervals(cells[n]) | ({"relative": relative[n]} if relative else {})
         return rows
+
+    def by_layer(self, versions):
+        """[{key: average over windows of the mean over its heads of |change|, None where causality forbids it}] of the
+        layers of {version: the layer of its one head}, with the family of all layers that can change it."""
+        sizes = self._sizes(versions)
+        rows = [dict.fromkeys(self.keys) for _ in range(self.layers[-1] + 1)]
+        for key, of in sizes.items():
+            able = of[:, : self.keys[key]["reach"] + 1]
+            for row, cell in zip(rows, self.draws(able).averages(able, family=True) if able.size else (), strict=False):
+                row[key] = cell
+        return rows
+
+    def early(self, versions):
+        """Whether heads of early layers matter more, by |change of the loss|, mean over heads, of quarters of layers.
+
+        {"quarters": [{"layers": [first, last], "loss": average}], "first_minus": [of each other quarter: average of the
+        paired difference, as a family], "first_minus_from_2": the same with layers 0 and 1 left out of the first, or
+        None if it has no others}. None of fewer than four layers.
+        """
+        losses = self._sizes(versions)["loss"]
+        quarters = np.array_split(np.arange(losses.shape[1]), 4)
+        if not all(map(len, quarters)):
+            return None
+        means = np.stack([losses[:, of].mean(1) for of in quarters], axis=1)
+        draws = self.draws(losses)
+
+        def minus(first):
+            return draws.averages(first[:, None] - means[:, 1:], family=True)
+
+        rest = quarters[0][quarters[0] >= 2]
+        return {
+            "quarters": [
+                {"layers": [int(of[0]), int(of[-1])], "loss": cell}
+                for of, cell in zip(quarters, draws.averages(means, family=True), strict=True)
+            ],
+            "first_minus": minus(means[:, 0]),
+            "first_minus_from_2": minus(losses[:, rest].mean(1)) if len(rest) else None,
+        }
+
+    def _differences(self, versions):
+        """{key: (windows, versions) paired differences to the baseline}."""
+        baseline, levels = self.levels(sweep.BASELINE), [self.levels(name) for name in versions]
+        return {key: np.stack([after[key] - baseline[key] for after in levels], axis=1) for key in self.keys}
+
+    def _sizes(self, versions):
+        """{key: (windows, layers) mean |paired difference| over the heads of a layer}."""
+        layers = np.array(list(versions.values()))
+        return {
+            key: np.stack([abs(of[:, layers == layer]).mean(1) for layer in range(self.layers[-1] + 1)], axis=1)
+            for key, of in self._differences(versions).items()
+        }
+
+    def _relative(self, values, key):
+        """Cells of (windows, n) values along the spike's sign, relative to the baseline's over the windows that have
+        the spike; [None] * n if none has it."""
+        place = self.place
+        if not place.massive:
+            return [None] * values.shape[1]
+        has = place.spiking
+        before = self.levels(sweep.BASELINE)["birth" if key == "birth" else "end"][has]
+        cells = place.draws.of(has).ratios(place.sign * values[has], place.sign * before, family=True)
+        return [_intervals(cell) for cell in cells]
+
+
+def _intervals(cell):
+    return {name: cell[name] for name in ("mean", "ci95", "family95")}

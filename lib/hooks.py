@@ -170,12 +170,20 @@ def heads_set(arch, *versions):
     return _together(*whole, watch_inputs(arch, "head_projection", replace, off))
 
 
-def neurons_off(arch, layer, neurons):
-    """Zero these neurons of one layer's MLP: their activation, which is the input of the down projection."""
+def neurons_off(arch, layer, neurons, at=None):
+    """Zero these neurons of one layer's MLP: their activation, which is the input of the down projection.
+
+    at: (batch, seq) bool, at which positions; None: at all.
+    """
     arch.check_layer(layer)
     off = torch.zeros(arch.weight(layer, "down").shape[1], dtype=torch.bool)
     off[list(neurons)] = True
-    return watch_inputs(arch, "down", lambda _layer, value: value.masked_fill(off.to(value.device), 0), [layer])
+
+    def zero(_layer, value):
+        mask = off if at is None else at.view(*value.shape[:-1], 1) & off
+        return value.masked_fill(mask.to(value.device), 0)
+
+    return watch_inputs(arch, "down", zero, [layer])
 
 
 def attention_off(arch, layers):
@@ -192,6 +200,17 @@ def mlps_off(arch, layers):
     It is not computed, unless something watches it.
     """
     return _write_off(arch, "mlp_write", layers, _mlp_skipped)
+
+
+def mlp_off_at(arch, layer, at):
+    """Zero everything that one layer's MLP adds to the residual stream at the positions `at`, (batch, seq) bool."""
+    arch.check_layer(layer)
+    return watch_outputs(
+        arch,
+        "mlp_write",
+        lambda _layer, value: value.masked_fill(at.view(*value.shape[:-1], 1).to(value.device), 0),
+        [layer],
+    )
 
 
 def _write_off(arch, role, layers, skipped):

@@ -1,102 +1,202 @@
-"""Which layers' MLPs or attention blocks are necessary for the value at the place, and which are sufficient."""
+"""Every layer's MLP and attention block off, kept, and off from either end: what becomes of the value at the place."""
+
+from dataclasses import replace
 
 import numpy as np
 
-from lib import ledger, sweep
+from lib import hooks, ledger, ranks, sweep
 from lib.ablation import Condition
-from lib.definitions import COLLAPSES, PERSISTS
+from lib.definitions import WRITES
+from lib.massive import LayerStatistics
+from lib.tokens import text_of
 
 KINDS = {"mlp": "mlps", "attention": "attention"}  # kind: the field of Condition
-RUNS = {
-    "alone": "this one off",
-    "only": "all others off",
-    "from_front": "off up to this one",
-    "from_back": "off from this one on",
-}
-REPAIR_LEAST = 0.1
-RULE = (
-    "retained = ablated / baseline value at the place at the end of the plateau, mean over windows; necessary: "
-    f"retained <= {COLLAPSES} with this one off; sufficient: retained >= {PERSISTS} with all others of its kind off, "
-    f"where with all of its kind off it is <= {COLLAPSES}; redundant: sufficient and not necessary; self-repair = "
-    "(free - frozen) / write, for writes of at least "
-    f"{REPAIR_LEAST:.0%} of the peak: what is made good, at the end of the plateau, of a removed write; frozen: the "
-    "baseline without the write, later writes as they were; free: the ablated run"
-)
 
 
-def off_sets(n_layers):
-    """{(run of RUNS, layer): the layers that are off}."""
-    every = tuple(range(n_layers))
-    sets = {}
-    for layer in every:
-        sets["alone", layer] = (layer,)
-        sets["only", layer] = every[:layer] + every[layer + 1 :]
-        sets["from_front", layer] = every[: layer + 1]
-        sets["from_back", layer] = every[layer:]
-    return sets
+def off_sets(kind, n_layers):
+    """{run: {layer: the layers that are off}}; what would leave nothing off is left out.
+
+    only_with_first, of MLPs alone: MLP 0, without which a trained model's residual stream is hardly its own, stays.
+    """
+    every = range(n_layers)
+    runs = {
+        "alone": {layer: (layer,) for layer in every},
+        "only": {layer: tuple(i for i in every if i != layer) for layer in every},
+        "only_with_first": {layer: tuple(i for i in every if i not in (0, layer)) for layer in every},
+        "from_front": {layer: tuple(every[: layer + 1]) for layer in every},
+        "from_back": {layer: tuple(every[layer:]) for layer in every},
+    }
+    if kind != "mlp":
+        del runs["only_with_first"]
+    return {run: {layer: off for layer, off in of.items() if off} for run, of in runs.items()}
 
 
-def sweep_layers(lm, windows, place, batch_size):
-    """(baseline, {kind: rows}): every layer's row holds its write, a report of each run in RUNS, its self-repair and
-    whether it is necessary, sufficient or redundant by RULE."""
-    sets = {run: off for run, off in off_sets(lm.arch.n_layers).items() if off}
+def sweep_layers(lm, windows, place, n_whole, batch_size):
+    """(windows, baseline, kinds) of exp2b's results.
+
+    The place is measured in all windows, cut after it; losses and sink rates in `n_whole` of them. What is said of the
+    value is of the windows that have the spike (of all, if none has): elsewhere there is nothing to lose.
+    """
+    n_layers = lm.arch.n_layers
+    sets = {kind: off_sets(kind, n_layers) for kind in KINDS}
     changes = {
         (kind, off): Condition(f"{kind} {off}", "", **{field: off})
         for kind, field in KINDS.items()
-        for off in dict.fromkeys(sets.values())
+        for of in sets[kind].values()
+        for off in of.values()
     }
-    measured = sweep.measure(lm, windows, place, list(changes.values()), batch_size)
-    writes = ledger.measure(lm, windows, place, Condition("baseline", "baseline"), batch_size)
-    baseline = measured[sweep.BASELINE]
-    end, draws = place.plateau[1], place.draws
+    values = sweep.at_place(lm, windows, place, list(changes.values()), batch_size)
+    step = max(1, len(windows.ids) // n_whole)
+    rows = slice(0, step * n_whole, step)
+    some, there = replace(windows, ids=windows.ids[rows]), place.of(rows)
+    whole = _Whole(sweep.measure(lm, some, there, list(changes.values()), batch_size), there.draws)
+    at = _AtPlace(values, place)
+    kinds = {}
+    for kind, runs in sets.items():
+        layers = [{"layer": layer} for layer in range(n_layers)]
+        for run, of in runs.items():
+            names = [changes[kind, off].name for off in of.values()]
+            for layer, described in zip(of, at.described(names, whole), strict=True):
+                layers[layer][run] = described
+        kinds[kind] = layers
+    writes = ledger.measure(lm, windows, place, Condition("baseline", "baseline"), batch_size).writes
+    able = {}  # condition: the row whose write it removes
+    for kind, layers in kinds.items():
+        of = [_write(writes, kind, layer) for layer in range(n_layers)]
+        alone = [changes[kind, (layer,)] for layer in range(n_layers)]
+        repairs = at.repairs(of, [change.name for change in alone])
+        for row, write, repair, change in zip(layers, of, repairs, alone, strict=True):
+            row["write"], row["repair"] = at.draws.averages(write[at.rows]), repair
+            if repair:
+                able[change] = row
+    for change, found in elsewhere(lm, some, there, list(able), batch_size).items():
+        able[change]["repair"]["elsewhere"] = found
+    counted = {"all": len(windows.ids), "spiking": place.draws.share(place.spiking), "whole": len(some.ids)}
+    (baseline,) = at.described([sweep.BASELINE], whole)
+    return counted, {key: baseline[key] for key in ("value", "values", "perplexity", "sink_rate")}, kinds
 
-    def report(of):
-        rates = of.sink_rates()
+
+def _write(writes, kind, layer):
+    """(windows,) what a layer's MLP, or its attention with all heads and bias, adds to the place."""
+    return np.sum([of.values for of in writes if of.layer == layer and (of.component == "mlp") == (kind == "mlp")], 0)
+
+
+class _Whole:
+    """What windows run whole show. measured: of sweep.measure; draws: of these windows."""
+
+    def __init__(self, measured, draws):
+        self.measured, self.draws = measured, draws
+        self.before = measured[sweep.BASELINE]
+
+    def described(self, name):
+        of, rates = self.measured[name], self.measured[name].sink_rates()
         return {
-            "value": draws.averages(of.values[:, end]),
-            "retained": draws.averages(of.values[:, end] / baseline.values[:, end]),
-            "values": of.values.mean(0),
-            "perplexity": draws.perplexity(of.losses),
-            "loss_change": draws.averages(of.losses - baseline.losses),
-            "sink_rate": draws.averages(rates),
+            "perplexity": self.draws.perplexity(of.losses),
+            "loss_change": self.draws.averages(of.losses - self.before.losses),
+            "sink_rate": self.draws.averages(rates),
+            "sink_rate_change": self.draws.averages(rates - self.before.sink_rates()),
         }
 
-    reports = {key: report(measured[change.name]) for key, change in changes.items()}
-    peak = np.abs(place.values).mean(0).max()
-    kinds = {}
-    for kind in KINDS:
-        all_off = reports[kind, tuple(range(lm.arch.n_layers))]
-        needed = all_off["retained"]["mean"] <= COLLAPSES[1]
-        kinds[kind] = []
-        for layer in range(lm.arch.n_layers):
-            runs = {run: reports[kind, sets[run, layer]] for run in RUNS if (run, layer) in sets}
-            write = sum(
-                of.values for of in writes.writes if of.layer == layer and (of.component == "mlp") == (kind == "mlp")
+
+class _AtPlace:
+    """The place at the end of its plateau, in the windows `rows` that have the spike (in all, if none has).
+
+    sign: (windows,) of the value there in each window, along which ratios of sums are formed; before: what is there.
+    """
+
+    def __init__(self, values, place):
+        self.rows = place.spiking if place.massive else np.ones(len(place.positions), dtype=bool)
+        self.values = {name: of[self.rows] for name, of in values.items()}
+        self.draws, self.end = place.draws.of(self.rows), place.plateau[1]
+        self.before = self.values[sweep.BASELINE][:, self.end]
+        self.sign = np.sign(self.before)
+        self.peak = np.abs(place.values[self.rows]).mean(0)[place.peak]
+
+    def _along(self, arrays):
+        """(windows, arrays), signed so that the baseline's values are positive."""
+        return self.sign[:, None] * np.stack(arrays, axis=1)
+
+    def described(self, names, whole):
+        """[value, retained and so on] of the versions of one run, whose `retained` are one family."""
+        after = [self.values[name][:, self.end] for name in names]
+        retained = self.draws.ratios(self._along(after), np.abs(self.before), family=True)
+        values = self.draws.averages(np.stack(after, axis=1))
+        return [
+            {
+                "value": value,
+                "retained": share,
+                "values": self.values[name].mean(0),
+                **whole.described(name),
+            }
+            for name, value, share in zip(names, values, retained, strict=True)
+        ]
+
+    def repairs(self, writes, names):
+        """[self-repair of each removed write, or None: too small, or after the plateau]; names: without each."""
+        along = self._along([write[self.rows] for write in writes])
+        able = np.flatnonzero(np.abs(along.mean(0)) >= WRITES * self.peak)
+        able = able[able <= self.end].tolist()
+        repairs = [None] * len(writes)
+        if able:
+            free = np.stack([self.values[names[i]][:, self.end] for i in able], axis=1)
+            frozen = self.before[:, None] - np.stack([writes[i][self.rows] for i in able], axis=1)
+            made_good = self.sign[:, None] * (free - frozen)
+            cells = (
+                self.draws.averages(frozen),
+                self.draws.averages(free),
+                self.draws.ratios(made_good, along[:, able], family=True),
             )
-            necessary = layer <= end and runs["alone"]["retained"]["mean"] <= COLLAPSES[1]
-            alone = measured[changes[kind, (layer,)].name]
-            sufficient = needed and "only" in runs and runs["only"]["retained"]["mean"] >= PERSISTS[0]
-            kinds[kind].append(
-                {
-                    "layer": layer,
-                    "write": draws.averages(write),
-                    **runs,
-                    "repair": _repair(write, baseline.values[:, end], alone.values[:, end], peak, layer <= end, draws),
-                    "necessary": bool(necessary),
-                    "sufficient": bool(sufficient),
-                    "redundant": bool(sufficient and not necessary),
-                }
-            )
-    return report(baseline), kinds
+            for i, of in zip(able, zip(*cells, strict=True), strict=True):
+                repairs[i] = dict(zip(("frozen", "free", "ratio"), of, strict=True))
+        return repairs
 
 
-def _repair(write, before, free, peak, reaches, draws):
-    """Self-repair of RULE; None for a small write, or one after the plateau."""
-    if not reaches or abs(write.mean()) < REPAIR_LEAST * peak:
+def elsewhere(lm, windows, place, conditions, batch_size):
+    """{condition: {"share", "largest"}, or None where no window has the spike} of what is massive with it alone.
+
+    share: of the windows that have the spike, those with a massive activation off the place, at a (position, dim) where
+    the baseline has none in that layer. largest: {layer, position, token, dim, value}, or None. One pass a condition.
+    """
+    found = {condition: [] for condition in conditions}
+    if not conditions:
+        return found
+    with ranks.progress(len(windows.ids), batch_size, "elsewhere", 1 + len(conditions)) as progress:
+        for rows, ids in windows.batches(batch_size):
+            kept = {}
+            with hooks.keep_block_outputs(lm.arch, kept):
+                before = _massive(lm, ids)
+            progress.update(len(ids))
+            here = {(i, position, place.dim) for i, position in enumerate(place.positions[rows].tolist())}
+            for condition in conditions:
+                with hooks.resume_at(lm.arch, condition.first_layer, kept), condition.hooks(lm.arch):
+                    after = _massive(lm, ids)
+                new = [[] for _ in ids]
+                for (i, layer, position, dim), value in after.items():
+                    if (i, layer, position, dim) not in before and (i, position, dim) not in here:
+                        token = text_of(lm.tokenizer, ids[i, position].item())
+                        new[i].append(
+                            {"layer": layer, "position": position, "token": token, "dim": dim, "value": value}
+                        )
+                found[condition] += [max(of, key=lambda e: abs(e["value"]), default=None) for of in new]
+                progress.update(len(ids))
+    return {condition: _told(ranks.gather(of), place) for condition, of in found.items()}
+
+
+def _told(largest, place):
+    spiking = place.spiking
+    if not spiking.any():
         return None
-    frozen = before - write
+    largest = [of for of, has in zip(largest, spiking, strict=True) if has]
     return {
-        "frozen": draws.averages(frozen),
-        "free": draws.averages(free),
-        "ratio": draws.averages((free - frozen) / write),
+        "share": place.draws.of(spiking).share([of is not None for of in largest]),
+        "largest": max(filter(None, largest), key=lambda e: abs(e["value"]), default=None),
     }
+
+
+def _massive(lm, ids):
+    """{(sequence, layer, position, dim): value} of one pass."""
+    statistics = LayerStatistics(lm.arch, lm.tokenizer)
+    statistics.begin_batch(ids)
+    with hooks.watch_outputs(lm.arch, "block", statistics.update):
+        hooks.forward(lm, ids)
+    return {tuple(at): value for *at, value, _ratio in statistics.batch_massive}

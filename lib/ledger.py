@@ -13,18 +13,10 @@ import numpy as np
 import torch
 
 from lib import hooks, ranks
-from lib.definitions import PLATEAU, WRITES
 from lib.massive import medians
 from lib.place import Place
 
 TOLERANCE = 1e-4
-RULE = (
-    f"peak = the largest mean |block output| at the place, s its sign; generators: components with s x write >= "
-    f"{WRITES:.0%} of the peak, in layers up to the peak's; birth: the largest of them; plateau: from the first to the "
-    f"last layer with at least {PLATEAU:.0%} of the peak; erasers: components with -s x write >= {WRITES:.0%} of the "
-    "peak, in layers after the birth's (without a birth, after the peak's); verdict: the birth, no single component "
-    "where nothing reaches a generator's size, none found where the place is not massive in any layer of any window"
-)
 CHECK = (
     "relative_error: largest |sum of all writes up to a layer - that block's output|, over layers and windows, "
     f"relative to the window's largest |block output| at the place; float32 keeps it below {TOLERANCE:.0e}"
@@ -40,10 +32,6 @@ class Write:
     values: np.ndarray
 
     @property
-    def mean(self):
-        return float(self.values.mean())
-
-    @property
     def name(self):
         """As in "embedding", "mlp 11", "attention bias 11" and, of head 8, "head 11.8"."""
         if self.layer is None:
@@ -52,7 +40,7 @@ class Write:
         return f"head {self.layer}.{head[0]}" if head else f"{kind} {self.layer}"
 
     def listed(self):
-        return {"layer": self.layer, "component": self.component, "name": self.name, "value": self.mean}
+        return {"layer": self.layer, "component": self.component, "name": self.name}
 
 
 @dataclass(frozen=True)
@@ -94,29 +82,46 @@ class Ledger:
             "definition": CHECK,
         }
 
-    def conclusion(self):
-        """{verdict, rule, values} of RULE."""
-        place = self.place
-        size = np.abs(place.values).mean(0)[place.peak]
-        along = {write: place.sign * write.mean for write in self.writes} if place.massive else {}
-        generators = [w for w in along if along[w] >= WRITES * size and _order(w) <= place.peak]
-        generators.sort(key=along.get, reverse=True)
-        birth = generators[0] if generators else None
-        after = _order(birth) if birth else place.peak
-        erasers = [w for w in along if -along[w] >= WRITES * size and _order(w) > after]
-        verdict = birth.name if birth else "no single component" if place.massive else "none found"
-        values = {
-            "birth": birth and birth.listed(),
-            "generators": [w.listed() for w in generators],
-            "plateau": list(place.plateau) if place.massive else None,
-            "erasers": [w.listed() for w in sorted(erasers, key=along.get)],
-            "peak": {"layer": place.peak, "value": place.sign * size},
+    @property
+    def _there(self):
+        """(mask of the windows that have the spike, all if none has; their Draws)."""
+        there = self.place.spiking if self.place.massive else np.ones(len(self.place.values), dtype=bool)
+        return there, self.place.draws.of(there)
+
+    def listed(self):
+        """results.writes: over the windows that have the spike (over all, if none has).
+
+        share: of the block output at the peak, along its sign, as ratio of sums, with simultaneous intervals over all
+        components.
+        """
+        there, draws = self._there
+        values = np.stack([write.values[there] for write in self.writes], axis=1)
+        peak = np.abs(self.place.values[there, self.place.peak])
+        shares = draws.ratios(self.place.sign * values, np.where(peak.any(), peak, 1), family=True)
+        return [
+            write.listed() | {"value": average["mean"], "average": average, "share": share}
+            for write, average, share in zip(self.writes, draws.averages(values), shares, strict=True)
+        ]
+
+    def profile(self):
+        """results.profile: the share of the windows that have the spike, and of these the mean |block output| of each
+        layer and its sign at the peak."""
+        there, _draws = self._there
+        return {
+            "spiking": self.place.draws.share(self.place.spiking),
+            "size": np.abs(self.place.values[there]).mean(0),
+            "sign": self.place.sign,
         }
-        return {"verdict": verdict, "rule": RULE, "values": values}
 
-
-def _order(write):
-    return -1 if write.layer is None else write.layer
+    def drop(self):
+        """results.drop: the last block's output relative to that of the one before, along the sign there, over the same
+        windows; None where there is nothing to drop."""
+        there, draws = self._there
+        if self.place.values.shape[1] < 2:
+            return None
+        before, last = self.place.values[there][:, -2:].T
+        along = np.sign(before.sum())
+        return draws.ratios(along * last, along * before) if along else None
 
 
 def measure(lm, windows, place, condition, batch_size):

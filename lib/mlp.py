@@ -145,12 +145,14 @@ class Internals:
                 "positions": Counter(),
                 "windows": Samples(),
                 "values": {name: Samples() for name in vectors if name not in NEURONS},
+                "largest": Samples(),
                 "sums": {name: ranks.Sum() for name in vectors if name in NEURONS},
                 "replaced": {r: {OUTPUT: Samples(), "block_output": Samples()} for r in REPLACEMENTS},
             },
         )
         of["positions"][position] += 1
         of["windows"].extend([window])
+        of["largest"].extend([vectors[neuron_output(self.lm.arch)].abs().max().item()])
         for name, vector in vectors.items():
             if name in NEURONS:
                 of["sums"][name] += vector.double().cpu()
@@ -198,6 +200,11 @@ class Internals:
                 for name, samples in of["values"].items()
             ],
         }
+
+    def largest_activation(self, dim, draws):
+        """results.largest_activation: of any neuron, in parts of |MLP output| at the followed place: ratio of sums."""
+        of = self.by_dim[dim]
+        return draws.of(of["windows"].array.astype(int)).ratios(of["largest"].array, abs(of["values"][OUTPUT].array))
 
     def _means(self, dim):
         of = self.by_dim[dim]

@@ -1,14 +1,24 @@
 """Sets of neurons of one MLP: what they do at a place, random sets to compare with, and what they read."""
 
-import math
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from lib import hooks, mlp, ranks, sweep
 from lib.massive import is_massive
+
+RUNS = {"keep_only": "only {} on", "remove_only": "{} off"}
+WHOLE_DRAWS = 3  # random sets that are run whole
+NOT_WHOLE = dict.fromkeys(("perplexity", "loss_change", "sink_rate", "sink_rate_change"))
+MATCHED = 20
+TRIES = 50  # for each set, to find a different one
+MATCHED_RULE = (
+    f"random sets: for each neuron of the set, in random order, one of the {MATCHED} neurons of this MLP whose mean "
+    "|activation| at the place is nearest to its own in rank, that are neither in the set nor drawn yet: as active as "
+    "this MLP has them"
+)
 
 
 @dataclass(frozen=True)
@@ -56,52 +66,111 @@ def at_place(lm, windows, place, layer, batch_size):
     return {name: torch.cat(ranks.gather(parts)) for name, parts in kept.items()}
 
 
-def prove(lm, windows, place, layer, end_layer, chosen, options):
+def carried(arch, layer, dim, at, minimal_set, draws):
+    """The share of the down projection's output that the first neurons of `minimal_set` give, as ratio cells:
+    {"set": all of them, "without_its_last"}. at: of at_place. None of no neuron."""
+    if not minimal_set:
+        return None
+    chosen = [row["neuron"] for row in minimal_set]
+    weight = arch.weight(layer, "down")[dim, chosen].detach().double().cpu()
+    parts = (at[mlp.neuron_output(arch)][:, chosen] * weight).numpy()
+    output = at[mlp.OUTPUT][:, dim].numpy()
+    given = np.stack([parts.sum(1), parts[:, :-1].sum(1)], axis=1) * np.sign(output)[:, None]
+    return dict(zip(("set", "without_its_last"), draws.ratios(given, abs(output)), strict=True))
+
+
+def prove(lm, windows, place, layer, end_layer, chosen, activity, options):
     """(results.runs, results.null): the neurons `chosen` alone and removed, and random sets of the same size.
 
-    A run: label; value and share of the baseline's at `layer`, end_value and end_share at `end_layer`; perplexity;
-    sink_rate. Shares are paired, over the windows in which the place is massive at that layer; None if there is none.
+    A run: label; value and share of the baseline's at `layer`, end_value and end_share at `end_layer`; of --n_whole
+    windows perplexity, loss_change, sink_rate, sink_rate_change (random sets: of the first WHOLE_DRAWS). Values are of
+    the windows in which the place is massive at `layer` (of all, if it is in none), shares sums over sums of those in
+    which it is massive at their layer, along the baseline's sign; None if there is none.
+    activity: (neurons,) by what random sets are matched; see _matched_sets.
     """
-    others = sorted({*range(lm.arch.weight(layer, "down").shape[1])} - {*chosen})
-    random = _random_sets(others, len(chosen), options.n_random, options.seed)
-    changes = [*_alone_and_removed("", "the set", "", chosen, others, layer)]
-    for i, draw in enumerate(random):
-        rest = {*others, *chosen} - {*draw}
-        changes += _alone_and_removed(f"random_{i}_", "random", f", draw {i}", draw, rest, layer)
-    measured = sweep.measure(lm, windows, place, changes, options.batch_size)
-    baseline, draws = measured[sweep.BASELINE].values, place.draws
-    massive = is_massive(baseline, place.medians)
+    everything = {*range(len(activity))}
+    random = _matched_sets(activity, chosen, options.n_random, options.seed)
+    sets = {"": ("the set", chosen), **{f"random_{i}_": (f"random {i}", draw) for i, draw in enumerate(random)}}
+    changes = {}
+    for prefix, (these, neurons) in sets.items():
+        off = {"keep_only": everything - {*neurons}, "remove_only": neurons}
+        for name, word in RUNS.items():
+            full = f"{prefix}{name}"
+            changes[full] = NeuronsOff(full, word.format(these), layer, tuple(sorted(off[name])))
+    values = sweep.at_place(lm, windows, place, list(changes.values()), options.batch_size)
+    step = max(1, len(windows.ids) // options.n_whole)
+    rows = slice(0, step * options.n_whole, step)
+    some = list(changes.values())[: len(RUNS) * (1 + WHOLE_DRAWS)]
+    whole = sweep.measure(lm, replace(windows, ids=windows.ids[rows]), place.of(rows), some, options.batch_size)
+    of_whole = _of_whole(whole, place.draws.of(rows))
+    massive = is_massive(values[sweep.BASELINE], place.medians)
+    here = massive[:, layer] if massive[:, layer].any() else np.full(len(massive), True)
 
-    def described(name, label):
-        of, row = measured[name], {"label": label}
+    def described(names):
+        """The runs of these changes, judged together as a family."""
+        rows = [{"label": changes[name].label if name in changes else name} for name in names]
         for prefix, at in (("", layer), ("end_", end_layer)):
-            here = massive[:, at]
-            row[f"{prefix}value"] = draws.averages(of.values[:, at])
-            row[f"{prefix}share"] = (
-                draws.of(here).averages(of.values[here, at] / baseline[here, at]) if here.any() else None
-            )
-        row["perplexity"] = draws.perplexity(of.losses)
-        return row | {"sink_rate": draws.averages(of.sink_rates())}
+            found = np.stack([values[name][:, at] for name in names], axis=1)
+            level = place.draws.of(here).averages(found[here])
+            shares, before = [None] * len(names), values[sweep.BASELINE][massive[:, at], at]
+            if len(before):
+                along = found[massive[:, at]] * np.sign(before)[:, None]
+                shares = place.draws.of(massive[:, at]).ratios(along, abs(before), family=True)
+            for row, value, share in zip(rows, level, shares, strict=True):
+                row |= {f"{prefix}value": value, f"{prefix}share": share}
+        return {name: row | of_whole.get(name, NOT_WHOLE) for name, row in zip(names, rows, strict=True)}
 
-    rows = {change.name: described(change.name, change.label) for change in changes}
-    names = ("keep_only", "remove_only")
-    runs = {sweep.BASELINE: described(sweep.BASELINE, "baseline"), **{name: rows[name] for name in names}}
-    null = [{"neurons": draw, **{name: rows[f"random_{i}_{name}"] for name in names}} for i, draw in enumerate(random)]
-    return runs, null
+    runs = described([sweep.BASELINE, *RUNS])
+    by_kind = {name: described([f"random_{i}_{name}" for i in range(len(random))]) for name in RUNS if random}
+    draws = [
+        {"neurons": draw, "activity": _mean(activity, draw)}
+        | {name: of[f"random_{i}_{name}"] for name, of in by_kind.items()}
+        for i, draw in enumerate(random)
+    ]
+    single = len(chosen) == 1
+    return runs, {
+        "rule": MATCHED_RULE,
+        "activity_of_set": _mean(activity, chosen),
+        "possible": min(MATCHED, len(activity) - 1) if single else None,
+        "enumerated": single and len(random) == min(MATCHED, len(activity) - 1),
+        "draws": draws,
+    }
 
 
-def _alone_and_removed(prefix, these, draw, chosen, others, layer):
-    yield NeuronsOff(f"{prefix}keep_only", f"only {these} on{draw}", layer, tuple(others))
-    yield NeuronsOff(f"{prefix}remove_only", f"{these} off{draw}", layer, tuple(chosen))
+def _mean(activity, neurons):
+    return float(activity[list(neurons)].mean()) if neurons else None
 
 
-def _random_sets(others, size, n, seed):
-    """Up to `n` different sets of `size` of the neurons `others`; none of size zero."""
-    rng = np.random.default_rng(seed)
-    possible = math.comb(len(others), size) if size else 0
+def _of_whole(measured, draws):
+    """{change: {perplexity, loss_change, sink_rate, sink_rate_change}} of sweep.measure."""
+    before = measured[sweep.BASELINE]
+    return {
+        name: {
+            "perplexity": draws.perplexity(of.losses),
+            "loss_change": draws.averages(of.losses - before.losses),
+            "sink_rate": draws.averages(of.sink_rates()),
+            "sink_rate_change": draws.averages(of.sink_rates() - before.sink_rates()),
+        }
+        for name, of in measured.items()
+    }
+
+
+def _matched_sets(activity, chosen, n, seed):
+    """Up to `n` different sets, sorted, by MATCHED_RULE; none of size zero or where too few neurons are left."""
+    rng, rank = np.random.default_rng(seed), np.argsort(np.argsort(activity))
+    others = np.setdiff1d(np.arange(len(activity)), chosen)
+    if not chosen or len(others) < len(chosen):
+        return []
     sets = {}
-    while len(sets) < min(n, possible):
-        sets[tuple(sorted(rng.choice(others, size, replace=False).tolist()))] = None
+    for _try in range(TRIES * n):
+        left, drawn = others, []
+        for neuron in rng.permutation(chosen):
+            near = left[np.argsort(abs(rank[left] - rank[neuron]), kind="stable")[:MATCHED]]
+            drawn.append(int(rng.choice(near)))
+            left = left[left != drawn[-1]]
+        sets[tuple(sorted(drawn))] = None
+        if len(sets) == n:
+            break
     return list(sets)
 
 

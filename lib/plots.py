@@ -8,11 +8,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.colors import SymLogNorm
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
+from lib.definitions import COST
 from lib.fonts import FAMILY, legible
+from lib.judges.interventions import nearest_epsilon
 from lib.report import cell, number, percent, result_file
 
 DPI = 110
@@ -21,6 +24,7 @@ DIVERGING = "PuOr_r"
 SEQUENTIAL = "viridis"
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":", "-.")
+NAMED = {"marker": "o", "ms": 4, "mfc": "white"}
 PLAIN = FuncFormatter(lambda x, _position: f"{x:,.10g}")
 
 matplotlib.rcdefaults()  # figures are the same whatever matplotlibrc there is
@@ -217,14 +221,19 @@ def top1_comparison(payload):
 
 
 def critical_dimensions(payload, at_most=4):
-    """The followed dims, signed, at the same position in every condition."""
+    """The followed dims, signed, at the same position in every condition, and where each is judged."""
     results = payload["results"]
     dims = results["dims"][:at_most]
+    judged = {place["dim"]: place["layer"] for place in reversed(results["places"])}  # of each dim the largest place
     figure, axes = _axes(1, max(1, len(dims)), size=(max(7, 5.2 * len(dims)), 4.6), squeeze=False)
     for ax, dim in zip(axes[0], dims, strict=False):
         for i, condition in enumerate(results["conditions"].values()):
             _curve(ax, [layer["dims"][str(dim)] for layer in condition["layers"]], i, condition["label"])
-        ax.set_title(f"dim {dim}", fontsize=11)
+        if dim in judged:
+            ax.axvline(judged[dim], color="black", lw=0.8, ls=":")
+        ax.set_title(
+            f"dim {dim}" + (f", judged after layer {judged[dim]} (dotted)" if dim in judged else ""), fontsize=11
+        )
         ax.set_ylabel("activation (signed)")
         ax.yaxis.set_major_formatter(PLAIN)
         _layer_axis(ax, len(results["conditions"]["baseline"]["layers"]))
@@ -278,7 +287,7 @@ def pruning_comparison(payload, name):
     level.set_yscale("log")
     level.set_ylabel("top-1 |activation| (log scale)")
     level.legend(frameon=False)
-    for i, draw in enumerate(results["null"][name]["draws"]):
+    for i, draw in enumerate(results["null"][name]["run_whole"]):
         means = [layer["top1"]["mean"] for layer in results["changes"][draw]]
         change.plot(means, color=PALETTE[7], lw=1, label="random heads of the same layers" if i == 0 else None)
     _curve(change, [layer["top1"] for layer in results["changes"][name]], 1, conditions[name]["label"])
@@ -295,43 +304,39 @@ def pruning_comparison(payload, name):
 
 
 def pruning_summary(payload):
-    """Both sets beside their null: change at the massive places, and perplexity."""
+    """Both sets beside their null: change at the followed place, and perplexity."""
     results = payload["results"]
-    figure, (massive, loss) = _axes(1, 2, size=(11, 4.6))
+    figure, (place, loss) = _axes(1, 2, size=(11, 4.6))
     for row, name in enumerate(("top", "bottom")):
         null = results["null"][name]
-        change = results["conclusion"]["values"][name].get("absolute_change")
-        if change is not None:
-            _dot(massive, row, change["mean"], change["ci95"])
-            _draws(massive, row, null["absolute_change"])
-        perplexity = results["conditions"][name]["perplexity"]
-        _dot(loss, row, perplexity["value"], None)
+        if null["of_set"] is not None:
+            place.plot(null["of_set"], row, "o", color=PALETTE[1], ms=9)
+            _draws(place, row, null["absolute_change"])
+            says = "impossible by causality" if null["impossible"] else f"p = {number(null['p'])}"
+            place.annotate(says, (1, row), xycoords=("axes fraction", "data"), xytext=(-6, 14),
+                           textcoords="offset points", ha="right", fontsize=9)  # fmt: skip
+        loss.plot(results["conditions"][name]["perplexity"]["value"], row, "o", color=PALETTE[1], ms=9)
         _draws(loss, row, null["perplexity"])
     baseline = results["conditions"]["baseline"]["perplexity"]["value"]
     loss.axvline(baseline, color="black", lw=0.8, ls="--", label=f"baseline {number(baseline)}")
-    massive.set_xlabel("|change| at the baseline's massive places / their size")
-    massive.margins(x=0.1)
+    end = results["place"]["plateau"][1]
+    place.set_xlabel(f"|change| of dim {results['place']['dim']} after layer {end} / its size")
+    place.margins(x=0.1)
     loss.set_xlabel("perplexity")
-    for ax in (massive, loss):
+    for ax in (place, loss):
         ax.set_yticks([0, 1], ["TOP", "BOTTOM"])
         ax.set_ylim(1.5, -0.5)
         ax.grid(axis="x", alpha=0.4)
-    massive.plot([], [], "o", color=PALETTE[1], label="the set (line: 95 % interval)")
-    massive.plot([], [], "x", color=PALETTE[7], label="random heads of its layers")
-    massive.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    place.plot([], [], "o", color=PALETTE[1], label="the set")
+    place.plot([], [], "|", color=PALETTE[7], label="random heads of its layers (right: those run whole)")
+    place.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     loss.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     figure.suptitle(_title(payload, "Removing single heads, beside random heads of the same layers"), fontsize=11)
     return figure
 
 
-def _dot(ax, row, value, ci95):
-    if ci95:
-        ax.plot(ci95, [row, row], color=PALETTE[1], lw=2)
-    ax.plot(value, row, "o", color=PALETTE[1], ms=9)
-
-
 def _draws(ax, row, values):
-    ax.plot(values, np.full(len(values), row + 0.15), "x", color=PALETTE[7], ms=7)
+    ax.plot(values, np.full(len(values), row + 0.15), "|", color=PALETTE[7], ms=12)
 
 
 def activation_flow(payload):
@@ -510,6 +515,7 @@ def difference(payload, columns=12):
 SWEEP_RUNS = {
     "alone": "this one off",
     "only": "all others off",
+    "only_with_first": "all others but MLP 0 off",
     "from_front": "off up to this one",
     "from_back": "off from this one on",
 }
@@ -518,12 +524,16 @@ SWEEP_RUNS = {
 def layer_sweep(payload):
     """Share of the value that is left in each run of every layer, MLPs above, attention below; verdicts on top."""
     results = payload["results"]
-    kinds = results["kinds"]
+    kinds, values = results["kinds"], results["conclusion"]["values"]
+    words = ("necessary", "sufficient", "redundant")
     n = len(kinds["mlp"])
-    figure, axes = _axes(len(kinds), 1, size=(max(7, 2.6 + 0.42 * n), 6.4))
+    runs = {kind: [run for run in SWEEP_RUNS if any(run in row for row in rows)] for kind, rows in kinds.items()}
+    figure, axes = _axes(
+        len(kinds), 1, size=(max(7, 3 + 0.42 * n), 6.8), height_ratios=[len(of) for of in runs.values()]
+    )
     for ax, (kind, rows) in zip(axes, kinds.items(), strict=True):
         share = np.array(
-            [[row[run]["retained"]["mean"] if run in row else np.nan for row in rows] for run in SWEEP_RUNS]
+            [[row[run]["retained"]["mean"] if run in row else np.nan for row in rows] for run in runs[kind]]
         )
         sns.heatmap(
             share,
@@ -531,22 +541,25 @@ def layer_sweep(payload):
             cmap=SEQUENTIAL,
             vmin=0,
             vmax=1,
-            annot=n <= 40,
+            annot=share.round(1) + 0.0 if n <= 40 else False,  # no -0.0
             fmt=".1f",
             annot_kws={"size": 7},
             linewidths=0.5,
-            yticklabels=list(SWEEP_RUNS.values()),
+            yticklabels=[SWEEP_RUNS[run] for run in runs[kind]],
             cbar_kws={"label": "share of the value left\n(colour ends at 0 and 1)", "extend": "both"},
         )
         ax.tick_params(axis="y", rotation=0)
         ax.set_xlabel(f"layer of the {'MLP' if kind == 'mlp' else 'attention block'}")
-        for row in rows:
-            letters = "".join(w[0].upper() for w in ("necessary", "sufficient", "redundant") if row[w])
-            ax.text(row["layer"] + 0.5, -0.12, letters, ha="center", va="bottom", fontsize=9, weight="bold")
-    place = results["place"]
+        for layer in range(n):
+            letters = [w[0].upper() for w in words if [kind, layer] in values[w]]
+            letters += [f"{w[0].upper()}?" for w in words[:2] if [w, kind, layer] in values["cannot_tell"]]
+            at = {"ha": "center", "va": "bottom", "fontsize": 9, "weight": "bold", "linespacing": 0.9}
+            ax.text(layer + 0.5, -0.08, "\n".join(letters), **at)
+    place, windows = results["place"], results["windows"]
     figure.suptitle(
         _title(payload, f"Dim {place['dim']} at the end of its plateau (layer {place['plateau'][1]})")
-        + "\nN necessary, S sufficient, R redundant",
+        + f", of which {windows['spiking']['mean']:.0%} have the spike"
+        + "\nN necessary, S sufficient, R redundant; ?: the interval holds the threshold",
         fontsize=11,
     )
     return figure
@@ -560,7 +573,7 @@ def layer_sweep_cost(payload):
         for i, (run, label) in enumerate(SWEEP_RUNS.items()):
             of = [row for row in rows if run in row]
             x = [row["layer"] for row in of]
-            style = {"color": PALETTE[i], "marker": MARKERS[i], "ms": 4, "ls": LINES[i], "label": label}
+            style = {"color": PALETTE[i], "marker": MARKERS[i], "ms": 4, "ls": LINES[i % len(LINES)], "label": label}
             column[0].plot(x, [row[run]["perplexity"]["value"] for row in of], **style)
             column[1].plot(x, [row[run]["sink_rate"]["mean"] for row in of], **style)
         baseline = results["baseline"]
@@ -575,8 +588,9 @@ def layer_sweep_cost(payload):
             _layer_axis(ax, len(rows))
             ax.set_xlabel("layer")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, ncols=5, loc="outside lower center")
-    figure.suptitle(_title(payload, "What the ablations cost"), fontsize=11)
+    figure.legend(handles, labels, frameon=False, ncols=6, loc="outside lower center")
+    title = _title(payload, "What the ablations cost")
+    figure.suptitle(f"{title}, {results['windows']['whole']} of them run whole", fontsize=11)
     return figure
 
 
@@ -689,40 +703,44 @@ def vocabulary_census(payload, named=12):
 
 
 def triggers(payload):
-    """The followed value with the token moved, repeated, behind BOS, and with position embeddings swapped."""
+    """The followed value of tokens behind text, behind themselves, behind BOS, and with position embeddings swapped."""
     results = payload["results"]
     figure, axes = _axes(2, 2, size=(12, 8.4), sharey=True)
     (moved, repeated), (bos, swapped) = axes
-    rows = results["moved"]
-    _summaries(moved, [r["position"] for r in rows], [("where it is", [r["new"] for r in rows]),
-                                                      ("where it was", [r["old"] for r in rows])])  # fmt: skip
-    moved.set_title("token moved", fontsize=11)
-    moved.set_xlabel("moved to position")
-    rows = results["repeated"]["positions"]
-    _summaries(repeated, [r["position"] for r in rows], [("the token, repeated", rows)])
-    repeated.set_title(f"token repeated ({results['repeated']['tokens']} different tokens)", fontsize=11)
-    repeated.set_xlabel("position")
-    names = {"off_first": "first token, at 0", "on_bos": "BOS before it, at 0",
-             "on_former_first": "first token, at 1"}  # fmt: skip
-    if results["bos"]:
-        _summaries(bos, list(names.values()), [("value", [results["bos"][key] for key in names])], line="")
+    rows = results["elsewhere"]
+    ticks = [r["position"] for r in rows]
+    _summaries(moved, ticks, [("behind p tokens of text", [r["moved"] for r in rows])])
+    shares = {name: of["cell"] for name, of in results["conclusion"]["values"]["measured"].items()}
+
+    def title(ax, text, *names):
+        parts = [f"{shares[name]['mean']:.1%} spike" for name in names if shares[name]]
+        ax.set_title(f"{text}: {', '.join(parts)}" if parts else text, fontsize=11)
+
+    title(moved, "behind text", "moved")
+    _summaries(repeated, ticks, [("behind itself", [r["repeated"] for r in rows])])
+    title(repeated, "behind itself, p times", "repeated")
+    of = results["bos"]
+    if of and of["behind"]:
+        lone = {"value": {"mean": of["value"], "ci95": None}}
+        names = ["token alone, at 0", "BOS alone, at 0", "token behind BOS, at 1"]
+        _summaries(bos, names, [("value", [of["first"], lone, of["behind"]])], line="")
     else:
-        bos.text(0.5, 0.5, "no BOS token", transform=bos.transAxes, ha="center")
+        text = "no other token to put behind BOS" if of else "no BOS token"
+        bos.text(0.5, 0.5, text, transform=bos.transAxes, ha="center")
         bos.set_xticks([])
-    bos.set_title("BOS off and on", fontsize=11)
-    rows = results["swapped"]
-    if rows:
-        sets = [("at p", [r["there"] for r in rows]), ("at 0", [r["at_0"] for r in rows])]
-        _summaries(swapped, [r["position"] for r in rows], sets)
-        swapped.set_xlabel("p")
+    title(bos, "behind BOS", "behind_bos")
+    if "there" in rows[0]:
+        there, alone = ([r[key] for r in rows] for key in ("there", "at_0"))
+        _summaries(swapped, ticks, [("behind text at p, embedding of 0", there), ("alone at 0, embedding of p", alone)])
+        swapped.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     else:
         text = "positions act in attention:\nnothing to swap"
         swapped.text(0.5, 0.5, text, transform=swapped.transAxes, ha="center")
         swapped.set_xticks([])
-    swapped.set_title("position embeddings of 0 and p swapped", fontsize=11)
+    title(swapped, "position embeddings of 0 and p swapped", "there", "at_0")
     for ax in axes.flat:
-        if len(ax.lines) and ax in (moved, swapped):
-            ax.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+        if ax in (moved, repeated) or (ax is swapped and "there" in rows[0]):
+            ax.set_xlabel("p")
         threshold = results["spike"]["sign"] * results["spike"]["threshold"]
         ordinary = ax.axhline(results["ordinary"]["value"]["mean"], color="black", lw=1)
         spike = ax.axhline(threshold, color="black", lw=1, ls="--")
@@ -731,7 +749,9 @@ def triggers(payload):
     figure.legend(lines.values(), lines, frameon=False, fontsize=9, ncols=2, loc="outside lower center")
     for ax in axes[:, 0]:
         ax.set_ylabel(f"dim {results['place']['dim']} after layer {results['layer']}, signed\n(mean, 95 % interval)")
-    figure.suptitle(_title(payload, f"Position or token: {results['conclusion']['verdict']}"), fontsize=11)
+    tried = results["tried"]
+    cause = f"Cause of the spike: {results['conclusion']['verdict']}\n{tried['tokens']} {tried['of']}"
+    figure.suptitle(_title(payload, cause), fontsize=11)
     return figure
 
 
@@ -776,9 +796,9 @@ def neuron_sets(payload):
             place.plot(value["ci95"], [at, at], color="black", lw=1.5)
         text = number(value["mean"], True) + (f" ({100 * run['share']['mean']:.1f} %)" if run["share"] else "")
         _beside(place, max(0, value["mean"], *(value["ci95"] or [])), at, text)
-        draws = [draw[name]["value"]["mean"] for draw in results["null"]] if name != "baseline" else []
+        draws = [draw[name]["value"]["mean"] for draw in results["null"]["draws"]] if name != "baseline" else []
         if draws:
-            labels.append((at + 1, f"{run['label'].replace('the set', 'random')} ({len(draws)} sets)"))
+            labels.append((at + 1, f"{run['label'].replace('the set', 'random')} ({len(draws)} next in activity)"))
             place.plot(draws, np.full(len(draws), at + 1), "x", color="black", ms=6)
             _beside(place, max(0, *draws), at + 1, f"{number(min(draws), True)} to {number(max(draws), True)}")
     place.axvline(0, color="black", lw=0.8)
@@ -831,74 +851,99 @@ def neurons_read(payload, at_most=3):
 
 
 def interventions(payload):
-    """Perplexity and sink rate of every intervention, at the layer alone and from it on, beside the baseline."""
+    """Loss and sink rate without the value (its writer off) and with it set to something else, beside the baseline."""
     results = payload["results"]
     conditions = results["conditions"]
-    epsilon = str(results["epsilons"][len(results["epsilons"]) // 2])
-    changed = [condition for condition in conditions.values() if "set_to" in condition]
-    rows = list(dict.fromkeys(condition["set_to"] for condition in changed))
-    figure, (loss, sinks) = _axes(1, 2, size=(12, 2.4 + 0.5 * max(2, len(rows))))
-    for ax, of in (
-        (loss, lambda c: (c["perplexity"]["value"], c["perplexity"]["ci95"])),
-        (sinks, lambda c: (c["sink_rates"][epsilon]["mean"], c["sink_rates"][epsilon]["ci95"])),
+    epsilon = nearest_epsilon(results)
+    rows, drawn = _intervention_rows(conditions)
+    figure, (loss, sinks) = _axes(1, 2, size=(13, 2.6 + 0.42 * max(2, len(rows))), sharey=True)
+    labels = ("writer off", f"set at layer {results['layer']} alone", f"set at layer {results['layer']} and all later")
+    for ax, of, signed in (
+        (loss, lambda c: c["loss_change"], True),
+        (sinks, lambda c: c["sink_rates"][epsilon], False),
     ):
-        value, ci95 = of(conditions["baseline"])
-        ax.axvline(value, color="black", lw=0.8, ls="--", label=f"baseline {number(value)}")
-        if ci95:
-            ax.axvspan(*ci95, color="black", alpha=0.08, lw=0)
-        for style, (where, label) in enumerate(
-            [("layer", f"layer {results['layer']} alone"), ("onward", f"layer {results['layer']} and all later")]
-        ):
-            for condition in (c for c in changed if c["where"] == where):
-                row = rows.index(condition["set_to"]) + (0.17, -0.17)[where == "layer"]
-                value, ci95 = of(condition)
+        for style, label in enumerate(labels):
+            color = PALETTE[(2, 0, 1)[style]]
+            for row, condition in drawn[style]:
+                average = of(condition)
+                value, ci95 = average["mean"], average["ci95"]
                 if ci95:
-                    ax.plot(ci95, [row, row], color=PALETTE[style], lw=2)
-                ax.plot(value, row, MARKERS[style], color=PALETTE[style], ms=7, label=label)
+                    ax.plot(ci95, [row, row], color=color, lw=2)
+                ax.plot(value, row, "Dos"[style], color=color, ms=6, label=label)
                 label = None
-                right = (ci95[1] if ci95 else value, row)
-                ax.annotate(number(value), right, textcoords="offset points", xytext=(7, 0), va="center", fontsize=8)
-        ax.set_yticks(range(len(rows)), rows)
-        ax.set_ylim(max(1, len(rows)) - 0.5, -0.5)
+                right = (max(value, ci95[1]) if ci95 else value, row)
+                text = number(value, signed)
+                ax.annotate(text, right, textcoords="offset points", xytext=(7, 0), va="center", fontsize=8)
         ax.grid(axis="x", alpha=0.4)
-        ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
-    loss.set_xscale("log")
-    loss.margins(x=0.3)
-    loss.set_xlabel("perplexity (log scale; line, band: 95 % interval)")
+    loss.axvline(0, color="black", lw=0.8, ls="--", label="baseline")
+    loss.axvline(COST, color="black", lw=0.8, ls=":", label=f"costs: above {COST:g}")
+    loss.set_xscale("symlog", linthresh=0.1)
+    loss.xaxis.set_major_formatter(PLAIN)
+    low, high = loss.get_xlim()
+    loss.set_xlim(low, max(1, 6 * high))  # room for the numbers
+    loss.set_xlabel("change of the loss, nats a token (linear up to 0.1, then log)")
+    baseline = conditions["baseline"]["sink_rates"][epsilon]
+    sinks.axvline(baseline["mean"], color="black", lw=0.8, ls="--")
+    if baseline["ci95"]:
+        sinks.axvspan(*baseline["ci95"], color="black", alpha=0.08, lw=0)
     sinks.set_xlim(-0.03, 1.2)
-    sinks.set_xlabel(f"sink rate at epsilon {epsilon} (line, band: 95 % interval)")
-    if not rows:
-        for ax in (loss, sinks):
+    sinks.set_xlabel(f"sink rate at epsilon {epsilon} (baseline {number(baseline['mean'])})")
+    loss.set_yticks(range(len(rows)), rows, fontsize=9)
+    loss.set_ylim(max(1, len(rows)) - 0.5, -0.5)
+    figure.legend(*loss.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=5)
+    for ax in (loss, sinks):
+        if not rows:
             ax.text(0.5, 0.6, "no massive activation to change", ha="center", transform=ax.transAxes)
-    else:
-        loss.set_ylabel("massive activations set to")
-    title = f"Massive activations of layer {results['layer']} set to something else: {results['conclusion']['verdict']}"
+    verdict = results["conclusion"]["verdict"]
+    title = f"Without the massive activations of layer {results['layer']}: {verdict} (line, band: 95 % interval)"
     figure.suptitle(_measured_title(payload, title), fontsize=11)
     return figure
+
+
+def _intervention_rows(conditions):
+    """(labels of the rows, [[(row, condition)] of what is off, set at the layer alone, set onward])."""
+    off, alone, onward = (
+        [c for c in conditions.values() if "set_to" in c and _kind(c) == kind] for kind in ("off", "layer", "onward")
+    )
+    values = list(dict.fromkeys(c["set_to"] for c in (*alone, *onward)))
+    at = {value: len(off) + i for i, value in enumerate(values)}
+    drawn = [
+        [*enumerate(off)],
+        [(at[c["set_to"]] - 0.17, c) for c in alone],
+        [(at[c["set_to"]] + 0.17, c) for c in onward],
+    ]
+    return [*(c["label"] for c in off), *values], drawn
+
+
+def _kind(condition):
+    """off, layer or onward."""
+    return condition["where"] if condition["where"] in ("layer", "onward") else "off"
 
 
 def interventions_over_layers(payload):
     """The signed value at the followed place, by layer, in the baseline and in each intervention."""
     results = payload["results"]
     conditions, place = results["conditions"], results["place"]
-    wheres = [where for where in ("layer", "onward") if any(c.get("where") == where for c in conditions.values())]
-    figure, axes = _axes(1, max(1, len(wheres)), size=(7 * max(1, len(wheres)), 5), squeeze=False, sharey=True)
-    for ax, where in zip(axes[0], wheres or [None], strict=True):
-        shown = [c for name, c in conditions.items() if name == "baseline" or c["where"] == where]
-        for i, condition in enumerate(shown):
-            label = f"{condition.get('set_to', 'baseline')} (perplexity {number(condition['perplexity']['value'])})"
-            _curve(ax, condition["values"], i, label)
+    changed = [c for c in conditions.values() if "set_to" in c]
+    kinds = [kind for kind in ("off", "layer", "onward") if any(_kind(c) == kind for c in changed)]
+    figure, axes = _axes(1, max(1, len(kinds)), size=(6.2 * max(1, len(kinds)), 5.4), squeeze=False, sharey=True)
+    for ax, kind in zip(axes[0], kinds or [None], strict=True):
+        for i, condition in enumerate([conditions["baseline"], *(c for c in changed if _kind(c) == kind)]):
+            name = condition["label"] if kind == "off" else condition.get("set_to", "baseline")
+            _curve(ax, condition["values"], i, f"{name} (perplexity {number(condition['perplexity']['value'])})")
         ax.axvline(results["layer"], color="black", lw=0.8, ls="--")
         ax.axhline(0, color="black", lw=0.8)
         ax.yaxis.set_major_formatter(PLAIN)
         _layer_axis(ax, len(place["values"]))
         titles = {
+            "off": "what writes it at layer {} off",
             "layer": "set at layer {} alone",
             "onward": "set from layer {} on",
             None: "nothing massive at layer {}",
         }
-        ax.set_title(titles[where].format(results["layer"]) + " (dashed line)", fontsize=11)
-        ax.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+        ax.set_title(titles[kind].format(results["layer"]) + " (dashed line)", fontsize=11)
+        columns = 1 if kind == "off" else 2
+        ax.legend(frameon=False, fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     axes[0][0].set_ylabel(f"dim {place['dim']}, signed (band: 95 % interval)")
     figure.suptitle(_measured_title(payload, "The value at the followed place: does it come back?"), fontsize=11)
     return figure
@@ -969,7 +1014,7 @@ def head_sweep_place(payload):
     keys = [key for key in results["shown"] if key in ("birth", "end", "last")]
     place = results["place"]
     figure, axes = _head_panels(results, len(keys) * 2)
-    _head_changes(figure, axes, results, keys, "change of the value, negative: smaller spike", place["sign"])
+    _head_changes(figure, axes, results, keys, "change of the value,\nnegative: smaller spike", place["sign"])
     through = results["through_scores"] and "through attention scores: impossible, position 0 sees only itself"
     title = f"Single heads removed: dim {place['dim']} at its place" + (f"\n{through}" if through else "")
     figure.suptitle(_title(payload, title), fontsize=11)
@@ -996,9 +1041,14 @@ def _head_panels(results, n):
     n_layers, n_heads = (max(head[key] for head in results["heads"]) + 1 for key in ("layer", "head"))
     size = (2.2 + n * max(1.9, 0.24 * n_heads), 2.6 + 0.17 * n_layers)
     figure, axes = _axes(1, n, size=size, sharey=True)
+    named = Line2D([], [], color="black", ls="", **NAMED, label="named by the rule")
     figure.legend(
-        handles=[Patch(facecolor="0.9", edgecolor="0.5", hatch="////", label="impossible by causality, not run")],
+        handles=[
+            Patch(facecolor="0.9", edgecolor="0.5", hatch="////", label="impossible by causality, not run"),
+            named,
+        ],
         loc="outside lower center",
+        ncols=2,
         frameon=False,
         fontsize=9,
     )
@@ -1020,6 +1070,8 @@ def _head_changes(figure, axes, results, keys, label, sign=1):
     for ax, (key, kind), of in zip(axes, panels, values, strict=True):
         ax.patch.set(facecolor="0.9", edgecolor="0.5", hatch="////")
         image = ax.imshow(of, cmap=DIVERGING, norm=norm, aspect="auto", interpolation="nearest")
+        for layer, head in _heads_named(results["conclusion"]["values"], key, kind):
+            ax.plot(head, layer, color="black", **NAMED)
         effect = results["effects"][key]["label"].split(" (")[0]
         ax.set_title(f"{effect},\n{'zero' if kind == 'zero' else 'its mean'}", fontsize=9)
         ax.set_xlabel("head")
@@ -1030,6 +1082,13 @@ def _head_changes(figure, axes, results, keys, label, sign=1):
     bar = figure.colorbar(image, ax=list(axes), ticks=ticks, format=signed, label=f"{label}\n(symmetric log scale)")
     bar.ax.minorticks_off()
     bar.ax.tick_params(labelsize=8)
+
+
+def _heads_named(values, key, kind):
+    """[(layer, head)] that the verdict names for this effect; of the loss with the head at zero only."""
+    if (key, kind) == ("loss", "zero"):
+        return values["costs"] + values["gains"]
+    return [(layer, head) for layer, head, _does, of in values["moves"][kind] if of == key]
 
 
 def head_sweep_cumulative(payload):

@@ -16,7 +16,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lib import ranks, terminal
+from lib import definitions, ranks, terminal
 from lib.errors import UserError, cause
 
 SCHEMA_VERSION = 1
@@ -282,6 +282,7 @@ def header(payload, title):
             f"data     {data['windows']} x {data['seqlen']} tokens of {data['dataset']}, BOS {bos}{_documents(data)}",
             f"run      {p['dtype']}, {p['device']}, seed {p['seed']}, {p['time']}",
             f"command  {p['command']}",
+            f"spread   {definitions.INTERVALS}",
             *warning,
             "",
         ]
@@ -437,10 +438,62 @@ def tests_table(tests):
 
 
 def ablation_summary(payload, title, question):
-    """The short part of an ablation's TXT: what is massive, every condition, the conclusion by its printed rule."""
+    """The short part of an ablation's TXT: what is massive, what is left of it, every condition, the conclusion."""
     r = payload["results"]
     parts = [header(payload, title), question, "", massive_table(r["massive"], r["definition"])]
+    if r["places"]:
+        parts.append(places_table(r["places"], r["conclusion"]["values"]["places"]) + first_tokens_text(r))
     return "\n".join([*parts, conditions_table(r["conditions"]), conclusion_text(r["conclusion"])])
+
+
+def places_table(places, words, at_most=12):
+    """What is left of each place of results.places; words: [[position, dim, word], ...] of its conclusion."""
+    rows = [
+        [
+            "0" if place["position"] == "first" else "later",
+            repr(place["token"]),
+            place["dim"],
+            place["windows"],
+            place["layer"],
+            mean(place["value"], True),
+            mean(place["ablated"], True),
+            interval(place["retained"]),
+            interval(place["absolute_change"]),
+            f"{place['massive']['mean']:.0%} -> {place['still_massive']['mean']:.0%}",
+            word,
+        ]
+        for place, (_position, _dim, word) in list(zip(places, words, strict=True))[:at_most]
+    ]
+    heads = ["position", "most frequent token", "dim", "windows", "after layer", "value", "ablated", "retained"]
+    more = f"and {len(places) - at_most} more places, in the JSON\n" if len(places) > at_most else ""
+    return (
+        "What is left of each place (position 0 or the later ones, and a dim), largest first, after the end of its "
+        "plateau, in the windows that have it:\n"
+        + table([*heads, "|change| / |value|", "massive there", "so it"], rows)
+        + more
+    )
+
+
+def first_tokens_text(results):
+    """What the windows' spread at position 0 is of, and the exact numbers over all first tokens, if there are any."""
+    largest, exact = results["places"][0], results["first_tokens"]
+    if largest["position"] != "first":
+        return ""
+    n = largest["windows"]
+    text = f"At position 0 a value depends on the first token alone: {n} windows are {n} draws of a token.\n"
+    return text if exact is None else text + exact_text(exact)
+
+
+def exact_text(exact):
+    """What of lib.first_tokens holds over all first tokens of the text."""
+    still = "" if exact["still_massive"] is None else f", still massive {exact['still_massive']:.1%}"
+    return (
+        f"All {exact['tokens']:,} first tokens that the text could give, each as often as the text has it, "
+        f"{exact['share']:.1%} of which have the spike, exactly: dim {exact['dim']} after layer {exact['layer']} "
+        f"{number(exact['value'], True)} -> {number(exact['ablated'], True)}, retained {number(exact['retained'])}, "
+        f"|change| / |value| {number(exact['absolute_change'])}{still}\n"
+        "Token by token, it " + ", ".join(f"{fate} for {share:.1%}" for fate, share in exact["shares"].items()) + "\n"
+    )
 
 
 def ablation_details(payload, names=None):
@@ -452,7 +505,7 @@ def ablation_details(payload, names=None):
         changes = r["changes"][name]
         condition = r["conditions"][name]
         parts.append(f"{condition['label']}: every layer, mean over windows, before -> after")
-        parts.append("change: paired difference with its 95 % bootstrap interval over windows\n")
+        parts.append("change: paired difference with its 95 % interval\n")
         parts.append(_layers_table(baseline, condition, changes, "top1", "top 1"))
         for dim in r["dims"]:
             parts.append(f"dim {dim}, signed, at the position where it peaks in the baseline (the same in both runs)")
@@ -468,12 +521,18 @@ def conditions_table(conditions):
             [
                 condition["label"],
                 interval({"mean": perplexity["value"], "ci95": perplexity["ci95"]}),
-                interval(condition["sink_rate"]) if condition["sink_rate"] else "-",
+                interval(condition["sink_rate"]),
+                interval(condition["sink_rate_change"], True) if condition["sink_rate_change"] else "-",
                 interval(condition["massive_positions"]),
             ]
         )
-    heads = ["condition", "perplexity", "sink rate", "positions with a massive activation"]
-    return table(heads, rows) + "sink rate: of the heads that are on, in windows of 64 tokens, epsilon 0.3\n"
+    heads = ["condition", "perplexity", "sink rate", "its change", "positions with a massive activation"]
+    return table(heads, rows) + (
+        f"sink rate: share of all heads, off or on, with more than {definitions.SINK_EPSILON} of their attention on "
+        f"the first token in windows of {definitions.SINK_WINDOW} tokens (a head that is off writes nothing and still "
+        "looks somewhere); "
+        "change: paired\n"
+    )
 
 
 def cell(layer, key):
@@ -492,69 +551,129 @@ def _layers_table(baseline, condition, changes, key, label):
 
 
 def interventions_summary(payload, title):
-    """What is changed, what it costs, the sinks, whether the value comes back, the conclusion by its printed rule."""
+    """What the model loses without it, what is changed, every change with its question and its cost, the sinks, what is
+    left of the value, the conclusion by its printed rule."""
     r = payload["results"]
-    sites, place, first = r["sites"], r["place"], r["layer"]
-    after = sorted({first, min(first + 1, len(place["values"]) - 1), place["plateau"][1], len(place["values"]) - 1})
-    after = [layer for layer in after if layer >= first]
-    costs, sinks, values = [], [], []
-    for condition in r["conditions"].values():
-        loss, back = condition.get("loss_change"), condition.get("comes_back")
-        costs.append(
-            [
-                condition["label"],
-                interval({"mean": condition["perplexity"]["value"], "ci95": condition["perplexity"]["ci95"]}),
-                interval(loss, True) if loss else "-",
-                condition.get("cost", "-"),
-            ]
-        )
+    sites, place, first, conclusion = r["sites"], r["place"], r["layer"], r["conclusion"]
+    conditions = r["conditions"]
+    words = conclusion["values"].get("costs", {})
+    costs, sinks = [], []
+    for name, condition in conditions.items():
+        perplexity = interval({"mean": condition["perplexity"]["value"], "ci95": condition["perplexity"]["ci95"]})
+        loss, changes = condition.get("loss_change"), condition.get("sink_rate_changes")
+        costs.append([condition["label"], perplexity, interval(loss, True) if loss else "-", words.get(name, "-")])
         sinks.append([condition["label"]])
         for epsilon, rate in condition["sink_rates"].items():
-            changes = condition.get("sink_rate_changes")
             sinks[-1] += [mean(rate), interval(changes[epsilon], True) if changes else "-"]
-        shares = interval(back["share"], True) if back else "-"
-        values.append([condition["label"], *(mean(condition["values"][layer], True) for layer in after), shares])
-    dims = [
-        [
-            d["dim"],
-            _counted(d["positions"]),
-            d["sites"],
-            number(d["value"], True),
-            number(d["means"][0], True),
-            d["estimation_sites"],
-        ]
-        for d in sites["dims"]
-    ]
-    n = sites["windows"]
     epsilons = [heading for e in r["epsilons"] for heading in (f"epsilon {e:g}", "change")]
-    back = next((c["comes_back"] for c in r["conditions"].values() if c.get("comes_back")), None)
-    back = f"share of the baseline at layer {back['layer']}" if back else "comes back"
     parts = [
         header(payload, title),
         f"Followed: dim {place['dim']} at position {_counted(place['positions'])}, plateau layers "
         f"{place['plateau'][0]}-{place['plateau'][1]}",
         f"Rule: {place['rule']}",
-        f"Changed: the massive activations of layer {first} in {sites['changed_windows']} of {n} measured windows, the "
-        f"followed place in {sites['place_changed_windows']}; {sites['left_alone']} left alone",
+        f"Changed: what is massive in the output of layer {first}; windows of the other half that have it: "
+        f"{interval(sites['spiking'])}; measured: {sites['windows']}; massive and left alone: {sites['left_alone']}",
         f"Rule: {sites['rule']}",
         f"Massive: {sites['definition']}",
-        table(["dim", f"positions (of {n} windows)", "sites", "value", "mean set", "estimated from"], dims)
-        if dims
-        else "none found\n",
-        f"Median set: {number(sites['medians'][0])} at layer {first}, with the sign of the value. From a layer on,",
-        "each later layer has its own mean, median and multiple.",
-        "",
-        "Loss: paired change in nats a token, with its 95 % bootstrap interval over windows",
+        _sites_table(sites),
+        *_writers(r["mlp"], first),
+        _questions(conditions),
+        "Loss: paired change in nats a token, with its 95 % interval",
         table(["condition", "perplexity", "change of the loss", "cost"], costs),
         "Sink rate: share of all heads with more than epsilon of their attention on the first token, in windows of 64",
-        "tokens",
+        "tokens; change: paired",
         table(["condition", *epsilons], sinks),
-        f"Value at dim {place['dim']}, signed, mean of the measured windows; comes back: the share, where one layer "
-        "alone is changed",
-        table(["condition", *(f"layer {layer}" for layer in after), back], values),
-        conclusion_text(r["conclusion"]),
+        _left_table(r),
+        _without_it(conclusion["values"].get("counterfactual"), conditions) + conclusion_text(conclusion),
     ]
     return "\n".join(parts)
+
+
+def _sites_table(sites):
+    rows = [
+        [
+            d["position"],
+            d["dim"],
+            _counted(d["positions"]),
+            d["sites"],
+            d["massive"],
+            number(d["value"], True),
+            number(d["means"][0], True),
+            number(d["ordinary"][0], True),
+            d["estimation_sites"],
+        ]
+        for d in sites["dims"]
+    ]
+    if not rows:
+        return "none found\n"
+    heads = [
+        "position",
+        "dim",
+        "at (windows)",
+        "sites",
+        "massive",
+        "value",
+        "mean set",
+        "ordinary set",
+        "estimated from",
+    ]
+    return (
+        table(heads, rows)
+        + f"Median set: {number(sites['medians'][0])} at this layer, with the sign of the mean. From a layer on, each\n"
+        "later layer has its own of all these.\n"
+    )
+
+
+def _writers(mlp, layer):
+    """Which neurons are off, and why, if none are."""
+    if mlp is None:
+        return []
+    listed = ", ".join(f"{n['neuron']} ({number(n['contribution'], True)})" for n in mlp["neurons"][:8])
+    more = f" and {len(mlp['neurons']) - 8} more" if len(mlp["neurons"]) > 8 else ""
+    share = f"MLP {layer} adds {interval(mlp['share'])} of the value. " if mlp["share"] else ""
+    neurons = f"no neurons are off: {mlp['left_out']}" if mlp["left_out"] else f"Neurons that write it: {listed}{more}"
+    return [f"{share}{neurons}", f"Rule: {mlp['rule']}\n"]
+
+
+def _questions(conditions):
+    """Each change with the question that it answers, once for all places where it is made."""
+    asked = {}
+    for condition in conditions.values():
+        if "question" in condition:
+            held = condition["where"] in ("layer", "onward")
+            asked[condition["set_to"] if held else condition["label"]] = condition["question"]
+    return table(["change", "question"], asked.items()) if asked else ""
+
+
+def _left_table(r):
+    """The value at the followed place by layer, and what is left of it."""
+    first, place = r["layer"], r["place"]
+    last = len(place["values"]) - 1
+    shown = [i for i in sorted({first, min(first + 1, last), place["plateau"][1], last}) if i >= first]
+    rows = []
+    for condition in r["conditions"].values():
+        left, back = condition.get("left"), condition.get("comes_back")
+        rows.append([condition["label"], *(mean(condition["values"][layer], True) for layer in shown)])
+        rows[-1] += [interval(left) if left else "-", interval(back["share"]) if back else "-"]
+    heads = [*(f"layer {layer}" for layer in shown), f"left at layer {first}", "comes back"]
+    return (
+        f"Value at dim {place['dim']}, signed, mean of the measured windows; left, comes back: the share of the "
+        f"baseline's\nvalue in the output of layer {first}, and of the last layer of the plateau where no layer up to "
+        "it is held; ratio of sums over\nthe windows in which it is massive\n" + table(["condition", *heads], rows)
+    )
+
+
+def _without_it(counterfactual, conditions):
+    """The headline: what the model loses without it."""
+    if counterfactual is None:
+        return ""
+    label = conditions[counterfactual["condition"]]["label"]
+    before = conditions["baseline"]["sink_rates"][str(counterfactual["epsilon"])]
+    return (
+        f"Without it ({label}) the loss changes by {interval(counterfactual['loss_change'], True)} nats a token: "
+        f"{counterfactual['cost']}.\nThe sink rate (epsilon {counterfactual['epsilon']:g}) changes by "
+        f"{interval(counterfactual['sink_rate_change'], True)}, from {mean(before)}\n"
+    )
 
 
 def interventions_details(payload):
@@ -578,14 +697,8 @@ def _counted(positions, at_most=5):
 
 def conclusion_text(conclusion):
     values = conclusion["values"]
-    lines = [f"Conclusion: {conclusion['verdict']}", f"Rule: {conclusion['rule']}"]
+    why = f" ({values['why']})" if values.get("why") else ""
+    lines = [f"Conclusion: {conclusion['verdict']}{why}", f"Rule: {conclusion['rule']}"]
     if conclusion.get("tests"):
         lines.append(tests_table(conclusion["tests"]))
-    if values.get("retained"):
-        lines.append(
-            f"retained {interval(values['retained'])} of the baseline's massive size (mean "
-            f"{mean(values['size_baseline'])} -> {mean(values['size_ablated'], True)}, same places, along the "
-            f"baseline's sign); share of these places that still pass the massive test: "
-            f"{interval(values['still_massive'])}"
-        )
     return "\n".join(lines) + "\n"

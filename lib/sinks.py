@@ -215,13 +215,9 @@ class HeadScores:
             raise AttributeError(name)
         return self.rows[name].array
 
-    def sink_rates(self, keep=None):
-        """(sequences,) share of heads over SINK_EPSILON in `window` (Gu et al. 2025, arXiv 2410.10781).
-
-        keep: (layers, heads) bool, the heads to count (default: all). None if that leaves no head.
-        """
-        keep = np.ones(self.shape, dtype=bool) if keep is None else keep
-        return (self.window[:, keep] > SINK_EPSILON).mean(1) if keep.any() else None
+    def sink_rates(self):
+        """(sequences,) share of all heads over SINK_EPSILON in `window` (Gu et al. 2025, arXiv 2410.10781)."""
+        return (self.window > SINK_EPSILON).mean((1, 2))
 
 
 def rank(scores):

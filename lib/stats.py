@@ -11,15 +11,10 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 from scipy.stats import beta, rankdata, t
 
-RESAMPLES = 4000
-LEVEL = 0.95
+from lib.definitions import LEVEL, RESAMPLES
+
 CELLS_AT_ONCE = 2**22  # resampled values held at the same time
-INTERVALS = (
-    f"{LEVEL:.0%} intervals of means and ratios: documents drawn anew with replacement, {RESAMPLES:,} times (all "
-    "windows of a document at once; windows where the text is one document); bias-corrected and accelerated (BCa, "
-    "Efron 1987), widened for few documents as Student's t is (Hesterberg 2015). Of shares of windows: Clopper and "
-    "Pearson (1934). Of families, where it says so: the distribution of the largest deviation (max-statistic)"
-)
+LEAST_ERROR = 1 / 3
 
 
 class Samples:
@@ -46,7 +41,7 @@ class Draws:
     """How intervals are drawn. groups: (windows,) labels, equal for windows of one document. seed: of the draws.
 
     Every average is a cell: {"mean", "std", "ci95", "n"}. std: sample standard deviation over windows (n - 1); None of
-    one window, and of a ratio. ci95: [low, high] by INTERVALS; None of a single document. n: windows.
+    one window, and of a ratio. ci95: [low, high] by definitions.INTERVALS; None of a single document. n: windows.
     """
 
     groups: np.ndarray
@@ -72,7 +67,7 @@ class Draws:
 
         A ratio of sums weighs each window by what there is to lose, and no window with hardly anything of it decides.
         family: the cells are looked at together, for example to name the largest; each has its simultaneous interval
-        beside the single one, as "family95" (max-statistic; Westfall and Young 1993).
+        beside the single one, as "family95", by the largest studentised deviation (Romano and Wolf 2005).
         """
         numerators = np.asarray(numerators, dtype=np.float64)
         denominators = np.asarray(denominators, dtype=np.float64).reshape(len(numerators), -1)
@@ -133,23 +128,40 @@ def _intervals(above, below, means, seed, family):
     n, cells = above.shape
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
     wide = np.sqrt(n / (n - 1)) * t.ppf((1 + LEVEL) / 2, n - 1)
+    single, errors, highest, lowest = [], [], np.zeros(RESAMPLES), np.zeros(RESAMPLES)
     step = max(1, CELLS_AT_ONCE // RESAMPLES)
-    single, errors, largest = [], [], np.zeros(RESAMPLES)
     for start in range(0, cells, step):
         of = slice(start, start + step)
-        under = below if below.shape[1] == 1 else below[:, of]
-        drawn = (counts @ above[:, of]) / (counts @ under)
-        single.append(_bca(drawn, above[:, of], under, means[of], wide))
+        over, under = above[:, of], below if below.shape[1] == 1 else below[:, of]
+        drawn = (counts @ over) / (counts @ under)
+        single.append(_bca(drawn, over, under, means[of], wide))
         if family:
-            error = drawn.std(0)
+            error, studentised = _studentised(counts, drawn, over, under, means[of])
             errors.append(error)
-            largest = np.maximum(largest, (abs(drawn - means[of]) / np.where(error > 0, error, np.inf)).max(1))
+            highest, lowest = np.maximum(highest, studentised.max(1)), np.minimum(lowest, studentised.min(1))
     single = np.concatenate(single)
     if not family:
         return single.tolist(), None
-    reach = np.quantile(largest, LEVEL) * wide / ndtri((1 + LEVEL) / 2) * np.concatenate(errors)
-    together = np.stack([np.minimum(means - reach, single[:, 0]), np.maximum(means + reach, single[:, 1])], axis=1)
-    return single.tolist(), together.tolist()
+    tail, errors = (1 - LEVEL) / 2, np.concatenate(errors)
+    low = np.minimum(means - np.quantile(highest, 1 - tail) * errors, single[:, 0])
+    high = np.maximum(means - np.quantile(lowest, tail) * errors, single[:, 1])
+    return single.tolist(), np.stack([low, high], axis=1).tolist()
+
+
+def _studentised(counts, drawn, above, below, means):
+    """((cells,) standard errors, (RESAMPLES, cells) deviations of resampled ratios in their own standard errors).
+
+    A ratio's standard error by linearisation. That of a resample counts as at least LEAST_ERROR of the whole's: where a
+    few documents make all the difference, resamples without them would deviate without bound.
+    """
+    total = below.sum(0)
+    error = np.sqrt(((above - means * below) ** 2).sum(0)) / abs(total)
+    squares = counts @ above**2 - 2 * drawn * (counts @ (above * below)) + drawn**2 * (counts @ below**2)
+    own = np.sqrt(np.maximum(squares, 0)) / abs(counts @ below)
+    flat = error <= 1e-12 * abs(means)
+    return np.where(flat, 0, error), np.where(flat, 0, drawn - means) / np.maximum(
+        own, np.where(flat, 1, LEAST_ERROR * error)
+    )
 
 
 def _bca(drawn, above, below, means, wide):
@@ -184,3 +196,26 @@ def spearman(x, y):
     """Rank correlation (Spearman 1904) of two equally long lists, ties at their mean rank; None if one is constant."""
     x, y = rankdata(x), rankdata(y)
     return float(np.corrcoef(x, y)[0, 1]) if len(x) and np.ptp(x) and np.ptp(y) else None
+
+
+def stratified_spearman(x, y, strata, seed=0):
+    """(rank correlation within strata, its p) of two equally long lists; strata: labels, equal within a stratum.
+
+    The ranks are those within a stratum, about their mean there, and pooled, so that nothing in which whole strata
+    differ has a part in it. p: two-sided, by shuffling y within its strata RESAMPLES times, (k + 1) / (n + 1) where k
+    shuffles correlate at least as much (Phipson and Smyth 2010); SciPy's permutation tests shuffle pairs in one stratum
+    only. (None, None) if x or y is constant in every stratum.
+    """
+    x, y, strata = map(np.asarray, (x, y, strata))
+    rng = np.random.default_rng(seed)
+    product, shuffled, squares = 0.0, np.zeros(RESAMPLES), np.zeros(2)
+    for stratum in np.unique(strata):
+        here = strata == stratum
+        a, b = (rankdata(of[here]) - (here.sum() + 1) / 2 for of in (x, y))
+        product += a @ b
+        squares += a @ a, b @ b
+        shuffled += rng.permuted(np.tile(b, (RESAMPLES, 1)), axis=1) @ a
+    if not squares.all():
+        return None, None
+    as_large = np.abs(shuffled) >= abs(product) - 1e-9 * np.sqrt(squares.prod())
+    return float(product / np.sqrt(squares.prod())), float((as_large.sum() + 1) / (RESAMPLES + 1))

@@ -10,6 +10,7 @@ import json
 import re
 
 import verify_claims
+from lib import judges
 from lib.report import ROOT, lookup
 from tests import architectures
 
@@ -46,7 +47,8 @@ TABLE = re.compile(r"(?P<begin><!-- (?P<name>\w+) -->\n).*?(?P<end><!-- /(?P=nam
 
 @functools.cache
 def result(name):
-    return json.loads((RESULTS / FILES[name]).read_text(encoding="utf-8"))
+    payload = json.loads((RESULTS / FILES[name]).read_text(encoding="utf-8"))
+    return payload | {"results": judges.judged(payload["experiment"], payload["results"])}
 
 
 def render(match):

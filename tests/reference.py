@@ -106,15 +106,14 @@ def first_token_attention(config, attention, layer, first_query=0, queries=None)
     return sum(seen) / len(seen)
 
 
-def sink_rate(config, attentions, removed=()):
-    """Share of heads, but for the removed, with over 0.3 on the first token in the first 64 queries."""
+def sink_rate(config, attentions):
+    """Share of heads with over 0.3 on the first token in the first 64 queries."""
     sinks = [
         first_token_attention(config, head_map, layer, queries=64) > 0.3
         for layer, maps in enumerate(attentions)
-        for head, head_map in enumerate(maps[0])
-        if (layer, head) not in removed
+        for head_map in maps[0]
     ]
-    return sum(sinks) / len(sinks) if sinks else None
+    return sum(sinks) / len(sinks)
 
 
 def loss(logits, ids):
@@ -127,42 +126,64 @@ def loss(logits, ids):
 def compare(model, ids, conditions, dims=()):
     """What lib.ablation.compare must find; conditions: {name: keywords of without()}. Lists hold one entry a sequence.
 
-    results[name]: rows (layers x 4), places, loss, sink_rate, dims {dim: (layers,)}, retained, still, and massive.
-    Sequences in which a followed dim is not massive, or nothing is, are left out of `dims`, `retained` and `still`.
+    results[name]: rows (layers x 4), where, loss, sink_rate, dims {dim: (layers,)}, massive, and places.
+    Sequences in which a followed dim is not massive are left out of `dims`.
     """
     everything = {"baseline": {}, **conditions}
     variants = {name: without(model, **off) for name, off in everything.items()}
-    results = {name: SimpleNamespace(rows=[], places=[], massive=[], loss=[], sink_rate=[]) for name in everything}
+    results = {name: SimpleNamespace(rows=[], where=[], massive=[], loss=[], sink_rate=[]) for name in everything}
     for result in results.values():
-        result.dims, result.retained, result.still = {}, [], []
+        result.dims = {}
+    every = {name: [] for name in everything}  # hidden states
     for sequence in ids:
         hidden = {}
         for name, variant in variants.items():
             seen = observe(variant, sequence[None])
             hidden[name] = [layer[0].double().numpy() for layer in seen.hidden]
-            rows, places, massive = zip(*map(layer_statistics, hidden[name]), strict=True)
+            every[name].append(hidden[name])
+            rows, where, massive = zip(*map(layer_statistics, hidden[name]), strict=True)
             result = results[name]
             result.rows.append(rows)
-            result.places.append(places)
+            result.where.append(where)
             result.massive.append({(layer, *at): x for layer, of in enumerate(massive) for at, x in of.items()})
             result.loss.append(loss(seen.logits[0], sequence))
-            result.sink_rate.append(sink_rate(model.config, seen.attentions, everything[name].get("heads", ())))
+            result.sink_rate.append(sink_rate(model.config, seen.attentions))
         sites = results["baseline"].massive[-1]
         for dim in dims or {dim for _layer, _position, dim in sites}:
             at = _peak(hidden["baseline"], dim)
             for name, result in results.items():
                 result.dims.setdefault(dim, []).append([layer[at][dim] for layer in hidden[name]])
-        for name, result in results.items():
-            kept, size, still = 0.0, 0.0, 0
-            for layer, position, dim in sites:
-                before, after = (hidden[which][layer][position][dim] for which in ("baseline", name))
-                kept += after if before > 0 else -after
-                size += abs(before)
-                still += abs(after) > 100 and abs(after) > 1000 * result.rows[-1][layer][3]
-            if sites:
-                result.retained.append(kept / size)
-                result.still.append(still / len(sites))
+    for name, result in results.items():
+        result.places = _places(every["baseline"], every[name], results["baseline"].massive)
     return results
+
+
+def _places(baseline, ablated, massive):
+    """{(is first, dim): what of it is left at the end of its plateau}: windows, size, layer, retained, moved, still.
+
+    baseline, ablated: hidden[window][layer][position][dim]. still: one share a window.
+    """
+    places = {}
+    for is_first, dim in {(position == 0, dim) for of in massive for _layer, position, dim in of}:
+        positions = [sorted({p for _layer, p, d in of if d == dim and (p == 0) == is_first}) for of in massive]
+        windows = [w for w, of in enumerate(positions) if of]
+        layers = range(len(baseline[0]))
+        mean = [np.mean([np.sum([abs(baseline[w][i][p][dim]) for p in positions[w]]) for w in windows]) for i in layers]
+        end = max(i for i in layers if mean[i] >= 0.5 * max(mean))
+        size = sum(max(abs(baseline[w][i][p][dim]) for i in layers for p in positions[w]) for w in windows)
+        total, kept, moved, still = 0.0, 0.0, 0.0, []
+        for w in windows:
+            median = layer_statistics(ablated[w][end])[0][3]
+            passes = []
+            for p in positions[w]:
+                before, after = baseline[w][end][p][dim], ablated[w][end][p][dim]
+                total, moved = total + abs(before), moved + abs(after - before)
+                kept += after if before > 0 else -after
+                passes.append(abs(after) > 100 and abs(after) > 1000 * median)
+            still.append(np.mean(passes))
+        numbers = {"retained": kept / total, "moved": moved / total, "still": still}
+        places[is_first, dim] = SimpleNamespace(windows=windows, size=size, layer=end, **numbers)
+    return places
 
 
 def _peak(hidden, dim):

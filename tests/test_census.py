@@ -7,12 +7,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy
 import torch
 
 import exp6_trigger_census
-from lib import census, hooks, planted, report, stats
+from lib import census, hooks, judges, planted, plots, report, stats
+from lib.arch import Architecture
 from lib.cli import UserError
 from lib.data import Windows
+from lib.judges.census import CAUSES, MANIPULATIONS, judge
+from lib.models import LanguageModel
 from tests import reference
 from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, tiny_model, token_ids
 from tests.test_architectures import case, close, observe  # noqa: F401 (a fixture)
@@ -59,98 +63,131 @@ def test_blocks_after_the_layer_do_not_run(case):  # noqa: F811
     assert ran == [0, 1]
 
 
-def test_swapped_embeddings_are_swapped_weights(case):  # noqa: F811
-    rows = census.swapped(probe_of(case.lm), case.ids, 2, 0)
+class Recorder(census.Probe):
+    """A probe that keeps what it was asked."""
+
+    def values(self, ids, batch_size, label):
+        got = super().values(ids, batch_size, label)
+        object.__setattr__(self, "seen", {**getattr(self, "seen", {}), label: (ids, got)})
+        return got
+
+
+def test_swapped_embeddings_are_swapped_weights(case, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(census, "TRIED", 8)
+    probe = Recorder(case.lm, LAYER, DIM, 1, 0.1)
+    rows, shares = census.elsewhere(probe, case.ids, 0, np.array([3, 60]), True, 3, 0)
+    assert [row["position"] for row in rows] == [1, 2, 4, 8]
     if case.family not in WEIGHTS:
-        assert rows is None
+        assert "there" not in rows[0]
+        assert shares["there"] is shares["at_0"] is shares["follows"] is None
         return
     path, first = WEIGHTS[case.family]
-    assert [row["position"] for row in rows] == [1, 5, 8]
     for row in rows:
+        p = row["position"]
         model = copy.deepcopy(case.lm.model)
-        weight, there = model.get_submodule(path).weight.data, first + row["position"]
+        weight, there = model.get_submodule(path).weight.data, first + p
         weight[[first, there]] = weight[[there, first]]
-        expected = real(case, case.ids, model).mean(0)
-        assert row["there"]["value"]["mean"] == pytest.approx(expected[row["position"]].item(), abs=1e-4)
-        assert row["at_0"]["value"]["mean"] == pytest.approx(expected[0].item(), abs=1e-4)
+        behind_text, got = probe.seen[f"embedding of 0 at {p}"]
+        close(torch.from_numpy(got).float(), real(case, behind_text, model))
+        alone = real(case, probe.seen[f"embedding of {p} at 0"][0][:, :1].repeat(1, 2), model)[:, 0]
+        assert row["there"]["value"]["mean"] == pytest.approx(got[:, p].mean(), rel=1e-9)
+        assert row["at_0"]["value"]["mean"] == pytest.approx(alone.mean().item(), abs=1e-4)
     with pytest.raises(ValueError, match="on purpose"), hooks.position_embeddings_swapped(case.lm.arch, 0, 1):
         raise ValueError("on purpose")
     assert torch.equal(case.lm.model(case.ids).logits, case.real.logits)
 
 
-def test_repeated_token(case):  # noqa: F811
+def test_repeated_token(case, monkeypatch):  # noqa: F811
     """Without position embeddings, each position of a window of one token sees what the first sees."""
-    got = census.repeated(probe_of(case.lm), case.ids, np.array([2, 4]), 2, 0)
-    tokens = sorted({case.ids[0, 2].item(), case.ids[1, 4].item()})
-    expected = real(case, torch.tensor([[token] * 16 for token in tokens])).mean(0)
-    means = torch.tensor([row["value"]["mean"] for row in got["positions"]])
-    assert [row["position"] for row in got["positions"]] == [0, 1, 2, 4, 8]
-    close(means, expected[[0, 1, 2, 4, 8]])
-    assert (means.max() - means.min() < 1e-4) == (case.family not in WEIGHTS)
+    monkeypatch.setattr(census, "TRIED", 8)
+    probe = Recorder(case.lm, LAYER, DIM, 1, 0.1)
+    rows, _shares = census.elsewhere(probe, case.ids, 0, np.array([3, 60]), True, 2, 0)
+    assert [(row["position"], row["tokens"]) for row in rows] == [(1, 2), (2, 2), (4, 2), (8, 2)]
+    for row in rows:
+        p = row["position"]
+        ids, got = probe.seen[f"repeated to {p}"]
+        assert ids[:, 0].sort().values.tolist() == [3, 60]
+        assert (ids == ids[:, :1]).all()
+        close(torch.from_numpy(got).float(), real(case, ids))
+        assert row["repeated"]["value"]["mean"] == pytest.approx(got[:, p].mean(), rel=1e-9)
+        assert (abs(got[:, p] - got[:, 0]).max() < 1e-4) == (case.family not in WEIGHTS)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_moved_token(family, tokenizer):
-    lm = language_model(planted_model(family), tokenizer)
-    ids = token_ids(3, 12)
-    where = [0, 4, 1]
-    ids[torch.arange(3), torch.tensor(where)] = SPIKE_TOKEN
-    ids[2, 8] = SPIKE_TOKEN  # the same token stands there: nothing moves
-    rows = census.moved(probe_of(lm, dim=MASSIVE_DIM, sign=-1), ids, np.array(where), 2, 0)
-    assert [(row["position"], row["new"]["value"]["n"]) for row in rows] == [(1, 2), (2, 3), (4, 2), (8, 2)]
+@pytest.mark.parametrize("n_bos", [0, 1])
+def test_tokens_behind_text(family, n_bos, tokenizer):
+    """Each pair is the token behind a piece of a window; what spikes is counted again from the model itself."""
+    lm, ids = language_model(planted_model(family), tokenizer), token_ids(3, 12)
+    ids[:, :n_bos] = 0
+    tokens = np.array([SPIKE_TOKEN, 8, 11])
+    probe = Recorder(lm, LAYER, MASSIVE_DIM, -1, 0.1)
+    rows, shares = census.elsewhere(probe, ids, n_bos, tokens, False, 2, 0)
+    pieces, hits, n = set(), 0, 0
     for row in rows:
-        new, old = [], []
-        for window, at in zip(ids.tolist(), where, strict=True):
-            to = row["position"]
-            if window[at] != window[to]:
-                window[at], window[to] = window[to], window[at]
-                hidden = reference.observe(lm.model, torch.tensor([window])).hidden[LAYER][0]
-                new.append(hidden[to, MASSIVE_DIM].item())
-                old.append(hidden[at, MASSIVE_DIM].item())
-        assert row["new"]["value"]["mean"] == pytest.approx(np.mean(new), rel=1e-5)
-        assert row["old"]["value"]["mean"] == pytest.approx(np.mean(old), abs=1e-3)
-        assert row["new"]["spikes"] == 1
-    assert all(row["old"]["spikes"] == 0 for row in rows)
+        p = row["position"]
+        behind_text, got = probe.seen[f"moved to {p}"]
+        text = {
+            window[at : at + p] for window in map(tuple, ids[:, n_bos:].tolist()) for at in range(12 - n_bos - p + 1)
+        }
+        assert {tuple(window[:-1]) for window in behind_text.tolist()} <= text
+        pieces |= {tuple(window[:-1]) for window in behind_text.tolist()}
+        assert torch.equal(behind_text[:, -1], probe.seen[f"repeated to {p}"][0][:, 0])
+        assert (probe.seen[f"repeated to {p}"][0] == behind_text[:, -1:]).all()
+        counts = [(behind_text[:, -1] == token).sum().item() for token in tokens]
+        assert max(counts) - min(counts) <= 1 + census.TRIED // 12  # each token at each position
+        expected = reference.observe(lm.model, behind_text).hidden[LAYER][:, -1, MASSIVE_DIM]
+        close(torch.from_numpy(got[:, p]).float(), expected)
+        assert row["moved"]["spikes"] == pytest.approx((expected < -100).double().mean().item())
+        hits, n = hits + (expected < -100).sum().item(), n + len(expected)
+    assert [row["position"] for row in rows] == [1, 2, 4, 8]
+    assert len(pieces) > 30
+    assert n == census.TRIED
+    assert shares["moved"]["mean"] == pytest.approx(hits / n)
+    assert shares["moved"]["ci95"] == pytest.approx(scipy.stats.binomtest(hits, n).proportion_ci(method="exact"))
 
 
-def test_where_the_moved_token_was(tokenizer):
-    lm = language_model(tiny_model("gpt2"), tokenizer)
-    ids = token_ids(1, 12)
-    for row in census.moved(probe_of(lm), ids, np.array([3]), 1, 0):
-        order = list(range(12))
-        order[3], order[row["position"]] = row["position"], 3
-        hidden = reference.observe(lm.model, ids[:, order]).hidden[LAYER][0]
-        assert row["old"]["value"]["mean"] == pytest.approx(hidden[3, DIM].item(), rel=1e-4)
+def test_every_token_at_every_position(tokenizer):
+    """If there are few, each is tried at each position; of the token alone a share is then exact."""
+    lm, ids = language_model(planted_model("llama"), tokenizer), token_ids(3, 18)
+    for n in range(1, 11):
+        probe = Recorder(lm, LAYER, MASSIVE_DIM, -1, 0.1)
+        rows, shares = census.elsewhere(probe, ids, 0, np.arange(SPIKE_TOKEN, SPIKE_TOKEN + n), True, 64, 0)
+        assert len(rows) == 5
+        for row in rows:
+            tried = probe.seen[f"repeated to {row['position']}"][0][:, 0].tolist()
+            assert set(tried) == set(range(SPIKE_TOKEN, SPIKE_TOKEN + n))
+        assert shares["repeated"]["ci95"] == [shares["repeated"]["mean"]] * 2
+        assert shares["moved"]["ci95"][0] < shares["moved"]["ci95"][1]
 
 
-def test_a_spike_at_both_positions_does_not_follow(tokenizer):
+def test_which_tokens_are_tried():
+    probe, values = probe_of(None, sign=-1), np.array([np.nan, -500.0, 300.0, -99.0, -101.0])
+    tokens, tried = census.to_try(probe, values, np.array([2, 2, 3]), 0)
+    assert tokens.tolist() == [1, 4]
+    assert (tried["of"], tried["possible"], tried["enumerated"]) == ("tokens that spike as the first one", 2, True)
+    tokens, tried = census.to_try(probe, abs(values), np.array([2, 2, 3]), 0)
+    assert tokens.tolist() == [2, 3]
+    assert tried["of"] == "tokens at the place"
+    many = np.full(1000, -500.0)
+    tokens, tried = census.to_try(probe, many, np.array([2]), 0)
+    assert len(set(tokens.tolist())) == census.TRIED == tried["tokens"] < tried["possible"]
+    assert not tried["enumerated"]
+    assert tokens.tolist() != census.to_try(probe, many, np.array([2]), 1)[0].tolist()
+
+
+@pytest.mark.parametrize("enumerated", [False, True])
+def test_behind_bos(enumerated, tokenizer):
     lm = language_model(planted_model("gpt2"), tokenizer)
-    ids = token_ids(2, 12)
-    ids[:, 1] = SPIKE_TOKEN
-    ids[0, 0] = SPIKE_TOKEN
-    rows = census.swapped(probe_of(lm, dim=MASSIVE_DIM, sign=-1), ids, 2, 0)
-    assert [(row["position"], row["there"]["spikes"], row["follows"]) for row in rows] == [
-        (1, 1, 0.5),
-        (5, 0, 0),
-        (6, 0, 0),
-    ]
-
-
-@pytest.mark.parametrize("has_bos", [False, True])
-def test_bos_before_the_text(has_bos, tokenizer):
-    lm = language_model(tiny_model("gpt2"), tokenizer)
-    ids = token_ids(3, 12)
-    text = ids.tolist()
-    if has_bos:
-        ids[:, 0] = tokenizer.bos_token_id
-        text = ids[:, 1:].tolist()
-    got = census.behind_bos(probe_of(lm), ids, has_bos, 2, 0)
-    without = reference.observe(lm.model, torch.tensor(text)).hidden[LAYER][:, :, DIM].mean(0)
-    behind = torch.tensor([[tokenizer.bos_token_id, *window[:-1]] for window in text])
-    both = reference.observe(lm.model, behind).hidden[LAYER][:, :, DIM].mean(0)
-    assert got["off_first"]["value"]["mean"] == pytest.approx(without[0].item(), rel=1e-4)
-    assert got["on_bos"]["value"]["mean"] == pytest.approx(both[0].item(), rel=1e-4)
-    assert got["on_former_first"]["value"]["mean"] == pytest.approx(both[1].item(), rel=1e-4)
+    bos = tokenizer.bos_token_id
+    values, tokens = census.every_token(probe_of(lm, dim=MASSIVE_DIM, sign=-1)), np.array([bos, SPIKE_TOKEN, 20, 30])
+    got, share = census.behind_bos(probe_of(lm, dim=MASSIVE_DIM, sign=-1), values, tokens, enumerated, 2)
+    expected = reference.observe(lm.model, torch.tensor([[bos, t] for t in tokens.tolist() if t != bos])).hidden[LAYER]
+    assert (got["id"], got["tokens"]) == (bos, 3)
+    assert got["behind"]["value"]["mean"] == pytest.approx(expected[:, 1, MASSIVE_DIM].mean().item(), rel=1e-4)
+    assert got["value"] == pytest.approx(expected[0, 0, MASSIVE_DIM].item(), abs=1e-3)
+    assert share["mean"] == pytest.approx(1 / 3)
+    assert (share["ci95"] == [share["mean"]] * 2) == enumerated
+    assert census.behind_bos(probe_of(lm), values, np.array([bos]), True, 2)[1] is None
 
 
 def test_distribution():
@@ -166,134 +203,266 @@ def test_distribution():
     assert got["mean"] == pytest.approx((-2345.67 + 99.5 - 12345.6 - 101 + 3000 - 0.000123456) / 6)
 
 
+ALL, NONE, SOME, OPEN = (
+    {"mean": mean, "ci95": [low, high]}
+    for mean, low, high in ((1, 0.95, 1), (0, 0, 0.05), (0.5, 0.4, 0.6), (1, 0.8, 1))
+)
+MEASURED = ("moved", "repeated", "behind_bos", "there", "at_0")
+EVERYWHERE, POSITION, ALONE, BOTH = (
+    dict(zip(MEASURED, outcome, strict=True))
+    for outcome in ((ALL,) * 5, (NONE, NONE, NONE, ALL, NONE), (NONE, ALL, NONE, NONE, ALL), (NONE,) * 5)
+)
+UNSWAPPED = {"there": None, "at_0": None}
+
+
+def measured(n_spiking, shares, spiking=8, **others):
+    """Stored results, as far as a judge looks."""
+    return {
+        "spiking": spiking,
+        "census": {"n_spiking": n_spiking, "tokens": 1000, "spiking": [{"token": "x"}] * min(n_spiking, 200)},
+        "shares": {"own": ALL, "first": ALL, "follows": None} | shares | others,
+    }
+
+
 @pytest.mark.parametrize(
-    ("found", "spiking", "shares", "own", "expected"),
+    ("results", "expected"),
     [
-        (True, 90, [0.1, 0.1], 0, "position"),
-        (True, 89, [0.1, 0.1], 1, "neither alone"),
-        (True, 10, [0.9, 0.9], 0, "token"),
-        (True, 10, [1.0, 0.7], 0, "neither alone"),
-        (True, 1, [0, 0], 0.9, "position and token"),
-        (True, 1, [0, 0], 0.8, "neither alone"),
-        (True, 95, [1.0, 1.0], 1, "everywhere"),
-        (True, 95, [], 1, "neither alone"),
-        (False, 95, [0, 0], 1, "none found"),
+        (measured(901, EVERYWHERE), "everywhere"),
+        (measured(1, EVERYWHERE), "token"),
+        (measured(500, EVERYWHERE, first=NONE), "token"),
+        (measured(901, POSITION), "position"),
+        (measured(901, ALONE), "no other context"),
+        (measured(1, POSITION), "position and token"),
+        (measured(899, ALONE), "no other context, certain tokens"),
+        (measured(1000, BOTH), "position and no other context"),
+        (measured(1, BOTH), "position and no other context, certain tokens"),
+        (measured(1000, ALONE | UNSWAPPED), "no other context"),
+        (measured(1000, BOTH | UNSWAPPED), "position"),  # the simpler of two that nothing measured tells apart
+        (measured(1000, ALONE | UNSWAPPED | {"behind_bos": None}), "no other context"),
+        (measured(1000, ALONE, moved=SOME), "none of these"),
+        (measured(1000, ALONE, behind_bos=ALL), "none of these"),
+        (measured(1000, ALONE, behind_bos=SOME), "no other context"),  # BOS is a context, of a sort
+        (measured(1000, POSITION, behind_bos=SOME), "none of these"),
+        (measured(1000, POSITION, first=NONE), "none of these"),  # spikes of the windows are elsewhere
+        (measured(1, EVERYWHERE, own=NONE), "none of these"),
+        (measured(0, EVERYWHERE, own=NONE), "none of these"),
+        (measured(1000, ALONE, repeated=OPEN), "cannot tell"),
+        (measured(900, POSITION), "cannot tell"),  # exactly at the threshold
+        (measured(1000, POSITION, first=SOME), "cannot tell"),
+        (measured(1000, POSITION, own=None, first=None, spiking=0), "none found"),
     ],
 )
-def test_conclusion(found, spiking, shares, own, expected):
-    of_vocabulary = {"n_spiking": spiking, "tokens": 100, "spiking": [{"token": "x"}]}
-    moved = [{"new": {"spikes": share, "value": {"n": 4}}} for share in shares]
-    repeated = {"later_share": {"mean": 0.5}}
-    got = census.conclude(found, own, of_vocabulary, moved, repeated, [{"follows": 1.0}, {"follows": 0.5}])
+def test_verdict(results, expected):
+    got = judge(results)
     assert got["verdict"] == expected
-    assert got["values"]["follows_embedding"] == (0.75 if expected == "position" else None)
-    assert got["values"]["tokens"] == (["x"] if spiking <= 20 else None)
+    values = got["values"]
+    assert (values["why"] is not None) == (expected == "cannot tell")
+    assert values["tokens"] == (
+        ["x"] * results["census"]["n_spiking"] if results["census"]["n_spiking"] <= 20 else None
+    )
+    assert values["first_token_share"] == results["census"]["n_spiking"] / 1000
+    if expected in CAUSES:
+        assert values["causes"][expected]["fits"]
+        assert all(told["answer"] for told in values["causes"][expected]["predictions"].values())
 
 
-def test_moved_share_counts_windows_at_each_position():
-    of_vocabulary = {"n_spiking": 0, "tokens": 100, "spiking": []}
-    moved = [{"new": {"spikes": share, "value": {"n": n}}} for share, n in ((1.0, 1), (0.0, 3))]
-    got = census.conclude(True, 0, of_vocabulary, moved, {"later_share": {"mean": 0}}, None)
-    assert got["values"]["moved_share"] == 0.25
+def old_verdict(results):
+    """What the census and the moved token alone were taken to say."""
+    first, moved = results["census"]["n_spiking"] / results["census"]["tokens"], results["shares"]["moved"]["mean"]
+    if moved <= 0.1:
+        return "position" if first >= 0.9 else "position and token"
+    return "everywhere" if first >= 0.9 else "token"
 
 
 # What the planted models do, by kind: (GPT-2, whose trigger is an embedding of position 0), (Llama, where it is BOS).
-# A head that writes does not look at a trigger from anywhere but the first position, which sees nothing else.
-TRUTH = dict.fromkeys(planted.KINDS, (("position", 1.0), ("token", None))) | {
-    "head": (("position", 0.0), ("position and token", None)),
-    "content": (("token", None), ("token", None)),
-    "none": (("none found", None), ("none found", None)),
+# A head that writes does not look at a trigger from anywhere that it could look away from it.
+TRUTH = dict.fromkeys(planted.KINDS, ("position", "token")) | {
+    "head": ("position and no other context", "no other context, certain tokens"),
+    "content": ("token", "token"),
+    "none": ("none found", "none found"),
 }
-SEEDS = {"mlp": range(20), "content": range(20)}
+SEEDS = {"mlp": range(10), "content": range(10)}
 
 
-def diagnose(architecture, kind, seed):
-    built = planted.build(architecture, kind, seed)
-    return built, exp6_trigger_census.run(built.lm, built.windows, exp6_trigger_census.Options(batch_size=8))
+def diagnose(built):
+    return judges.judged(
+        "exp6", exp6_trigger_census.run(built.lm, built.windows, exp6_trigger_census.Options(batch_size=8))
+    )
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    monkeypatch.setattr(stats, "RESAMPLES", 10)
 
 
 @pytest.mark.parametrize("kind", planted.KINDS)
 @pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
-def test_planted_triggers_are_told_apart(architecture, kind, monkeypatch):
-    monkeypatch.setattr(stats, "RESAMPLES", 10)
-    for seed in SEEDS.get(kind, range(2)):
-        built, result = diagnose(architecture, kind, seed)
-        values = result.conclusion["values"]
+def test_planted_triggers_are_told_apart(architecture, kind, few_draws):
+    for seed in SEEDS.get(kind, range(1)):
+        built = planted.build(architecture, kind, seed)
+        result = diagnose(built)
+        values = result["conclusion"]["values"]
         expected = TRUTH[kind][planted.ARCHITECTURES.index(architecture)]
-        assert (result.conclusion["verdict"], values["follows_embedding"]) == expected
-        if expected[0] == "position":
-            assert values["repeated_share"] == 0
-        if kind != "none":
-            assert result.layer == built.truth.layer
-            assert result.place["dim"] in built.truth.values
-        if expected[0] in ("token", "position and token"):
+        assert result["conclusion"]["verdict"] == expected
+        if kind == "none":
+            continue
+        assert result["layer"] == built.truth.layer
+        assert result["place"]["dim"] in built.truth.values
+        follows = values["follows"] and values["follows"]["mean"]
+        assert follows == (None if architecture == "llama" else float(expected == "position"))
+        if architecture == "llama" or expected == "token":
             trigger = built.truth.trigger.removeprefix("token ").removeprefix("position 0, always ")
             assert values["tokens"] == [trigger]
+        if kind == "head":
+            assert old_verdict(result).startswith("position")
+            assert old_verdict(result) != expected
+
+
+CLASSES = 9  # the first of BOS alone
+CODES, MEANS, CONSTANT, SPIKE = 0, 2 * CLASSES, 4 * CLASSES, 4 * CLASSES + 2
+
+
+def contrast(first):
+    """One dim minus the next, which LayerNorm's centring leaves alone."""
+    direction = torch.zeros(planted.HIDDEN)
+    direction[[first, first + 1]] = torch.tensor([1.0, -1.0])
+    return direction
+
+
+def spikes_without_context(architecture):
+    """Any token spikes where attention returns its own value only: attention writes the share of each class of tokens,
+    and a neuron fires if one has more than 90 %. Positions have no part; that a text has one class only is rare."""
+    model = planted._zeros(architecture, 2)
+    lm = LanguageModel(model, Architecture(model), planted.tokenizer(), {"planted": architecture})
+    embedding = model.get_input_embeddings().weight
+    for token in range(planted.VOCABULARY):
+        code = 0 if token == planted.BOS else 1 + token % (CLASSES - 1)
+        embedding[token] = contrast(CODES + 2 * code) + contrast(CONSTANT)
+    block = lm.arch.blocks[0]
+    scale = (4 / planted.HIDDEN) ** 0.5  # of the norm, for every token
+    for code in range(CLASSES):  # head 0, which looks everywhere alike
+        reads = contrast(CODES + 2 * code) * scale / 2
+        if architecture == "gpt2":
+            block.attn.c_attn.weight[:, 2 * planted.HIDDEN + code] = reads
+        else:
+            block.self_attn.v_proj.weight[code] = reads
+        lm.arch.weight(0, "head_projection")[:, code] = contrast(MEANS + 2 * code)
+        lm.arch.weight(1, "up")[code] = 20 * (contrast(MEANS + 2 * code) - 0.9 * contrast(CONSTANT))
+        if architecture == "llama":
+            lm.arch.weight(1, "gate")[code] = lm.arch.weight(1, "up")[code]
+            lm.arch.weight(1, "up")[code] = contrast(CONSTANT)
+    lm.arch.weight(1, "down")[SPIKE, :CLASSES] = 100
+    return lm
+
+
+@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+def test_what_has_no_context_is_no_position(architecture, few_draws):
+    """As in SmolLM2: nearly any first token spikes, hardly any behind text, each behind itself."""
+    lm, rng = spikes_without_context(architecture), np.random.default_rng(0)
+    windows = Windows(torch.from_numpy(rng.integers(1, planted.VOCABULARY, (40, 32))), 40, False, "random tokens")
+    result = diagnose(SimpleNamespace(lm=lm, windows=windows))
+    values = result["conclusion"]["values"]
+    assert values["first_token_share"] == values["repeated"]["mean"] == 1
+    assert 0 < values["moved"]["mean"] < 0.1
+    assert old_verdict(result) == "position"
+    assert result["conclusion"]["verdict"] == "no other context"
+    assert values["causes"]["position"]["fits"] is False
+    told = values["causes"]["no other context"]["predictions"]
+    assert ("at_0" in told) == (architecture == "gpt2")
 
 
 @pytest.mark.parametrize("kind", ["mlp", "head", "content"])
 @pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
-def test_shares_are_those_of_plain_forward_passes(architecture, kind):
-    built, result = diagnose(architecture, kind, 7)
-    model, ids, layer, dim = built.lm.model, built.windows.ids, result.layer, result.place["dim"]
+def test_shares_are_those_of_plain_forward_passes(architecture, kind, few_draws):
+    built = planted.build(architecture, kind, 7)
+    result = diagnose(built)
+    model, ids, layer, dim = built.lm.model, built.windows.ids, result["layer"], result["place"]["dim"]
     least = 0.5 * abs(built.truth.values[dim])
 
     def spikes(windows):
         return (block_outputs(model, windows)[layer][:, :, dim].abs() > least).tolist()
 
-    alone = spikes(torch.arange(planted.VOCABULARY)[:, None])
-    assert result.census["n_spiking"] == sum(row[0] for row in alone)
+    alone = [row[0] for row in spikes(torch.arange(planted.VOCABULARY)[:, None])]
+    assert result["census"]["n_spiking"] == sum(alone)
+    tokens = [token for token in range(planted.VOCABULARY) if alone[token]]
+    shares = result["shares"]
+    assert shares["repeated"]["mean"] == np.mean([spikes(torch.full((1, 9), token))[0][8] for token in tokens])
+    behind = (
+        [row[1] for row in spikes(torch.tensor([[planted.BOS, token] for token in tokens if token]))]
+        if sum(tokens)
+        else []
+    )
+    assert shares["behind_bos"] is None if not behind else shares["behind_bos"]["mean"] == np.mean(behind)
     at = [row.index(max(row)) for row in block_outputs(model, ids)[layer][:, :, dim].abs().tolist()]
-    hits = []
-    for to in (1, 2, 4, 8, 16):
-        for window, place in zip(ids.tolist(), at, strict=True):
-            if window[to] != window[place]:
-                window[to], window[place] = window[place], window[to]
-                hits.append(spikes(torch.tensor([window]))[0][to])
-    assert result.conclusion["values"]["moved_share"] == pytest.approx(sum(hits) / len(hits))
+    assert shares["first"]["mean"] == np.mean([place == 0 for place in at])
+    assert shares["own"]["mean"] == np.mean([alone[window[place]] for window, place in zip(ids, at, strict=True)])
+
+
+def judged(lm, windows, **options):
+    return judges.judged("exp6", exp6_trigger_census.run(lm, windows, exp6_trigger_census.Options(**options)))
 
 
 def test_layer_and_place_as_asked_for(tokenizer):
     lm = language_model(tiny_model("gpt2"), tokenizer)
     windows = Windows(token_ids(2, 9), 2, False, "test")
-    options = exp6_trigger_census.Options(layer_id=2, dim=5, position=4)
-    result = exp6_trigger_census.run(lm, windows, options)
-    assert (result.layer, result.place["dim"], result.place["positions"]) == (2, 5, {4: 2})
-    assert result.conclusion["verdict"] == "none found"
-    assert result.census["left_out"] == 320 - len(tokenizer)
+    result = judged(lm, windows, layer_id=2, dim=5, position=4)
+    assert (result["layer"], result["place"]["dim"], result["place"]["positions"]) == (2, 5, {"4": 2})
+    assert result["conclusion"]["verdict"] == "none found"
+    assert result["census"]["left_out"] == 320 - len(tokenizer)
     hidden = reference.observe(lm.model, windows.ids).hidden[2]
-    assert result.ordinary["value"]["mean"] == pytest.approx(hidden[:, 4, 5].mean().item(), rel=1e-4)
-    assert result.spike["median"] == pytest.approx(np.mean([h.abs().median() for h in hidden]), rel=1e-5)
+    assert result["ordinary"]["value"]["mean"] == pytest.approx(hidden[:, 4, 5].mean().item(), rel=1e-4)
+    assert result["spike"]["median"] == pytest.approx(np.mean([h.abs().median() for h in hidden]), rel=1e-5)
     with pytest.raises(UserError, match="layers 0 to 2"):
-        exp6_trigger_census.run(lm, windows, exp6_trigger_census.Options(layer_id=3))
+        judged(lm, windows, layer_id=3)
 
 
 def test_windows_without_the_spike_take_no_part(tokenizer):
     lm = language_model(planted_model("gpt2"), tokenizer)
-    ids = token_ids(3, 12)
-    ids[[0, 2], 4] = SPIKE_TOKEN
-    result = exp6_trigger_census.run(lm, Windows(ids, 3, False, "test"), exp6_trigger_census.Options())
-    assert result.windows == 2
-    assert result.ordinary["spikes"] == pytest.approx(2 / 3)
-    assert result.conclusion["verdict"] == "token"
-    assert [t["id"] for t in result.census["spiking"]] == [SPIKE_TOKEN]
+    ids = token_ids(10, 12)
+    ids[:8, 4] = SPIKE_TOKEN
+    result = judged(lm, Windows(ids, 10, False, "test"))
+    assert result["spiking"] == 8
+    assert result["ordinary"]["spikes"]["mean"] == 0.8
+    assert (result["shares"]["own"]["mean"], result["shares"]["own"]["n"]) == (1, 8)
+    assert result["shares"]["first"]["mean"] == 0
+    assert result["conclusion"]["verdict"] == "token"
+    assert [t["id"] for t in result["census"]["spiking"]] == [SPIKE_TOKEN]
+    few = judged(lm, Windows(ids[6:], 4, False, "test"))  # two windows that spike are hardly evidence
+    assert few["conclusion"]["verdict"] == "cannot tell"
+    assert "own token" in few["conclusion"]["values"]["why"]
+
+
+def text_and_figures(result):
+    provenance = {"model": {"name": "", "type": ""}, "data": Windows(token_ids(1, 5), 1, False, "test").provenance}
+    rest = dict.fromkeys(("dtype", "device", "seed", "time", "command"), "")
+    payload = report.payload("exp6", {"model_name": "tiny"}, provenance | rest, result, {})
+    payload = json.loads(json.dumps(payload))
+    for draw in exp6_trigger_census.EXPERIMENT.figures.values():
+        plots.plt.close(draw(payload))
+    return exp6_trigger_census.summarise(payload)
 
 
 def test_without_a_bos_token(tokenizer):
     plain = copy.deepcopy(tokenizer)
     plain.bos_token = None
     lm = language_model(tiny_model("llama"), plain)
-    result = exp6_trigger_census.run(lm, Windows(token_ids(1, 5), 1, False, "test"), exp6_trigger_census.Options())
-    assert result.bos is None
-    assert result.swapped is None
-    provenance = {"model": {"name": "", "type": ""}, "data": Windows(token_ids(1, 5), 1, False, "test").provenance}
-    rest = dict.fromkeys(("dtype", "device", "seed", "time", "command"), "")
-    payload = report.payload("exp6", {"model_name": "tiny"}, provenance | rest, result, {})
-    text = exp6_trigger_census.summarise(json.loads(json.dumps(payload)))
+    result = judged(lm, Windows(token_ids(1, 5), 1, False, "test"))
+    assert result["bos"] is None
+    assert result["shares"]["there"] is result["shares"]["behind_bos"] is None
+    text = text_and_figures(result)
     assert "no BOS token" in text
     assert "nothing to swap" in text
-    for draw in exp6_trigger_census.EXPERIMENT.figures.values():
-        assert draw(json.loads(json.dumps(payload)))
+
+
+def test_text_of_every_manipulation(few_draws):
+    """Each cause's predictions stand beside what was measured; those that do not fit are marked."""
+    text = text_and_figures(diagnose(planted.build("gpt2", "mlp", 0)))
+    rows = {line.split("  ")[0]: line.split() for line in text.splitlines()}
+    assert " ".join(rows["behind text"]).endswith("] all x all x none none none none none none")
+    assert rows["fits"] == ["fits", "no", "no", "yes", "no", "no", "no", "no", "no"]
+    for label, _leaves, tells in MANIPULATIONS.values():
+        assert f"{label}: {tells}\n" in text
+    assert "Conclusion: position\n" in text
 
 
 @pytest.mark.real

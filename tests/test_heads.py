@@ -1,17 +1,20 @@
 """What single heads write and do, against zeroed copies, eager attention maps, hooks of this file, planted heads."""
 
 from collections import Counter
-from dataclasses import asdict
+from itertools import combinations, permutations, product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 import exp7_head_sweep as exp7
-from lib import heads, place, planted, plots, stats, sweep
+import test_head_pruning_on_massive as head_pruning
+from lib import heads, judges, place, planted, plots, stats, sweep
 from lib.data import Windows
 from tests import reference
-from tests.conftest import HEADS, LAYERS, SPIKE_TOKEN, language_model, planted_model, token_ids
+from tests.conftest import HEADS, LAYERS, MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, token_ids
 from tests.test_architectures import captured, case  # noqa: F401 (a fixture)
 from tests.test_sweep import DIM, fixed_place, windows_of
 
@@ -42,10 +45,12 @@ def test_survey_in_every_family(case):  # noqa: F811
 
 
 def measured(family, tokenizer):
-    """The results of exp7 on a planted model, its model, ids and positions."""
+    """The results of exp7 on a planted model whose last window has no spike, its model, ids and positions."""
     lm = language_model(planted_model(family), tokenizer)
-    ids, positions = token_ids(3, 16), [4, 0, 11]
+    ids, positions = token_ids(4, 16), [4, 0, 11]
     ids[torch.arange(3), torch.tensor(positions)] = SPIKE_TOKEN
+    hidden = torch.stack(reference.observe(lm.model, ids[3:]).hidden[:LAYERS])[:, 0, :, MASSIVE_DIM]
+    positions.append(int(hidden.abs().amax(0).argmax()))
     return exp7.run(lm, windows_of(ids), exp7.Options(batch_size=2, n_random=1)), lm.model, ids, positions
 
 
@@ -70,7 +75,8 @@ def near(expected, size):
 def test_changes_equal_zeroed_copies_and_impossible_ones_are_zero(family, tokenizer):
     result, model, ids, positions = measured(family, tokenizer)
     dim, layers = result.place["dim"], [*result.place["plateau"], LAYERS - 1]
-    before = levels(model, ids, positions, dim, layers)
+    before, sign = levels(model, ids, positions, dim, layers), result.place["sign"]
+    assert result.place["spiking"]["mean"] == 0.75
     assert [(row["layer"], row["head"]) for row in result.heads] == list(np.ndindex(LAYERS, HEADS))
     impossible = 0
     for row in result.heads:
@@ -83,7 +89,12 @@ def test_changes_equal_zeroed_copies_and_impossible_ones_are_zero(family, tokeni
                 assert row["mean"][key] is None
             else:
                 assert change["mean"] == near(difference.mean(), before[key])
-                assert change["ci95"] == near(stats.averages(difference)["ci95"], before[key])
+                assert change["ci95"] == near(stats.independent(4).averages(difference)["ci95"], before[key])
+                low, high = change["ci95"]
+                assert change["family95"][0] <= low <= high <= change["family95"][1]
+            if change is not None and key in ("birth", "end", "last"):
+                size = sum(sign * of for of in before["birth" if key == "birth" else "end"][:3])
+                assert change["relative"]["mean"] == near(sign * difference[:3].sum() / size, 1)
     first, end, last = layers
     assert impossible == HEADS * ((last - first) + (last - end) + 1)
     for name, order in result.cumulative.items():
@@ -100,16 +111,16 @@ def test_the_place_is_of_all_windows_and_the_loss_of_some_spread_evenly(tokenize
     lm = language_model(planted_model("gpt2"), tokenizer)
     ids = token_ids(5, 16)
     result = exp7.run(lm, windows_of(ids), exp7.Options(batch_size=2, n_random=0, n_whole=2))
-    assert {key: cell["n"] for key, cell in result.baseline.items()} == {
+    assert {key: cell["n"] for key, cell in result.baseline.items() if cell} == {
         **dict.fromkeys(("birth", "end", "last"), 5),
         **dict.fromkeys(("sink_rate", "loss", "perplexity"), 2),
-    }
+    }, "nothing is massive: nothing is retained"
     losses = [reference.loss(reference.observe(lm.model, ids[i : i + 1]).logits[0], ids[i]) for i in (0, 2)]
     assert result.baseline["loss"]["mean"] == pytest.approx(np.mean(losses), rel=1e-5)
     shown = {
         "config": {"model_name": "m"},
         "provenance": {"data": {"windows": 5, "seqlen": 16}},
-        "results": asdict(result),
+        "results": judges.judged("exp7", result),
     }
     titles = [ax.get_title() for ax in plots.head_sweep_cumulative(shown).axes]
     assert titles == ["in 5 of the windows", *["in 2 of the windows"] * 2]
@@ -163,43 +174,188 @@ def test_orders():
     assert [heads.steps(n) for n in (1, 2, 9, 16)] == [[1], [1, 2], [1, 2, 4, 8, 9], [1, 2, 4, 8, 16]]
 
 
-def sweep_of(architecture, kind, seed):
-    """(truth, results) of exp7 on three windows of a planted model."""
+def effects_of(n=12, n_whole=6, n_layers=8, n_heads=3, seed=0):
+    """(Effects of a sweep that never ran: random numbers, six of twelve windows with a spike; {version: layer})."""
+    rng = np.random.default_rng(seed)
+    versions = {f"off {heads.label([head])}": head[0] for head in np.ndindex(n_layers, n_heads)}
+    spike = np.where(np.arange(n) % 2, 1.0, -2000.0)[:, None] * np.linspace(1, 1.2, n_layers)
+    names = [sweep.BASELINE, *versions]
+    values = {name: spike * (1 + 0.2 * rng.normal(size=(n, n_layers)) * (name in versions)) for name in names}
+    whole = {
+        name: sweep.Measured(None, rng.normal(3, 0.3, size=n_whole), rng.random((n_whole, n_layers, n_heads)))
+        for name in names
+    }
+    at = place.Place(0, np.zeros(n, int), "", spike, np.ones((n, n_layers)), np.arange(n), stats.independent(n))
+    return heads.Effects(values, whole, at, slice(0, n, n // n_whole)), versions
+
+
+def test_effects_are_of_the_windows_with_the_spike_and_of_all_heads_that_can():
+    effects, versions = effects_of()
+    assert effects.layers == [0, 7, 7]
+    changes, baseline = effects.changes(versions), effects.values[sweep.BASELINE]
+    for key, at in (("birth", 0), ("end", 7)):
+        able = [name for name, layer in versions.items() if layer <= at]
+        differences = np.stack([effects.values[name][:, at] - baseline[:, at] for name in able], axis=1)
+        spiking, rows = np.arange(0, 12, 2), slice(None, len(able))
+        single = stats.independent(12).averages(differences, family=True)
+        relative = stats.independent(6).ratios(-differences[spiking], -baseline[spiking, at], family=True)
+        assert [row[key]["mean"] for row in changes[rows]] == [cell["mean"] for cell in single]
+        assert [row[key]["family95"] for row in changes[rows]] == [cell["family95"] for cell in single]
+        for row, cell, difference in zip(changes, relative, differences.T, strict=False):
+            assert row[key]["relative"] == {name: cell[name] for name in ("mean", "ci95", "family95")}
+            expected = -difference[spiking].sum() / -baseline[spiking, at].sum()
+            assert row[key]["relative"]["mean"] == pytest.approx(expected)
+        assert not any(row[key] for row in changes[len(able) :])
+    assert effects.described("off 2.1")["retained"]["mean"] == pytest.approx(
+        1 + changes[7]["end"]["relative"]["mean"], abs=1e-12
+    )
+
+
+def test_layers_and_quarters_are_of_absolute_changes_in_a_window():
+    effects, versions = effects_of()
+    losses = {name: of.losses for name, of in effects.whole.items()}
+    sizes = np.zeros((6, 8))
+    for name, layer in versions.items():
+        sizes[:, layer] += abs(losses[name] - losses[sweep.BASELINE]) / 3
+    rows = effects.by_layer(versions)
+    assert [row["loss"]["mean"] for row in rows] == pytest.approx(sizes.mean(0))
+    assert all(row["loss"]["family95"][0] <= row["loss"]["ci95"][0] < row["loss"]["ci95"][1] for row in rows)
+    assert [row["birth"] is None for row in rows] == [False] + [True] * 7
+    early = effects.early(versions)
+    assert [of["layers"] for of in early["quarters"]] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    quarters = sizes.reshape(6, 4, 2).mean(2)
+    assert [of["loss"]["mean"] for of in early["quarters"]] == pytest.approx(quarters.mean(0))
+    assert [of["mean"] for of in early["first_minus"]] == pytest.approx((quarters[:, :1] - quarters[:, 1:]).mean(0))
+    assert early["first_minus_from_2"] is None
+    effects, versions = effects_of(n_layers=12)
+    early, third = effects.early(versions), [name for name, layer in versions.items() if layer == 2]
+    change = np.mean([abs(effects.whole[n].losses - effects.whole[sweep.BASELINE].losses).mean() for n in third])
+    last = early["quarters"][3]["loss"]["mean"]
+    assert early["first_minus_from_2"][2]["mean"] == pytest.approx(change - last)
+    effects, versions = effects_of(n_layers=3)
+    assert effects.early(versions) is None
+
+
+def sweep_of(architecture, kind, seed, n=3):
+    """(truth, results) of exp7 on windows of a planted model."""
     built = planted.build(architecture, kind, seed)
-    windows = Windows(built.windows.ids[:3], 3, built.windows.bos, "test")
-    return built.truth, exp7.run(built.lm, windows, exp7.Options(batch_size=3, n_random=0))
+    windows = Windows(built.windows.ids[:n], n, built.windows.bos, "test")
+    return built.truth, judges.judged("exp7", exp7.run(built.lm, windows, exp7.Options(batch_size=n, n_random=0)))
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
 def test_planted_heads_are_named_and_no_other(architecture, seed):
     truth, result = sweep_of(architecture, "head", seed)
-    values = result.conclusion["values"]
-    assert result.conclusion["verdict"] == f"{truth.layer}.{truth.head}"
-    assert values["lowers"]["zero"] == [[truth.layer, truth.head]]
-    assert values["raises"] == {"zero": [], "mean": []}
-    assert result.through_scores.startswith("impossible")
-    row = next(row for row in result.heads if [row["layer"], row["head"]] == [truth.layer, truth.head])
-    largest = result.place["dim"]
+    values, planted_head = result["conclusion"]["values"], [truth.layer, truth.head]
+    assert result["conclusion"]["verdict"] == f"{truth.layer}.{truth.head} lowers"
+    assert {tuple(of[:3]) for of in values["moves"]["zero"]} == {(*planted_head, "lowers")}
+    assert result["through_scores"].startswith("impossible")
+    row = next(row for row in result["heads"] if [row["layer"], row["head"]] == planted_head)
+    largest = result["place"]["dim"]
     assert row["write"] == pytest.approx(truth.values[largest], rel=0.05)
     assert row["zero"]["birth"]["mean"] == pytest.approx(-truth.values[largest], rel=0.05)
-    assert result.cumulative["write"]["heads"][0] == (truth.layer, truth.head)
+    assert result["cumulative"]["write"]["heads"][0] == planted_head
+    assert result["cumulative"]["write"]["steps"][0]["retained"]["mean"] == pytest.approx(0, abs=0.01)
 
     truth, result = sweep_of(architecture, "mlp", seed)
-    assert result.conclusion["verdict"] == "no single head"
+    assert result["conclusion"]["verdict"] == "no single head"
 
     truth, result = sweep_of(architecture, "head_eraser", seed)
-    assert result.conclusion["verdict"] == "no single head"
-    assert result.conclusion["values"]["raises"]["zero"] == [[truth.eraser["layer"], truth.eraser["head"]]]
+    assert result["conclusion"]["verdict"] == "no single head"
+    eraser = [truth.eraser["layer"], truth.eraser["head"], "raises", "last"]
+    assert result["conclusion"]["values"]["moves"]["zero"] == [eraser]
 
 
 @pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
 def test_nothing_massive_and_another_position(architecture):
     _truth, result = sweep_of(architecture, "none", 1)
-    assert result.conclusion["verdict"] == "none found"
+    assert result["conclusion"]["verdict"] == "none found"
+    assert not result["conclusion"]["values"]["moves"]["zero"]
+    assert result["heads"][0]["zero"]["birth"]["relative"] is None
     _truth, result = sweep_of(architecture, "content", 0)
-    assert result.conclusion["verdict"] == "no single head"
-    assert result.through_scores is None
+    assert result["conclusion"]["verdict"] == "no single head"
+    assert result["through_scores"] is None
+    _truth, result = sweep_of(architecture, "head", 0, n=1)
+    assert result["conclusion"]["verdict"] == "cannot tell", "one window has no interval"
+
+
+def opposed(b):
+    """As "mlp", and two heads of one later layer add 0.2 times the value and take it away again."""
+    layer, later = b.layers(2, before=b.n_layers - 1)
+    b.neurons_write(layer, b.flag - b.one, b.values)
+    adds, takes = (
+        b.head_writes(later, b.spike, {dim: share * value for dim, value in b.values.items()}) for share in (0.2, -0.2)
+    )
+    return {"generator": "mlp", "layer": later, "head": adds, "eraser": {"layer": later, "head": takes}}
+
+
+@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+def test_a_head_that_raises_is_named_like_one_that_lowers(architecture, monkeypatch):
+    monkeypatch.setitem(planted.KINDS, "opposed", opposed)
+    truth, result = sweep_of(architecture, "opposed", 0, n=8)
+    adds, takes = [truth.layer, truth.head], [truth.layer, truth.eraser["head"]]
+    expected = [[*adds, "lowers", "end"], [*takes, "raises", "end"]]
+    assert sorted(of for of in result["conclusion"]["values"]["moves"]["zero"] if of[3] == "end") == sorted(expected)
+    rows = {(row["layer"], row["head"]): row["zero"]["end"] for row in result["heads"]}
+    assert rows[*adds]["relative"]["mean"] == pytest.approx(-0.2, abs=0.02)
+    assert rows[*takes]["relative"]["mean"] == pytest.approx(0.2, abs=0.02)
+
+    sign, size = result["place"]["sign"], abs(result["baseline"]["end"]["mean"])
+    old_rule = [
+        head for head, c in rows.items() if c and sign * c["mean"] / size <= -0.1 and c["ci95"][0] * c["ci95"][1] > 0
+    ]
+    assert old_rule == [tuple(adds)]
+
+
+def cell(mean, low, high):
+    return {"mean": mean, "ci95": [low, high], "family95": [low, high]}
+
+
+def conclusion_of(*changed, kind="zero", key="end"):
+    """The conclusion on six heads that do nothing, but for the first ones' cells."""
+    nothing = {of: cell(0, -0.01, 0.01) for of in ("sink_rate", "loss")}
+    nothing |= {of: cell(0, -9, 9) | {"relative": cell(0, -0.01, 0.01)} for of in ("birth", "end", "last")}
+    rows = [
+        {"layer": i // 3, "head": i % 3, "score": i / 10, "write": i, "zero": dict(nothing), "mean": dict(nothing)}
+        for i in range(6)
+    ]
+    for row, of in zip(rows, changed, strict=False):
+        row[kind][key] = of if key == "loss" else cell(0, -9, 9) | {"relative": of}
+    shown = ["birth", "end", "last", "sink_rate", "loss"]
+    return judges.judged("exp7", {"place": {"massive": True}, "shown": shown, "heads": rows})["conclusion"]
+
+
+def test_an_interval_that_holds_the_threshold_is_no_verdict():
+    """0.5 lowered by 10.1 % [4.8, 16.4] and was named; 2.2 raised by 11.1 % and was not."""
+    assert conclusion_of()["verdict"] == "no single head"
+    unclear = cell(-0.101, -0.164, -0.048)
+    found = conclusion_of(unclear)
+    assert found["verdict"] == "cannot tell"
+    assert found["values"]["cannot_tell"] == {"zero": [[0, 0]], "mean": []}
+    assert [test["side"] for test in found["tests"] if test["interval"] == [-0.164, -0.048]] == ["holds it"]
+    assert len(found["tests"]) == 5, "and the nearest of the others, of each effect"
+    assert conclusion_of(unclear, kind="mean")["verdict"] == "no single head"
+    assert conclusion_of({"mean": 0.2, "ci95": [0.11, 0.3], "family95": [0.09, 0.4]})["verdict"] == "cannot tell"
+    assert conclusion_of({"mean": 0.2, "ci95": None, "family95": None})["verdict"] == "cannot tell"
+    for side, does in ((-1, "lowers"), (1, "raises")):
+        beyond = cell(side * 0.15, *sorted((side * 0.105, side * 0.2)))
+        found = conclusion_of(unclear, beyond)
+        assert found["verdict"] == f"0.1 {does}"
+        assert found["values"]["moves"] == {"zero": [[0, 1, does, "end"]], "mean": []}
+        assert found["values"]["cannot_tell"]["zero"] == [[0, 0]]
+        found = conclusion_of(beyond, key="last")
+        assert (found["verdict"], found["values"]["moves"]["zero"]) == ("no single head", [[0, 0, does, "last"]])
+    assert conclusion_of(unclear, key="last")["values"]["cannot_tell_last"]["zero"] == [[0, 0]]
+
+
+def test_costs_are_judged_of_every_head():
+    cells = [(0.6, 0.3, 0.9), (0.06, 0.04, 0.08), (0.04, 0.03, 0.049), (-0.2, -0.3, -0.1), (-0.06, -0.08, -0.04)]
+    values = conclusion_of(*(cell(*of) for of in cells), key="loss")["values"]
+    assert (values["costs"], values["gains"], values["costs_cannot_tell"]) == ([[0, 0]], [[1, 0]], [[0, 1], [1, 1]])
+    correlation = values["correlations"]["score_loss"]
+    assert correlation["rho"] == pytest.approx(stats.spearman(range(6), [*(of[0] for of in cells), 0]))
+    assert correlation["heads"] == 6
 
 
 def test_only_what_can_change_is_run(monkeypatch):
@@ -230,3 +386,110 @@ def test_spearman():
     assert stats.spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
     assert stats.spearman([1, 1, 1], [1, 2, 3]) is None
     assert stats.spearman([], []) is None
+
+
+def test_correlation_within_strata():
+    rng = np.random.default_rng(0)
+    x, y, strata = rng.normal(size=(3, 12))
+    strata = np.repeat(["a", "b", "c"], [3, 4, 5])
+    rho, _p = stats.stratified_spearman(x, y, strata)
+
+    def ranked(of):
+        parts = [scipy.stats.rankdata(of[strata == name]) for name in "abc"]
+        return np.concatenate([part - part.mean() for part in parts])
+
+    assert rho == pytest.approx(scipy.stats.pearsonr(ranked(x), ranked(y)).statistic)
+    rows = [np.flatnonzero(strata == name) for name in "ab"]
+    few = np.concatenate(rows)
+    observed = ranked(x)[few] @ ranked(y)[few]
+    every = [
+        ranked(x)[few] @ ranked(y)[np.concatenate(orders)]
+        for orders in product(*(permutations(of.tolist()) for of in rows))
+    ]
+    exact = np.mean(np.abs(every) >= abs(observed) - 1e-9)
+    assert stats.stratified_spearman(x[few], y[few], strata[few])[1] == pytest.approx(exact, abs=0.03)
+    one = stats.stratified_spearman(x, y, np.zeros(12))
+    assert one[0] == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
+    assert one[1] == pytest.approx(scipy.stats.spearmanr(x, y).pvalue, abs=0.03)
+    assert stats.stratified_spearman([1, 2], [3, 4], ["a", "b"]) == (None, None)
+
+
+def test_what_depth_alone_explains_is_no_correlation_within_layers():
+    """Both follow depth, and nothing else: rho is -0.9; within layers there is nothing."""
+    rng, depth = np.random.default_rng(1), np.repeat(np.arange(30), 9)
+    x, y = depth + rng.normal(size=270), -depth + rng.normal(size=270)
+    assert stats.spearman(x, y) < -0.9
+    rho, p = stats.stratified_spearman(x, y, depth)
+    assert abs(rho) < 0.15
+    assert p > 0.05
+    rho, p = stats.stratified_spearman(x, -depth + x, depth)
+    assert (rho, p) == (pytest.approx(1), pytest.approx(1 / 4001))
+
+
+def test_random_heads_are_all_draws_where_they_are_few():
+    sets = {"top": ((1, 0), (1, 1), (3, 2)), "bottom": ((1, 2), (0, 0), (3, 3))}
+    draws, possible = head_pruning.random_heads(SimpleNamespace(n_heads=8), sets, "top", seed=0)
+    free = [3, 4, 5, 6, 7], [0, 1, 4, 5, 6, 7]
+    expected = {(*((1, head) for head in two), (3, one)) for two in combinations(free[0], 2) for one in free[1]}
+    assert possible == len(draws) == len(expected) == 60
+    assert set(draws) == expected
+    assert draws != sorted(draws), "those run whole are random ones"
+    draws, possible = head_pruning.random_heads(SimpleNamespace(n_heads=16), sets, "top", seed=0)
+    assert possible == 78 * 14
+    assert len(set(draws)) == len(draws) == head_pruning.NULL
+    assert all([layer for layer, _head in draw] == [1, 1, 3] for draw in draws)
+    assert not {head for draw in draws for head in draw} & {*sets["top"], *sets["bottom"]}
+
+
+def pruned(built, **sets):
+    """Judged results of head pruning."""
+    options = head_pruning.Options(batch_size=8, n_random=1, **sets)
+    return judges.judged("head_pruning", head_pruning.run(built.lm, built.windows, options))
+
+
+@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+def test_the_null_is_of_all_draws_at_the_place(architecture):
+    built = planted.build(architecture, "head", 0)
+    truth, model = built.truth, built.lm.model
+    layer, planted_head = truth.layer, truth.head
+    others = [head for head in range(planted.HEADS) if head != planted_head]
+    result = pruned(built, top=(f"{layer}.{planted_head}",), bottom=(f"{layer}.{others[0]}",))
+    place_at, null = result["place"], result["null"]
+    end, dim = place_at["plateau"][1], place_at["dim"]
+    assert place_at["first_tokens"] is not None
+
+    def value(of):
+        return reference.observe(of, built.windows.ids).hidden[end][:, 0, dim].double().numpy()
+
+    before = value(model)
+    for name, head in (("top", planted_head), ("bottom", others[0])):
+        assert null[name]["draws"] == [[[layer, h]] for h in np.array(null[name]["draws"])[:, 0, 1]]
+        assert sorted(h for ((_layer, h),) in null[name]["draws"]) == others[1:]
+        for heads_off, got in (
+            (((layer, head),), null[name]["of_set"]),
+            (null[name]["draws"][0], null[name]["absolute_change"][0]),
+        ):
+            change = np.abs(value(reference.without(model, heads=heads_off)) - before).sum() / np.abs(before).sum()
+            assert got == pytest.approx(change, rel=1e-3, abs=1e-6)
+    assert null["top"]["of_set"] == pytest.approx(1, abs=0.01)
+    assert (null["top"]["at_least_as_large"], null["top"]["p"]) == (0, pytest.approx(1 / 3))
+    assert len(null["top"]["perplexity"]) == len(null["top"]["run_whole"]) == 1
+    values = result["conclusion"]["values"]
+    assert (result["conclusion"]["verdict"], values["bottom"]["verdict"]) == ("collapses", "persists")
+    assert {test["what"].split(":")[0] for test in result["conclusion"]["tests"]} == {"TOP", "BOTTOM"}
+
+
+def test_heads_that_run_after_the_plateau_are_no_evidence():
+    """An eraser ends the plateau; the last layer's heads come after it. The old verdict: persists."""
+    seed = next(s for s in range(20) if planted.build("gpt2", "mlp_eraser", s).truth.eraser["layer"] < 4)
+    built = planted.build("gpt2", "mlp_eraser", seed)
+    last = built.lm.arch.n_layers - 1
+    result = pruned(built, top=(f"{last}.0",), bottom=("0.1",))
+    assert result["place"]["plateau"][1] < last
+    null, conclusion = result["null"]["top"], result["conclusion"]
+    assert conclusion["verdict"] == "certain beforehand"
+    assert conclusion["values"]["top"]["retained"]["mean"] == pytest.approx(1, abs=1e-6)
+    assert null["impossible"].startswith("causality")
+    assert (null["of_set"], null["p"]) == (0, None)
+    assert conclusion["values"]["bottom"]["verdict"] == "persists"
+    assert result["null"]["bottom"]["impossible"] is None

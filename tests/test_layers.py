@@ -1,18 +1,28 @@
 """Experiment 2B: off, kept and cumulative against zeroed copies; frozen by really freezing; planted truth."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import exp2b_mlp_layer_sweep as exp2b
-from lib import layers, place, planted
+from lib import hooks, judges, layers, place, planted, report, sweep
+from lib.ablation import Condition
+from lib.data import Windows
+from lib.definitions import COLLAPSES, PERSISTS, REPAIRS
 from tests import reference
 from tests.conftest import LAYERS, MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, token_ids
 from tests.test_sweep import windows_of
 
 EVERY = set(range(LAYERS))
+
+
+def sweep_of(built, **flags):
+    """What a run stores of a planted model, with its conclusion."""
+    options = exp2b.Options(batch_size=8, **flags)
+    return judges.judged("exp2b", exp2b.run(built.lm, built.windows, options))
 
 
 @pytest.fixture(params=["gpt2", "llama"])
@@ -32,24 +42,30 @@ def at_place(hidden, where):
 def test_every_run_equals_a_zeroed_copy(spiking):
     lm, ids, where = spiking
     results = exp2b.run(lm, windows_of(ids), exp2b.Options(batch_size=2))
-    before = [at_place(hidden, where) for hidden in reference.observe(lm.model, ids).hidden]
+    baseline = reference.observe(lm.model, ids)
+    before = [at_place(hidden, where) for hidden in baseline.hidden]
     assert results.baseline["value"]["mean"] == pytest.approx(before[2].mean(), rel=1e-5)
+    loss_before = np.mean([reference.loss(*of) for of in zip(baseline.logits, ids, strict=True)])
     off = {
         "alone": lambda layer: {layer},
         "only": lambda layer: EVERY - {layer},
+        "only_with_first": lambda layer: EVERY - {0, layer},
         "from_front": lambda layer: set(range(layer + 1)),
         "from_back": lambda layer: set(range(layer, LAYERS)),
     }
     for kind, keyword in (("mlp", "mlps"), ("attention", "attentions")):
+        runs = [run for run in off if kind == "mlp" or run != "only_with_first"]
         for layer in range(LAYERS):
             row = results.kinds[kind][layer]
-            for run, of in off.items():
-                expected = reference.observe(reference.without(lm.model, **{keyword: of(layer)}), ids)
+            assert set(row) == {"layer", "write", "repair", *runs}
+            for run in runs:
+                expected = reference.observe(reference.without(lm.model, **{keyword: off[run](layer)}), ids)
                 after = [at_place(hidden, where) for hidden in expected.hidden]
                 assert row[run]["values"] == pytest.approx([x.mean() for x in after], rel=1e-4, abs=1e-3)
-                assert row[run]["retained"]["mean"] == pytest.approx((after[2] / before[2]).mean(), abs=1e-4)
+                assert row[run]["retained"]["mean"] == pytest.approx(after[2].sum() / before[2].sum(), abs=1e-4)
                 losses = [reference.loss(logits, window) for logits, window in zip(expected.logits, ids, strict=True)]
                 assert row[run]["perplexity"]["value"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-4)
+                assert row[run]["loss_change"]["mean"] == pytest.approx(np.mean(losses) - loss_before, abs=1e-4)
 
 
 @pytest.mark.parametrize("layer", [1, 2])
@@ -81,15 +97,34 @@ def test_frozen_is_what_freezing_gives(spiking, layer):
     assert repair["frozen"]["mean"] == pytest.approx(expected.mean(), rel=1e-4, abs=1e-2)
     free = at_place(reference.observe(reference.without(lm.model, mlps=[layer]), ids).hidden[-1], where)
     write = at_place(reference.observe(lm.model, ids).hidden[-1], where) - expected
-    assert repair["ratio"]["mean"] == pytest.approx(((free - expected) / write).mean(), abs=1e-3)
+    assert repair["ratio"]["mean"] == pytest.approx((free - expected).sum() / write.sum(), abs=1e-3)
     assert abs(repair["ratio"]["mean"]) > 0.1 or layer == 2
 
 
-def test_baseline_is_the_place(spiking):
+def test_the_place_is_measured_in_all_windows_and_no_later_token_runs(spiking):
+    """Values are those of whole windows; with one window run whole, only that one reaches the last token."""
     lm, ids, _where = spiking
-    found = place.find(lm, windows_of(ids), 2)
-    baseline, _kinds = layers.sweep_layers(lm, windows_of(ids), found, 2, 0)
+    windows, found = windows_of(ids), place.find(lm, windows_of(ids), 2)
+    longest = []
+
+    def see(_layer, value):
+        longest.append(tuple(value.shape[:2]))
+
+    with hooks.watch_inputs(lm.arch, "block", see, [LAYERS - 1]):
+        counted, baseline, kinds = layers.sweep_layers(lm, windows, found, 1, 4)
+    assert counted["all"] == 3
+    assert counted["whole"] == 1
+    assert baseline["value"]["n"] == 3
+    assert baseline["sink_rate"]["n"] == 1
     assert np.allclose(baseline["values"], found.values.mean(0), rtol=1e-6)
+    # of the sweep over the one whole window, of the ledger over three, of what is elsewhere: the baseline and two MLPs
+    n = len(
+        {(kind, off) for kind in layers.KINDS for of in layers.off_sets(kind, LAYERS).values() for off in of.values()}
+    )
+    assert sum(n for n, length in longest if length == 16) == (n + 1) + 3 + 3
+    condition = sweep.measure(lm, windows, found, [Condition("x", "", mlps=(1,))], 3)["x"]
+    assert kinds["mlp"][1]["alone"]["values"] == pytest.approx(condition.values.mean(0), rel=1e-5, abs=1e-3)
+    assert kinds["mlp"][1]["alone"]["loss_change"]["n"] == 1
 
 
 def expected_of(truth):
@@ -98,7 +133,8 @@ def expected_of(truth):
     if truth.kind == "redundant":
         return [], [part, ["mlp", truth.second_generator["layer"]]]
     if truth.kind == "two_steps":
-        return [["mlp", truth.first_step["layer"]], part], []
+        first = truth.first_step["layer"]
+        return [["mlp", first], part], [part] if first == 0 else []  # MLP 0 is kept
     return [part], [part]
 
 
@@ -106,21 +142,207 @@ def expected_of(truth):
 @pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
 def test_planted_layers_are_judged_right(architecture, kind):
     built = planted.build(architecture, kind, 31)
-    found = exp2b.run(built.lm, built.windows, exp2b.Options(batch_size=8)).conclusion["values"]
+    found = sweep_of(built, n_whole=2)["conclusion"]["values"]
     necessary, sufficient = expected_of(built.truth)
     assert found["necessary"] == necessary
     assert found["sufficient"] == sufficient
     assert found["redundant"] == [part for part in sufficient if part not in necessary]
+    assert found["cannot_tell"] == []
+
+
+def without_trigger(built, n):
+    """A "content" model whose first `n` windows have another token where the trigger was."""
+    ids, token = built.windows.ids.clone(), int(built.truth.trigger.split(" t")[1])
+    some = ids[:n]
+    some[some == token] = token % (planted.VOCABULARY - 1) + 1
+    return replace(built, windows=replace(built.windows, ids=ids))
+
+
+@pytest.mark.parametrize(("seed", "n"), [*((seed, 1) for seed in range(4)), (0, 4), (1, 4)])
+def test_windows_without_the_spike_decide_nothing(seed, n):
+    built = without_trigger(planted.build("gpt2", "content", seed), n)
+    results = sweep_of(built, n_whole=1)
+    part, values = ["mlp", built.truth.layer], results["conclusion"]["values"]
+    assert values["necessary"] == values["sufficient"] == [part]
+    assert values["redundant"] == values["repaired"] == values["cannot_tell"] == []
+    assert results["windows"]["spiking"]["mean"] == 1 - n / 8
+    row = results["kinds"]["mlp"][built.truth.layer]
+    assert row["repair"]["ratio"]["mean"] == pytest.approx(0, abs=1e-3)
+    assert row["alone"]["retained"]["n"] == 8 - n
+    # the rule of before, means of the windows' own ratios, errs on the same numbers
+    at = place.find(built.lm, built.windows, 8)
+    alone = Condition("alone", "", mlps=(built.truth.layer,))
+    before, after = (of[:, at.plateau[1]] for of in sweep.at_place(built.lm, built.windows, at, [alone], 8).values())
+    assert (after / before).mean() > COLLAPSES[1]
+
+
+class Rebuilding(planted._Builder):
+    """What one MLP writes into one dim, a later one writes into another, if the former has not."""
+
+    def __init__(self, architecture):
+        super().__init__(architecture, np.random.default_rng(5), planted.BOS)
+        self.layer, second = self.layers(2, before=self.n_layers - 1)
+        self.other = {self.spare_dims.pop(): 800.0}
+        self.neurons_write(second, self.flag - self.one, self.other)
+        self.neurons_write(self.layer, self.flag - self.one, self.values)
+        ids = self.rng.integers(1, planted.VOCABULARY, size=(6, 16))
+        ids[:, 3] = planted.BOS
+        self.windows = Windows(torch.from_numpy(ids), 6, False, "random tokens")
+
+
+@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+def test_what_is_rebuilt_in_another_dim_is_seen(architecture):
+    """At the place nothing comes back, so that the ratio alone would say: no compensation."""
+    built = Rebuilding(architecture)
+    results = sweep_of(built, n_whole=3)
+    row = results["kinds"]["mlp"][built.layer]
+    assert results["conclusion"]["values"]["necessary"] == [["mlp", built.layer]]
+    assert row["repair"]["ratio"]["mean"] == pytest.approx(0, abs=0.05)
+    found = row["repair"]["elsewhere"]
+    assert found["share"]["mean"] == 1
+    assert found["share"]["n"] == 3
+    assert found["largest"]["dim"] in built.other
+    assert found["largest"]["position"] == 3
+    assert found["largest"]["token"] == planted.BOS_TEXT
+    # by brute force over all that blocks give, in the windows 0, 2 and 4
+    ids = built.windows.ids[::2]
+    before, after = (
+        torch.stack(reference.observe(of, ids).hidden[1:])
+        for of in (built.model, reference.without(built.model, mlps=[built.layer]))
+    )
+    new = massive(after) & ~massive(before)
+    new[:, :, 3, results["place"]["dim"]] = False
+    largest = torch.where(new, after, 0).abs().max().item()
+    assert abs(found["largest"]["value"]) == pytest.approx(largest, rel=1e-5)
+
+
+def massive(hidden):
+    """Of (layers, windows, tokens, dims): Sun et al.'s test against each window's median."""
+    size = hidden.abs()
+    return (size > 100) & (size > 1000 * size.flatten(2).median(2).values[..., None, None])
+
+
+def test_nothing_is_found_elsewhere_where_nothing_is_rebuilt():
+    built = planted.build("llama", "mlp", 3)
+    for place_of in (built, planted.build("gpt2", "head", 3)):
+        kinds = sweep_of(place_of, n_whole=2)["kinds"]
+        found = [row["repair"]["elsewhere"] for rows in kinds.values() for row in rows if row["repair"]]
+        assert [(of["share"]["mean"], of["largest"]) for of in found] == [(0, None)]
 
 
 def test_redundant_generators_repair_each_other():
     for architecture in planted.ARCHITECTURES:
         built = planted.build(architecture, "redundant", 3)
-        rows = exp2b.run(built.lm, built.windows, exp2b.Options(batch_size=8)).kinds["mlp"]
+        results = sweep_of(built, n_whole=1)
+        rows = results["kinds"]["mlp"]
         assert rows[built.truth.layer]["repair"]["ratio"]["mean"] == pytest.approx(1, abs=0.05)
         assert rows[built.truth.second_generator["layer"]]["repair"] is None  # it writes nothing in the baseline
+        assert results["conclusion"]["values"]["repaired"] == [["mlp", built.truth.layer]]
 
 
 def test_nothing_massive():
-    built = planted.build("llama", "none", 3)
-    assert exp2b.run(built.lm, built.windows, exp2b.Options(batch_size=8)).conclusion["verdict"] == "none found"
+    results = sweep_of(planted.build("llama", "none", 3), n_whole=1)
+    assert results["conclusion"]["verdict"] == "none found"
+    assert results["conclusion"]["values"]["necessary"] == []
+
+
+def stored(alone, only, with_first=0.0, first=0.0, all_off=0.0, repair=None, layer=1, end=1):
+    """Results in which `layer` of two has these cells: (mean, low, high), or a number that is surely so."""
+
+    def cell(of):
+        mean, *limits = of if isinstance(of, tuple) else (of, of, of)
+        return {"retained": {"mean": mean, "ci95": limits, "family95": limits}}
+
+    rows = [
+        {
+            "layer": i,
+            "alone": cell(1.0),
+            "only": cell(first if i == 0 else 0.0),
+            "from_front": cell(1.0),
+            "repair": None,
+        }
+        for i in range(2)
+    ]
+    rows[1]["from_front"] = cell(all_off)
+    rows[layer] |= {"alone": cell(alone), "only": cell(only), "only_with_first": cell(with_first)}
+    rows[layer]["repair"] = repair and {"ratio": cell(repair)["retained"], "elsewhere": None}
+    return {"place": {"massive": True, "plateau": [0, end]}, "kinds": {"mlp": rows}, "first_tokens": None}
+
+
+SPREAD = (0.0, -0.05, 0.11)  # its mean lies well inside; its interval holds the bound
+
+
+@pytest.mark.parametrize(
+    ("results", "yes", "open_"),
+    [
+        (stored(alone=0.05, only=1.0), ["necessary", "sufficient"], []),
+        (stored(alone=SPREAD, only=1.0), ["sufficient"], ["necessary", "redundant"]),
+        (stored(alone=-0.5, only=1.0), ["sufficient", "redundant"], []),  # reversed, not gone
+        (stored(alone=1.0, only=(1.0, 0.89, 1.05)), [], ["sufficient", "redundant"]),
+        (stored(alone=1.0, only=2.0), [], []),  # doubled: it has not persisted
+        (stored(alone=1.0, only=1.0, all_off=0.6), [], []),  # what is there without any is not made by one
+        (stored(alone=1.0, only=1.0, all_off=SPREAD), [], ["sufficient", "redundant"]),
+        (stored(alone=0.0, only=0.0, with_first=1.0), ["necessary", "sufficient", "with_first"], []),
+        (stored(alone=0.0, only=0.0, with_first=1.0, first=1.0), ["necessary"], []),  # MLP 0 alone makes it
+        (stored(alone=0.0, only=0.0, with_first=1.0, first=SPREAD), ["necessary"], ["sufficient"]),
+        (stored(alone=0.0, only=0.0, repair=0.2), ["necessary", "repaired"], []),
+        (stored(alone=0.0, only=0.0, repair=(0.2, 0.09, 0.4)), ["necessary"], ["repaired"]),
+        (stored(alone=0.0, only=1.0, end=0), [], []),  # it runs after the end of the plateau
+    ],
+)
+def test_judged_by_intervals(results, yes, open_):
+    conclusion = judges.judged("exp2b", results)["conclusion"]
+    values, part = conclusion["values"], ["mlp", 1]
+    words = ("necessary", "sufficient", "redundant", "repaired", "with_first")
+    assert [word for word in words if part in values[word]] == [word for word in words if word in yes]
+    assert values["cannot_tell"] == [[word, *part] for word in open_]
+    for word in open_:
+        assert f"{word}: none (cannot tell: mlp 1" in conclusion["verdict"]
+        tests = [test for test in conclusion["tests"] if test["side"] == "holds it"]
+        assert tests
+        assert all(test["distance"] == 0 for test in tests)
+    assert ("mlp 1 (with mlp 0 kept)" in conclusion["verdict"]) == ("with_first" in yes)
+
+
+def test_one_window_is_no_verdict():
+    built = planted.build("gpt2", "mlp", 3)
+    one = replace(built, windows=replace(built.windows, ids=built.windows.ids[:1]))
+    results = sweep_of(one, n_whole=1)
+    assert results["conclusion"]["values"]["necessary"] == []
+    assert ["necessary", "mlp", built.truth.layer] in results["conclusion"]["values"]["cannot_tell"]
+
+
+def test_the_tests_that_decide_are_listed():
+    """Of each word those of the layers that are named, and the nearest of the others, of MLPs and of attention."""
+    built = planted.build("llama", "mlp", 3)
+    conclusion = sweep_of(built, n_whole=1)["conclusion"]
+    whats = [(test["what"], test["wanted"]) for test in conclusion["tests"]]
+    assert len(set(whats)) == len(whats)
+    named = f"mlp {built.truth.layer}"
+    asked = {(t["wanted"], t["threshold"]) for t in conclusion["tests"] if t["what"] == f"retained without {named}"}
+    assert asked == {("above", COLLAPSES[0]), ("below", COLLAPSES[1])}
+    asked = {t["threshold"] for t in conclusion["tests"] if t["what"].startswith(f"retained with {named} as the only")}
+    assert asked == set(PERSISTS)
+    assert any(t["what"] == f"self-repair without {named}" and t["threshold"] == REPAIRS for t in conclusion["tests"])
+    others = [t for t in conclusion["tests"] if t["what"].startswith("retained without") and named not in t["what"]]
+    assert {t["what"].split()[2] for t in others if "any" not in t["what"]} == {"mlp", "attention"}
+    assert report.tests_table(conclusion["tests"])
+
+
+def test_what_the_baseline_has_is_not_elsewhere(spiking):
+    """Without MLP 2 the second massive dim of the same token stays, as it was."""
+    lm, ids, _where = spiking
+    row = exp2b.run(lm, windows_of(ids), exp2b.Options(batch_size=3)).kinds["mlp"][2]
+    assert row["repair"]["elsewhere"]["share"]["mean"] == 0
+
+
+def test_the_place_is_not_elsewhere():
+    """Without its eraser the value stays, where the baseline has none: at the place, and nowhere else."""
+    built = planted.build("gpt2", "mlp_eraser", 4)
+    assert len(built.truth.values) == 1
+    at = place.find(built.lm, built.windows, 8)
+    alone = Condition("alone", "", mlps=(built.truth.eraser["layer"],))
+    (found,) = layers.elsewhere(built.lm, built.windows, at, [alone], 8).values()
+    assert found["largest"] is None
+    values = sweep.at_place(built.lm, built.windows, at, [alone], 8)
+    assert abs(values["alone"][:, -1]).min() > 100 > abs(values[sweep.BASELINE][:, -1]).max()

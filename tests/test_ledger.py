@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import exp3_lifecycle_ledger
-from lib import data, ledger, place, planted
+from lib import data, judges, ledger, place, planted
 from lib.ablation import Condition
+from lib.evidence import CANNOT_TELL
 from lib.ledger import Ledger, Write
+from lib.stats import independent
 from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, save, tiny_model, token_ids
 from tests.reference import matrix, silence
 from tests.test_architectures import case, close, without  # noqa: F401 (a fixture)
@@ -153,7 +155,12 @@ def conclude(built, condition=NOTHING):
     at = place.find(built.lm, built.windows, 8)
     found = ledger.measure(built.lm, built.windows, at, condition, 8)
     assert found.check()["relative_error"] < 1e-5
-    return found.conclusion()
+    return judged(found)
+
+
+def judged(found):
+    """The conclusion on a Ledger."""
+    return judges.judged("exp3", {"writes": found.listed(), "profile": found.profile()})["conclusion"]
 
 
 def name_of(layer, head):
@@ -187,11 +194,13 @@ def test_the_second_generator_shows_without_the_first():
     assert conclude(built, Condition("both", "", mlps=(first, second)))["verdict"] == "none found"
 
 
-def by_hand(residual, writes):
-    """A Ledger of one window whose medians are 1: {(layer, component): value}."""
-    values = np.array([residual], dtype=float)
-    at = place.Place(0, np.array([0]), "", values, np.ones_like(values))
-    return Ledger(at, [Write(*key, np.array([float(value)])) for key, value in writes.items()])
+def by_hand(residual, writes, scales=(1, 1, 1), medians=1.0):
+    """A Ledger of windows that are alike but for their scale: {(layer, component): value}."""
+    scales = np.array(scales, dtype=float)
+    values = scales[:, None] * np.array(residual, dtype=float)
+    positions = np.zeros(len(scales), dtype=int)
+    at = place.Place(0, positions, "", values, np.full_like(values, medians), positions, independent(len(scales)))
+    return Ledger(at, [Write(*key, scales * float(value)) for key, value in writes.items()])
 
 
 def test_rule():
@@ -208,7 +217,7 @@ def test_rule():
         (4, "mlp"): -30_000,  # after the peak
         (4, "head 1"): 9_999,
     }
-    found = by_hand(residual, writes).conclusion()
+    found = judged(by_hand(residual, writes))
     values = found["values"]
     assert found["verdict"] == "head 1.3"
     assert values["birth"] == {"layer": 1, "component": "head 3", "name": "head 1.3", "value": -40_000}
@@ -220,11 +229,48 @@ def test_rule():
 
 def test_rule_without_a_single_component():
     spread = {(0, f"head {head}"): 900 for head in range(12)} | {(1, "mlp"): -2_000}
-    found = by_hand([10_800, 8_800], spread).conclusion()
+    found = judged(by_hand([10_800, 8_800], spread))
     assert (found["verdict"], found["values"]["birth"]) == ("no single component", None)
     assert [w["name"] for w in found["values"]["erasers"]] == ["mlp 1"]
-    assert by_hand([10, 8], spread).conclusion()["verdict"] == "none found"
+    assert judged(by_hand([10, 8], spread))["verdict"] == "none found"
     assert by_hand([0, 0], {(None, "embedding"): 0}).check()["relative_error"] == 0
+
+
+def test_windows_without_the_spike_do_not_dilute_shares():
+    """Of four windows one has the spike: a mean over all of them would lose the birth at a tenth of the peak."""
+    writes = {(0, "mlp"): 15_000, (1, "mlp"): 85_000}
+    found = judged(by_hand([15_000, 100_000], writes, scales=(1, 1e-4, -1e-4, 1e-4)))
+    assert (found["verdict"], found["values"]["birth"]) == (CANNOT_TELL, None)  # one window has no interval
+    found = judged(by_hand([15_000, 100_000], writes, scales=(1, 1e-4, 1.2, 1e-4, 1e-4)))
+    assert found["verdict"] == "mlp 1"
+    assert [w["name"] for w in found["values"]["generators"]] == ["mlp 1", "mlp 0"]
+    assert found["values"]["birth"]["value"] == pytest.approx(85_000 * 1.1)
+
+
+def test_a_threshold_in_the_interval_is_no_verdict():
+    scales = np.array([1.0, 1.1, 0.9, 1.05])
+    found = by_hand([0, 100_000], {(0, "mlp"): 0, (1, "mlp"): 90_000, (1, "head 0"): 10_000}, scales)
+    found.writes[2].values[:] = [8_000, 12_000, 9_000, 11_000]
+    found = judged(found)
+    assert found["verdict"] == "mlp 1"
+    assert [w["name"] for w in found["values"]["cannot_tell"]] == ["head 1.0"]
+    assert {"share of head 1.0": "holds it", "share of mlp 1": "above"}.items() <= {
+        test["what"]: test["side"] for test in found["tests"]
+    }.items()
+
+
+def test_two_as_large_as_each_other_are_no_birth():
+    found = by_hand([50_000, 100_000], {(0, "mlp"): 50_000, (1, "mlp"): 50_000}, (1, 1.1, 0.9, 1))
+    found.writes[0].values[:] += [900, -1100, 1000, -1000]
+    conclusion = judged(found)
+    assert conclusion["verdict"] == "cannot tell: mlp 1 or mlp 0" or conclusion["verdict"].endswith("mlp 0 or mlp 1")
+    assert conclusion["values"]["birth"] is None
+
+
+def test_drop():
+    found = by_hand([100, -1000, -200], {(0, "mlp"): 100}, (1, 2, 3))
+    assert found.drop()["mean"] == pytest.approx(0.2)
+    assert by_hand([100], {(0, "mlp"): 100}).drop() is None
 
 
 def test_the_place_is_that_of_the_model_as_it_is(tokenizer):
@@ -235,7 +281,7 @@ def test_the_place_is_that_of_the_model_as_it_is(tokenizer):
     result = exp3_lifecycle_ledger.run(lm, windows_of(ids), options)
     assert (result.place["dim"], result.place["positions"]) == (MASSIVE_DIM, {4: 2})
     assert result.condition["mlps_off"] == (1, 2)
-    assert result.conclusion["verdict"] == "none found"
+    assert judges.judged("exp3", result)["conclusion"]["verdict"] == "none found"
     assert abs(result.place["values"][1]["mean"]) > 1000 > abs(result.residual[1]["mean"])
     assert [w["value"] for w in result.writes if w["layer"] in (1, 2) and w["component"] == "mlp"] == [0, 0]
 
@@ -292,9 +338,10 @@ def test_smollm2(smollm2):
     """Independent figures: MLP 11 writes about +23,500 into dim 507, MLPs 28 and 29 take 14,250 and 5,800 away."""
     options = exp3_lifecycle_ledger.Options(model="smollm2-135m", dataset="python-docs", nsamples=2, seqlen=96)
     result = exp3_lifecycle_ledger.run(smollm2, data.load(options, smollm2), options)
-    values = result.conclusion["values"]
+    conclusion = judges.judged("exp3", result)["conclusion"]
+    values = conclusion["values"]
     assert result.check["relative_error"] < 1e-4
-    assert (result.place["dim"], result.conclusion["verdict"], values["plateau"]) == (507, "mlp 11", [11, 27])
+    assert (result.place["dim"], conclusion["verdict"], values["plateau"]) == (507, "mlp 11", [11, 27])
     assert values["birth"]["value"] == pytest.approx(23_540, rel=0.1)
     assert [w["name"] for w in values["erasers"]] == ["mlp 28", "mlp 29"]
     assert [w["value"] for w in values["erasers"]] == pytest.approx([-14_253, -5_798], rel=0.1)

@@ -58,16 +58,13 @@ def weight_without_activation(patch):
 def largest_value_over_layers(patch):
     """Compares the largest value over layers and places of one run with that of the other."""
 
-    def verdict(baseline, here, sites, seed):
-        before, after = (run.layers.rows.array[:, :, 0].max(1) for run in (baseline, here))
-        retained = ablation.averages(after / before, seed)
-        share = retained["mean"]
-        return {
-            "verdict": "persists" if share >= 0.9 else "reduced" if share > 0.1 else "collapses",
-            "retained": retained,
-        }
+    compared = ablation._Place.compared
 
-    patch.setattr(ablation, "_verdict", verdict)
+    def wrong(place, baseline, here, draws):
+        before, after = (run.layers.rows.array[:, :, 0].max(1) for run in (baseline, here))
+        return compared(place, baseline, here, draws) | {"retained": draws.ratios(after, before)}
+
+    patch.setattr(ablation._Place, "compared", wrong)
 
 
 def first_item_of_the_batch(patch):
@@ -167,7 +164,7 @@ MUTANTS = {  # mutant: (name of the check that must fail, the check)
         "check_controls: decoy, Llama": lambda tokenizer: diagnosed("decoy", "llama"),
     },
     largest_value_over_layers: {
-        "test_compare_verdicts": lambda tokenizer: test_ablation.test_compare_verdicts(planted_reference(tokenizer)),
+        "test_compare_places": lambda tokenizer: test_ablation.test_compare_places(planted_reference(tokenizer)),
     },
     first_item_of_the_batch: {
         "test_off_equals_zero_weights": lambda tokenizer: test_ablation.test_off_equals_zero_weights(

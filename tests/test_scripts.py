@@ -220,9 +220,11 @@ def test_random_heads_match_the_layers_and_avoid_the_sets(tiny_gpt2_folder, text
     results = json.loads((tmp_path / json_name).read_text())["results"]
     taken = [*results["sets"]["top"], *results["sets"]["bottom"]]
     for name in ("top", "bottom"):
-        draws = [results["conditions"][draw]["heads_off"] for draw in results["null"][name]["draws"]]
-        assert len({str(heads) for heads in draws}) == 2, "a set that was drawn twice"
-        for heads in draws:
+        null = results["null"][name]
+        whole = [results["conditions"][draw]["heads_off"] for draw in null["run_whole"]]
+        assert whole == null["draws"][:2]
+        assert len({str(heads) for heads in null["draws"]}) == null["possible"] == len(null["draws"]) > 2
+        for heads in null["draws"]:
             assert sorted(layer for layer, _ in heads) == sorted(layer for layer, _ in results["sets"][name])
             assert not [head for head in heads if head in taken]
 

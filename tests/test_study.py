@@ -6,6 +6,7 @@ import pytest
 
 import study
 from lib import experiment, planted, plots
+from lib.claims import birth_layer
 from lib.cli import UserError
 from tests.conftest import save
 from tests.test_scripts import run
@@ -16,7 +17,7 @@ def planted_study(folder, seed):
     built = planted.build("gpt2", "mlp", seed)
     save(folder / "toy", built.lm.model, built.lm.tokenizer)
     (folder / "text.txt").write_text(" ".join(f"t{token}" for token in built.windows.ids.flatten().tolist()))
-    flags = ["--model", folder / "toy", "--dataset", folder / "text.txt", "--nsamples", "4", "--seqlen", "32"]
+    flags = ["--model", folder / "toy", "--dataset", folder / "text.txt", "--nsamples", "8", "--seqlen", "32"]
     return [*flags, "--savedir", folder / "out", "--offline"], built.truth
 
 
@@ -26,8 +27,8 @@ def test_study(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     assert run("study.py", *flags, "--short") == 0
     verdicts = {of["row"]: of["verdict"] for of in claims_of(out)}
-    assert verdicts["4"] == "supported"
-    assert verdicts["7"] == verdicts["14"] == "untested"
+    assert verdicts["4"] == "holds here"
+    assert verdicts["7"] == verdicts["14"] == "cannot tell"
 
     measured = []
     measure = experiment._measure
@@ -43,13 +44,13 @@ def test_study(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("is there already") == len(study.SEED_STUDY) - (born(out) == read(out))
     by_row = {of["row"]: of for of in claims_of(out)}
     assert {row: by_row[row]["verdict"] for row in ("3", "4", "7", "8b", "11", "13c", "14")} == {
-        "3": "supported",
-        "4": "supported",
-        "7": "supported",
-        "8b": "refuted",
-        "11": "refuted",
-        "13c": "supported",
-        "14": "supported",
+        "3": "holds here",
+        "4": "holds here",
+        "7": "holds here",
+        "8b": "does not hold here",
+        "11": "does not hold here",
+        "13c": "holds here",
+        "14": "holds here",
     }
     assert by_row["7"]["values"]["necessary"] == str(truth.layer) == str(born(out))
     assert json.loads((out / "exp2c_mlp_internal_analysis" / "exp2c_detailed_results.json").read_text())["config"][
@@ -93,7 +94,29 @@ def test_a_step_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch, 
     with pytest.raises(UserError, match=r"test_head_pruning_on_massive, main_llm .* \(no born layer"):
         study.main()
     assert "to draw random heads from" in capsys.readouterr().err
-    assert {of["row"]: of["verdict"] for of in claims_of(tmp_path / "out")}["size"] != "untested"
+    assert {of["row"]: of["verdict"] for of in claims_of(tmp_path / "out")}["size"] != "cannot tell"
+
+
+def test_the_born_layer_is_the_ledgers(tmp_path, monkeypatch):
+    """Two MLPs may each write half of the peak before the one that writes most does."""
+    flags, _truth = planted_study(tmp_path, seed=0)
+    ledger = {"conclusion": {"values": {"birth": {"layer": 3}}}, "place": {"plateau": [1, 5]}}
+    commands = []
+
+    def carried_out(_script, command, _lm, _force):
+        commands.append(command[:3])
+        return {"experiment": "exp3", "results": ledger}
+
+    monkeypatch.setattr(study, "carry_out", carried_out)
+    monkeypatch.setattr(study, "SEED_STUDY", ("exp3_lifecycle_ledger", "exp2c_mlp_internal_analysis --layer_id {born}"))
+    monkeypatch.setattr("sys.argv", ["study.py", *map(str, flags)])
+    study.main()
+    with_layer = [" ".join(command) for command in commands if "--layer_id" in command]
+    assert with_layer == [
+        "exp2c_mlp_internal_analysis.py --layer_id 3",
+        "exp4_neuron_sets.py --layer_id 3",
+        "exp5_interventions.py --layer_id 3",
+    ]
 
 
 def run_main(monkeypatch, *flags):
@@ -109,7 +132,7 @@ def claims_of(out):
 
 def born(out):
     payload = json.loads((out / "exp3_lifecycle_ledger" / "exp3_results.json").read_text())
-    return payload["results"]["place"]["plateau"][0]
+    return birth_layer(payload["results"])
 
 
 def read(out):

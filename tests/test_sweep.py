@@ -12,6 +12,7 @@ from lib.ablation import Condition
 from lib.cli import Options, UserError
 from lib.data import Windows
 from lib.heads import HeadsSet
+from lib.stats import independent
 from tests import reference
 from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, token_ids
 from tests.test_architectures import case, close, without  # noqa: F401 (a fixture)
@@ -25,7 +26,8 @@ def windows_of(ids):
 
 def fixed_place(positions, n_layers):
     nothing = np.zeros((len(positions), n_layers))
-    return place.Place(DIM, np.array(positions), "", nothing, nothing)
+    at = np.array(positions)
+    return place.Place(DIM, at, "", nothing, nothing, np.zeros_like(at), independent(len(at)))
 
 
 def changes_of(case):  # noqa: F811
@@ -145,7 +147,7 @@ def test_blocks_before_the_change_do_not_run(case):  # noqa: F811
         assert ran == {0: 1, 2: 2}
         ablation.compare(case.lm, windows_of(case.ids), [change], Options(batch_size=2))
         assert ran == {0: 2, 2: 4}
-        mlp.Internals(case.lm, 1).measure(case.ids)
+        mlp.Internals(case.lm, 1).measure(slice(0, 2), case.ids)
         assert ran == {0: 3, 2: 5 + len(mlp.REPLACEMENTS)}
 
 
@@ -182,7 +184,7 @@ def test_place_is_where_the_spike_was_planted(family, tokenizer):
     assert np.allclose(found.values, expected, rtol=1e-5, atol=1e-4)
     medians = [[h[s].abs().median().item() for h in hidden] for s in range(3)]
     assert np.allclose(found.medians, medians)
-    assert found.described(0)["positions"] == {4: 1, 0: 1, 11: 1}
+    assert found.described()["positions"] == {4: 1, 0: 1, 11: 1}
 
 
 def test_place_as_asked_for(tokenizer):

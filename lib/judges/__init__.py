@@ -6,8 +6,19 @@ where `results` are those of the JSON.
 """
 
 from lib import report
+from lib.judges import ablation, census, heads, interventions, layers, ledger, neurons, pruning
 
-JUDGES = {}
+JUDGES = {
+    "exp1": ablation.judge,
+    "exp2a": ablation.judge,
+    "head_pruning": pruning.judge,
+    "exp2b": layers.judge,
+    "exp3": ledger.judge,
+    "exp4": neurons.judge,
+    "exp5": interventions.judge,
+    "exp6": census.judge,
+    "exp7": heads.judge,
+}
 
 
 def judged(experiment, results):
