@@ -56,7 +56,7 @@ generator  "mlp" if the massive activations persist without heads (exp1) and col
 layer      the first in massive[] of main_llm --exp2
 dims       all in massive[], with their signs
 positions  all in massive[]
-neurons    of an MLP: exp2c's smallest set at that layer, for the largest dim, at the position if there is only one
+neurons    of an MLP: exp2c's smallest set (90 %) at that layer, for the largest dim, at the position, if all are at one
 trigger    "position 0" if every window is massive there, and of later places "token TOKEN" if they hold one token and
            are as many as the windows have of it; ", always TOKEN" if all windows begin with the same token, which then
            is as good an explanation; all places together, if one token explains them; otherwise unclear
@@ -71,7 +71,7 @@ necessary, sufficient  exp2b's: MLPs and attention blocks without which the valu
 retained, repair  exp2b's, of each MLP or attention block that exp3 names as a generator: what is left of the value
            without it, and the share of its write that is made good then
 first_step_neurons  exp2c's smallest set in a necessary MLP before the birth's
-neuron_set of an MLP: exp4's minimal set at that layer, if keep-only and remove-only runs confirm it
+neuron_set of an MLP: exp4's minimal set (95 %) at that layer, if keep-only and remove-only runs confirm it
 need       exp5's verdict
 cause      exp6's verdict, and the tokens if it names any
 single_heads, erasing_heads, costly_heads  exp7's heads whose removal lowers the value on its plateau, raises it in the
@@ -158,8 +158,8 @@ def visible_of(truth):
     return {
         "generator": truth.generator,
         "layer": truth.layer,
-        "neurons": list(truth.neurons),
-        "dims": _signed(pair for of in (truth.values, *(x.get("values", {}) for x in (later, informed))) for pair in of.items()),
+        "neurons": list(truth.most),
+        "dims": _signed([*truth.values.items(), *later.get("values", {}).items(), *informed.get("values", {}).items()]),
         "trigger": truth.trigger,
         "positions": list(truth.positions),
         "share": truth.share,
@@ -233,14 +233,15 @@ def diagnose(lm, windows):
         neurons = neurons_of(layer, dim=born[0]["dim"], position=positions[0] if len(positions) == 1 else None)
         proved = results(exp4, layer_id=layer, n_whole=WHOLE)["conclusion"]
         neuron_set = sorted(proved["values"]["neurons"]) if proved["verdict"].endswith("neurons") else []
+    census, heads = results(exp6)["conclusion"], results(exp7, n_whole=len(windows.ids), n_random=0)
+    moves = heads["conclusion"]["values"]["moves"]["zero"]
+    lowering = sorted({(at, head) for at, head, does, key in moves if does == "lowers" and key in ("birth", "end")})
+    tokens = sorted(census["values"]["tokens"]) if "token" in census["verdict"] else []
     ledger, layers = results(exp3)["conclusion"], results(exp2b, n_whole=WHOLE)
     generators, erasers = ledger["values"]["generators"], ledger["values"]["erasers"]
     blocks = {_block(of): layers["kinds"][_block(of).split()[0]][of["layer"]] for of in generators}
     necessary = layers["conclusion"]["values"]["necessary"]
     steps = [at for kind, at in necessary if kind == "mlp" and at < ledger["values"]["birth"]["layer"]]
-    census, heads = results(exp6)["conclusion"], results(exp7, n_whole=len(windows.ids), n_random=0)
-    moves = heads["conclusion"]["values"]["moves"]["zero"]
-    lowering = sorted({(at, head) for at, head, does, key in moves if does == "lowers" and key in ("birth", "end")})
     sinks, readers = _sinks(lm, windows)
     return {
         "generator": generator,
@@ -262,7 +263,7 @@ def diagnose(lm, windows):
         "first_step_neurons": [n for at in steps for n in neurons_of(at)],
         "neuron_set": neuron_set,
         "need": results(exp5, factors=(), epsilons=(0.3,))["conclusion"]["verdict"],
-        "cause": " ".join([census["verdict"], *(sorted(census["values"]["tokens"]) if "token" in census["verdict"] else [])]),
+        "cause": " ".join([census["verdict"], *tokens]),
         "single_heads": _named(lowering),
         "erasing_heads": _named((at, head) for at, head, does, key in moves if (does, key) == ("raises", "last")),
         "costly_heads": _named(heads["conclusion"]["values"]["costs"]),

@@ -57,7 +57,7 @@ NOISE = (
     ("gate_proj", 0.05, None),
     ("up_proj", 0.05, None),
     ("down_proj", 0.01, 0),
-    ("lm_head", 0.05, None),
+    ("lm_head", 0.02, None),
 )
 
 
@@ -66,9 +66,9 @@ class Truth:
     """What is planted. Layers, heads, neurons, dims and positions count from 0.
 
     generator: "mlp", "head", "both" (an MLP that needs a head's write) or "none"; layer: the first whose output is
-    massive; neurons or head: its part that writes. values: {dim: signed value} where it is massive; trigger: what makes
-    a place massive; positions: where the windows have it; share: of the windows that have it; tokens: those that
-    trigger it, where some do and others do not.
+    massive; neurons or head: its part that writes; most: the fewest of the neurons that give 90 % of it.
+    values: {dim: signed value} where it is massive; trigger: what makes a place massive; positions: where the windows
+    have it; share: of the windows that have it; tokens: those that trigger it, where some do and others do not.
     retained, repair: {part: number} of the MLPs and attention blocks that write it: what is left of the value without
     this part, and what share of its write the others make good then.
     sinks: (layer, head) of all that look at the first token; readers: of those that do so for the massive activation.
@@ -91,6 +91,7 @@ class Truth:
     share: float
     layer: int | None = None
     neurons: tuple = ()
+    most: tuple = ()
     head: int | None = None
     values: dict = field(default_factory=dict)
     tokens: tuple = ()
@@ -147,9 +148,12 @@ def build(architecture, kind, seed):
         if "later" in found:
             trigger += f" and token {found['later']['token']}"
             where |= windows.ids.numpy() == builder.second_token
+    tokens = builder.tokens
+    if builder.tokens and "later" in found:
+        tokens += (builder.second_token,)
     part = {"layer": found.get("layer"), "kind": "attention" if found["generator"] == "head" else "mlp"}
     alone = {} if found["generator"] == "none" else {"{kind} {layer}".format(**part): 0.0}
-    defaults = {"retained": alone, "repair": alone}
+    defaults = {"retained": alone, "repair": alone, "most": found.get("neurons", ())}
     for name in ("sinks", "readers"):
         found[name] = tuple(sorted(found.get(name, found.get("readers", ()))))
     truth = Truth(
@@ -159,7 +163,7 @@ def build(architecture, kind, seed):
         trigger=trigger,
         positions=tuple(where.any(0).nonzero()[0].tolist()),
         share=float(where.any(1).mean()),
-        tokens=() if found["generator"] == "none" else tuple(map(token_text, builder.tokens)),
+        tokens=() if found["generator"] == "none" else tuple(map(token_text, tokens)),
         **defaults | found,
     )
     return Planted(builder.lm, windows, truth)
@@ -326,19 +330,17 @@ def _second_writes(b, given_first, alone):
 
 
 def _noisy(b):
-    """As "mlp", but the value differs from token to token, by some 6 %, and each later layer's MLP and one of its heads
+    """As "mlp", but the value differs from token to token, by up to a tenth, and a head and the MLPs of later layers
     write up to a twentieth of it, along it or against it."""
-    layer = b.layers(1, before=b.n_layers - 1)[0]
-    reads = b.flag - b.one + b.token_noise()
-    neurons = b.neurons_write(layer, reads, b.values)
-    later = range(layer + 1, b.n_layers)
+    layer = b.layers(1, before=2)[0]
+    neurons = b.neurons_write(layer, b.flag - b.one + b.token_noise(), b.values)
     readers = b.readers(layer + 1, b.n_layers - 1)
-    noise = []
-    for write in (b.head_writes, b.neurons_write):
-        sizes = np.resize([1, -1], len(later)) * b.rng.uniform(0.02, 0.05, len(later)) * b.sign()
-        for at, size in zip(later, sizes, strict=True):
-            part = write(at, b.spike if write == b.head_writes else b.spike - b.one, _times(size, b.values))
-            noise.append({"layer": at, "head" if write == b.head_writes else "neurons": part, "size": float(size)})
+    size = b.sign() * b.rng.uniform(0.03, 0.05)
+    noise = [{"layer": layer + 1, "head": b.head_writes(layer + 1, b.spike, _times(size, b.values)), "size": size}]
+    for at in range(layer + 1, b.n_layers):
+        size = -np.sign(size) * b.rng.uniform(0.02, 0.05)
+        own = b.neurons_write(at, b.spike - b.one, _times(size, b.values))
+        noise.append({"layer": at, "neurons": own, "size": float(size)})
     return {
         "generator": "mlp",
         "layer": layer,
@@ -350,14 +352,17 @@ def _noisy(b):
 
 
 def _ten(b):
-    """As "mlp", by ten neurons, and a reader that shouts when it has to look elsewhere."""
+    """As "mlp", by ten neurons, of which nine give 93 %; and a reader that shouts when it has to look elsewhere."""
     layer = b.layers(1, before=b.n_layers - 1)[0]
     readers = b.readers(layer + 1, b.n_layers - 1, shout=True)
-    neurons = b.neurons_write(layer, b.flag - b.one, b.values, n=10)
+    shares = 0.8 / 9 + 0.2 * b.rng.dirichlet(np.ones(9))
+    most = b.neurons_write(layer, b.flag - b.one, _times(0.93, b.values), shares)
+    least = b.neurons_write(layer, b.flag - b.one, _times(0.07, b.values), [1.0])
     return {
         "generator": "mlp",
         "layer": layer,
-        "neurons": neurons,
+        "neurons": tuple(sorted(most + least)),
+        "most": most,
         "values": b.values,
         "readers": readers,
         "need": CONSTANT,
@@ -548,11 +553,11 @@ class _Builder:
         """A direction in which tokens differ, for a part that reads FLAG beside it."""
         noise = torch.from_numpy(self.rng.standard_normal(HIDDEN).astype(np.float32))
         noise[self.private] = 0
-        return (2.0 if self.arch.is_gated else 4.0) * noise / noise.norm()
+        return (0.8 if self.arch.is_gated else 3.0) * noise / noise.norm()
 
     def readers(self, first, last, n=None, shout=False):
-        """One or two (or `n`) heads in layers `first` to `last` whose keys are the largest value, at any query; the first
-        of them may shout a token into the logits where it finds no such key."""
+        """One or two (or `n`) heads in layers `first` to `last` whose keys are the largest value, at any query; the
+        first of them may shout a token into the logits where it finds no such key."""
         able = [head for head in self.spare_heads if first <= head[0] <= last]
         chosen = able[: int(self.rng.integers(1, 3)) if n is None else n]
         for layer, head in chosen:
@@ -565,14 +570,14 @@ class _Builder:
             self.head_moves(layer, head, 0.5 * self.one, {self.shouted: SHOUTS}, ids=[1] * 8)
         return tuple(map(tuple, chosen))
 
-    def neurons_write(self, layer, reads, values, n=None, ids=None):
-        """One to three (or `n`) neurons that fire where `reads` is positive and write {dim: value} there (at the last of
-        `ids`); returns them."""
-        n = int(self.rng.integers(1, 4)) if n is None else n
-        neurons = [self.spare_neurons[layer].pop() for _ in range(n)]
+    def neurons_write(self, layer, reads, values, shares=None, ids=None):
+        """One to three neurons (or one a share) that fire where `reads` is positive and write {dim: value} there (at
+        the last of `ids`); returns them."""
+        if shares is None:  # each neuron is needed for 90 % of the sum
+            n = int(self.rng.integers(1, 4))
+            shares = 0.2 + (1 - 0.2 * n) * self.rng.dirichlet(np.ones(n))
+        neurons = [self.spare_neurons[layer].pop() for _ in shares]
         self._neurons_read(layer, neurons, reads)
-        least = 0.2 if n < 4 else 0.8 / n  # each is needed for 90 % of the sum, or of ten for 95 %
-        shares = least + (1 - least * n) * self.rng.dirichlet(np.ones(n))
         for neuron, share in zip(neurons, shares, strict=True):
             self._write(layer, "down", neuron, _times(share, values), ids)
         return tuple(sorted(neurons))
