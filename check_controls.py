@@ -12,6 +12,7 @@ import dataclasses
 import sys
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from lib import cli, judges, plots, report
@@ -170,8 +171,8 @@ def visible_of(truth):
         "eraser_neurons": list(eraser.get("neurons", ())),
         "necessary": [] if nothing else sorted(needed),
         "sufficient": [] if nothing else sorted(enough),
-        "retained": _pairs(truth.retained),
-        "repair": _pairs(truth.repair),
+        "retained": [list(pair) for pair in sorted(truth.retained.items())],
+        "repair": [list(pair) for pair in sorted(truth.repair.items())],
         "first_step_neurons": list(first.get("neurons", ())),
         "neuron_set": list(truth.neurons),
         "need": _need(truth),
@@ -200,102 +201,213 @@ def _cause(truth):
     return f"token {tokens}" if tokens else "position"
 
 
-def diagnose(lm, windows):
-    """{field: value} of FIELDS by RULE, from what the scripts report; the truth is not known here."""
-    import exp1_feasibility_test as exp1
-    import exp2a_mlp_feasibility_test as exp2a
-    import exp2b_mlp_layer_sweep as exp2b
-    import exp2c_mlp_internal_analysis as exp2c
-    import exp3_lifecycle_ledger as exp3
-    import exp4_neuron_sets as exp4
-    import exp5_interventions as exp5
-    import exp6_trigger_census as exp6
-    import exp7_head_sweep as exp7
-    import main_llm
-
-    every = {"batch_size": len(windows.ids)}
-
-    def results(script, **flags):
-        return judges.judged(script.EXPERIMENT.name, script.run(lm, windows, script.Options(**every, **flags)))
-
-    def neurons_of(layer, **flags):
-        return sorted(results(exp2c, layer_id=layer, **flags)["conclusion"]["values"]["neurons"])
-
-    massive = main_llm.run_layerwise(lm, windows, main_llm.Options(**every)).massive
-    verdicts = [results(script)["conclusion"]["verdict"] for script in (exp1, exp2a)]
-    generator = GENERATORS.get(tuple(verdicts), f"unclear: {verdicts[0]} without heads, {verdicts[1]} without MLPs")
-    layer = massive[0]["layer"] if massive else None
-    born = [entry for entry in massive if entry["layer"] == layer]
-    positions = sorted({entry["position"] for entry in massive})
-    by_mlp = generator in ("mlp", "both")
-    neurons, neuron_set = [], []
-    if by_mlp:
-        neurons = neurons_of(layer, dim=born[0]["dim"], position=positions[0] if len(positions) == 1 else None)
-        proved = results(exp4, layer_id=layer, n_whole=WHOLE)["conclusion"]
-        neuron_set = sorted(proved["values"]["neurons"]) if proved["verdict"].endswith("neurons") else []
-    census, heads = results(exp6)["conclusion"], results(exp7, n_whole=len(windows.ids), n_random=0)
-    moves = heads["conclusion"]["values"]["moves"]["zero"]
-    lowering = sorted({(at, head) for at, head, does, key in moves if does == "lowers" and key in ("birth", "end")})
-    tokens = sorted(census["values"]["tokens"]) if "token" in census["verdict"] else []
-    ledger, layers = results(exp3)["conclusion"], results(exp2b, n_whole=WHOLE)
-    generators, erasers = ledger["values"]["generators"], ledger["values"]["erasers"]
-    blocks = {_block(of): layers["kinds"][_block(of).split()[0]][of["layer"]] for of in generators}
-    necessary = layers["conclusion"]["values"]["necessary"]
-    steps = [at for kind, at in necessary if kind == "mlp" and at < ledger["values"]["birth"]["layer"]]
-    sinks, readers = _sinks(lm, windows)
-    return {
-        "generator": generator,
-        "layer": layer,
-        "neurons": neurons,
-        "dims": _signed((entry["dim"], entry["value"]) for entry in massive),
-        "trigger": _trigger(lm, windows, born),
-        "positions": positions,
-        "share": layers["windows"]["spiking"]["mean"],
-        "sinks": sinks,
-        "readers": readers,
-        "birth": ledger["verdict"],
-        "erasers": [part["name"] for part in erasers],
-        "eraser_neurons": [n for part in erasers if part["component"] == "mlp" for n in neurons_of(part["layer"])],
-        "necessary": sorted(f"{kind} {at}" for kind, at in necessary),
-        "sufficient": sorted(f"{kind} {at}" for kind, at in layers["conclusion"]["values"]["sufficient"]),
-        "retained": _pairs({name: row["alone"]["retained"]["mean"] for name, row in blocks.items()}),
-        "repair": _pairs({name: row["repair"] and row["repair"]["ratio"]["mean"] for name, row in blocks.items()}),
-        "first_step_neurons": [n for at in steps for n in neurons_of(at)],
-        "neuron_set": neuron_set,
-        "need": results(exp5, factors=(), epsilons=(0.3,))["conclusion"]["verdict"],
-        "cause": " ".join([census["verdict"], *tokens]),
-        "single_heads": _named(lowering),
-        "erasing_heads": _named((at, head) for at, head, does, key in moves if (does, key) == ("raises", "last")),
-        "costly_heads": _named(heads["conclusion"]["values"]["costs"]),
-        "pruning": _pruning(results, heads["heads"], lowering),
-    }
+def diagnose(lm, windows, fields=FIELDS):
+    """{field: value} by RULE, from what the scripts report; the truth is not known here."""
+    diagnosis = Diagnosis(lm, windows)
+    return {name: getattr(diagnosis, name) for name in fields}
 
 
-def _block(write):
-    """The MLP or attention block of a write of experiment 3."""
-    return f"{'mlp' if write['component'] == 'mlp' else 'attention'} {write['layer']}"
+class Diagnosis:
+    """FIELDS of one model, by RULE. A script is run when a field asks for it, and once."""
+
+    def __init__(self, lm, windows):
+        self.lm, self.windows = lm, windows
+        self._results = {}
+
+    def results(self, script, **flags):
+        """The judged results of a script's module with these options."""
+        key = script, *sorted(flags.items())
+        if key not in self._results:
+            options = script.Options(batch_size=len(self.windows.ids), **flags)
+            self._results[key] = judges.judged(script.EXPERIMENT.name, script.run(self.lm, self.windows, options))
+        return self._results[key]
+
+    def conclusion(self, script, **flags):
+        """(verdict, values) of a script's module."""
+        conclusion = self.results(script, **flags)["conclusion"]
+        return conclusion["verdict"], conclusion["values"]
+
+    def neurons_of(self, layer, **flags):
+        """The smallest set of experiment 2C."""
+        import exp2c_mlp_internal_analysis as exp2c
+
+        return sorted(self.conclusion(exp2c, layer_id=layer, **flags)[1]["neurons"])
+
+    @cached_property
+    def massive(self):
+        import main_llm
+
+        options = main_llm.Options(batch_size=len(self.windows.ids))
+        return main_llm.run_layerwise(self.lm, self.windows, options).massive
+
+    @property
+    def born(self):
+        return [entry for entry in self.massive if entry["layer"] == self.layer]
+
+    @cached_property
+    def generator(self):
+        import exp1_feasibility_test as exp1
+        import exp2a_mlp_feasibility_test as exp2a
+
+        verdicts = tuple(self.conclusion(script)[0] for script in (exp1, exp2a))
+        return GENERATORS.get(verdicts, f"unclear: {verdicts[0]} without heads, {verdicts[1]} without MLPs")
+
+    @property
+    def layer(self):
+        return self.massive[0]["layer"] if self.massive else None
+
+    @property
+    def dims(self):
+        return _signed((entry["dim"], entry["value"]) for entry in self.massive)
+
+    @property
+    def positions(self):
+        return sorted({entry["position"] for entry in self.massive})
+
+    @property
+    def neurons(self):
+        if self.generator not in ("mlp", "both"):
+            return []
+        position = self.positions[0] if len(self.positions) == 1 else None
+        return self.neurons_of(self.layer, dim=self.born[0]["dim"], position=position)
+
+    @property
+    def neuron_set(self):
+        import exp4_neuron_sets as exp4
+
+        if self.generator not in ("mlp", "both"):
+            return []
+        verdict, values = self.conclusion(exp4, layer_id=self.layer, n_whole=WHOLE)
+        return sorted(values["neurons"]) if verdict.endswith("neurons") else []
+
+    @property
+    def trigger(self):
+        return _trigger(self.lm, self.windows, self.born)
+
+    @cached_property
+    def _looking(self):
+        return _sinks(self.lm, self.windows)
+
+    @property
+    def sinks(self):
+        return self._looking[0]
+
+    @property
+    def readers(self):
+        return self._looking[1]
+
+    @property
+    def _ledger(self):
+        import exp3_lifecycle_ledger as exp3
+
+        return self.conclusion(exp3)
+
+    @property
+    def birth(self):
+        return self._ledger[0]
+
+    @property
+    def erasers(self):
+        return [part["name"] for part in self._ledger[1]["erasers"]]
+
+    @property
+    def eraser_neurons(self):
+        mlps = [part["layer"] for part in self._ledger[1]["erasers"] if part["component"] == "mlp"]
+        return [n for layer in mlps for n in self.neurons_of(layer)]
+
+    @property
+    def _sweep(self):
+        import exp2b_mlp_layer_sweep as exp2b
+
+        return self.results(exp2b, n_whole=WHOLE)
+
+    @property
+    def share(self):
+        return self._sweep["windows"]["spiking"]["mean"]
+
+    @property
+    def necessary(self):
+        return sorted(f"{kind} {at}" for kind, at in self._sweep["conclusion"]["values"]["necessary"])
+
+    @property
+    def sufficient(self):
+        return sorted(f"{kind} {at}" for kind, at in self._sweep["conclusion"]["values"]["sufficient"])
+
+    @property
+    def _generators(self):
+        """[(name, row of experiment 2B)] of the MLPs and attention blocks that write it."""
+        kinds = [("mlp" if part["component"] == "mlp" else "attention", part) for part in self._ledger[1]["generators"]]
+        rows = {f"{kind} {part['layer']}": self._sweep["kinds"][kind][part["layer"]] for kind, part in kinds}
+        return sorted(rows.items())
+
+    @property
+    def retained(self):
+        return [[name, row["alone"]["retained"]["mean"]] for name, row in self._generators]
+
+    @property
+    def repair(self):
+        return [[name, row["repair"] and row["repair"]["ratio"]["mean"]] for name, row in self._generators]
+
+    @property
+    def first_step_neurons(self):
+        necessary = self._sweep["conclusion"]["values"]["necessary"]
+        steps = [at for kind, at in necessary if kind == "mlp" and at < self._ledger[1]["birth"]["layer"]]
+        return [n for at in steps for n in self.neurons_of(at)]
+
+    @property
+    def need(self):
+        import exp5_interventions as exp5
+
+        return self.conclusion(exp5, factors=(), epsilons=(0.3,))[0]
+
+    @property
+    def cause(self):
+        import exp6_trigger_census as exp6
+
+        verdict, values = self.conclusion(exp6)
+        return " ".join([verdict, *(sorted(values["tokens"]) if "token" in verdict else ())])
+
+    @property
+    def _heads(self):
+        import exp7_head_sweep as exp7
+
+        return self.results(exp7, n_whole=len(self.windows.ids), n_random=0)
+
+    def _moving(self, *wanted):
+        """[(layer, head)] of the heads that do (what, to which value of experiment 7)."""
+        moves = self._heads["conclusion"]["values"]["moves"]["zero"]
+        return sorted({(layer, head) for layer, head, does, key in moves if (does, key) in wanted})
+
+    @property
+    def single_heads(self):
+        return _named(self._moving(("lowers", "birth"), ("lowers", "end")))
+
+    @property
+    def erasing_heads(self):
+        return _named(self._moving(("raises", "last")))
+
+    @property
+    def costly_heads(self):
+        return _named(self._heads["conclusion"]["values"]["costs"])
+
+    @property
+    def pruning(self):
+        """Of the single heads, or of a head of layer 0; the other set is a head of another layer."""
+        import test_head_pruning_on_massive as pruning
+
+        order = sorted(self._heads["heads"], key=lambda row: -row["score"])
+        order = [(row["layer"], row["head"]) for row in order]
+        top = self._moving(("lowers", "birth"), ("lowers", "end")) or [next(head for head in order if head[0] == 0)]
+        bottom = next(head for head in order if head[0] not in {layer for layer, _head in top})
+        sets = {name: tuple(f"{i}.{h}" for i, h in heads) for name, heads in (("top", top), ("bottom", [bottom]))}
+        verdict, _values = self.conclusion(pruning, n_random=0, **sets)
+        null = self.results(pruning, n_random=0, **sets)["null"]["top"]
+        beyond = verdict not in ("persists", "none found") and null["at_least_as_large"] == 0
+        return verdict + (", beyond the null" if beyond else "")
 
 
 def _named(heads):
     return [f"head {layer}.{head}" for layer, head in heads]
-
-
-def _pairs(numbers):
-    return [[name, number] for name, number in sorted(numbers.items())]
-
-
-def _pruning(results, heads, found):
-    """Head pruning of the heads `found`, or of a head of layer 0; the other set is a head of another layer."""
-    import test_head_pruning_on_massive as pruning
-
-    order = [(row["layer"], row["head"]) for row in sorted(heads, key=lambda row: -row["score"])]
-    top = found or [next(head for head in order if head[0] == 0)]
-    bottom = next(head for head in order if head[0] not in {layer for layer, _head in top})
-    names = {"top": tuple(f"{layer}.{head}" for layer, head in top), "bottom": (f"{bottom[0]}.{bottom[1]}",)}
-    pruned = results(pruning, n_random=0, **names)
-    verdict, null = pruned["conclusion"]["verdict"], pruned["null"]["top"]
-    beyond = verdict not in ("persists", "none found") and null["at_least_as_large"] == 0
-    return verdict + (", beyond the null" if beyond else "")
 
 
 def _signed(values):
