@@ -50,6 +50,19 @@ FIELDS = (
     "pruning",
 )
 WHOLE = 4  # windows of which experiments 2B and 4 measure losses, which no field is of
+SHOWN = (
+    "generator",
+    "layer",
+    "trigger",
+    "share",
+    "birth",
+    "erasers",
+    "necessary",
+    "retained",
+    "repair",
+    "need",
+    "cause",
+)
 NUMBERS = {"share": 0.0, "retained": 0.05, "repair": 0.05}  # how far a diagnosis may be from the truth
 RULE = """\
 generator  "mlp" if the massive activations persist without heads (exp1) and collapse without MLPs (exp2a), "head" if
@@ -105,9 +118,11 @@ def run(seeds):
                 models.append(_check(planted.build(architecture, kind, seed)))
                 progress.update()
     missed = sum(bool(model["misses"]) for model in models)
+    near = ", ".join(f"{name} within {tolerance}" for name, tolerance in NUMBERS.items() if tolerance)
     conclusion = {
         "verdict": f"{len(models) - missed} of {len(models)} diagnosed right",
-        "rule": "right: every field of the diagnosis equals the truth",
+        "rule": f"right: every field of the diagnosis equals the truth ({near}); 'cannot tell' is wrong, but in need: "
+        "experiment 5 turns off MLPs, so it cannot tell where a head writes the value or another MLP makes it good",
         "values": {"models": len(models), "missed": missed},
     }
     return Controls(RULE, FIELDS, models, conclusion)
@@ -469,12 +484,11 @@ def summarise(payload):
     for model in r["models"]:
         truth, misses = model["truth"], model["misses"]
         found = "; ".join(f"{name}: {_text(model['diagnosis'][name])}" for name in misses)
-        described = [_text(model["visible"][name]) for name in FIELDS]
-        described[FIELDS.index("positions")] = str(len(truth["positions"]))
+        described = [_text(model["visible"][name]) for name in SHOWN]
         diagnosis = f"MISS {found}" if misses else "right"
         model = [truth["architecture"], truth["kind"], truth["seed"]]
         rows.append([*model, *described, diagnosis])
-    heads = ["model", "kind", "seed", *FIELDS, "diagnosis"]
+    heads = ["model", "kind", "seed", *SHOWN, "diagnosis"]
     return "\n".join(
         [
             "Planted truth against diagnosis",
@@ -484,7 +498,8 @@ def summarise(payload):
             "Rules of the diagnosis, the same for every model",
             r["rule"],
             "",
-            "Truth of each model (positions: how many), and whether the diagnosis agrees in every field",
+            f"Truth of each model (of {len(FIELDS)} fields {len(SHOWN)}; all are in the JSON), and whether the diagnosis "
+            "agrees in every field",
             report.table(heads, rows),
             f"Conclusion: {r['conclusion']['verdict']}",
             f"Rule: {r['conclusion']['rule']}",
@@ -494,8 +509,10 @@ def summarise(payload):
 
 
 def _text(value):
-    """`-`, `3`, `+4 -53`, `4.2 4.3`."""
+    """`-`, `3`, `+4 -53`, `4.2 4.3`, `mlp 1 0.60, mlp 3 0.60`."""
     if isinstance(value, list):
+        if value and isinstance(value[0], list) and isinstance(value[0][0], str):
+            return ", ".join(f"{name} {'-' if number is None else f'{number:.2f}'}" for name, number in value)
         return " ".join(".".join(map(str, x)) if isinstance(x, list) else str(x) for x in value) or "-"
     return "-" if value is None else str(value)
 

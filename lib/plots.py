@@ -1140,7 +1140,7 @@ def controls(payload):
         row += [name not in model["misses"] for name in results["fields"]]
     share = np.array([right[kind] / total[kind] for kind in total])
     text = np.array([[f"{n}/{total[kind]}" for n in right[kind]] for kind in total])
-    figure, ax = _axes(size=(9, 1.8 + 0.3 * len(total)))
+    figure, ax = _axes(size=(3.5 + 0.5 * len(results["fields"]), 2.4 + 0.26 * len(total)))
     sns.heatmap(
         share,
         ax=ax,
@@ -1150,11 +1150,13 @@ def controls(payload):
         annot=text,
         fmt="",
         linewidths=1,
+        annot_kws={"fontsize": 8},
         cbar_kws={"label": "share of models diagnosed right"},
-        xticklabels=results["fields"],
+        xticklabels=[name.replace("_", " ") for name in results["fields"]],
         yticklabels=list(total),
     )
     ax.tick_params(axis="y", rotation=0)
+    ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     ax.set_title(f"Planted models: {results['conclusion']['verdict']}", fontsize=11)
     return figure
 
