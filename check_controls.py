@@ -12,13 +12,15 @@ import dataclasses
 import sys
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from lib import cli, plots, report
+from lib import cli, judges, plots, report
 
 GENERATORS = {  # (verdict of Experiment 1, all heads off; verdict of Experiment 2A, all MLPs off)
     ("persists", "collapses"): "mlp",
     ("collapses", "persists"): "head",
+    ("collapses", "collapses"): "both",
     ("none found", "none found"): "none",
 }
 FIELDS = (
@@ -28,38 +30,55 @@ FIELDS = (
     "dims",
     "trigger",
     "positions",
+    "share",
+    "sinks",
     "readers",
     "birth",
     "erasers",
     "eraser_neurons",
     "necessary",
     "sufficient",
+    "retained",
+    "repair",
     "first_step_neurons",
     "neuron_set",
-    "single_heads",
+    "need",
     "cause",
+    "single_heads",
+    "erasing_heads",
+    "costly_heads",
+    "pruning",
 )
+WHOLE = 4  # windows of which experiments 2B and 4 measure losses, which no field is of
+NUMBERS = {"share": 0.0, "retained": 0.05, "repair": 0.05}  # how far a diagnosis may be from the truth
 RULE = """\
 generator  "mlp" if the massive activations persist without heads (exp1) and collapse without MLPs (exp2a), "head" if
-           the reverse, "none" if neither finds any, otherwise unclear
+           the reverse, "both" if they collapse without either, "none" if neither finds any, otherwise unclear
 layer      the first in massive[] of main_llm --exp2
 dims       all in massive[], with their signs
 positions  all in massive[]
-neurons    of an "mlp": exp2c's smallest set at that layer, for the largest dim, at the position if there is only one
-trigger    "position 0" if every window is massive there and nowhere else; ", always TOKEN" if all windows begin with
-           the same token, which then is as good an explanation; "token TOKEN" if the massive places hold one token and
-           are as many as the windows have of it; otherwise unclear
-readers    heads with over 0.3 of their attention on the first token (analyze_heads_simple, without the first query)
-           and not over 0.3 once massive values are set to zero in every layer's output: a high score alone proves no
-           reading
+neurons    of an MLP: exp2c's smallest set (90 %) at that layer, for the largest dim, at the position, if all are at one
+trigger    "position 0" if every window is massive there, and of later places "token TOKEN" if they hold one token and
+           are as many as the windows have of it; ", always TOKEN" if all windows begin with the same token, which then
+           is as good an explanation; all places together, if one token explains them; otherwise unclear
+share      of the windows that have the spike (exp2b)
+sinks      heads with over 0.3 of their attention on the first token (analyze_heads_simple, without the first query)
+readers    of them, those that are not over 0.3 once massive values are set to zero in every layer's output: a high
+           score alone proves no reading
 birth      exp3's verdict: the component that writes most of the value at the followed place
 erasers    exp3's, and eraser_neurons: exp2c's smallest set in an MLP among them
 necessary, sufficient  exp2b's: MLPs and attention blocks without which the value is gone, or that make it on their own;
            redundant generators are sufficient and not necessary, a first step is necessary and not sufficient
+retained, repair  exp2b's, of each MLP or attention block that exp3 names as a generator: what is left of the value
+           without it, and the share of its write that is made good then
 first_step_neurons  exp2c's smallest set in a necessary MLP before the birth's
-neuron_set of an "mlp": exp4's minimal set at that layer, if keep-only and remove-only runs confirm it
-single_heads  exp7's heads whose removal lowers the value
-cause      exp6's verdict, and the tokens if it names a token"""
+neuron_set of an MLP: exp4's minimal set (95 %) at that layer, if keep-only and remove-only runs confirm it
+need       exp5's verdict
+cause      exp6's verdict, and the tokens if it names any
+single_heads, erasing_heads, costly_heads  exp7's heads whose removal lowers the value on its plateau, raises it in the
+           last layer, costs loss
+pruning    head pruning's verdict on the single heads, or if there is none, on the head of layer 0 that attends most to
+           the first token; ", beyond the null" if no other head of the layer changes the value as much"""
 
 
 @dataclass(frozen=True)
@@ -101,118 +120,294 @@ def _check(built):
         "truth": dataclasses.asdict(truth),
         "visible": visible,
         "diagnosis": diagnosis,
-        "misses": [name for name in FIELDS if diagnosis[name] != visible[name]],
+        "misses": [name for name in FIELDS if not _agree(name, diagnosis[name], visible[name])],
     }
+
+
+def _agree(name, found, true):
+    """Equal; of NUMBERS as near as said there. "cannot tell" agrees with nothing but itself."""
+    if name not in NUMBERS:
+        return found == true
+    of_found, of_true = (dict(x) if isinstance(x, list) else {None: x} for x in (found, true))
+    return of_found.keys() == of_true.keys() and all(
+        value is not None and abs(value - of_true[key]) <= NUMBERS[name] for key, value in of_found.items()
+    )
 
 
 def visible_of(truth):
     """{field: value} of FIELDS that a right diagnosis of a planted.Truth gives."""
-    first, second, eraser = (part or {} for part in (truth.first_step, truth.second_generator, truth.eraser))
+    first, second, eraser, later, informed = (
+        part or {} for part in (truth.first_step, truth.second_generator, truth.eraser, truth.later, truth.informed)
+    )
     nothing, by_head = truth.generator == "none", truth.generator == "head"
     part = f"{'attention' if by_head else 'mlp'} {truth.layer}"
     heads = [f"head {truth.layer}.{truth.head}"] if by_head else []
     needed, enough = [part], [part]
-    if first:
-        needed, enough = [f"mlp {first['layer']}", part], []
+    if "neurons" in first:
+        # kept alone, the second step lacks the first, unless that is MLP 0, which experiment 2B keeps in any case
+        needed, enough = [f"mlp {first['layer']}", part], [part] if first["layer"] == 0 else []
+    if "head" in first:  # of its kind each is enough
+        heads = [f"head {first['layer']}.{first['head']}"]
+        needed = enough = [part, f"attention {first['layer']}"]
     if second:
-        needed, enough = [], [part, f"mlp {second['layer']}"]
+        other = f"mlp {second['layer']}"
+        alone = {part: truth.retained.get(other, 1.0), other: truth.retained[part]}  # each without the other
+        needed, enough = [], [name for name, share in alone.items() if share == 1]
     erasers = []
     if eraser:
         erasers = [f"head {eraser['layer']}.{eraser['head']}" if "head" in eraser else f"mlp {eraser['layer']}"]
-    cause = "none found" if nothing else "position"
-    if "token" in truth.trigger or "always" in truth.trigger:
-        cause = f"token {truth.trigger.split()[-1]}"
-        if by_head:  # a planted head looks away from the trigger, so it writes only where there is nothing else to see
-            cause = "position and token"
     return {
         "generator": truth.generator,
         "layer": truth.layer,
-        "neurons": list(truth.neurons),
-        "dims": _signed(truth.values.items()),
+        "neurons": list(truth.most),
+        "dims": _signed([*truth.values.items(), *later.get("values", {}).items(), *informed.get("values", {}).items()]),
         "trigger": truth.trigger,
         "positions": list(truth.positions),
+        "share": truth.share,
+        "sinks": [list(head) for head in truth.sinks],
         "readers": [list(head) for head in truth.readers],
-        "birth": "none found" if nothing else (heads or [part])[0],
+        "birth": "none found" if nothing else part if not by_head else heads[0],
         "erasers": erasers,
         "eraser_neurons": list(eraser.get("neurons", ())),
-        "necessary": [] if nothing else needed,
-        "sufficient": [] if nothing else enough,
+        "necessary": [] if nothing else sorted(needed),
+        "sufficient": [] if nothing else sorted(enough),
+        "retained": [list(pair) for pair in sorted(truth.retained.items())],
+        "repair": [list(pair) for pair in sorted(truth.repair.items())],
         "first_step_neurons": list(first.get("neurons", ())),
         "neuron_set": list(truth.neurons),
+        "need": _need(truth),
+        "cause": _cause(truth),
         "single_heads": heads,
-        "cause": cause,
+        "erasing_heads": [name for name in erasers if name.startswith("head")],
+        "costly_heads": [f"head {layer}.{head}" for layer, head in truth.costly],
+        "pruning": "none found" if nothing else "collapses, beyond the null" if heads else "persists",
     }
 
 
-def diagnose(lm, windows):
-    """{field: value} of FIELDS by RULE, from what the scripts report; the truth is not known here."""
-    import exp1_feasibility_test as exp1
-    import exp2a_mlp_feasibility_test as exp2a
-    import exp2c_mlp_internal_analysis as exp2c
-    import main_llm
-
-    every = {"batch_size": len(windows.ids)}
-    massive = main_llm.run_layerwise(lm, windows, main_llm.Options(**every)).massive
-    verdicts = [script.run(lm, windows, script.Options(**every)).conclusion["verdict"] for script in (exp1, exp2a)]
-    generator = GENERATORS.get(tuple(verdicts), f"unclear: {verdicts[0]} without heads, {verdicts[1]} without MLPs")
-    if not massive:
-        nothing = {"neurons": [], "dims": [], "trigger": "none", "positions": [], "readers": []}
-        return {"generator": generator, "layer": None, **nothing, **_causal(lm, windows, None)}
-    layer = massive[0]["layer"]
-    born = [entry for entry in massive if entry["layer"] == layer]
-    positions = sorted({entry["position"] for entry in massive})
-    neurons = []
-    if generator == "mlp":
-        place = {"dim": born[0]["dim"], "position": positions[0] if len(positions) == 1 else None}
-        inside = exp2c.run(lm, windows, exp2c.Options(layer_id=layer, **place, **every))
-        neurons = sorted(inside.conclusion["values"]["neurons"])
-    return {
-        "generator": generator,
-        "layer": layer,
-        "neurons": neurons,
-        "dims": _signed((entry["dim"], entry["value"]) for entry in massive),
-        "trigger": _trigger(lm, windows, born),
-        "positions": positions,
-        "readers": _readers(lm, windows),
-        **_causal(lm, windows, layer if generator == "mlp" else None),
-    }
+def _need(truth):
+    if truth.generator == "none":
+        return "none found"
+    # experiment 5 turns off the MLP that writes the value: it cannot where a head does, and it tells nothing where
+    # another MLP makes it good
+    return "cannot tell" if truth.generator == "head" or truth.second_generator else truth.need
 
 
-def _causal(lm, windows, layer):
-    """The fields that experiments 2B to 7 see; layer: of the MLP that generates, if one does."""
-    import exp2b_mlp_layer_sweep as exp2b
-    import exp2c_mlp_internal_analysis as exp2c
-    import exp3_lifecycle_ledger as exp3
-    import exp4_neuron_sets as exp4
-    import exp6_trigger_census as exp6
-    import exp7_head_sweep as exp7
+def _cause(truth):
+    if truth.generator == "none":
+        return "none found"
+    tokens = " ".join(sorted(truth.tokens))
+    if truth.generator in ("head", "both"):  # a planted head looks away from the trigger: it needs nothing else to see
+        return f"no other context, certain tokens {tokens}" if tokens else "position and no other context"
+    return f"token {tokens}" if tokens else "position"
 
-    def conclusion_of(script, **flags):
-        return script.run(lm, windows, script.Options(batch_size=len(windows.ids), **flags)).conclusion
 
-    def neurons_of(mlps):
-        return sorted(n for mlp in mlps for n in conclusion_of(exp2c, layer_id=mlp)["values"]["neurons"])
+def diagnose(lm, windows, fields=FIELDS):
+    """{field: value} by RULE, from what the scripts report; the truth is not known here."""
+    diagnosis = Diagnosis(lm, windows)
+    return {name: getattr(diagnosis, name) for name in fields}
 
-    ledger, layers = conclusion_of(exp3), conclusion_of(exp2b)["values"]
-    census, heads = conclusion_of(exp6), conclusion_of(exp7)["values"]["lowers"]["zero"]
-    if ledger["verdict"] == "none found":
-        layers, heads = {"necessary": [], "sufficient": []}, []
-    steps = [at for kind, at in layers["necessary"] if kind == "mlp" and at < ledger["values"]["birth"]["layer"]]
-    erasers = ledger["values"]["erasers"]
-    neurons = conclusion_of(exp4, layer_id=layer) if layer is not None else {"verdict": "none found"}
-    confirmed = neurons["verdict"].endswith("neurons")
-    tokens = census["values"]["tokens"] if census["verdict"] == "token" else []
-    return {
-        "birth": ledger["verdict"],
-        "erasers": [part["name"] for part in erasers],
-        "eraser_neurons": neurons_of(part["layer"] for part in erasers if part["component"] == "mlp"),
-        "necessary": [f"{kind} {at}" for kind, at in layers["necessary"]],
-        "sufficient": [f"{kind} {at}" for kind, at in layers["sufficient"]],
-        "first_step_neurons": neurons_of(steps),
-        "neuron_set": sorted(neurons["values"]["neurons"]) if confirmed else [],
-        "single_heads": [f"head {at}.{head}" for at, head in heads],
-        "cause": " ".join([census["verdict"], *tokens]),
-    }
+
+class Diagnosis:
+    """FIELDS of one model, by RULE. A script is run when a field asks for it, and once."""
+
+    def __init__(self, lm, windows):
+        self.lm, self.windows = lm, windows
+        self._results = {}
+
+    def results(self, script, **flags):
+        """The judged results of a script's module with these options."""
+        key = script, *sorted(flags.items())
+        if key not in self._results:
+            options = script.Options(batch_size=len(self.windows.ids), **flags)
+            self._results[key] = judges.judged(script.EXPERIMENT.name, script.run(self.lm, self.windows, options))
+        return self._results[key]
+
+    def conclusion(self, script, **flags):
+        """(verdict, values) of a script's module."""
+        conclusion = self.results(script, **flags)["conclusion"]
+        return conclusion["verdict"], conclusion["values"]
+
+    def neurons_of(self, layer, **flags):
+        """The smallest set of experiment 2C."""
+        import exp2c_mlp_internal_analysis as exp2c
+
+        return sorted(self.conclusion(exp2c, layer_id=layer, **flags)[1]["neurons"])
+
+    @cached_property
+    def massive(self):
+        import main_llm
+
+        options = main_llm.Options(batch_size=len(self.windows.ids))
+        return main_llm.run_layerwise(self.lm, self.windows, options).massive
+
+    @property
+    def born(self):
+        return [entry for entry in self.massive if entry["layer"] == self.layer]
+
+    @cached_property
+    def generator(self):
+        import exp1_feasibility_test as exp1
+        import exp2a_mlp_feasibility_test as exp2a
+
+        verdicts = tuple(self.conclusion(script)[0] for script in (exp1, exp2a))
+        return GENERATORS.get(verdicts, f"unclear: {verdicts[0]} without heads, {verdicts[1]} without MLPs")
+
+    @property
+    def layer(self):
+        return self.massive[0]["layer"] if self.massive else None
+
+    @property
+    def dims(self):
+        return _signed((entry["dim"], entry["value"]) for entry in self.massive)
+
+    @property
+    def positions(self):
+        return sorted({entry["position"] for entry in self.massive})
+
+    @property
+    def neurons(self):
+        if self.generator not in ("mlp", "both"):
+            return []
+        position = self.positions[0] if len(self.positions) == 1 else None
+        return self.neurons_of(self.layer, dim=self.born[0]["dim"], position=position)
+
+    @property
+    def neuron_set(self):
+        import exp4_neuron_sets as exp4
+
+        if self.generator not in ("mlp", "both"):
+            return []
+        verdict, values = self.conclusion(exp4, layer_id=self.layer, n_whole=WHOLE)
+        return sorted(values["neurons"]) if verdict.endswith("neurons") else []
+
+    @property
+    def trigger(self):
+        return _trigger(self.lm, self.windows, self.born)
+
+    @cached_property
+    def _looking(self):
+        return _sinks(self.lm, self.windows)
+
+    @property
+    def sinks(self):
+        return self._looking[0]
+
+    @property
+    def readers(self):
+        return self._looking[1]
+
+    @property
+    def _ledger(self):
+        import exp3_lifecycle_ledger as exp3
+
+        return self.conclusion(exp3)
+
+    @property
+    def birth(self):
+        return self._ledger[0]
+
+    @property
+    def erasers(self):
+        return [part["name"] for part in self._ledger[1]["erasers"]]
+
+    @property
+    def eraser_neurons(self):
+        mlps = [part["layer"] for part in self._ledger[1]["erasers"] if part["component"] == "mlp"]
+        return [n for layer in mlps for n in self.neurons_of(layer)]
+
+    @property
+    def _sweep(self):
+        import exp2b_mlp_layer_sweep as exp2b
+
+        return self.results(exp2b, n_whole=WHOLE)
+
+    @property
+    def share(self):
+        return self._sweep["windows"]["spiking"]["mean"]
+
+    @property
+    def necessary(self):
+        return sorted(f"{kind} {at}" for kind, at in self._sweep["conclusion"]["values"]["necessary"])
+
+    @property
+    def sufficient(self):
+        return sorted(f"{kind} {at}" for kind, at in self._sweep["conclusion"]["values"]["sufficient"])
+
+    @property
+    def _generators(self):
+        """[(name, row of experiment 2B)] of the MLPs and attention blocks that write it."""
+        kinds = [("mlp" if part["component"] == "mlp" else "attention", part) for part in self._ledger[1]["generators"]]
+        rows = {f"{kind} {part['layer']}": self._sweep["kinds"][kind][part["layer"]] for kind, part in kinds}
+        return sorted(rows.items())
+
+    @property
+    def retained(self):
+        return [[name, row["alone"]["retained"]["mean"]] for name, row in self._generators]
+
+    @property
+    def repair(self):
+        return [[name, row["repair"] and row["repair"]["ratio"]["mean"]] for name, row in self._generators]
+
+    @property
+    def first_step_neurons(self):
+        necessary = self._sweep["conclusion"]["values"]["necessary"]
+        steps = [at for kind, at in necessary if kind == "mlp" and at < self._ledger[1]["birth"]["layer"]]
+        return [n for at in steps for n in self.neurons_of(at)]
+
+    @property
+    def need(self):
+        import exp5_interventions as exp5
+
+        return self.conclusion(exp5, factors=(), epsilons=(0.3,))[0]
+
+    @property
+    def cause(self):
+        import exp6_trigger_census as exp6
+
+        verdict, values = self.conclusion(exp6)
+        return " ".join([verdict, *(sorted(values["tokens"]) if "token" in verdict else ())])
+
+    @property
+    def _heads(self):
+        import exp7_head_sweep as exp7
+
+        return self.results(exp7, n_whole=len(self.windows.ids), n_random=0)
+
+    def _moving(self, *wanted):
+        """[(layer, head)] of the heads that do (what, to which value of experiment 7)."""
+        moves = self._heads["conclusion"]["values"]["moves"]["zero"]
+        return sorted({(layer, head) for layer, head, does, key in moves if (does, key) in wanted})
+
+    @property
+    def single_heads(self):
+        return _named(self._moving(("lowers", "birth"), ("lowers", "end")))
+
+    @property
+    def erasing_heads(self):
+        return _named(self._moving(("raises", "last")))
+
+    @property
+    def costly_heads(self):
+        return _named(self._heads["conclusion"]["values"]["costs"])
+
+    @property
+    def pruning(self):
+        """Of the single heads, or of a head of layer 0; the other set is a head of another layer."""
+        import test_head_pruning_on_massive as pruning
+
+        order = sorted(self._heads["heads"], key=lambda row: -row["score"])
+        order = [(row["layer"], row["head"]) for row in order]
+        top = self._moving(("lowers", "birth"), ("lowers", "end")) or [next(head for head in order if head[0] == 0)]
+        bottom = next(head for head in order if head[0] not in {layer for layer, _head in top})
+        sets = {name: tuple(f"{i}.{h}" for i, h in heads) for name, heads in (("top", top), ("bottom", [bottom]))}
+        verdict, _values = self.conclusion(pruning, n_random=0, **sets)
+        null = self.results(pruning, n_random=0, **sets)["null"]["top"]
+        beyond = verdict not in ("persists", "none found") and null["at_least_as_large"] == 0
+        return verdict + (", beyond the null" if beyond else "")
+
+
+def _named(heads):
+    return [f"head {layer}.{head}" for layer, head in heads]
 
 
 def _signed(values):
@@ -224,19 +419,31 @@ def _trigger(lm, windows, born):
     """What the places of the largest dim have in common in the layer where it is born."""
     from lib.tokens import text_of
 
+    if not born:
+        return "none"
     places = [entry for entry in born if entry["dim"] == born[0]["dim"]]
-    tokens = {entry["token"] for entry in places}
-    if [(entry["position"], entry["sequences"]) for entry in places] == [(0, len(windows.ids))]:
-        first = {text_of(lm.tokenizer, token) for token in windows.ids[:, 0].tolist()}
-        return "position 0" if len(first) > 1 else f"position 0, always {first.pop()}"
     texts = [text_of(lm.tokenizer, token) for token in windows.ids.flatten().tolist()]
-    if len(tokens) == 1 and texts.count(places[0]["token"]) == sum(entry["sequences"] for entry in places):
-        return f"token {tokens.pop()}"
-    return f"unclear: {len(places)} positions, {len(tokens)} tokens"
+
+    def token(of):
+        tokens = {entry["token"] for entry in of}
+        if len(tokens) == 1 and texts.count(of[0]["token"]) == sum(entry["sequences"] for entry in of):
+            return f"token {tokens.pop()}"
+        return f"unclear: {len(of)} positions, {len(tokens)} tokens"
+
+    at_first = [entry for entry in places if entry["position"] == 0 and entry["sequences"] == len(windows.ids)]
+    if not at_first:
+        return token(places)
+    first = {text_of(lm.tokenizer, token) for token in windows.ids[:, 0].tolist()}
+    later = [entry for entry in places if entry["position"]]
+    return (
+        "position 0"
+        + (f", always {first.pop()}" if len(first) == 1 else "")
+        + (f" and {token(later)}" if later else "")
+    )
 
 
-def _readers(lm, windows):
-    """[layer, head] of the sinks on the first token that are gone when massive values are zero."""
+def _sinks(lm, windows):
+    """([layer, head] of the sinks on the first token, of those that are gone when massive values are zero)."""
     import analyze_heads_simple as heads
     from lib import hooks
     from lib.massive import is_massive
@@ -253,7 +460,7 @@ def _readers(lm, windows):
     before = sinks()
     with hooks.watch_outputs(lm.arch, "block", zero):
         after = sinks()
-    return [head for head in before if head not in after]
+    return before, [head for head in before if head not in after]
 
 
 def summarise(payload):
