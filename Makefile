@@ -34,7 +34,7 @@ study: $(READY)
 
 # what the README shows: the study, and one script in two dtypes
 results: $(READY)
-	$(RUN) study.py $(SMOLLM)
+	$(RUN) study.py $(SMOLLM) --batch_size auto
 	for dtype in float32 bfloat16; do \
 		$(RUN) main_llm.py --exp2 $(SMOLLM) --nsamples 8 --seqlen 512 --dtype $$dtype --savedir results/dtypes/$$dtype \
 			|| exit; \

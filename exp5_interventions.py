@@ -22,7 +22,7 @@ from lib.experiment import Experiment, execute
 @dataclass(frozen=True)
 class Options(cli.PlaceOptions):
     nsamples: int = cli.flag(2 * WINDOWS, "number of token windows, half of which are measured")
-    seqlen: int | None = cli.flag(256, "tokens in a window")
+    seqlen: int | None = cli.flag(128, "tokens in a window")
     layer_id: int | None = cli.flag(None, "layer to change, from 0 (default: the first of the place's plateau)")
     factors: tuple = cli.flag((0.5, 2.0), "multiples of the value to set", **cli.FLOATS)
     epsilons: tuple = cli.flag((0.2, 0.3, 0.4), "attention to the first token that makes a sink", **cli.FLOATS)

@@ -98,8 +98,8 @@ def summarise(payload):
             "token and a position p",
             _elsewhere(r["elsewhere"]),
             *_bos(r["bos"]),
-            "What a cause predicts (all: nearly all spike; none: hardly any; part: not nearly all; most: of the "
-            "windows), and what does not fit (x) or cannot be told (?)",
+            "What a cause predicts (all: nearly all spike; none: hardly any; part: not nearly all; few: not most; "
+            "most: of the windows), and what does not fit (x) or cannot be told (?)",
             _causes(conclusion["values"]["causes"], conclusion["values"]["measured"]),
             *(f"{of['label']}: {of['tells']}" for of in conclusion["values"]["measured"].values()),
             "",

@@ -6,7 +6,7 @@ Every single head is set to zero and, beside it, to its mean over all tokens. Th
 ... of them: first those that attend most to the first token; first those that write most to the place; and, as the null
 of the former, random heads of the same layers, because what a head can change depends first of all on its layer. What
 causality makes impossible is marked so. The place is measured in all windows, exactly, by running no later token; sink
-rate and loss need whole windows, and --n_whole of them are run: two passes a head, each from its layer on. Which heads
+rate and loss need whole windows, and --n_whole of them are run with heads at zero, from their layer on. Which heads
 move the value or cost loss is judged by intervals that are right for all heads together.
 """
 
@@ -32,7 +32,8 @@ class Options(cli.PlaceOptions):
 
 @dataclass(frozen=True)
 class HeadSweep:
-    """heads: {layer, head, score, write, zero, mean}, the last two {effect: cell, see lib.heads.Effects.changes}.
+    """heads: {layer, head, score, write, zero, mean}, the last two {effect: cell, see lib.heads.Effects.changes}; at
+    their mean heads are not run whole, and have effects on the value alone.
 
     effects: {effect: label, reach (the last layer whose heads can change it), impossible (why later ones cannot)};
     shown: those that differ. through_scores: None, or why attention scores cannot change the place. layers: {layer,
@@ -67,7 +68,8 @@ def run(lm, windows, options):
     step = max(1, len(windows.ids) // options.n_whole)
     rows = slice(0, step * options.n_whole, step)
     some = replace(windows, ids=windows.ids[rows])
-    whole = sweep.measure(lm, some, at.of(rows), versions, options.batch_size)
+    at_zero = [version for version in versions if not version.name.startswith("mean")]
+    whole = sweep.measure(lm, some, at.of(rows), at_zero, options.batch_size)
     effects = heads.Effects(values, whole, at, rows)
     scores, writes = found.scores.mean(0), found.writes.mean(0)
     singles = {
@@ -137,11 +139,12 @@ def _largest(r, key, at_most=8):
     """The largest changes of single heads."""
     effect = r["effects"][key]
     able = sorted((h for h in r["heads"] if h["zero"][key]), key=lambda h: -abs(h["zero"][key]["mean"]))
+    kinds = _kinds(r, key)
     relative = ["relative"] if any(h["zero"][key].get("relative") for h in able) else []
     rows = []
     for h in able[:at_most]:
         rows.append([f"{h['layer']}.{h['head']}", f"{h['score']:.4f}", report.number(h["write"], True)])
-        for kind in KINDS:
+        for kind in kinds:
             cell = h[kind][key]
             rows[-1].append(report.interval(cell, True))
             rows[-1] += [report.interval(_together(cell[name]), True) for name in relative]
@@ -150,8 +153,13 @@ def _largest(r, key, at_most=8):
         f"{r['baseline'][key]['n']} windows; largest changes of {len(able)} single heads\n"
     )
     impossible = f"impossible: {effect['impossible']}\n" if effect["impossible"] else ""
-    columns = ["layer.head", "score", "write", *(name for kind in KINDS for name in (kind, *relative))]
+    columns = ["layer.head", "score", "write", *(name for kind in kinds for name in (kind, *relative))]
     return heading + impossible + report.table(columns, rows)
+
+
+def _kinds(r, key):
+    """Those of KINDS in which this effect is measured."""
+    return [kind for kind in KINDS if key in r["heads"][0][kind]]
 
 
 def _together(cell):
@@ -205,7 +213,7 @@ def details(payload):
         parts.append(report.table(["removed", "by score", "by write", "random, layers as by score"], rows))
     if r["first_tokens"] is not None:
         parts.append(f"Without any head: {report.exact_text(r['first_tokens'])}")
-    columns = [(kind, key) for key in shown for kind in KINDS]
+    columns = [(kind, key) for key in shown for kind in _kinds(r, key)]
     rows = [
         [
             of["layer"],

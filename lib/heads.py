@@ -129,7 +129,8 @@ def changes(found, orders):
 class Effects:
     """What measured versions change: the value at the place after three layers, the sink rate, the loss.
 
-    values: of sweep.at_place, for all windows. whole: of sweep.measure, for the windows `rows` (a slice).
+    values: of sweep.at_place, for all windows. whole: of sweep.measure, for the windows `rows` (a slice); a version
+    that is not among these has effects on the value alone.
     keys: {key: {"label", "reach": the last layer whose heads can change it, "impossible": why none after it can}}.
     The sink rate is of all heads, the removed ones too (they write nothing and still look somewhere), so that no change
     comes from which heads are counted.
@@ -158,8 +159,9 @@ class Effects:
 
     def levels(self, name):
         """{key: (windows,) values} of one version."""
-        of = self.whole[name]
-        return dict(zip(self.keys, (*self.values[name][:, self.layers].T, of.sink_rates(), of.losses), strict=True))
+        of = self.whole.get(name)
+        whole = () if of is None else (of.sink_rates(), of.losses)
+        return dict(zip(self.keys, (*self.values[name][:, self.layers].T, *whole), strict=False))
 
     def draws(self, values):
         """The Draws of (windows, ...) values: of all windows, or of those run whole."""
@@ -181,8 +183,9 @@ class Effects:
         such a cell of the ratio of sums along the spike's sign over the windows that have the spike, to the baseline's
         there (at the last layer: to that at the end of the plateau); None if no window has it.
         """
-        rows = [dict.fromkeys(self.keys) for _ in versions]
-        for key, differences in self._differences(versions).items():
+        measured = self._differences(versions)
+        rows = [dict.fromkeys(measured) for _ in versions]
+        for key, differences in measured.items():
             able = [i for i, layer in enumerate(versions.values()) if layer <= self.keys[key]["reach"]]
             if not able:
                 continue
@@ -196,7 +199,7 @@ class Effects:
         """[{key: average over windows of the mean over its heads of |change|, None where causality forbids it}] of the
         layers of {version: the layer of its one head}, with the family of all layers that can change it."""
         sizes = self._sizes(versions)
-        rows = [dict.fromkeys(self.keys) for _ in range(self.layers[-1] + 1)]
+        rows = [dict.fromkeys(sizes) for _ in range(self.layers[-1] + 1)]
         for key, of in sizes.items():
             able = of[:, : self.keys[key]["reach"] + 1]
             for row, cell in zip(rows, self.draws(able).averages(able, family=True) if able.size else (), strict=False):
@@ -231,9 +234,9 @@ class Effects:
         }
 
     def _differences(self, versions):
-        """{key: (windows, versions) paired differences to the baseline}."""
+        """{key: (windows, versions) paired differences to the baseline}, of what is measured of these versions."""
         baseline, levels = self.levels(sweep.BASELINE), [self.levels(name) for name in versions]
-        return {key: np.stack([after[key] - baseline[key] for after in levels], axis=1) for key in self.keys}
+        return {key: np.stack([after[key] - baseline[key] for after in levels], axis=1) for key in levels[0]}
 
     def _sizes(self, versions):
         """{key: (windows, layers) mean |paired difference| over the heads of a layer}."""

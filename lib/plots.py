@@ -1022,11 +1022,11 @@ def head_sweep_place(payload):
 
 
 def head_sweep_model(payload):
-    """Heatmaps layers x heads: change of the sink rate and of the loss, heads zero and at their mean."""
+    """Heatmaps layers x heads: change of the sink rate and of the loss, heads zero."""
     results = payload["results"]
-    figure, axes = _head_panels(results, 4)
-    _head_changes(figure, axes[:2], results, ["sink_rate"], "change of the sink rate")
-    _head_changes(figure, axes[2:], results, ["loss"], "change of the loss (nats a token)")
+    figure, axes = _head_panels(results, 2)
+    _head_changes(figure, axes[:1], results, ["sink_rate"], "change of the sink rate")
+    _head_changes(figure, axes[1:], results, ["loss"], "change of the loss (nats a token)")
     title = f"Single heads removed: sink rate and loss {_in_windows(results['baseline']['loss'])}"
     figure.suptitle(_title(payload, title), fontsize=11)
     return figure
@@ -1057,9 +1057,9 @@ def _head_panels(results, n):
 
 
 def _head_changes(figure, axes, results, keys, label, sign=1):
-    """Two panels a key, zero beside mean, on one symmetric scale; `sign` multiplies the changes."""
+    """One panel a key and a kind of removal in which it is measured, on one symmetric scale; `sign` multiplies."""
     shape = [max(head[key] for head in results["heads"]) + 1 for key in ("layer", "head")]
-    panels = [(key, kind) for key in keys for kind in ("zero", "mean")]
+    panels = [(key, kind) for key in keys for kind in ("zero", "mean") if key in results["heads"][0][kind]]
     values = np.full((len(panels), *shape), np.nan)
     for i, (key, kind) in enumerate(panels):
         for head in results["heads"]:

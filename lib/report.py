@@ -19,7 +19,7 @@ from pathlib import Path
 from lib import definitions, ranks, terminal
 from lib.errors import UserError, cause
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 UNFINISHED = ".unfinished-"
 UNREPEATED = ("time", "seconds", "git")
 ROOT = Path(__file__).resolve().parent.parent

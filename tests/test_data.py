@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -144,9 +145,37 @@ def test_files_of_rows(gpt2, tmp_path, kind):
 
 
 def test_a_text_file_is_one_document(gpt2, text_file):
-    provenance = load(gpt2, text_file).provenance
+    windows = load(gpt2, text_file)
+    provenance = windows.provenance
     assert provenance["documents"] == 1
     assert "joined_by" not in provenance
+    assert provenance["documents_drawn"] == 1
+    assert windows.draws(0).effective == len(windows.ids)  # nothing but windows to draw from
+
+
+def test_windows_know_their_document(gpt2, tmp_path):
+    """Counted by tokenising each document on its own: the one that holds the window's middle."""
+    rows = [TEXT[:900], "short", TEXT[900:1500], TEXT[1500:3000]]
+    path = write(tmp_path, ".jsonl", {"body": rows})
+    n = len(cut(gpt2, "\n\n".join(rows), SEQLEN))
+    windows = load(gpt2, path, text_column="body", nsamples=n)
+    ends = np.cumsum([len(gpt2.tokenizer.encode(row + "\n\n", add_special_tokens=False)) for row in rows])
+    middles = SEQLEN * np.arange(n) + SEQLEN // 2
+    near = np.abs(ends[:, None] - middles).min(0) <= 2
+    expected = np.searchsorted(ends, middles, side="right")
+    assert len(set(expected)) > 2
+    assert near.mean() < 0.3
+    assert (windows.document_of - windows.document_of.min() == expected - expected.min())[~near].all()
+    sizes = np.unique(windows.document_of, return_counts=True)[1]
+    assert windows.provenance["documents_drawn"] == len(sizes)
+    assert windows.provenance["documents_effective"] == pytest.approx(n**2 / (sizes**2).sum(), abs=0.06)
+    assert windows.draws(3).groups.tolist() == windows.document_of.tolist()
+
+
+def test_counts_are_of_the_whole_text(gpt2, text_file):
+    windows = load(gpt2, text_file, nsamples=1)
+    ids = gpt2.tokenizer.encode(text_file.read_text(), add_special_tokens=False)
+    assert windows.counts.tolist() == np.bincount(ids, minlength=len(windows.counts)).tolist()
 
 
 def test_line_ends_are_text(gpt2, tmp_path):

@@ -53,6 +53,20 @@ def table(rows, ending, encoding="utf-8"):
     return "".join(line + "\r\n" for line in lines).encode(encoding)
 
 
+# Documents
+
+
+def test_documents_are_rows_or_the_articles_of_wikitext():
+    rows = [" = One = \n", "a = b\n", " = = Part = = \n", "text\n", "", " = Two = \n", "c"]
+    corpus = text.Corpus("wikitext", rows)
+    assert [corpus.text[at : at + 8] for at in corpus.begins] == [" = One =", " = Two ="]
+    file = text.Corpus("wiki.test.raw", [corpus.text])
+    assert file.begins == corpus.begins
+    plain = text.Corpus("rows", ["first", "", "third"])
+    assert [plain.text[at:] for at in plain.begins] == ["first\n\n\n\nthird", "\n\nthird", "third"]
+    assert text.Corpus("one article", [" = One = \n", "x"]).begins == [0, 12]
+
+
 # Plain text
 
 

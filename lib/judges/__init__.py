@@ -16,6 +16,7 @@ JUDGES = {
     "exp3": ledger.judge,
     "exp4": neurons.judge,
     "exp5": interventions.judge,
+    "intervention": interventions.judge_single,
     "exp6": census.judge,
     "exp7": heads.judge,
 }

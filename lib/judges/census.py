@@ -59,7 +59,7 @@ RULE = (
     "a cause is what a spike needs: the first position, no other context (attention has only that token to see: it is "
     "the first one, or stands behind itself), certain tokens, or several of these. It predicts that nearly all (>= "
     f"{NEARLY_ALL:.0%}) of the tokens that spike as the first one spike where all it needs is left, and hardly any (<= "
-    f"{HARDLY_ANY:.0%}) elsewhere (behind BOS, which may be less of a context than text is, not nearly all, if it "
+    f"{HARDLY_ANY:.0%}) elsewhere (behind BOS, one token, which may be less of a context than text is, not most, if it "
     "needs no other context and not the position); that nearly all of the vocabulary spikes as the first token, or, of "
     f"certain tokens, less; that most (> {MOST:.0%}) of the windows' own tokens spike as the first one; and that most "
     "of their places are at 0 if it needs position or no other context. Verdict: the first cause, simplest first, that "
@@ -113,7 +113,7 @@ def _tests(needs, cells):
             spikes = all(need in leaves for need in needs if need != CERTAIN)
             wanted[name] = ("all", "above", NEARLY_ALL) if spikes else ("none", "below", HARDLY_ANY)
     if ALONE in needs and POSITION not in needs:
-        wanted["behind_bos"] = ("part", "below", NEARLY_ALL)
+        wanted["behind_bos"] = ("few", "below", MOST)
     wanted["own"] = ("most", "above", MOST)
     if POSITION in needs or ALONE in needs:
         wanted["first"] = ("most", "above", MOST)
