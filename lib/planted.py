@@ -34,7 +34,6 @@ BOS, BOS_TEXT = 0, "<s>"
 FLAG_SIZE, SECOND_FLAG_SIZE, ONE_SIZE = 2.0, 1.0, 0.5
 SHOUTS, TELLS = 5.0, 3.0
 TOKENS = 12
-PLANTED_LOGITS = ("needs_head", "ten", "several", "informed")  # there GPT-2's output embeddings are its own
 CONSTANT, AS_IT_IS = "needed, a constant is enough", "needed as it is"
 ANYWHERE, HALF, SEVERAL_TOKENS = ("content", "half"), ("half",), ("noisy",)
 TIMES_WINDOWS = {"half": 3, "informed": 6}  # where only some of the windows tell something
@@ -58,7 +57,7 @@ NOISE = (
     ("gate_proj", 0.05, None),
     ("up_proj", 0.05, None),
     ("down_proj", 0.01, 0),
-    ("lm_head", 0.05, None),
+    ("lm_head", 0.02, None),
 )
 
 
@@ -135,7 +134,7 @@ def build(architecture, kind, seed):
         tokens = (int(rng.integers(BOS + 1, VOCABULARY)),)
     elif tokens and kind in SEVERAL_TOKENS:
         tokens = tuple(sorted(rng.choice(np.arange(BOS + 1, VOCABULARY), size=TOKENS, replace=False).tolist()))
-    builder = _Builder(architecture, rng, *tokens, tied=kind not in PLANTED_LOGITS)
+    builder = _Builder(architecture, rng, *tokens)
     found = KINDS[kind](builder)
     windows = _windows(builder, kind)
     trigger, where = "none", np.zeros(windows.ids.shape, dtype=bool)
@@ -347,6 +346,7 @@ def _noisy(b):
         "neurons": neurons,
         "values": b.values,
         "readers": readers,
+        "repair": {f"mlp {layer}": -sum(part["size"] for part in noise)},  # which are silent without it
         "noise": tuple(noise),
     }
 
@@ -405,6 +405,7 @@ def _informed(b):
     size = abs(b.values[b.largest])
     b.values = {b.largest: b.values[b.largest]}
     more = {second: b.sign() * 0.6 * size}
+    b.spike *= 1.5
     second_flag = b.add_second_token(SECOND_FLAG_SIZE)
     readers = b.readers(layer + 1, b.n_layers - 1, n=2, shout=True)
     neurons = b.neurons_write(layer, b.flag - b.one, b.values)
@@ -503,11 +504,11 @@ class _Builder:
     spare_neurons: per layer; spare_heads: (layer, head); spare_dims: what no mechanism uses yet, in random order.
     """
 
-    def __init__(self, architecture, rng, *tokens, tied=True):
+    def __init__(self, architecture, rng, *tokens):
         self.rng, self.tokens = rng, tokens
         self.second_token = self.informed = None
         self.n_layers = int(rng.integers(4, 7))
-        self.model = _zeros(architecture, self.n_layers, tied)
+        self.model = _zeros(architecture, self.n_layers)
         self.arch = Architecture(self.model)
         self.lm = LanguageModel(self.model, self.arch, tokenizer(), {"planted": architecture})
         self.private = rng.permutation(HIDDEN)[:12].tolist()
@@ -667,13 +668,11 @@ class _Builder:
                 parameter *= factor
 
 
-def _zeros(architecture, n_layers, tied=True):
+def _zeros(architecture, n_layers):
     """A model whose parameters are zero, but for the norms' weights, which are one."""
-    shared = {"vocab_size": VOCABULARY, "bos_token_id": BOS, "eos_token_id": BOS}
+    shared = {"vocab_size": VOCABULARY, "bos_token_id": BOS, "eos_token_id": BOS, "tie_word_embeddings": False}
     if architecture == "gpt2":
-        config = GPT2Config(
-            n_layer=n_layers, n_head=HEADS, n_embd=HIDDEN, n_positions=POSITIONS, tie_word_embeddings=tied, **shared
-        )
+        config = GPT2Config(n_layer=n_layers, n_head=HEADS, n_embd=HIDDEN, n_positions=POSITIONS, **shared)
         model = GPT2LMHeadModel(config)
     else:
         config = LlamaConfig(
@@ -682,7 +681,6 @@ def _zeros(architecture, n_layers, tied=True):
             hidden_size=HIDDEN,
             intermediate_size=2 * HIDDEN,
             max_position_embeddings=POSITIONS,
-            tie_word_embeddings=False,
             **shared,
         )
         model = LlamaForCausalLM(config)
@@ -695,9 +693,10 @@ def _zeros(architecture, n_layers, tied=True):
 
 def _add_noise(model, rng, private):
     """Add noise to every parameter; QUIET times as much to what writes to the `private` dims or scales them."""
+    (of_logits,) = rng.spawn(1)
     for name, parameter in model.named_parameters():
         std, axis = _noise_of(name)
-        noise = std * rng.standard_normal(parameter.shape, dtype=np.float32)
+        noise = std * (of_logits if "lm_head" in name else rng).standard_normal(parameter.shape, dtype=np.float32)
         if axis is not None:
             np.moveaxis(noise, axis, 0)[private] *= QUIET
         parameter += torch.from_numpy(noise)

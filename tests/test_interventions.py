@@ -431,8 +431,8 @@ def planted_beside(architecture, seed, looks_at_the_spike):
     reads = planted._contrast(small, b.rest)
     b.head_looks(layer, head, b.spike if looks_at_the_spike else reads)
     b._head_reads(layer, head, "v", 0, b.one if looks_at_the_spike else reads)
-    rows = (b.lm.model.lm_head if architecture == "llama" else b.lm.model.get_input_embeddings()).weight
-    rows[17] *= 5
+    rows = b.lm.model.get_output_embeddings().weight
+    rows[17] *= 12
     written = rows[17] / rows[17].norm() * (100 if looks_at_the_spike else 25)
     b.arch.weight(layer, "head_projection")[:, head * planted.HEAD_DIM] = written
     return b.lm, planted._windows(b)
