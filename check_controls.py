@@ -498,8 +498,8 @@ def summarise(payload):
             "Rules of the diagnosis, the same for every model",
             r["rule"],
             "",
-            f"Truth of each model (of {len(FIELDS)} fields {len(SHOWN)}; all are in the JSON), and whether the diagnosis "
-            "agrees in every field",
+            f"Truth of each model ({len(SHOWN)} of {len(FIELDS)} fields; all are in the JSON), and whether the "
+            "diagnosis agrees in every field",
             report.table(heads, rows),
             f"Conclusion: {r['conclusion']['verdict']}",
             f"Rule: {r['conclusion']['rule']}",

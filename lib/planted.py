@@ -28,15 +28,16 @@ from lib.models import LanguageModel
 ARCHITECTURES = ("gpt2", "llama")
 HIDDEN, HEADS, VOCABULARY, POSITIONS = 64, 4, 128, 64
 HEAD_DIM = HIDDEN // HEADS
-N_WINDOWS, SEQLEN = 16, 32
+N_WINDOWS, SEQLEN = 8, 32
 BOS, BOS_TEXT = 0, "<s>"
 
 FLAG_SIZE, SECOND_FLAG_SIZE, ONE_SIZE = 2.0, 1.0, 0.5
 SHOUTS, TELLS = 5.0, 3.0
 TOKENS = 12
+PLANTED_LOGITS = ("needs_head", "ten", "several", "informed")  # there GPT-2's output embeddings are its own
 CONSTANT, AS_IT_IS = "needed, a constant is enough", "needed as it is"
 ANYWHERE, HALF, SEVERAL_TOKENS = ("content", "half"), ("half",), ("noisy",)
-TIMES_WINDOWS = {"half": 2, "informed": 3}  # where only some of the windows tell something
+TIMES_WINDOWS = {"half": 3, "informed": 6}  # where only some of the windows tell something
 QUIET = 1e-4
 NOISE = (
     # part of the parameter's name, standard deviation, the axis along which it writes to the residual stream or
@@ -57,7 +58,7 @@ NOISE = (
     ("gate_proj", 0.05, None),
     ("up_proj", 0.05, None),
     ("down_proj", 0.01, 0),
-    ("lm_head", 0.02, None),
+    ("lm_head", 0.05, None),
 )
 
 
@@ -130,12 +131,13 @@ def build(architecture, kind, seed):
     """
     rng = np.random.default_rng([seed, ARCHITECTURES.index(architecture), list(KINDS).index(kind)])
     tokens = () if architecture == "gpt2" else (BOS,)
-    if kind in ANYWHERE or (tokens and kind in SEVERAL_TOKENS):
-        drawn = rng.choice(np.arange(BOS + 1, VOCABULARY), size=1 if kind in ANYWHERE else TOKENS, replace=False)
-        tokens = tuple(sorted(drawn.tolist()))
-    builder = _Builder(architecture, rng, tokens)
+    if kind in ANYWHERE:
+        tokens = (int(rng.integers(BOS + 1, VOCABULARY)),)
+    elif tokens and kind in SEVERAL_TOKENS:
+        tokens = tuple(sorted(rng.choice(np.arange(BOS + 1, VOCABULARY), size=TOKENS, replace=False).tolist()))
+    builder = _Builder(architecture, rng, *tokens, tied=kind not in PLANTED_LOGITS)
     found = KINDS[kind](builder)
-    windows = _windows(rng, builder, kind)
+    windows = _windows(builder, kind)
     trigger, where = "none", np.zeros(windows.ids.shape, dtype=bool)
     if found["generator"] != "none":
         where = np.isin(windows.ids.numpy(), builder.tokens)
@@ -169,27 +171,25 @@ def build(architecture, kind, seed):
     return Planted(builder.lm, windows, truth)
 
 
-def _windows(rng, builder, kind):
+def _windows(b, kind="mlp"):
     """Random tokens, with those that trigger something: each window begins with one of them, or has it (half of the
     windows, in HALF) and a second token of the kind "several" at two random places."""
     n = TIMES_WINDOWS.get(kind, 1) * N_WINDOWS
-    one, other = np.split(rng.permutation(n), 2)
-    special = {BOS, *builder.tokens, builder.second_token}
-    ordinary = np.array([t for t in range(VOCABULARY) if t not in special])
-    ids = rng.choice(ordinary, size=(n, SEQLEN))
-    if builder.informed:  # half of the windows, which have another half of the vocabulary
-        for rows, first, half in zip((one, other), *builder.informed, strict=True):
-            ids[rows] = rng.choice(np.intersect1d(ordinary, half), size=(len(rows), SEQLEN))
+    ordinary = np.array([t for t in range(VOCABULARY) if t not in {BOS, *b.tokens, b.second_token}])
+    ids = b.rng.choice(ordinary, size=(n, SEQLEN))
+    if kind == "informed":  # half of the windows, which have another half of the vocabulary
+        for rows, first, half in zip(np.split(b.rng.permutation(n), 2), *b.informed, strict=True):
+            ids[rows] = b.rng.choice(np.intersect1d(ordinary, half), size=(len(rows), SEQLEN))
             ids[rows, 0] = ids[rows, 0] if first is None else first
-    elif builder.tokens and kind not in ANYWHERE:
-        ids[:, 0] = np.resize(builder.tokens, n)
-    elif builder.tokens:
-        for row in one if kind in HALF else range(n):
-            ids[row, rng.choice(SEQLEN, size=2, replace=False)] = builder.tokens[0]
+    elif b.tokens and kind not in ANYWHERE:
+        ids[:, 0] = np.resize(b.tokens, n)
+    elif b.tokens:
+        for row in b.rng.permutation(n)[: n // 2] if kind in HALF else range(n):
+            ids[row, b.rng.choice(SEQLEN, size=2, replace=False)] = b.tokens[0]
     if kind == "several":
         for row in range(n):
-            ids[row, rng.choice(np.arange(1, SEQLEN), size=2, replace=False)] = builder.second_token
-    bos = int(builder.tokens == (BOS,))
+            ids[row, b.rng.choice(np.arange(1, SEQLEN), size=2, replace=False)] = b.second_token
+    bos = int(b.tokens == (BOS,))
     counts = np.bincount(ids[:, bos:].flatten(), minlength=VOCABULARY)
     return Windows(torch.from_numpy(ids), n, bos, "random tokens", counts=counts)
 
@@ -476,20 +476,20 @@ KINDS = {
     "head_eraser": _head_eraser,
     "mlp_eraser": _mlp_eraser,
     "two_steps": _two_steps,
-    "needs_head": _needs_head,
     "redundant": _redundant,
+    "decoy": _decoy,
+    "content": _content,
+    "none": _none,
+    "needs_head": _needs_head,
     "repair": _repair,
     "partial": _partial,
     "noisy": _noisy,
     "ten": _ten,
     "several": _several,
     "informed": _informed,
-    "decoy": _decoy,
-    "content": _content,
     "half": _content,
     "unread": _unread,
     "sinks": _sinks,
-    "none": _none,
 }
 
 
@@ -503,18 +503,18 @@ class _Builder:
     spare_neurons: per layer; spare_heads: (layer, head); spare_dims: what no mechanism uses yet, in random order.
     """
 
-    def __init__(self, architecture, rng, tokens):
+    def __init__(self, architecture, rng, *tokens, tied=True):
         self.rng, self.tokens = rng, tokens
         self.second_token = self.informed = None
-        self.n_layers = int(rng.integers(4, 6))
-        self.model = _zeros(architecture, self.n_layers)
+        self.n_layers = int(rng.integers(4, 7))
+        self.model = _zeros(architecture, self.n_layers, tied)
         self.arch = Architecture(self.model)
         self.lm = LanguageModel(self.model, self.arch, tokenizer(), {"planted": architecture})
         self.private = rng.permutation(HIDDEN)[:12].tolist()
         _add_noise(self.model, rng, self.private)
-        pairs = [_contrast(*self.private[i : i + 2]) for i in (0, 2, 4)]
-        self.flag, self.one, self.second_flag = pairs
-        self.rest, self.shouted, self.told, *self.spare_dims = self.private[6:]
+        self.flag, self.one, self.second_flag = (_contrast(*self.private[i : i + 2]) for i in (0, 2, 8))
+        self.rest, *self.spare_dims = self.private[4:8]
+        self.shouted, self.told = self.private[10:]
         self.embedding = self.model.get_input_embeddings().weight
         self.embedding += ONE_SIZE * self.one
         triggers = self.embedding if tokens else self.model.transformer.wpe.weight
@@ -556,13 +556,16 @@ class _Builder:
         return (0.8 if self.arch.is_gated else 3.0) * noise / noise.norm()
 
     def readers(self, first, last, n=None, shout=False):
-        """One or two (or `n`) heads in layers `first` to `last` whose keys are the largest value, at any query; the
-        first of them may shout a token into the logits where it finds no such key."""
+        """One or two (or `n`) heads in layers `first` to `last` whose keys are the largest value, at any query.
+
+        They write next to nothing; but the first may shout a token into the logits where it finds no such key.
+        """
         able = [head for head in self.spare_heads if first <= head[0] <= last]
         chosen = able[: int(self.rng.integers(1, 3)) if n is None else n]
         for layer, head in chosen:
             self.spare_heads.remove([layer, head])
             self.head_looks(layer, head, self.rng.uniform(0.6, 0.75) * self.spike)
+            self.mute(layer, head)
         if shout:
             layer, head = chosen[0]
             token = int(self.rng.integers(VOCABULARY))
@@ -664,11 +667,13 @@ class _Builder:
                 parameter *= factor
 
 
-def _zeros(architecture, n_layers):
+def _zeros(architecture, n_layers, tied=True):
     """A model whose parameters are zero, but for the norms' weights, which are one."""
-    shared = {"vocab_size": VOCABULARY, "bos_token_id": BOS, "eos_token_id": BOS, "tie_word_embeddings": False}
+    shared = {"vocab_size": VOCABULARY, "bos_token_id": BOS, "eos_token_id": BOS}
     if architecture == "gpt2":
-        config = GPT2Config(n_layer=n_layers, n_head=HEADS, n_embd=HIDDEN, n_positions=POSITIONS, **shared)
+        config = GPT2Config(
+            n_layer=n_layers, n_head=HEADS, n_embd=HIDDEN, n_positions=POSITIONS, tie_word_embeddings=tied, **shared
+        )
         model = GPT2LMHeadModel(config)
     else:
         config = LlamaConfig(
@@ -677,6 +682,7 @@ def _zeros(architecture, n_layers):
             hidden_size=HIDDEN,
             intermediate_size=2 * HIDDEN,
             max_position_embeddings=POSITIONS,
+            tie_word_embeddings=False,
             **shared,
         )
         model = LlamaForCausalLM(config)

@@ -403,7 +403,7 @@ def test_a_value_that_turns_negative_has_not_collapsed(tokenizer):
 def test_each_place_votes_once(seed):
     """One spike lives through all layers, a larger one only in the last, where a head writes it: heads off removes it,
     whatever the number of layers in which the other persists."""
-    b = planted._Builder("gpt2", np.random.default_rng(seed), None)
+    b = planted._Builder("gpt2", np.random.default_rng(seed))
     long, short = b.largest, b.spare_dims.pop()
     size = b.values[long]
     b.neurons_write(0, b.flag - b.one, {long: size})

@@ -46,8 +46,11 @@ def build(config, scale=0.25):
 
 @pytest.fixture(params=architectures.CASES, ids=": ".join, scope="module")
 def case(request):
+    return case_of(*request.param)
+
+
+def case_of(family, variant):
     """One variant: its description, its paths, the tiny model, token ids, and what the model itself says of them."""
-    family, variant = request.param
     tested = architectures.TESTED[family]
     model = build(configuration(family, tested.variants[variant]))
     vocabulary = architectures.TOKENS["vocab_size"]

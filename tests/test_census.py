@@ -277,9 +277,9 @@ def old_verdict(results):
 # What the planted models do, by kind: (GPT-2, whose trigger is an embedding of position 0), (Llama, where it is BOS).
 # A head that writes does not look at a trigger from anywhere that it could look away from it.
 TRUTH = dict.fromkeys(planted.KINDS, ("position", "token")) | {
-    "head": ("position and no other context", "no other context, certain tokens"),
-    "content": ("token", "token"),
-    "none": ("none found", "none found"),
+    **dict.fromkeys(("head", "needs_head"), ("position and no other context", "no other context, certain tokens")),
+    **dict.fromkeys(("content", "half"), ("token", "token")),
+    **dict.fromkeys(("none", "sinks"), ("none found", "none found")),
 }
 SEEDS = {"mlp": range(3), "content": range(3)}
 
@@ -304,15 +304,14 @@ def test_planted_triggers_are_told_apart(architecture, kind, few_draws):
         values = result["conclusion"]["values"]
         expected = TRUTH[kind][planted.ARCHITECTURES.index(architecture)]
         assert result["conclusion"]["verdict"] == expected
-        if kind == "none":
+        if expected == "none found":
             continue
         assert result["layer"] == built.truth.layer
         assert result["place"]["dim"] in built.truth.values
         follows = values["follows"] and values["follows"]["mean"]
         assert follows == (None if architecture == "llama" else float(expected == "position"))
         if architecture == "llama" or expected == "token":
-            trigger = built.truth.trigger.removeprefix("token ").removeprefix("position 0, always ")
-            assert values["tokens"] == [trigger]
+            assert sorted(values["tokens"]) == sorted(built.truth.tokens)
         if kind == "head":
             assert old_verdict(result).startswith("position")
             assert old_verdict(result) != expected

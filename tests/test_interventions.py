@@ -423,8 +423,7 @@ def planted_beside(architecture, seed, looks_at_the_spike):
     copies elsewhere (a sink that the loss needs); otherwise it looks for the small value and copies it (a vector that
     the model never meets, but for who sets the massive value to zero).
     """
-    token = planted.BOS if architecture == "llama" else None
-    b = planted._Builder(architecture, np.random.default_rng(seed), token)
+    b = planted._Builder(architecture, np.random.default_rng(seed), *[planted.BOS] * (architecture == "llama"))
     small = b.spare_dims.pop()
     b.values = {b.largest: b.values[b.largest]}
     b.neurons_write(LAYER, b.flag - b.one, b.values | {small: 60.0})
@@ -436,7 +435,7 @@ def planted_beside(architecture, seed, looks_at_the_spike):
     rows[17] *= 5
     written = rows[17] / rows[17].norm() * (100 if looks_at_the_spike else 25)
     b.arch.weight(layer, "head_projection")[:, head * planted.HEAD_DIM] = written
-    return b.lm, planted._windows(b.rng, token)
+    return b.lm, planted._windows(b)
 
 
 @pytest.mark.parametrize("architecture", planted.ARCHITECTURES)

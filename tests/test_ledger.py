@@ -179,8 +179,11 @@ def test_names_what_was_planted(architecture, kind):
             assert [values[key] for key in ("birth", "generators", "erasers", "plateau")] == [None, [], [], None]
             continue
         assert found["verdict"] == name_of(truth.layer, truth.head) == values["birth"]["name"]
-        assert values["generators"] == [values["birth"]]
-        assert values["birth"]["value"] == pytest.approx(max(truth.values.values(), key=abs), rel=0.25)
+        second = truth.second_generator or {"share": 0}
+        others = [f"mlp {second['layer']}"] if second["share"] else []
+        assert [write["name"] for write in values["generators"]] == [values["birth"]["name"], *others]
+        written = (1 - second["share"]) * max(truth.values.values(), key=abs)
+        assert values["birth"]["value"] == pytest.approx(written, rel=0.25)
         eraser = truth.eraser and name_of(truth.eraser["layer"], truth.eraser.get("head"))
         assert [write["name"] for write in values["erasers"]] == ([eraser] if eraser else [])
         last = truth.eraser["layer"] - 1 if eraser else built.lm.arch.n_layers - 1

@@ -1,19 +1,52 @@
-"""Mistakes that were published, put back into our measuring code: each must make a named check fail.
+"""Mistakes that were published or that we made, put back into our code: each must make a named check fail.
 
 A mutant that survives is a hole in the checks. Every witness here passes on the real code: it is a test of its own,
-or the diagnosis of a planted model.
+or the diagnosis of a planted model. It must fail by an assertion: a crash would say nothing of what the check sees.
 """
 
 import copy
 import functools
 from contextlib import contextmanager
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import check_controls
-from lib import ablation, arch, data, hooks, mlp, planted, sinks
-from tests import reference, test_ablation, test_capture, test_sinks
+from lib import (
+    ablation,
+    arch,
+    census,
+    data,
+    heads,
+    hooks,
+    interventions,
+    ledger,
+    mlp,
+    neurons,
+    place,
+    planted,
+    sinks,
+    stats,
+    sweep,
+)
+from lib.judges import census as census_judge
+from lib.judges import heads as heads_judge
+from tests import (
+    architectures,
+    reference,
+    test_ablation,
+    test_architectures,
+    test_capture,
+    test_census,
+    test_heads,
+    test_interventions,
+    test_ledger,
+    test_neurons,
+    test_sinks,
+    test_sweep,
+)
 from tests.conftest import language_model, planted_model, tiny_model
 
 WATCH_OUTPUTS = hooks.watch_outputs
@@ -57,14 +90,13 @@ def weight_without_activation(patch):
 
 def largest_value_over_layers(patch):
     """Compares the largest value over layers and places of one run with that of the other."""
-
     compared = ablation._Place.compared
 
-    def wrong(place, baseline, here, draws):
+    def largest(self, baseline, here, draws):
         before, after = (run.layers.rows.array[:, :, 0].max(1) for run in (baseline, here))
-        return compared(place, baseline, here, draws) | {"retained": draws.ratios(after, before)}
+        return compared(self, baseline, here, draws) | {"retained": draws.averages(after / before)}
 
-    patch.setattr(ablation._Place, "compared", wrong)
+    patch.setattr(ablation._Place, "compared", largest)
 
 
 def first_item_of_the_batch(patch):
@@ -123,6 +155,161 @@ def padding_in_the_statistics(patch):
     )
 
 
+def resumed_after_the_change(patch):
+    """Starts a changed version one block too late, so that the change of its first block is lost."""
+    resume_at = hooks.resume_at
+    patch.setattr(hooks, "resume_at", lambda view, layer, kept: resume_at(view, min(layer + 1, len(kept)), kept))
+
+
+def swept_one_position_early(patch):
+    """Measures a sweep's values at the token before the place."""
+    see = sweep._Column.see
+
+    def early(self, layer, hidden):
+        see(self, layer, hidden.roll(1, dims=1))
+
+    patch.setattr(sweep._Column, "see", early)
+
+
+def norm_after_the_projection_ignored(patch):
+    """Takes what the attention's projection gives for what attention writes."""
+    gather = ledger._Seen.gather
+
+    def projected(self, own):
+        gather(self, own)
+        self.attention = self.projected
+
+    patch.setattr(ledger._Seen, "gather", projected)
+
+
+def a_write_left_out(patch):
+    """Forgets one MLP in the ledger."""
+    measure = ledger.measure
+
+    def incomplete(*args):
+        found = measure(*args)
+        return replace(found, writes=[of for of in found.writes if (of.layer, of.component) != (1, "mlp")])
+
+    patch.setattr(ledger, "measure", incomplete)
+
+
+def writes_of_the_next_head(patch):
+    """Takes the next head's slice for a head's."""
+    survey = heads.survey
+
+    def shifted(*args):
+        found = survey(*args)
+        return replace(found, writes=np.roll(found.writes, 1, axis=2))
+
+    patch.setattr(heads, "survey", shifted)
+
+
+def mean_over_heads(patch):
+    """Sets a head to the mean of all heads of its layer instead of its own over tokens."""
+    survey = heads.survey
+
+    def averaged(*args):
+        found = survey(*args)
+        return replace(found, outputs=found.outputs.mean(1, keepdim=True).expand_as(found.outputs))
+
+    patch.setattr(heads, "survey", averaged)
+
+
+def kept_and_removed_exchanged(patch):
+    """Turns off the neurons that are to be kept, and keeps those to be removed."""
+
+    def others_off(self, view, _rows=None):
+        every = range(view.weight(self.layer, "down").shape[1])
+        return hooks.neurons_off(view, self.layer, [n for n in every if n not in self.neurons])
+
+    patch.setattr(neurons.NeuronsOff, "hooks", others_off)
+
+
+def neurons_one_position_early(patch):
+    """Reads activations at the token before the place."""
+    at_place = neurons.at_place
+
+    def early(lm, windows, found, *args):
+        return at_place(lm, replace(windows, ids=windows.ids.roll(1, dims=1)), found, *args)
+
+    patch.setattr(neurons, "at_place", early)
+
+
+def set_one_position_early(patch):
+    """Puts values at the token before their site."""
+    put = interventions.Intervention.hooks
+
+    def early(self, view, rows):
+        moved = replace(self.sites, index=self.sites.index - [0, 1, 0])
+        return put(replace(self, sites=moved), view, rows)
+
+    patch.setattr(interventions.Intervention, "hooks", early)
+
+
+def means_pooled_over_positions(patch):
+    """One mean for a dim, whether it is massive at the first position or at others."""
+
+    def pooled(sites):
+        dims = sites.index[:, 2]
+        return {pair: sites.values[dims == pair[1]].mean(0) for pair in sites.by_pair()}
+
+    patch.setattr(interventions, "_means", pooled)
+
+
+def threshold_of_the_other_sign(patch):
+    """Counts as spikes what is as large against the place's sign."""
+    spikes = census.Probe.spikes
+    patch.setattr(census.Probe, "spikes", lambda self, values: spikes(self, -values))
+
+
+def census_one_position_early(patch):
+    """Reads, of moved and repeated tokens, the value of the token before."""
+    values = census.Probe.values
+    patch.setattr(census.Probe, "values", lambda *args: np.roll(values(*args), 1, axis=1))
+
+
+def mean_of_ratios(patch):
+    """Averages each window's own ratio, whether or not it has the spike."""
+
+    def ratios(self, numerators, denominators, family=False):
+        numerators = np.asarray(numerators, dtype=float)
+        denominators = np.asarray(denominators, dtype=float).reshape(len(numerators), *[1] * (numerators.ndim - 1))
+        return self.averages(numerators / denominators, family)
+
+    patch.setattr(place.Place, "spiking", property(lambda self: np.ones(len(self.positions), dtype=bool)))
+    patch.setattr(stats.Draws, "ratios", ratios)
+
+
+def sink_rate_of_the_heads_that_are_left(patch):
+    """Leaves heads that are off out of the sink rate, so that its denominator changes."""
+    run = ablation._Measurements.run
+
+    def noted(self, lm, ids, condition, *args, **kwargs):
+        self.heads.off = condition.heads
+        run(self, lm, ids, condition, *args, **kwargs)
+
+    def sink_rates(self):
+        keep = np.ones(self.shape, dtype=bool)
+        for head in getattr(self, "off", ()):
+            keep[head] = False
+        return (self.window[:, keep] > sinks.SINK_EPSILON).mean(1)
+
+    patch.setattr(ablation._Measurements, "run", noted)
+    patch.setattr(sinks.HeadScores, "sink_rates", sink_rates)
+
+
+def only_lowering_heads_named(patch):
+    """Does not name a head whose removal raises the value."""
+    moves = heads_judge._moves
+    patch.setattr(heads_judge, "_moves", lambda at: [of for of in moves(at) if of[2] == "lowers"])
+
+
+def position_from_two_manipulations(patch):
+    """Judges by the census and the moved token alone."""
+    used = (census_judge.CENSUS, "moved", "own", "first")
+    patch.setattr(census_judge, "MANIPULATIONS", {name: census_judge.MANIPULATIONS[name] for name in used})
+
+
 def planted_reference(tokenizer):
     """What the fixture `planted` of test_ablation gives: a model and its naive results."""
     lm = language_model(planted_model("gpt2"), tokenizer)
@@ -130,63 +317,85 @@ def planted_reference(tokenizer):
 
 
 build = functools.cache(planted.build)
+BUILT = (
+    *(("gpt2", kind) for kind in ("mlp", "head", "head_eraser", "decoy", "content", "several", "half")),
+    ("llama", "decoy"),
+)
+
+
+@functools.cache
+def case(family):
+    """What the fixture `case` of test_architectures gives, of a family's first variant."""
+    return test_architectures.case_of(family, next(iter(architectures.TESTED[family].variants)))
+
+
+@functools.cache
+def zeroed():
+    """What the fixture `zeroed` of test_sweep gives."""
+    changes = test_sweep.changes_of(case("gpt2"))
+    return {name: test_architectures.without(case("gpt2"), **off) for name, (_condition, off) in changes.items()}
 
 
 @pytest.fixture(autouse=True)
-def _built_by_the_real_code():
-    for architecture, kind in (("gpt2", "mlp"), ("gpt2", "decoy"), ("llama", "decoy"), ("gpt2", "content")):
+def _built_by_the_real_code(monkeypatch):
+    for architecture, kind in BUILT:
         build(architecture, kind, 3)
+    for family in ("gpt2", "olmo2"):
+        case(family)
+    zeroed()
+    monkeypatch.setattr(stats, "RESAMPLES", 200)
 
 
-def diagnosed(kind, architecture="gpt2"):
-    """check_controls on one planted model, as an assertion; a diagnosis that crashes is none."""
-    try:
-        misses = check_controls._check(copy.deepcopy(build(architecture, kind, 3)))["misses"]
-    except Exception as error:
-        raise AssertionError("no diagnosis") from error
-    assert misses == []
+def diagnosed(kind, *fields, architecture="gpt2"):
+    """check_controls on these fields of one planted model, as an assertion."""
+    built = copy.deepcopy(build(architecture, kind, 3))
+    visible = check_controls.visible_of(built.truth)
+    diagnosis = check_controls.diagnose(built.lm, built.windows, fields)
+    assert [name for name in fields if not check_controls._agree(name, diagnosis[name], visible[name])] == []
 
 
-MUTANTS = {  # mutant: (name of the check that must fail, the check)
-    head_slice_after_the_projection: {
-        "test_off_equals_zero_weights": lambda tokenizer: test_ablation.test_off_equals_zero_weights(
-            language_model(tiny_model("gpt2")), "some heads"
-        ),
-    },
+def swept(_tokenizer):
+    test_sweep.test_sweep_equals_zeroed_copies(case("gpt2"), zeroed(), 2)
+
+
+def neurons_run(_tokenizer):
+    with pytest.MonkeyPatch.context() as patch:
+        test_neurons.test_runs_equal_zeroed_copies(case("gpt2"), patch)
+
+
+def off_equals_zero_weights(family, which):
+    return lambda _tokenizer: test_ablation.test_off_equals_zero_weights(language_model(tiny_model(family)), which)
+
+
+def diagnosis(kind, field, architecture="gpt2"):
+    return {f"{architecture} {kind}, {field}": lambda _tokenizer: diagnosed(kind, field, architecture=architecture)}
+
+
+MUTANTS = {  # mutant: {name of the check that must fail: the check, which is given a tokenizer}
+    head_slice_after_the_projection: {"test_off_equals_zero_weights": off_equals_zero_weights("gpt2", "some heads")},
     weight_along_the_wrong_axis: {
         "test_contributions_add_up_to_the_mlp_output": lambda tokenizer: (
             test_capture.test_contributions_add_up_to_the_mlp_output(language_model(tiny_model("gpt2")))
         ),
-        "check_controls: decoy": lambda tokenizer: diagnosed("decoy"),
+        **diagnosis("decoy", "neurons"),
     },
-    weight_without_activation: {
-        "check_controls: decoy": lambda tokenizer: diagnosed("decoy"),
-        "check_controls: decoy, Llama": lambda tokenizer: diagnosed("decoy", "llama"),
-    },
+    weight_without_activation: diagnosis("decoy", "neurons") | diagnosis("decoy", "neurons", "llama"),
     largest_value_over_layers: {
         "test_compare_places": lambda tokenizer: test_ablation.test_compare_places(planted_reference(tokenizer)),
     },
     first_item_of_the_batch: {
-        "test_off_equals_zero_weights": lambda tokenizer: test_ablation.test_off_equals_zero_weights(
-            language_model(tiny_model("gpt2")), "some heads"
-        ),
-        "check_controls: content": lambda tokenizer: diagnosed("content"),
+        "test_off_equals_zero_weights": off_equals_zero_weights("gpt2", "some heads"),
+        **diagnosis("content", "positions"),
     },
-    last_layer_after_the_final_norm: {
-        "test_off_equals_zero_weights": lambda tokenizer: test_ablation.test_off_equals_zero_weights(
-            language_model(tiny_model("gpt2")), "some heads"
-        ),
-    },
+    last_layer_after_the_final_norm: {"test_off_equals_zero_weights": off_equals_zero_weights("gpt2", "some heads")},
     unsigned_comparison: {
         "test_compare_conditions": lambda tokenizer: test_ablation.test_compare_conditions(
             planted_reference(tokenizer)
         ),
     },
     hooks_left_behind: {
-        "test_off_equals_zero_weights": lambda tokenizer: test_ablation.test_off_equals_zero_weights(
-            language_model(tiny_model("llama")), "one MLP"
-        ),
-        "check_controls: mlp": lambda tokenizer: diagnosed("mlp"),
+        "test_off_equals_zero_weights": off_equals_zero_weights("llama", "one MLP"),
+        **diagnosis("mlp", "generator"),
     },
     masked_queries_counted: {
         "test_only_queries_that_can_see_the_first_token_count": lambda tokenizer: (
@@ -198,6 +407,66 @@ MUTANTS = {  # mutant: (name of the check that must fail, the check)
             planted_reference(tokenizer)
         ),
     },
+    # sweep
+    resumed_after_the_change: {"test_sweep_equals_zeroed_copies": swept},
+    swept_one_position_early: {"test_sweep_equals_zeroed_copies": swept, **diagnosis("mlp", "necessary")},
+    # ledger
+    norm_after_the_projection_ignored: {
+        "test_adds_up_to_the_models_own_hidden_states": lambda tokenizer: (
+            test_ledger.test_adds_up_to_the_models_own_hidden_states(case("olmo2"), "nothing")
+        )
+    },
+    a_write_left_out: {
+        "test_adds_up_to_the_models_own_hidden_states": lambda tokenizer: (
+            test_ledger.test_adds_up_to_the_models_own_hidden_states(case("gpt2"), "nothing")
+        )
+    },
+    # heads
+    writes_of_the_next_head: {
+        "test_survey_in_every_family": lambda tokenizer: test_heads.test_survey_in_every_family(case("gpt2"))
+    },
+    mean_over_heads: {
+        "test_survey_in_every_family": lambda tokenizer: test_heads.test_survey_in_every_family(case("gpt2")),
+    },
+    # neurons
+    kept_and_removed_exchanged: {"test_runs_equal_zeroed_copies": neurons_run, **diagnosis("mlp", "neuron_set")},
+    neurons_one_position_early: {
+        "test_reads_add_up_to_a_hand_made_pre_activation": lambda tokenizer: (
+            test_neurons.test_reads_add_up_to_a_hand_made_pre_activation(case("gpt2"))
+        ),
+        **diagnosis("content", "neuron_set"),
+    },
+    # interventions
+    set_one_position_early: {
+        "test_equals_a_forward_with_hooks_of_its_own": lambda tokenizer: (
+            test_interventions.test_equals_a_forward_with_hooks_of_its_own("gpt2", tokenizer)
+        ),
+        **diagnosis("several", "need"),
+    },
+    means_pooled_over_positions: {
+        "test_spikes_of_different_size_have_means_of_their_own": lambda tokenizer: (
+            test_interventions.test_spikes_of_different_size_have_means_of_their_own("gpt2", tokenizer)
+        ),
+        **diagnosis("several", "need"),
+    },
+    # census
+    threshold_of_the_other_sign: {
+        "test_tokens_behind_text": lambda tokenizer: test_census.test_tokens_behind_text("gpt2", 0, tokenizer),
+        **diagnosis("content", "cause"),
+    },
+    census_one_position_early: {
+        "test_tokens_behind_text": lambda tokenizer: test_census.test_tokens_behind_text("gpt2", 0, tokenizer),
+        **diagnosis("content", "cause"),
+    },
+    # rules that once were ours
+    mean_of_ratios: diagnosis("half", "necessary"),
+    sink_rate_of_the_heads_that_are_left: {
+        "test_sink_rate_cannot_rise_when_the_count_does_not": lambda tokenizer: (
+            test_ablation.test_sink_rate_cannot_rise_when_the_count_does_not(language_model(tiny_model("gpt2")))
+        ),
+    },
+    only_lowering_heads_named: diagnosis("head_eraser", "erasing_heads"),
+    position_from_two_manipulations: diagnosis("head", "cause"),
 }
 CASES = [(mutant, name) for mutant, witnesses in MUTANTS.items() for name in witnesses]
 IDS = [f"{mutant.__name__}: {name}" for mutant, name in CASES]

@@ -410,7 +410,8 @@ def test_content_trigger_follows_the_token(of_kind, kind):
 def test_sinks_without_anything_massive(of_kind):
     model, ids, truth = of_kind("sinks")
     assert all_massive(model, ids) == []
-    assert truth.sinks and not truth.readers
+    assert truth.sinks
+    assert not truth.readers
     assert max(hidden.abs().max() for hidden in block_outputs(model, ids)) < 10
 
 
