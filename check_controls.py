@@ -129,7 +129,7 @@ def run(seeds):
 
 
 def _check(built):
-    truth, diagnosis = built.truth, diagnose(built.lm, built.windows)
+    truth, diagnosis = built.truth, diagnose(built.lm, built.windows, FIELDS)
     visible = visible_of(truth)
     return {
         "truth": dataclasses.asdict(truth),
@@ -216,8 +216,8 @@ def _cause(truth):
     return f"token {tokens}" if tokens else "position"
 
 
-def diagnose(lm, windows, fields=FIELDS):
-    """{field: value} by RULE, from what the scripts report; the truth is not known here."""
+def diagnose(lm, windows, fields):
+    """{field: value} of some of FIELDS by RULE, from what the scripts report; the truth is not known here."""
     diagnosis = Diagnosis(lm, windows)
     return {name: getattr(diagnosis, name) for name in fields}
 
