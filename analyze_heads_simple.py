@@ -85,7 +85,7 @@ def summarise(payload):
             report.header(payload, "Attention of every head to the first token"),
             "score: mean over windows and queries of the probability on the first token, the first query (always 1)",
             f"included. Uniform attention would score {r['uniform']:.4f}; no head can score below {r['floor']:.4f}.",
-            "Intervals: 95 % bootstrap over windows.",
+            "Intervals: 95 %, as above.",
             "",
             f"The {min(10, len(ranked))} highest of {len(ranked)} heads",
             report.table(columns, rows(ranked[:10])),

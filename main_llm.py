@@ -191,7 +191,7 @@ def summarise_layerwise(payload):
     return "\n".join(
         [
             report.header(payload, "Largest activations of every layer"),
-            "Means over windows of top-1, top-2, top-3 and median of |block output|, with 95 % bootstrap intervals.",
+            "Means over windows of top-1, top-2, top-3 and median of |block output|, with 95 % intervals.",
             "ratio: mean of each window's top-1 / median. The last layer is the block's output, before the final norm.",
             "",
             report.table(

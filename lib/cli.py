@@ -78,7 +78,7 @@ class Options:
         "begin each window with the BOS token (default: as the tokenizer does)",
         action=argparse.BooleanOptionalAction,
     )
-    seed: int = flag(0, "seed of the choice of windows, of random heads and of the bootstrap")
+    seed: int = flag(0, "seed of the choice of windows, of random heads and of the draws for intervals")
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: str = flag("float32", "dtype of the weights and activations", choices=["float32", "bfloat16", "float16"])
     savedir: Path | None = flag(None, "folder for the results (default: results/<model>/<script>)", type=path)

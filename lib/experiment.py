@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from lib import identity, judges, plots, ranks, report
 from lib.cli import require_only_replot
@@ -53,7 +54,7 @@ def execute(experiment, options, lm=None):
             return
         payload = report.load(options.replot, experiment.name)
         require_only_replot(options)
-        made = _Made(options.savedir or options.replot.parent)
+        made = _Made(options.savedir or _folder_of(options.replot, payload["files"]["json"]))
         report.check_writable(made.folder)
         with _of_file(options.replot):
             _check_figures(experiment, payload, made.folder)
@@ -78,6 +79,12 @@ def execute(experiment, options, lm=None):
         print(path)
     if made.failed:
         raise IncompleteError("; ".join(made.failed), payload)
+
+
+def _folder_of(path, name):
+    """The folder of a result whose JSON, at `path`, is called `name` in it, as in comparison/exp1_results.json."""
+    parts = Path(report.native(name)).parts
+    return path.parents[len(parts) - 1] if path.parts[-len(parts) :] == parts else path.parent
 
 
 class _Made:

@@ -592,7 +592,7 @@ def write(folder, name, experiment, results, windows=4, time="2026-01-01", model
     """source: that of lib.identity, or a name that stands for some weights; config: may hold dtype and typed, too."""
     source = source if isinstance(source, dict) else {"weights_sha256": {"model.safetensors": source}}
     payload = {
-        "schema_version": 1,
+        "schema_version": report.SCHEMA_VERSION,
         "experiment": experiment,
         "provenance": {
             "time": time,
@@ -738,14 +738,15 @@ def test_a_damaged_result_is_named(how, tmp_path, capsys):
 def test_files_of_others_and_of_other_versions_are_left_alone(tmp_path, capsys):
     write(tmp_path, "whole.json", "exp2a", HOLDS["exp2a"])
     newer = write(tmp_path, "newer.json", "exp2a", HOLDS["exp2a"])
-    newer.write_text(newer.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    ours, other = (f'"schema_version": {n}' for n in (report.SCHEMA_VERSION, report.SCHEMA_VERSION + 1))
+    newer.write_text(newer.read_text().replace(ours, other))
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "config.json").write_text('{"model_type": "gpt2", "experiment": ["x"], "schema_version": null}')
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "folder.json").mkdir()
     assert run("verify_claims.py", tmp_path) == 0
     error = capsys.readouterr().err
-    assert error == f"left out: {newer} has schema version 2\n"
+    assert error == f"left out: {newer} has schema version {report.SCHEMA_VERSION + 1}\n"
     assert [file["path"] for file in written(tmp_path)[1]["files"]["exp2a"]] == ["whole.json"]
 
 
