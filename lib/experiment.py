@@ -57,7 +57,7 @@ def execute(experiment, options, lm=None):
         made = _Made(options.savedir or _folder_of(options.replot, payload["files"]["json"]))
         report.check_writable(made.folder)
         with _of_file(options.replot):
-            _check_figures(experiment, payload, made.folder)
+            _check_names(experiment, payload, made.folder)
             identity.require_same(made.folder / payload["files"]["json"], payload["provenance"])
             payload["results"] = judges.judged(experiment.name, payload["results"])
         made.add(payload["files"]["txt"], _write_summary, experiment, payload)
@@ -117,12 +117,13 @@ def _of_file(path):
         raise UserError(f"{path} is not a whole result ({type(error).__name__}: {cause(error)})") from error
 
 
-def _check_figures(experiment, payload, folder):
-    """Raise ValueError unless the figures are named as by a run, and lie in `folder`."""
-    names = payload["files"]["figures"]
+def _check_names(experiment, payload, folder):
+    """Raise ValueError unless TXT and figures are named as by a run, and lie in `folder`."""
+    names = [payload["files"]["txt"], *payload["files"]["figures"]]
     inside = all((folder / report.native(name)).resolve().is_relative_to(folder.resolve()) for name in names)
-    if not inside or names != _files(experiment, payload["config"])["figures"]:
-        raise ValueError(f"no run names its figures {', '.join(names)}")
+    files = _files(experiment, payload["config"])
+    if not inside or names != [files["txt"], *files["figures"]]:
+        raise ValueError(f"no run names its files {', '.join(names)}")
 
 
 def _draw(experiment, payload, made, about):

@@ -15,6 +15,7 @@ from lib import census, hooks, judges, planted, plots, report, stats
 from lib.arch import Architecture
 from lib.cli import UserError
 from lib.data import Windows
+from lib.definitions import NEARLY_ALL
 from lib.judges.census import CAUSES, MANIPULATIONS, judge
 from lib.models import LanguageModel
 from tests import reference
@@ -203,9 +204,9 @@ def test_distribution():
     assert got["mean"] == pytest.approx((-2345.67 + 99.5 - 12345.6 - 101 + 3000 - 0.000123456) / 6)
 
 
-ALL, NONE, SOME, OPEN = (
+ALL, NONE, FEW, SOME, OPEN = (
     {"mean": mean, "ci95": [low, high]}
-    for mean, low, high in ((1, 0.95, 1), (0, 0, 0.05), (0.5, 0.4, 0.6), (1, 0.8, 1))
+    for mean, low, high in ((1, 0.95, 1), (0, 0, 0.05), (0.13, 0.09, 0.17), (0.5, 0.4, 0.6), (1, 0.8, 1))
 )
 MEASURED = ("moved", "repeated", "behind_bos", "there", "at_0")
 EVERYWHERE, POSITION, ALONE, BOTH = (
@@ -241,7 +242,8 @@ def measured(n_spiking, shares, spiking=8, **others):
         (measured(1000, ALONE | UNSWAPPED | {"behind_bos": None}), "no other context"),
         (measured(1000, ALONE, moved=SOME), "none of these"),
         (measured(1000, ALONE, behind_bos=ALL), "none of these"),
-        (measured(1000, ALONE, behind_bos=SOME), "no other context"),  # BOS is a context, of a sort
+        (measured(1000, ALONE, behind_bos=FEW), "no other context"),  # BOS is a context, of a sort
+        (measured(1000, ALONE, behind_bos=SOME), "cannot tell"),
         (measured(1000, POSITION, behind_bos=SOME), "none of these"),
         (measured(1000, POSITION, first=NONE), "none of these"),  # spikes of the windows are elsewhere
         (measured(1, EVERYWHERE, own=NONE), "none of these"),
@@ -309,7 +311,10 @@ def test_planted_triggers_are_told_apart(architecture, kind, few_draws):
         assert result["layer"] == built.truth.layer
         assert result["place"]["dim"] in built.truth.values
         follows = values["follows"] and values["follows"]["mean"]
-        assert follows == (None if architecture == "llama" else float(expected == "position"))
+        if kind == "several" and architecture == "gpt2":  # its second token spikes wherever it stands
+            assert NEARLY_ALL < follows < 1
+        else:
+            assert follows == (None if architecture == "llama" else float(expected == "position"))
         if architecture == "llama" or expected == "token":
             assert sorted(values["tokens"]) == sorted(built.truth.tokens)
         if kind == "head":

@@ -224,8 +224,10 @@ def test_rule():
     values = found["values"]
     assert found["verdict"] == "head 1.3"
     assert values["birth"] == {"layer": 1, "component": "head 3", "name": "head 1.3", "value": -40_000}
-    assert [w["name"] for w in values["generators"]] == ["head 1.3", "attention bias 0", "attention bias 2"]
-    assert [w["name"] for w in values["erasers"]] == ["head 3.0", "mlp 2"]
+    assert [w["name"] for w in values["generators"]] == ["head 1.3", "attention bias 0"]
+    assert [w["name"] for w in values["erasers"]] == ["head 3.0"]
+    exactly_a_tenth = ["attention bias 2", "mlp 2"]
+    assert [w["name"] for w in values["cannot_tell"]] == exactly_a_tenth
     assert values["plateau"] == [1, 4]
     assert values["peak"] == {"layer": 2, "value": -100_000}
 

@@ -158,7 +158,7 @@ def redrawn(script, content, folder, capsys):
     code, error = run(script, "--replot", path, "--savedir", out), capsys.readouterr().err
     assert sorted(p.name for p in folder.iterdir() if p != out) == ["result.json"]
     if code == 0:
-        return {name: (out / name).read_bytes() for name in files(out)}
+        return {name: (out / name).read_bytes() for name in files(out) if name.endswith(".png")}
     assert (code, error.count("\n"), error[:7]) == (2, 1, "error: ")
     return None
 

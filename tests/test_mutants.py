@@ -306,8 +306,12 @@ def only_lowering_heads_named(patch):
 
 def position_from_two_manipulations(patch):
     """Judges by the census and the moved token alone."""
-    used = (census_judge.CENSUS, "moved", "own", "first")
-    patch.setattr(census_judge, "MANIPULATIONS", {name: census_judge.MANIPULATIONS[name] for name in used})
+    tests, used = census_judge._tests, (census_judge.CENSUS, "moved")
+
+    def of_two(needs, cells):
+        return tests(needs, {name: cell if name in used else None for name, cell in cells.items()})
+
+    patch.setattr(census_judge, "_tests", of_two)
 
 
 def planted_reference(tokenizer):
@@ -393,10 +397,7 @@ MUTANTS = {  # mutant: {name of the check that must fail: the check, which is gi
             planted_reference(tokenizer)
         ),
     },
-    hooks_left_behind: {
-        "test_off_equals_zero_weights": off_equals_zero_weights("llama", "one MLP"),
-        **diagnosis("mlp", "generator"),
-    },
+    hooks_left_behind: {"test_off_equals_zero_weights": off_equals_zero_weights("llama", "one MLP")},
     masked_queries_counted: {
         "test_only_queries_that_can_see_the_first_token_count": lambda tokenizer: (
             test_sinks.test_only_queries_that_can_see_the_first_token_count(language_model(tiny_model("gemma3_text")))
@@ -409,7 +410,7 @@ MUTANTS = {  # mutant: {name of the check that must fail: the check, which is gi
     },
     # sweep
     resumed_after_the_change: {"test_sweep_equals_zeroed_copies": swept},
-    swept_one_position_early: {"test_sweep_equals_zeroed_copies": swept, **diagnosis("mlp", "necessary")},
+    swept_one_position_early: {"test_sweep_equals_zeroed_copies": swept, **diagnosis("content", "necessary")},
     # ledger
     norm_after_the_projection_ignored: {
         "test_adds_up_to_the_models_own_hidden_states": lambda tokenizer: (

@@ -133,7 +133,7 @@ def test_an_ascii_terminal_that_cannot_name_the_model(tmp_path):
         command = ["main_llm.py", "--replot", result, "--savedir", out]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         printed, error = start(command[:1], *command[1:], environment=environment, **pipes).communicate()
-        assert (error, files(out)) == (b"", [f"{name}.png"])
+        assert (error, files(out)) == (b"", [f"{name}.png", f"{name}_layerwise.txt"])
         assert b"\\u" in printed
 
 
