@@ -325,7 +325,9 @@ def test_the_tests_that_decide_are_listed():
     named = f"mlp {built.truth.layer}"
     asked = {(t["wanted"], t["threshold"]) for t in conclusion["tests"] if t["what"] == f"retained without {named}"}
     assert asked == {("above", COLLAPSES[0]), ("below", COLLAPSES[1])}
-    asked = {t["threshold"] for t in conclusion["tests"] if t["what"].startswith(f"retained with {named} as the only")}
+    asked = {
+        t["threshold"] for t in conclusion["tests"] if t["what"].startswith(f"retained with {named} as the only one")
+    }
     assert asked == set(PERSISTS)
     assert any(t["what"] == f"self-repair without {named}" and t["threshold"] == REPAIRS for t in conclusion["tests"])
     others = [t for t in conclusion["tests"] if t["what"].startswith("retained without") and named not in t["what"]]
