@@ -132,7 +132,7 @@ def summarise(payload):
             report.table(["neuron", *followed["neuron_checkpoints"], "weight", "contribution", "share"], neurons),
             f"All contributions {report.number(check['sum'], True)} + bias {report.number(check['bias'], True)} = "
             f"{report.number(check['sum'] + check['bias'], True)}; output of the down projection "
-            f"{report.number(check['output'], True)}; relative error {check['relative_error']:.1e}",
+            f"{report.number(check['output'], True)}; relative error {report.number(check['relative_error'])}",
             f"Largest activation of a neuron there, in parts of the output: {report.interval(r['largest_activation'])}",
             "",
             "For contrast, the largest weights to this dim, whatever the neurons do (this is no contribution)",
@@ -157,7 +157,7 @@ def _place(checkpoint):
 
 
 def _contribution(n):
-    return [f"{n['weight']:+.4f}", report.number(n["contribution"], True), f"{100 * n['share']:.1f} %"]
+    return [f"{n['weight']:+.4f}", report.number(n["contribution"], True), report.fraction(n["share"])]
 
 
 EXPERIMENT = Experiment(

@@ -127,7 +127,7 @@ def summarise(payload):
             report.number(n["activation"], True),
             f"{n['weight']:+.4f}",
             report.number(n["contribution"], True),
-            _percent(n["share"]),
+            report.fraction(n["share"]),
         ]
         for n in r["minimal_set"][:LISTED]
     ]
@@ -216,16 +216,13 @@ def _reading(reads, layer):
             )
             keys = ("residual", "normed", "weight", "contribution")
             rows = [
-                [i["dim"], *(report.number(i[key], True) for key in keys), _percent(i["share"])] for i in of["inputs"]
+                [i["dim"], *(report.number(i[key], True) for key in keys), report.fraction(i["share"])]
+                for i in of["inputs"]
             ]
             parts.append(
                 report.table(["dim", "residual value", "normed value", "weight", "contribution", "share"], rows)
             )
     return "\n".join(parts)
-
-
-def _percent(share):
-    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 EXPERIMENT = Experiment(

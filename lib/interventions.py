@@ -354,15 +354,14 @@ def writers(lm, windows, place, rows, layer, batch_size):
     there, ids = place.of(rows[of_spiking]), windows.ids[rows[of_spiking]]
     values = neurons.at_place(lm, replace(windows, ids=ids), there, layer, batch_size)
     added = lm.arch.write_scale * values.get("mlp_write", values[mlp.OUTPUT])[:, place.dim].numpy()
-    share = there.draws.ratios(added, there.values[:, layer])
+    found["share"] = share = there.draws.ratios(added, there.values[:, layer])
+    if share["mean"] < WRITTEN:
+        return found | {"left_out": f"MLP {layer} adds {share['mean']:.1%} of the value at the followed place"}
     output = values[mlp.OUTPUT][:, place.dim].mean().item()
     activation = values[mlp.neuron_output(lm.arch)].mean(0)
     contributions = mlp.contributions(lm.arch, layer, place.dim, activation, output)
     check = mlp.contribution_check(lm.arch, layer, place.dim, contributions, output)
     count = mlp.smallest_set(contributions, check, CARRIED)
-    found["share"] = share
-    if share["mean"] < WRITTEN:
-        return found | {"left_out": f"MLP {layer} adds {share['mean']:.1%} of the value at the followed place"}
     if count is None:
         return found | {"left_out": f"no set of neurons gives {CARRIED:.0%} of what MLP {layer} writes there"}
     return found | {"neurons": contributions[:count]}

@@ -16,7 +16,7 @@ from PIL import Image
 from lib.definitions import COST
 from lib.fonts import FAMILY, legible
 from lib.judges.interventions import nearest_epsilon
-from lib.report import cell, number, percent, result_file
+from lib.report import cell, fraction, number, percent, result_file
 
 DPI = 110
 PALETTE = sns.color_palette("colorblind")
@@ -385,10 +385,11 @@ def dimension_analysis(payload, top=12):
     _neuron_bars(bars, contributions[:top], "contribution", PALETTE[2])
     bars.set_xlabel(f"activation \u00d7 weight to dim {results['followed']['dim']}")
     bars.set_title("largest contributions", fontsize=11)
-    share = np.cumsum([c["contribution"] for c in contributions]) / output
+    share = np.cumsum([c["contribution"] for c in contributions]) / (output or np.nan)
     cumulative.plot(np.arange(1, len(share) + 1), share, color=PALETTE[2], marker="o", ms=3)
     cumulative.axhline(1, color="black", lw=0.8, ls="--")
     cumulative.set_xscale("log")
+    cumulative.set_xlim(0.8, 1.25 * len(share))
     cumulative.set_ylim(bottom=0)
     cumulative.set_xlabel("neurons, largest contribution first (log scale)")
     cumulative.set_ylabel("cumulative share of the output")
@@ -396,7 +397,7 @@ def dimension_analysis(payload, top=12):
     _neuron_bars(weights, results["by_weight"], "weight", PALETTE[7])
     weights.set_yticks(
         range(len(results["by_weight"])),
-        [f"{c['neuron']} (rank {c['rank_by_contribution']}, {100 * c['share']:.1f} %)" for c in results["by_weight"]],
+        [f"{c['neuron']} (rank {c['rank_by_contribution']}, {fraction(c['share'])})" for c in results["by_weight"]],
         fontsize=9,
     )
     weights.set_xlabel("weight alone")
@@ -780,6 +781,7 @@ def neuron_sets(payload):
     if size:
         curve.axvline(size, color=PALETTE[1], lw=1.5, ls=":", label=f"smallest set: {size} of {results['width']}")
     curve.set_xscale("log")
+    curve.set_xlim(0.8, 1.25 * len(share))
     curve.xaxis.set_major_formatter(PLAIN)
     curve.set_ylim(bottom=min(0, np.nanmin(share, initial=0)))
     curve.set_xlabel("neurons, largest contribution first (log scale)")

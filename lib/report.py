@@ -341,6 +341,11 @@ def percent(before, after):
     return "-" if not before else f"{100 * (after - before) / abs(before):+.1f} %"
 
 
+def fraction(value):
+    """A share in per cent; `-` of None: there is nothing to share."""
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
 def massive_table(massive, definition, at_most=20):
     """Identities of the massive activations: one row a (position, dim), with its layers and its largest value.
 

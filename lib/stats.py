@@ -68,6 +68,7 @@ class Draws:
         A ratio of sums weighs each window by what there is to lose, and no window with hardly anything of it decides.
         family: the cells are looked at together, for example to name the largest; each has its simultaneous interval
         beside the single one, as "family95", by the largest studentised deviation (Romano and Wolf 2005).
+        Where a document's denominators sum to 0, there is no interval; where all do, there is no ratio: mean nan.
         """
         numerators = np.asarray(numerators, dtype=np.float64)
         denominators = np.asarray(denominators, dtype=np.float64).reshape(len(numerators), -1)
@@ -92,16 +93,20 @@ class Draws:
         if len(groups) != n:
             raise ValueError(f"{n} windows, but {len(groups)} labels of documents")
         above, below = (_sums(of.reshape(n, -1), groups, len(labels)) for of in (numerators, denominators))
-        means = above.sum(0) / below.sum(0)
-        found = _intervals(above, below, means, self.seed, family) if len(labels) > 1 else None
-        cells = []
-        for i, mean in enumerate(means.tolist()):
-            cell = {"mean": mean, "std": None if spreads is None else spreads[i], "ci95": None, "n": n}
-            if found is not None:
-                cell["ci95"] = found[0][i]
-            if family:
-                cell["family95"] = found and found[1][i]
-            cells.append(cell)
+        below = np.broadcast_to(below, above.shape)
+        means = np.divide(above.sum(0), below.sum(0), out=np.full(above.shape[1], np.nan), where=below.any(0))
+        cells = [
+            {"mean": mean, "std": None if spreads is None else spreads[i], "ci95": None, "n": n}
+            | ({"family95": None} if family else {})
+            for i, mean in enumerate(means.tolist())
+        ]
+        told = np.flatnonzero(below.all(0))
+        if len(labels) > 1 and len(told):
+            single, together = _intervals(above[:, told], below[:, told], means[told], self.seed, family)
+            for i, interval in enumerate(single):
+                cells[told[i]]["ci95"] = interval
+            for i, interval in enumerate(together or []):
+                cells[told[i]]["family95"] = interval
         return np.array(cells, dtype=object).reshape(shape).tolist() if shape else cells[0]
 
 
@@ -132,7 +137,7 @@ def _intervals(above, below, means, seed, family):
     step = max(1, CELLS_AT_ONCE // RESAMPLES)
     for start in range(0, cells, step):
         of = slice(start, start + step)
-        over, under = above[:, of], below if below.shape[1] == 1 else below[:, of]
+        over, under = above[:, of], below[:, of]
         drawn = (counts @ over) / (counts @ under)
         single.append(_bca(drawn, over, under, means[of], wide))
         if family:

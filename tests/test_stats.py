@@ -70,8 +70,21 @@ def test_ratios_are_of_sums():
     assert got["mean"] != pytest.approx(np.mean(above / below), rel=0.01)
     assert got["std"] is None
     both = Draws(DOCUMENTS).ratios(np.stack([above, below], axis=1), below)
-    assert both[0] == {**got, "ci95": pytest.approx(got["ci95"])}
+    assert both[0]["mean"] == pytest.approx(got["mean"])
+    assert both[0]["ci95"] == pytest.approx(got["ci95"])
     assert both[1]["ci95"] == pytest.approx([1, 1])
+
+
+def test_without_denominators_there_is_no_ratio():
+    above, below = np.stack([skewed(30)] * 3, axis=1), np.ones((30, 3))
+    below[:, 1] = 0
+    below[np.equal(DOCUMENTS, DOCUMENTS[0]), 2] = 0
+    whole, none, some = Draws(DOCUMENTS).ratios(above, below, family=True)
+    assert whole["ci95"][0] < whole["mean"] < whole["ci95"][1]
+    assert np.isnan(none["mean"])
+    assert some["mean"] == pytest.approx(above[:, 2].sum() / below[:, 2].sum())
+    assert [cell["ci95"] for cell in (none, some)] == [None, None]
+    assert [cell["family95"] for cell in (none, some)] == [None, None]
 
 
 def test_averages_keep_the_other_axes():
