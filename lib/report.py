@@ -23,7 +23,7 @@ SCHEMA_VERSION = 2
 UNFINISHED = ".unfinished-"
 UNREPEATED = ("time", "seconds", "git")
 ROOT = Path(__file__).resolve().parent.parent
-NOT_MEASURING = ("plots.py", "fonts.py", "claims.py", "evidence.py")
+NOT_MEASURING = {"plots.py", "fonts.py", "claims.py", "evidence.py", "judges"}
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "safetensors", "gguf")
 
 
@@ -245,12 +245,18 @@ def environment(seconds):
 
 
 def code_sha256():
-    """Digest of the running script and of lib/, but for what draws or judges what has been measured."""
+    """Digest of the running script and of all code that can change a number: not what only draws, words or judges."""
     digest = hashlib.sha256()
-    for path in [ROOT / Path(sys.argv[0]).name, *sorted((ROOT / "lib").glob("*.py"))]:
-        if path.is_file() and path.name not in NOT_MEASURING:
-            digest.update(path.name.encode() + path.read_bytes())
+    for path in [ROOT / Path(sys.argv[0]).name, *_measuring()]:
+        if path.is_file():
+            digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def _measuring():
+    """The files below lib/ and experiments/ that code_sha256 covers."""
+    paths = sorted(path for room in ("lib", "experiments") for path in (ROOT / room).rglob("*.py"))
+    return [path for path in paths if NOT_MEASURING.isdisjoint(path.relative_to(ROOT).parts)]
 
 
 def _git():
