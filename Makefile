@@ -40,9 +40,9 @@ results: $(READY)
 			|| exit; \
 	done
 
-# write the numbers and tables of the READMEs anew from results/
+# write the generated blocks of the READMEs anew from results/
 readme: $(READY)
-	$(RUN) -m tests.readme_numbers
+	$(RUN) -m tests.readme
 
 # the seed study's commands on GPT-2, and our values beside the published ones
 reproduce-gpt2: $(READY)
@@ -84,6 +84,8 @@ bench: $(BENCH_READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(RUN) -m tests.architecture_names
 
 clean:
 	rm -rf .venv .venv-peers .venv-bench .pytest_cache .ruff_cache results/demo results/bench

@@ -2,20 +2,34 @@
 
     python check_controls.py --seeds 20 --savedir results/controls
 
-Builds every kind of lib/planted.py in both architectures, with seeds --first_seed, --first_seed + 1, ..., passes each
+Builds every kind of lib/planted/ in both architectures, with seeds --first_seed, --first_seed + 1, ..., passes each
 model through the scripts' own `run`, and diagnoses it from their results alone, by the rules in RULE. Exit code 1 if a
 diagnosis differs from the truth. What was planted and no script sees yet is listed as open.
 """
+
+from __future__ import annotations
 
 import argparse
 import dataclasses
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from lib import cli, judges, plots, report
+from lib import catalogue
+from lib.core.provenance import environment
+from lib.planted import figures as planted_figures
+from lib.report import figures, result_files, tables
+from lib.run import cli
+
+if TYPE_CHECKING:
+    from lib.core.data import Windows
+    from lib.model.models import LanguageModel
+    from lib.planted.truth import Planted, Truth
 
 GENERATORS = {  # (verdict of Experiment 1, all heads off; verdict of Experiment 2A, all MLPs off)
     ("persists", "collapses"): "mlp",
@@ -100,22 +114,22 @@ class Controls:
     fields that differ (`misses`)."""
 
     rule: str
-    fields: tuple
-    models: list
-    conclusion: dict
+    fields: tuple[str, ...]
+    models: list[dict[str, Any]]
+    conclusion: dict[str, Any]
 
 
-def run(seeds):
+def run(seeds: Sequence[int]) -> Controls:
     from tqdm import tqdm
 
-    from lib import planted
+    from lib.planted import blank, kinds, planting
 
-    every = [(architecture, kind) for architecture in planted.ARCHITECTURES for kind in planted.KINDS]
+    every = [(architecture, kind) for architecture in blank.ARCHITECTURES for kind in kinds.KINDS]
     models = []
     with tqdm(total=len(every) * len(seeds), unit="model", desc="controls", disable=None) as progress:
         for architecture, kind in every:
             for seed in seeds:
-                models.append(_check(planted.build(architecture, kind, seed)))
+                models.append(_check(planting.build(architecture, kind, seed)))
                 progress.update()
     missed = sum(bool(model["misses"]) for model in models)
     near = ", ".join(f"{name} within {tolerance}" for name, tolerance in NUMBERS.items() if tolerance)
@@ -128,7 +142,7 @@ def run(seeds):
     return Controls(RULE, FIELDS, models, conclusion)
 
 
-def _check(built):
+def _check(built: Planted) -> dict[str, Any]:
     truth, diagnosis = built.truth, diagnose(built.lm, built.windows, FIELDS)
     visible = visible_of(truth)
     return {
@@ -139,7 +153,7 @@ def _check(built):
     }
 
 
-def _agree(name, found, true):
+def _agree(name: str, found: Any, true: Any) -> bool:
     """Equal; of NUMBERS as near as said there. "cannot tell" agrees with nothing but itself."""
     if name not in NUMBERS:
         return found == true
@@ -149,7 +163,7 @@ def _agree(name, found, true):
     )
 
 
-def visible_of(truth):
+def visible_of(truth: Truth) -> dict[str, Any]:
     """{field: value} of FIELDS that a right diagnosis of a planted.Truth gives."""
     first, second, eraser, later, informed = (
         part or {} for part in (truth.first_step, truth.second_generator, truth.eraser, truth.later, truth.informed)
@@ -199,7 +213,7 @@ def visible_of(truth):
     }
 
 
-def _need(truth):
+def _need(truth: Truth) -> str:
     if truth.generator == "none":
         return "none found"
     # experiment 5 turns off the MLP that writes the value: it cannot where a head does, and it tells nothing where
@@ -207,7 +221,7 @@ def _need(truth):
     return "cannot tell" if truth.generator == "head" or truth.second_generator else truth.need
 
 
-def _cause(truth):
+def _cause(truth: Truth) -> str:
     if truth.generator == "none":
         return "none found"
     tokens = " ".join(sorted(truth.tokens))
@@ -216,7 +230,7 @@ def _cause(truth):
     return f"token {tokens}" if tokens else "position"
 
 
-def diagnose(lm, windows, fields):
+def diagnose(lm: LanguageModel, windows: Windows, fields: Iterable[str]) -> dict[str, Any]:
     """{field: value} of some of FIELDS by RULE, from what the scripts report; the truth is not known here."""
     diagnosis = Diagnosis(lm, windows)
     return {name: getattr(diagnosis, name) for name in fields}
@@ -225,42 +239,43 @@ def diagnose(lm, windows, fields):
 class Diagnosis:
     """FIELDS of one model, by RULE. A script is run when a field asks for it, and once."""
 
-    def __init__(self, lm, windows):
+    def __init__(self, lm: LanguageModel, windows: Windows) -> None:
         self.lm, self.windows = lm, windows
         self._results = {}
 
-    def results(self, script, **flags):
+    def results(self, script: ModuleType, **flags: Any) -> dict[str, Any]:
         """The judged results of a script's module with these options."""
         key = script, *sorted(flags.items())
         if key not in self._results:
             options = script.Options(batch_size=len(self.windows.ids), **flags)
-            self._results[key] = judges.judged(script.EXPERIMENT.name, script.run(self.lm, self.windows, options))
+            self._results[key] = catalogue.judged(script.EXPERIMENT.name, script.run(self.lm, self.windows, options))
         return self._results[key]
 
-    def conclusion(self, script, **flags):
+    def conclusion(self, script: ModuleType, **flags: Any) -> tuple[str, dict[str, Any]]:
         """(verdict, values) of a script's module."""
         conclusion = self.results(script, **flags)["conclusion"]
         return conclusion["verdict"], conclusion["values"]
 
-    def neurons_of(self, layer, **flags):
+    def neurons_of(self, layer: int, **flags: Any) -> list[int]:
         """The smallest set of experiment 2C."""
-        import exp2c_mlp_internal_analysis as exp2c
+        import exp2c_mlp_internal_analysis
 
-        return sorted(self.conclusion(exp2c, layer_id=layer, **flags)[1]["neurons"])
+        return sorted(self.conclusion(exp2c_mlp_internal_analysis, layer_id=layer, **flags)[1]["neurons"])
 
     @cached_property
-    def massive(self):
+    def massive(self) -> list[dict[str, Any]]:
         import main_llm
+        from experiments.layerwise import measure as layerwise_measure
 
         options = main_llm.Options(batch_size=len(self.windows.ids))
-        return main_llm.run_layerwise(self.lm, self.windows, options).massive
+        return layerwise_measure.run(self.lm, self.windows, options).massive
 
     @property
-    def born(self):
+    def born(self) -> list[dict[str, Any]]:
         return [entry for entry in self.massive if entry["layer"] == self.layer]
 
     @cached_property
-    def generator(self):
+    def generator(self) -> str:
         import exp1_feasibility_test as exp1
         import exp2a_mlp_feasibility_test as exp2a
 
@@ -268,171 +283,171 @@ class Diagnosis:
         return GENERATORS.get(verdicts, f"unclear: {verdicts[0]} without heads, {verdicts[1]} without MLPs")
 
     @property
-    def layer(self):
+    def layer(self) -> int | None:
         return self.massive[0]["layer"] if self.massive else None
 
     @property
-    def dims(self):
+    def dims(self) -> list[str]:
         return _signed((entry["dim"], entry["value"]) for entry in self.massive)
 
     @property
-    def positions(self):
+    def positions(self) -> list[int]:
         return sorted({entry["position"] for entry in self.massive})
 
     @property
-    def neurons(self):
+    def neurons(self) -> list[int]:
         if self.generator not in ("mlp", "both"):
             return []
         position = self.positions[0] if len(self.positions) == 1 else None
         return self.neurons_of(self.layer, dim=self.born[0]["dim"], position=position)
 
     @property
-    def neuron_set(self):
-        import exp4_neuron_sets as exp4
+    def neuron_set(self) -> list[int]:
+        import exp4_neuron_sets
 
         if self.generator not in ("mlp", "both"):
             return []
-        verdict, values = self.conclusion(exp4, layer_id=self.layer, n_whole=WHOLE)
+        verdict, values = self.conclusion(exp4_neuron_sets, layer_id=self.layer, n_whole=WHOLE)
         return sorted(values["neurons"]) if verdict.endswith("neurons") else []
 
     @property
-    def trigger(self):
+    def trigger(self) -> str:
         return _trigger(self.lm, self.windows, self.born)
 
     @cached_property
-    def _looking(self):
+    def _looking(self) -> tuple[list[list[int]], list[list[int]]]:
         return _sinks(self.lm, self.windows)
 
     @property
-    def sinks(self):
+    def sinks(self) -> list[list[int]]:
         return self._looking[0]
 
     @property
-    def readers(self):
+    def readers(self) -> list[list[int]]:
         return self._looking[1]
 
     @property
-    def _ledger(self):
-        import exp3_lifecycle_ledger as exp3
+    def _ledger(self) -> tuple[str, dict[str, Any]]:
+        import exp3_lifecycle_ledger
 
-        return self.conclusion(exp3)
+        return self.conclusion(exp3_lifecycle_ledger)
 
     @property
-    def birth(self):
+    def birth(self) -> str:
         return self._ledger[0]
 
     @property
-    def erasers(self):
+    def erasers(self) -> list[str]:
         return [part["name"] for part in self._ledger[1]["erasers"]]
 
     @property
-    def eraser_neurons(self):
+    def eraser_neurons(self) -> list[int]:
         mlps = [part["layer"] for part in self._ledger[1]["erasers"] if part["component"] == "mlp"]
         return [n for layer in mlps for n in self.neurons_of(layer)]
 
     @property
-    def _sweep(self):
-        import exp2b_mlp_layer_sweep as exp2b
+    def _sweep(self) -> dict[str, Any]:
+        import exp2b_mlp_layer_sweep
 
-        return self.results(exp2b, n_whole=WHOLE)
+        return self.results(exp2b_mlp_layer_sweep, n_whole=WHOLE)
 
     @property
-    def share(self):
+    def share(self) -> float:
         return self._sweep["windows"]["spiking"]["mean"]
 
     @property
-    def necessary(self):
+    def necessary(self) -> list[str]:
         return sorted(f"{kind} {at}" for kind, at in self._sweep["conclusion"]["values"]["necessary"])
 
     @property
-    def sufficient(self):
+    def sufficient(self) -> list[str]:
         return sorted(f"{kind} {at}" for kind, at in self._sweep["conclusion"]["values"]["sufficient"])
 
     @property
-    def _generators(self):
+    def _generators(self) -> list[tuple[str, dict[str, Any]]]:
         """[(name, row of experiment 2B)] of the MLPs and attention blocks that write it."""
         kinds = [("mlp" if part["component"] == "mlp" else "attention", part) for part in self._ledger[1]["generators"]]
         rows = {f"{kind} {part['layer']}": self._sweep["kinds"][kind][part["layer"]] for kind, part in kinds}
         return sorted(rows.items())
 
     @property
-    def retained(self):
+    def retained(self) -> list[list[Any]]:
         return [[name, row["alone"]["retained"]["mean"]] for name, row in self._generators]
 
     @property
-    def repair(self):
+    def repair(self) -> list[list[Any]]:
         return [[name, row["repair"] and row["repair"]["ratio"]["mean"]] for name, row in self._generators]
 
     @property
-    def first_step_neurons(self):
+    def first_step_neurons(self) -> list[int]:
         necessary = self._sweep["conclusion"]["values"]["necessary"]
         steps = [at for kind, at in necessary if kind == "mlp" and at < self._ledger[1]["birth"]["layer"]]
         return [n for at in steps for n in self.neurons_of(at)]
 
     @property
-    def need(self):
-        import exp5_interventions as exp5
+    def need(self) -> str:
+        import exp5_interventions
 
-        return self.conclusion(exp5, factors=(), epsilons=(0.3,))[0]
+        return self.conclusion(exp5_interventions, factors=(), epsilons=(0.3,))[0]
 
     @property
-    def cause(self):
-        import exp6_trigger_census as exp6
+    def cause(self) -> str:
+        import exp6_trigger_census
 
-        verdict, values = self.conclusion(exp6)
+        verdict, values = self.conclusion(exp6_trigger_census)
         return " ".join([verdict, *(sorted(values["tokens"]) if "token" in verdict else ())])
 
     @property
-    def _heads(self):
-        import exp7_head_sweep as exp7
+    def _heads(self) -> dict[str, Any]:
+        import exp7_head_sweep
 
-        return self.results(exp7, n_whole=len(self.windows.ids), n_random=0)
+        return self.results(exp7_head_sweep, n_whole=len(self.windows.ids), n_random=0)
 
-    def _moving(self, *wanted):
+    def _moving(self, *wanted: tuple[str, str]) -> list[tuple[int, int]]:
         """[(layer, head)] of the heads that do (what, to which value of experiment 7)."""
         moves = self._heads["conclusion"]["values"]["moves"]["zero"]
         return sorted({(layer, head) for layer, head, does, key in moves if (does, key) in wanted})
 
     @property
-    def single_heads(self):
+    def single_heads(self) -> list[str]:
         return _named(self._moving(("lowers", "birth"), ("lowers", "end")))
 
     @property
-    def erasing_heads(self):
+    def erasing_heads(self) -> list[str]:
         return _named(self._moving(("raises", "last")))
 
     @property
-    def costly_heads(self):
+    def costly_heads(self) -> list[str]:
         return _named(self._heads["conclusion"]["values"]["costs"])
 
     @property
-    def pruning(self):
+    def pruning(self) -> str:
         """Of the single heads, or of a head of layer 0; the other set is a head of another layer."""
-        import test_head_pruning_on_massive as pruning
+        import test_head_pruning_on_massive
 
         order = sorted(self._heads["heads"], key=lambda row: -row["score"])
         order = [(row["layer"], row["head"]) for row in order]
         top = self._moving(("lowers", "birth"), ("lowers", "end")) or [next(head for head in order if head[0] == 0)]
         bottom = next(head for head in order if head[0] not in {layer for layer, _head in top})
         sets = {name: tuple(f"{i}.{h}" for i, h in heads) for name, heads in (("top", top), ("bottom", [bottom]))}
-        verdict, _values = self.conclusion(pruning, n_random=0, **sets)
-        null = self.results(pruning, n_random=0, **sets)["null"]["top"]
+        verdict, _values = self.conclusion(test_head_pruning_on_massive, n_random=0, **sets)
+        null = self.results(test_head_pruning_on_massive, n_random=0, **sets)["null"]["top"]
         beyond = verdict not in ("persists", "none found") and null["at_least_as_large"] == 0
         return verdict + (", beyond the null" if beyond else "")
 
 
-def _named(heads):
+def _named(heads: Iterable[Sequence[int]]) -> list[str]:
     return [f"head {layer}.{head}" for layer, head in heads]
 
 
-def _signed(values):
+def _signed(values: Iterable[tuple[int, float]]) -> list[str]:
     """["+4", "-53"] of (dim, value) pairs, each once."""
     return [f"{'+' if positive else '-'}{dim}" for dim, positive in sorted({(dim, value > 0) for dim, value in values})]
 
 
-def _trigger(lm, windows, born):
+def _trigger(lm: LanguageModel, windows: Windows, born: list[dict[str, Any]]) -> str:
     """What the places of the largest dim have in common in the layer where it is born."""
-    from lib.tokens import text_of
+    from lib.model.tokens import text_of
 
     if not born:
         return "none"
@@ -457,18 +472,19 @@ def _trigger(lm, windows, born):
     )
 
 
-def _sinks(lm, windows):
+def _sinks(lm: LanguageModel, windows: Windows) -> tuple[list[list[int]], list[list[int]]]:
     """([layer, head] of the sinks on the first token, of those that are gone when massive values are zero)."""
-    import analyze_heads_simple as heads
-    from lib import hooks
-    from lib.massive import is_massive
+    import analyze_heads_simple
+    from experiments.head_scores import measure
+    from lib.core.massive import is_massive
+    from lib.model import hooks
 
     def zero(_layer, hidden):
         median = hidden.abs().flatten(1).median(1).values[:, None, None]
         return hidden.masked_fill(is_massive(hidden, median), 0)
 
     def sinks():
-        results = heads.run(lm, windows, heads.Options(batch_size=len(windows.ids)))
+        results = measure.run(lm, windows, analyze_heads_simple.Options(batch_size=len(windows.ids)))
         scores = enumerate(results.scores_without_first_query)
         return [[i, h] for i, row in scores for h, cell in enumerate(row) if cell["mean"] > results.sink_epsilon]
 
@@ -478,7 +494,7 @@ def _sinks(lm, windows):
     return before, [head for head in before if head not in after]
 
 
-def summarise(payload):
+def summarise(payload: dict[str, Any]) -> str:
     r = payload["results"]
     rows = []
     for model in r["models"]:
@@ -500,7 +516,7 @@ def summarise(payload):
             "",
             f"Truth of each model ({len(SHOWN)} of {len(FIELDS)} fields; all are in the JSON), and whether the "
             "diagnosis agrees in every field",
-            report.table(heads, rows),
+            tables.table(heads, rows),
             f"Conclusion: {r['conclusion']['verdict']}",
             f"Rule: {r['conclusion']['rule']}",
             "",
@@ -508,7 +524,7 @@ def summarise(payload):
     )
 
 
-def _text(value):
+def _text(value: Any) -> str:
     """`-`, `3`, `+4 -53`, `4.2 4.3`, `mlp 1 0.60, mlp 3 0.60`."""
     if isinstance(value, list):
         if value and isinstance(value[0], list) and isinstance(value[0][0], str):
@@ -517,7 +533,7 @@ def _text(value):
     return "-" if value is None else str(value)
 
 
-def main():
+def main() -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: 5)")
     parser.add_argument("--first_seed", type=int, default=0, help="the first of them (default: 0)")
@@ -531,7 +547,7 @@ def main():
     cli.require_one_process()
     if args.seeds < 1 or args.first_seed < 0:
         raise cli.UserError("--seeds must be at least 1 and --first_seed at least 0")
-    report.check_writable(args.savedir)
+    result_files.check_writable(args.savedir)
 
     import torch
 
@@ -539,12 +555,12 @@ def main():
     start = time.monotonic()
     results = run(range(args.first_seed, args.first_seed + args.seeds))
     files = {"json": "controls.json", "txt": "controls.txt", "figures": ["controls.png"]}
-    provenance = report.environment(time.monotonic() - start)
-    payload = report.payload("controls", vars(args), provenance, results, files)
+    provenance = environment(time.monotonic() - start)
+    payload = result_files.payload("controls", vars(args), provenance, results, files)
     text = summarise(payload)
-    report.write_json(args.savedir / files["json"], payload)
-    report.write_text(args.savedir / files["txt"], text)
-    plots.write(args.savedir / "controls.png", plots.controls, payload)
+    result_files.write_json(args.savedir / files["json"], payload)
+    result_files.write_text(args.savedir / files["txt"], text)
+    figures.write(args.savedir / "controls.png", planted_figures.controls, payload)
     print(text)
     for name in (files["txt"], files["json"], "controls.png"):
         print(args.savedir / name)

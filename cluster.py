@@ -10,12 +10,14 @@ Waits for all jobs, and ends with exit code 1 if one fails; a Slurm job goes on 
 import argparse
 import itertools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from lib import cli, report
+from lib.report import result_files
+from lib.run import checkout, cli
 
 
-def commands(over, script, savedir):
+def commands(over: list[list[str]], script: list[str], savedir: Path) -> Iterator[tuple[str, list[str]]]:
     """[(name, command line)] of every combination of `over`, [[flag, value, ...], ...]."""
     flags = [flag for flag, *_values in over]
     for values in itertools.product(*(values for _flag, *values in over)):
@@ -23,14 +25,14 @@ def commands(over, script, savedir):
         name = "_".join(f"{flag}-{value.strip('/').replace('/', '-')}" for flag, value in pairs)
         chosen = [text for flag, value in pairs for text in (f"--{flag}", value)]
         path, *arguments = script
-        yield name, [sys.executable, str(report.ROOT / path), *arguments, *chosen, "--savedir", str(savedir / name)]
+        yield name, [sys.executable, str(checkout.ROOT / path), *arguments, *chosen, "--savedir", str(savedir / name)]
 
 
-def number_or_text(text):
+def number_or_text(text: str) -> int | str:
     return int(text) if text.isdigit() else text
 
 
-def main():
+def main() -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--executor", choices=["local", "slurm"], default="local", help="where jobs run")
     parser.add_argument(
@@ -46,11 +48,11 @@ def main():
     parser.add_argument("--savedir", type=cli.path, default=Path("results/cluster"), help="default: %(default)s")
     parser.add_argument("script", nargs="+", help="after --, the script and its flags")
     args = parser.parse_args()
-    if not (report.ROOT / args.script[0]).is_file():
+    if not (checkout.ROOT / args.script[0]).is_file():
         raise cli.UserError(f"no such script: {args.script[0]}")
     if not all("=" in pair for pair in args.parameters):
         raise cli.UserError("--parameters are KEY=VALUE")
-    report.check_writable(args.savedir)
+    result_files.check_writable(args.savedir)
     try:
         import submitit
     except ImportError as error:

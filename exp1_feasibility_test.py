@@ -7,26 +7,37 @@ projection is zero, the projection's bias stays. Every layer is compared at the 
 place is judged once, at the end of its plateau, and at position 0 over all first tokens that the text could give.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from lib import cli, plots, report
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from experiments.ablation import figures, text
 from lib.experiment import Experiment, execute
+from lib.run import cli
+
+if TYPE_CHECKING:
+    from lib.core.ablation import Feasibility
+    from lib.core.data import Windows
+    from lib.model.models import LanguageModel
 
 
 @dataclass(frozen=True)
 class Options(cli.Options):
-    dims: tuple = cli.flag((), "dims to follow (default: those of the baseline's massive activations)", **cli.INTS)
+    dims: tuple[int, ...] = cli.flag(
+        (), "dims to follow (default: those of the baseline's massive activations)", **cli.INTS
+    )
 
 
-def run(lm, windows, options):
-    from lib.ablation import Condition, feasibility
+def run(lm: LanguageModel, windows: Windows, options: Options) -> Feasibility:
+    from lib.core.ablation import Condition, feasibility
 
     heads = tuple((layer, head) for layer in range(lm.arch.n_layers) for head in range(lm.arch.n_heads))
     return feasibility(lm, windows, Condition("all_heads_off", "all heads off", heads=heads), options)
 
 
-def summarise(payload):
-    return report.ablation_summary(
+def summarise(payload: dict[str, Any]) -> str:
+    return text.summary(
         payload,
         "Experiment 1: all attention heads off",
         "Question: are the baseline's massive activations still there when no head writes anything?",
@@ -39,13 +50,12 @@ EXPERIMENT = Experiment(
     txt="comparison/EXPERIMENT_1_SUMMARY.txt",
     run=run,
     summary=summarise,
-    details=report.ablation_details,
+    details=text.details,
     figures={
-        "comparison/exp1_top1_comparison.png": plots.top1_comparison,
-        "comparison/exp1_critical_dimensions.png": plots.critical_dimensions,
-        "comparison/exp1_percentage_change_heatmap.png": plots.percentage_heatmap,
+        "comparison/exp1_top1_comparison.png": figures.top1_comparison,
+        "comparison/exp1_critical_dimensions.png": figures.critical_dimensions,
+        "comparison/exp1_percentage_change_heatmap.png": figures.percentage_heatmap,
     },
 )
-
 if __name__ == "__main__":
     cli.main(lambda: execute(EXPERIMENT, cli.parse(Options, __doc__)))

@@ -11,12 +11,20 @@ second window estimates what is set; loss, sink rates and the values of the late
 --position) are measured on the others.
 """
 
-from dataclasses import dataclass
-from itertools import product
+from __future__ import annotations
 
-from lib import cli, plots, report
-from lib.definitions import WINDOWS
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from experiments.interventions import figures, text
+from lib.core.definitions import WINDOWS
 from lib.experiment import Experiment, execute
+from lib.run import cli
+
+if TYPE_CHECKING:
+    from experiments.interventions.measure import Interventions
+    from lib.core.data import Windows
+    from lib.model.models import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -24,32 +32,16 @@ class Options(cli.PlaceOptions):
     nsamples: int = cli.flag(2 * WINDOWS, "number of token windows, half of which are measured")
     seqlen: int | None = cli.flag(128, "tokens in a window")
     layer_id: int | None = cli.flag(None, "layer to change, from 0 (default: the first of the place's plateau)")
-    factors: tuple = cli.flag((0.5, 2.0), "multiples of the value to set", **cli.FLOATS)
-    epsilons: tuple = cli.flag((0.2, 0.3, 0.4), "attention to the first token that makes a sink", **cli.FLOATS)
-
-
-def run(lm, windows, options):
-    from lib import interventions, place
-
-    if options.layer_id is not None:
-        lm.arch.check_layer(options.layer_id)
-    found = place.find(lm, windows, options.batch_size, options.dim, options.position, options.seed)
-    layer = found.plateau[0] if options.layer_id is None else options.layer_id
-    off, held = (interventions.NEURONS_OFF, interventions.MLP_OFF), (interventions.LAYER, interventions.ONWARD)
-    values = [getattr(interventions, name) for name in ("RESAMPLED", "MEAN", "ORDINARY", "ZERO", "MEDIAN")]
-    wanted = [
-        *product(off, (interventions.THERE, interventions.EVERYWHERE)),
-        (interventions.PUT_BACK, interventions.THERE),
-        *product((*values, *options.factors), held),
-    ]
-    return interventions.compare(lm, windows, found, layer, wanted, options.epsilons, options)
-
-
-def summarise(payload):
-    layer = payload["results"]["layer"]
-    return report.interventions_summary(
-        payload, f"Experiment 5: the model without the massive activations of layer {layer}"
+    factors: tuple[float, ...] = cli.flag((0.5, 2.0), "multiples of the value to set", **cli.FLOATS)
+    epsilons: tuple[float, ...] = cli.flag(
+        (0.2, 0.3, 0.4), "attention to the first token that makes a sink", **cli.FLOATS
     )
+
+
+def run(lm: LanguageModel, windows: Windows, options: Options) -> Interventions:
+    from experiments.interventions import measure
+
+    return measure.run(lm, windows, options)
 
 
 EXPERIMENT = Experiment(
@@ -57,13 +49,12 @@ EXPERIMENT = Experiment(
     json="exp5_results.json",
     txt="EXPERIMENT_5_SUMMARY.txt",
     run=run,
-    summary=summarise,
-    details=report.interventions_details,
+    summary=text.summarise,
+    details=text.details,
     figures={
-        "exp5_perplexity_and_sinks.png": plots.interventions,
-        "exp5_comes_back.png": plots.interventions_over_layers,
+        "exp5_perplexity_and_sinks.png": figures.interventions,
+        "exp5_comes_back.png": figures.interventions_over_layers,
     },
 )
-
 if __name__ == "__main__":
     cli.main(lambda: execute(EXPERIMENT, cli.parse(Options, __doc__)))

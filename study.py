@@ -9,36 +9,32 @@ The layers that some scripts need come from the results: {born} is that of the l
 the first of the followed place's plateau (exp3); {read} that of the head that attends most to the first token.
 """
 
+from __future__ import annotations
+
 import importlib
 import shlex
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import verify_claims
-from lib import cli, identity, report
-from lib.claims import birth_layer
+from lib import catalogue
+from lib.claims.results import birth_layer
+from lib.core import provenance
 from lib.experiment import IncompleteError, already_there, execute
+from lib.report import identity, result_files
+from lib.run import cli
 
-SEED_STUDY = (
-    "main_llm --exp2",
-    "analyze_heads_simple",
-    "exp3_lifecycle_ledger",
-    "main_llm --exp1 --layer_id {born}",
-    "test_head_pruning_on_massive",
-    "exp1_feasibility_test",
-    "exp2a_mlp_feasibility_test",
-    "exp2c_mlp_internal_analysis --layer_id {born}",
-    "compare_3d_before_after_pruning --layer_id {born}",
-    "compare_3d_before_after_pruning --layer_id {read}",
-)
-CAUSAL_SUITE = (
-    "exp2b_mlp_layer_sweep",
-    "exp4_neuron_sets --layer_id {born}",
-    "exp5_interventions --layer_id {born}",
-    "exp6_trigger_census",
-    "exp7_head_sweep",
-)
+if TYPE_CHECKING:
+    from lib.model.models import LanguageModel
+
+STEPS = [  # (command, whether the seed study has it)
+    (f"{entry.command} {flags}".strip(), entry.seed)
+    for entry in catalogue.EXPERIMENTS.values()
+    for flags in entry.study
+]
 
 
 @dataclass(frozen=True)
@@ -49,32 +45,33 @@ class Options(cli.Options):
     short: bool = cli.flag(False, "only the seed study's scripts and the ledger", action="store_true")
 
 
-def main():
+def main() -> None:
     cli.require_one_process()
     options = cli.parse(Options, __doc__)
     if options.replot:
         raise cli.UserError("a study has no figures of its own; --replot belongs to its scripts")
     folder = options.savedir or Path("results") / options.model_name
-    report.check_writable(folder)
+    result_files.check_writable(folder)
 
-    from lib import models
+    from lib.model import models
 
     lm = models.load(options)
-    steps = SEED_STUDY if options.short else SEED_STUDY + CAUSAL_SUITE
-    this = report.model_provenance(options, lm)  # one line now, not one error a step
-    for name in {step.split()[0] for step in steps}:
+    steps = [step for step, seed in STEPS if seed or not options.short]
+    this = provenance.of_model(options, lm)  # one line now, not one error a step
+    for name in {step.split()[0].removesuffix(".py") for step in steps}:
         for path in sorted((folder / name).rglob("*.json")):
             identity.require_same(path, this)
     layers, done, failed = {}, set(), []
     for step in steps:
         try:
-            name, *own = step.format_map(layers).split()
+            file, *own = step.format_map(layers).split()
         except KeyError as layer:
             failed.append(f"{step} (no {layer.args[0]} layer: an earlier step failed)")
             continue
+        name = file.removesuffix(".py")
         script = importlib.import_module(name)
         idle = cli.parse(script.Options, script.__doc__, [*own, "--model", options.model]).idle()
-        command = [f"{name}.py", *own, *shared_flags(options, idle), "--savedir", str(folder / name)]
+        command = [file, *own, *shared_flags(options, idle), "--savedir", str(folder / name)]
         if tuple(command) in done:
             continue
         done.add(tuple(command))
@@ -96,7 +93,7 @@ def main():
         raise cli.UserError(f"without a whole result: {', '.join(failed)}")
 
 
-def of_model(files, this):
+def of_model(files: verify_claims.Files, this: dict[str, Any]) -> verify_claims.Files:
     """What of verify_claims.find's files of one name is of one model."""
     return {
         experiment: [payload for payload in payloads if identity.of(payload["provenance"]) == identity.of(this)]
@@ -104,7 +101,7 @@ def of_model(files, this):
     }
 
 
-def shared_flags(options, idle):
+def shared_flags(options: Options, idle: dict[str, str]) -> list[str]:
     """What was typed of the flags that every script has, but for those that are idle in one."""
     flags = []
     for f in fields(cli.Options):
@@ -115,17 +112,17 @@ def shared_flags(options, idle):
     return flags
 
 
-def carry_out(script, command, lm, force):
+def carry_out(script: ModuleType, command: list[str], lm: LanguageModel, force: bool) -> dict[str, Any]:
     """The payload of one command, measured now unless it is there already."""
     sys.argv = command  # what the provenance names
     options = cli.parse(script.Options, script.__doc__)
     experiment = script.EXPERIMENT if hasattr(script, "EXPERIMENT") else script.chosen(options)[0]
-    path = options.output_dir / experiment.json.format(**report.config(options))
+    path = options.output_dir / experiment.json.format(**result_files.config(options))
     if not force and already_there(experiment, options, lm):
         print(f"{path} is there already")
     else:
         execute(experiment, options, lm)
-    return report.load(path, experiment.name)
+    return result_files.load(path, experiment.name)
 
 
 if __name__ == "__main__":

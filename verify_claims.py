@@ -13,28 +13,33 @@ import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lib import cli, identity, judges, report
-from lib.errors import cause
+from lib import catalogue
+from lib.core.provenance import environment
+from lib.report import identity, result_files, tables
+from lib.run import checkout, cli
+from lib.run.errors import cause
 
-PUBLISHED = report.ROOT / "reference" / "gpt2_published.json"
+PUBLISHED = checkout.ROOT / "reference" / "gpt2_published.json"
 NEEDED = ("results", "config.model_name", "provenance.model.name", "provenance.time", "provenance.data.seqlen")
+Files = dict[str, list[dict[str, Any]]]  # of one model: the payloads of each experiment, the one that counts first
 CHOSEN_PLACE = ("dim", "position", "dims", "mlps_off", "heads_off")
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """claims: as lib.claims.judge gives them. files: {experiment: the results they rest on}. published: for gpt2,
-    {name, published, ours (None: no result), gap (ours - published), source}; otherwise empty."""
+    """claims: as lib.claims.judging.judge gives them. files: {experiment: the results they rest on}. published: for
+    gpt2, {name, published, ours (None: no result), gap (ours - published), source}; otherwise empty."""
 
-    claims: list
-    files: dict
-    published: list
-    conclusion: dict
+    claims: list[dict[str, Any]]
+    files: Files
+    published: list[dict[str, Any]]
+    conclusion: dict[str, Any]
 
 
-def find(folder):
-    """{model name: {experiment: [payload, ...]}} of all result files below a folder, the one that counts first.
+def find(folder: Path) -> dict[str, Files]:
+    """The files of each model, by its name, of all result files below a folder.
 
     A payload gets the key `path`, below the folder. Raises UserError for a result of ours that is not whole.
     """
@@ -45,8 +50,8 @@ def find(folder):
             continue
         try:
             for key in NEEDED:
-                report.lookup(payload, key)
-            payload["results"] = judges.judged(payload["experiment"], payload["results"])
+                result_files.lookup(payload, key)
+            payload["results"] = catalogue.judged(payload["experiment"], payload["results"])
         except (LookupError, TypeError, ValueError) as error:
             what = f"{type(error).__name__}: {cause(error)}"
             raise cli.UserError(f"{path} is not a whole result ({what})") from error
@@ -60,12 +65,12 @@ def find(folder):
     return found
 
 
-def _read(path):
+def _read(path: Path) -> dict[str, Any] | None:
     """The payload of an experiment's result, or None where a file is none of ours or of another version."""
-    from lib.claims import SCRIPTS
+    from lib.claims.results import SCRIPTS
 
     try:
-        payload = report.read_json(path)
+        payload = result_files.read_json(path)
     except cli.UserError:
         if _begins_as_ours(path):
             raise
@@ -73,13 +78,13 @@ def _read(path):
     experiment, version = payload.get("experiment"), payload.get("schema_version")
     if version is None or experiment not in list(SCRIPTS):
         return None
-    if version != report.SCHEMA_VERSION:
+    if version != result_files.SCHEMA_VERSION:
         print(f"left out: {path} has schema version {version}", file=sys.stderr)
         return None
-    return report.load(path, experiment)
+    return result_files.load(path, experiment)
 
 
-def _begins_as_ours(path):
+def _begins_as_ours(path: Path) -> bool:
     try:
         with open(path, "rb") as file:
             return b'"schema_version"' in file.read(100)
@@ -87,7 +92,7 @@ def _begins_as_ours(path):
         return True
 
 
-def by_dtype(model_name, files, model=None):
+def by_dtype(model_name: str, files: Files, model: str | None = None) -> dict[str | None, Files]:
     """{dtype: files} of one model name's files of `find`; model: what was asked for, as typed.
 
     Raises UserError if they are of different weights, unless just one of these was called `model` when it ran.
@@ -113,19 +118,21 @@ def by_dtype(model_name, files, model=None):
     return split
 
 
-def _counts(payload):
+def _counts(payload: dict[str, Any]) -> tuple[int, str]:
     data = payload["provenance"]["data"]
     return data["windows"] * data["seqlen"], payload["provenance"]["time"]
 
 
-def judge(files, model_name):
+def judge(files: Files, model_name: str) -> Verdicts:
     """The Verdicts on one model's files of `find`."""
-    from lib import claims
+    from lib.claims import judging
+    from lib.claims.every import CLAIMS
+    from lib.claims.results import SCRIPTS, Results
 
-    results = claims.Results(files)
-    judged = [claims.judge(claim, results) for claim in claims.CLAIMS]
-    counts = {verdict: sum(of["verdict"] == verdict for of in judged) for verdict in claims.VERDICTS}
-    used = {name: [_described(payload) for payload in files.get(name, [])] for name in claims.SCRIPTS}
+    results = Results(files)
+    judged = [judging.judge(claim, results) for claim in CLAIMS]
+    counts = {verdict: sum(of["verdict"] == verdict for of in judged) for verdict in judging.VERDICTS}
+    used = {name: [_described(payload) for payload in files.get(name, [])] for name in SCRIPTS}
     return Verdicts(
         claims=judged,
         files=used,
@@ -139,25 +146,25 @@ def judge(files, model_name):
     )
 
 
-def _described(payload):
+def _described(payload: dict[str, Any]) -> dict[str, Any]:
     provenance = payload["provenance"]
     return {"path": payload["path"]} | {key: provenance[key] for key in ("data", "model", "git")}
 
 
-def _is_gpt2(files, model_name):
+def _is_gpt2(files: Files, model_name: str) -> bool:
     every = [payload for payloads in files.values() for payload in payloads]
     return all(identity.is_gpt2(p["provenance"]) for p in every) if every else model_name == "gpt2"
 
 
-def beside_published(files):
+def beside_published(files: Files) -> list[dict[str, Any]]:
     """Every published figure of GPT-2 beside ours."""
     rows = []
-    for figure in report.read_json(PUBLISHED)["figures"]:
+    for figure in result_files.read_json(PUBLISHED)["figures"]:
         payloads = files.get(figure["experiment"], [])
         if figure["layer"] is not None:
             payloads = [p for p in payloads if p["results"]["layer"] == figure["layer"]]
         try:
-            ours = report.lookup(payloads[0], figure["path"]) if payloads else None
+            ours = result_files.lookup(payloads[0], figure["path"]) if payloads else None
         except LookupError as error:
             raise cli.UserError(f"{payloads[0]['path']} has no {figure['path']}: is it of GPT-2 small?") from error
         gap = None if ours is None else ours - figure["published"]
@@ -166,8 +173,8 @@ def beside_published(files):
     return rows
 
 
-def summarise(payload):
-    from lib.claims import SCRIPTS
+def summarise(payload: dict[str, Any]) -> str:
+    from lib.claims.results import SCRIPTS
 
     r, model_name = payload["results"], payload["config"]["model_name"]
     title = f"Claims about massive activations, by the results of {model_name}"
@@ -186,9 +193,9 @@ def summarise(payload):
         data = files[0]["data"] if files else None
         described = f"{data['windows']} x {data['seqlen']} tokens of {data['dataset']}" if data else "-"
         used.append([SCRIPTS[name], " ".join(f["path"] for f in files[:2]) or "missing", described])
-    parts += [report.table(["script", "file", "data"], used)]
+    parts += [tables.table(["script", "file", "data"], used)]
     rows = [[of["row"], of["verdict"], of["claim"]] for of in r["claims"]]
-    parts += [report.table(["row", "verdict", "claim"], rows), "Of each the numbers, the rule, the nearest threshold"]
+    parts += [tables.table(["row", "verdict", "claim"], rows), "Of each the numbers, the rule, the nearest threshold"]
     for of in r["claims"]:
         parts += [f"{of['row']}: {of['verdict']}: {numbers(of)}", f"    {of['rule']}"]
         if of["tests"]:
@@ -197,30 +204,30 @@ def summarise(payload):
         rows = [
             [
                 f["name"],
-                "no result" if f["ours"] is None else report.number(f["ours"]),
-                report.number(f["published"]),
-                "-" if f["ours"] is None else report.number(f["gap"], True),
-                "-" if f["ours"] is None else report.percent(f["published"], f["ours"]),
+                "no result" if f["ours"] is None else tables.number(f["ours"]),
+                tables.number(f["published"]),
+                "-" if f["ours"] is None else tables.number(f["gap"], True),
+                "-" if f["ours"] is None else tables.percent(f["published"], f["ours"]),
                 f["source"],
             ]
             for f in r["published"]
         ]
         compared = sum(f["ours"] is not None for f in r["published"])
         parts += ["", "Published figures of GPT-2", f"{compared} of {len(rows)} compared"]
-        parts += [report.table(["figure", "ours", "published", "gap", "per cent", "source"], rows)]
+        parts += [tables.table(["figure", "ours", "published", "gap", "per cent", "source"], rows)]
     elif model_name == "gpt2":
         why = "these are not known to be its weights (on the hub: gpt2)"
         parts += ["", f"Published figures of GPT-2 are left out: {why}"]
     return "\n".join([*parts, "", f"Conclusion: {r['conclusion']['verdict']}", f"Rule: {r['conclusion']['rule']}", ""])
 
 
-def numbers(claim):
+def numbers(claim: dict[str, Any]) -> str:
     """The numbers of a judged claim in one line, behind the reason, if it cannot be told."""
     values = [f"{name} {_text(value)}" for name, value in claim["values"].items()]
     return "; ".join([claim["reason"]] * bool(claim["reason"]) + values)
 
 
-def nearest(claim):
+def nearest(claim: dict[str, Any]) -> dict[str, Any]:
     """Of a judged claim's tests that on which its verdict hangs: the nearest to its threshold; if it does not hold, of
     those that say so the furthest, for all of them would have to turn."""
     against = [test for test in claim["tests"] if test["answer"] is False]
@@ -229,43 +236,43 @@ def nearest(claim):
     return min(claim["tests"], key=_distance)
 
 
-def _distance(test):
+def _distance(test: dict[str, Any]) -> float:
     """In parts of the threshold, which makes those of several units comparable."""
     return abs(test["distance"] or 0) / (abs(test["threshold"] or 0) or 1)
 
 
-def _threshold(test):
+def _threshold(test: dict[str, Any]) -> str:
     if test["threshold"] is None:
         measured, asked = test["side"], test["wanted"]
     else:
         measured = _text({"mean": test["mean"], "ci95": test["interval"]})
-        asked = f"{test['wanted']} {report.number(test['threshold'])}"
-    away = f"{report.number(test['distance'], True)} away" if test["answer"] is not None else test["side"]
+        asked = f"{test['wanted']} {tables.number(test['threshold'])}"
+    away = f"{tables.number(test['distance'], True)} away" if test["answer"] is not None else test["side"]
     return f"{test['what']} {measured}, asked: {asked}; {away}"
 
 
-def _text(value):
+def _text(value: Any) -> str:
     if isinstance(value, dict):
         exact = value["ci95"] == [value["mean"]] * 2
-        return report.mean(value) if exact else report.interval(value)
-    return str(value) if isinstance(value, (str, int)) else report.number(value)
+        return tables.mean(value) if exact else tables.interval(value)
+    return str(value) if isinstance(value, (str, int)) else tables.number(value)
 
 
-def verify(folder, model_name, files, label=None):
+def verify(folder: Path, model_name: str, files: Files, label: str | None = None) -> None:
     """Judge one model's files, print the table, write TXT and JSON into the folder; label: for the names of these."""
     label = label or model_name
     names = {"json": f"{label}_claims.json", "txt": f"{label}_claims.txt"}
     config = {"folder": folder, "model_name": model_name}
-    payload = report.payload("claims", config, report.environment(0), judge(files, model_name), names)
+    payload = result_files.payload("claims", config, environment(0), judge(files, model_name), names)
     text = summarise(payload)
-    report.write_json(folder / names["json"], payload)
-    report.write_text(folder / names["txt"], text)
+    result_files.write_json(folder / names["json"], payload)
+    result_files.write_text(folder / names["txt"], text)
     print(text)
     for name in names.values():
         print(folder / name)
 
 
-def main():
+def main() -> None:
     cli.require_one_process()
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=cli.path, nargs="?", default=Path("results"), help="default: results")
@@ -273,7 +280,7 @@ def main():
     args = parser.parse_args()
     if not args.folder.is_dir():
         raise cli.UserError(f"no such folder: {args.folder}")
-    report.check_writable(args.folder)
+    result_files.check_writable(args.folder)
     found = find(args.folder)
     if not found and not args.model:
         raise cli.UserError(f"no results below {args.folder}; name the --model to see what is missing")

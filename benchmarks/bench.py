@@ -12,10 +12,11 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from benchmarks import compare
+from benchmarks import compare, figures
 from benchmarks.worker import Worker
-from lib import cli, plots, report
 from lib.experiment import Experiment, execute
+from lib.report import tables
+from lib.run import cli
 
 RULES = f"""\
 equal   what two entries both give differs by at most {compare.TOLERANCE:g} of its size, or no time is reported
@@ -108,17 +109,17 @@ def summarise(payload):
     heads = ["tool", "entry", "gives", "seconds", "min", "max", "x bare", "min", "max", "peak MiB"]
     return "\n".join(
         [
-            report.header(payload, "The cost of measuring"),
+            tables.header(payload, "The cost of measuring"),
             f"seconds a window: median, min, max of {config['rounds']} rounds; {config['threads']} threads",
             f"load average before: {load['average']:.1f} on {load['cpus']} CPUs; well over 1, others were at work and",
             "neither times nor ratios can be relied on",
             r["rules"],
             "",
-            report.table(heads, rows),
+            tables.table(heads, rows),
             *failed,
             f"Largest differences of equal values: {'; '.join(equal)}",
             "",
-            report.table(["target", "value", "verdict"], targets),
+            tables.table(["target", "value", "verdict"], targets),
         ]
     )
 
@@ -133,7 +134,7 @@ BENCHMARK = Experiment(
     txt="{model_name}_bench.txt",
     run=run,
     summary=summarise,
-    figures={"{model_name}_bench.png": plots.benchmark},
+    figures={"{model_name}_bench.png": figures.benchmark},
 )
 
 

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from lib.cli import UserError
+from lib.run.cli import UserError
 
 TOLERANCE = 1e-4
 

@@ -62,7 +62,7 @@ TARGETS = [
 
 
 def load(options):
-    from lib import models
+    from lib.model import models
 
     return models.load(options)
 
@@ -102,8 +102,8 @@ def bare(options):
 
 @entry("layerwise pass", OURS, LAYERS)
 def layers(options):
-    from lib import hooks
-    from lib.massive import LayerStatistics
+    from lib.core.massive import LayerStatistics
+    from lib.model import hooks
 
     lm = load(options)
 
@@ -120,8 +120,9 @@ def layers(options):
 
 @entry("layerwise + heads pass", OURS, BOTH)
 def layers_heads(options):
-    from lib import hooks, sinks
-    from lib.massive import LayerStatistics
+    from lib.core import sinks
+    from lib.core.massive import LayerStatistics
+    from lib.model import hooks
 
     lm = load(options)
 
@@ -228,7 +229,7 @@ def _nnsight(options, heads):
 
 def changed(options, what, manager):
     """A pass over the model inside `manager(lm)`: {what: largest |value| of each dim in the last block's output}."""
-    from lib import hooks
+    from lib.model import hooks
 
     lm = load(options)
 
@@ -264,7 +265,7 @@ def every_head(arch):
 
 @entry("all MLPs off", OURS, MLPS_OFF)
 def mlps_off(options):
-    from lib import hooks
+    from lib.model import hooks
 
     return changed(options, MLPS_OFF, lambda lm: hooks.mlps_off(lm.arch, range(lm.arch.n_layers)))
 
@@ -276,7 +277,7 @@ def mlps_zeroed(options):
 
 @entry("all heads off", OURS, HEADS_OFF)
 def heads_off(options):
-    from lib import hooks
+    from lib.model import hooks
 
     return changed(options, HEADS_OFF, lambda lm: hooks.heads_off(lm.arch, every_head(lm.arch)))
 
@@ -293,7 +294,7 @@ def middle_head(arch):
 
 def largest_dim(lm):
     """The dim of the largest |value| in the last block's output for one token alone."""
-    from lib import hooks
+    from lib.model import hooks
 
     dims = []
     with hooks.watch_outputs(
@@ -305,8 +306,8 @@ def largest_dim(lm):
 
 def at_first(ids, lm, dim):
     """The Place at position 0 of each window; nothing is known there."""
-    from lib.place import Place
-    from lib.stats import independent
+    from lib.core.place import Place
+    from lib.core.stats import independent
 
     first = np.zeros(len(ids), dtype=int)
     return Place(dim, first, "", *np.empty((2, len(ids), lm.arch.n_layers)), first, independent(len(ids)))
@@ -314,7 +315,7 @@ def at_first(ids, lm, dim):
 
 @entry("each head off, position 0: sweep.at_place, time a head", OURS, HEAD_AT_PLACE)
 def head_at_place(options):
-    from lib import data, heads, sweep
+    from lib.core import data, heads, sweep
 
     lm = load(options)
     dim = largest_dim(lm)
@@ -370,7 +371,8 @@ def head_from_start(options):
 
 
 def _passes(options, resumed):
-    from lib import heads, hooks, sweep
+    from lib.core import heads, sweep
+    from lib.model import hooks
 
     lm = load(options)
     dim, head = largest_dim(lm), middle_head(lm.arch)
@@ -400,7 +402,7 @@ def _passes(options, resumed):
 
 @entry("one head off: output_hidden_states, eager output_attentions", TRANSFORMERS, HEAD_WHOLE)
 def head_transformers(options):
-    from lib.sinks import SINK_WINDOW
+    from lib.core.sinks import SINK_WINDOW
 
     lm = load(options)
     dim = largest_dim(lm)
@@ -436,12 +438,12 @@ def listed(values, ids):
 
 @entry(f"census of {CENSUS_TOKENS} tokens: census.Probe", OURS, CENSUS)
 def census(options):
-    from lib import census
+    from experiments.census import measure
 
     lm = load(options)
-    probe = census.Probe(lm, lm.arch.n_layers - 2, largest_dim(lm), sign=1, median=1.0)
+    probe = measure.Probe(lm, lm.arch.n_layers - 2, largest_dim(lm), sign=1, median=1.0)
     tokens = first_tokens(lm)
-    return lambda ids: listed(probe.values(tokens, census.TOKENS_AT_ONCE, "census")[:, 0], ids)
+    return lambda ids: listed(probe.values(tokens, measure.TOKENS_AT_ONCE, "census")[:, 0], ids)
 
 
 @entry(f"census of {CENSUS_TOKENS} tokens: output_hidden_states", TRANSFORMERS, CENSUS, timed=False)
@@ -492,7 +494,7 @@ def thousand_windows(options):
 
 def _experiment(options, n):
     import exp1_feasibility_test as exp1
-    from lib import data
+    from lib.core import data
 
     lm = load(options)
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from lib import cli, models
+from lib.model import models
+from lib.run import cli
 
 SEED = 0
 

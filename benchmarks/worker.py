@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["benchmarks.entries", "lib.models"])  # imported once; no process begins with it anew
+CONTEXT.set_forkserver_preload(
+    ["benchmarks.entries", "lib.model.models"]
+)  # imported once; no process begins with it anew
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 MIB = 2**20
 PATIENCE = 5  # seconds

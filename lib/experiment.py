@@ -1,17 +1,29 @@
 """What every script does around its own `run`: load, run, judge, write JSON and TXT, draw; or, with --replot, judge and
 draw a stored result anew."""
 
+from __future__ import annotations
+
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from lib import identity, judges, plots, ranks, report
-from lib.cli import require_only_replot
-from lib.errors import UserError, cause
+from matplotlib.figure import Figure
+
+from lib import catalogue
+from lib.core import provenance
+from lib.report import figures, identity, result_files
+from lib.run import processes
+from lib.run.cli import Options, require_only_replot
+from lib.run.errors import UserError, cause
+
+if TYPE_CHECKING:  # torch takes seconds to import, and --help and --replot need none of it
+    from lib.core.data import Windows
+    from lib.model.models import LanguageModel
 
 CPU_TOKENS = 1024  # of a batch with --batch_size auto; more are no faster there
 GPU_WINDOWS = 128  # to begin with, there
@@ -20,7 +32,7 @@ GPU_WINDOWS = 128  # to begin with, there
 class IncompleteError(UserError):
     """A file of a result could not be made, and all others are there. payload: the result."""
 
-    def __init__(self, message, payload):
+    def __init__(self, message: str, payload: dict[str, Any]) -> None:
         super().__init__(message)
         self.payload = payload
 
@@ -32,47 +44,47 @@ class Experiment:
     name: str
     json: str
     txt: str
-    run: Callable
-    """(lm, windows, options) -> a dataclass, the `results` of the JSON."""
-    summary: Callable
-    """payload of the JSON -> text that is printed and begins the TXT."""
-    figures: dict
-    """{file name: payload -> matplotlib figure}."""
-    details: Callable | None = None
-    """payload -> the rest of the TXT."""
-    extra: dict = field(default_factory=dict)
-    """{file name: payload -> text} of further text files."""
-    windows: Callable | None = None
-    """(options, lm) -> data.Windows; None: `data.load`."""
+    run: Callable[[LanguageModel, Windows, Any], Any]
+    """Gives a dataclass, the `results` of the JSON. Its options are of the script's own class."""
+    summary: Callable[[dict[str, Any]], str]
+    """What is printed and begins the TXT, of the payload of the JSON."""
+    figures: dict[str, Callable[[dict[str, Any]], Figure]]
+    """By file name, drawn from the payload."""
+    details: Callable[[dict[str, Any]], str] | None = None
+    """The rest of the TXT."""
+    extra: dict[str, Callable[[dict[str, Any]], str]] = field(default_factory=dict)
+    """Further text files by name, from the payload."""
+    windows: Callable[[Any, LanguageModel], Windows] | None = None
+    """What is measured; None: the windows of `data.load`."""
 
 
-def execute(experiment, options, lm=None):
+def execute(experiment: Experiment, options: Options, lm: LanguageModel | None = None) -> None:
     """Carry out one experiment, write its files, then print its summary and where they are; `lm`: the model, if it is
     loaded. Raises IncompleteError if a file cannot be made; all others are there by then."""
     if options.replot:
-        if ranks.rank() > 0:
+        if processes.rank() > 0:
             return
-        payload = report.load(options.replot, experiment.name)
+        payload = result_files.load(options.replot, experiment.name)
         require_only_replot(options)
         made = _Made(options.savedir or _folder_of(options.replot, payload["files"]["json"]))
-        report.check_writable(made.folder)
+        result_files.check_writable(made.folder)
         with _of_file(options.replot):
-            _check_names(experiment, payload, made.folder)
+            payload["files"] |= _drawn_today(experiment, payload["config"], made.folder)
             identity.require_same(made.folder / payload["files"]["json"], payload["provenance"])
-            payload["results"] = judges.judged(experiment.name, payload["results"])
+            payload["results"] = catalogue.judged(experiment.name, payload["results"])
         made.add(payload["files"]["txt"], _write_summary, experiment, payload)
         _draw(experiment, payload, made, f"from {options.replot}")
     else:
         made = _Made(options.output_dir)
-        report.check_writable(made.folder, _flat(_files(experiment, report.config(options))))
+        result_files.check_writable(made.folder, _flat(_files(experiment, result_files.config(options))))
         payload = _measure(experiment, options, lm)
-        if ranks.rank() > 0:
+        if processes.rank() > 0:
             return
         files = payload["files"]
-        made.add(files["json"], report.write_json, payload)
+        made.add(files["json"], result_files.write_json, payload)
         made.add(files["txt"], _write_summary, experiment, payload)
         for name, make in zip(files["extra"], experiment.extra.values(), strict=True):
-            made.add(name, lambda path, make=make: report.write_text(path, make(payload)))
+            made.add(name, lambda path, make=make: result_files.write_text(path, make(payload)))
         _draw(experiment, payload, made, f"(redraw it with --replot {made.folder / files['json']})")
         print(experiment.summary(payload))
     for path in made.paths:
@@ -81,21 +93,23 @@ def execute(experiment, options, lm=None):
         raise IncompleteError("; ".join(made.failed), payload)
 
 
-def _folder_of(path, name):
+def _folder_of(path: Path, name: str) -> Path:
     """The folder of a result whose JSON, at `path`, is called `name` in it, as in comparison/exp1_results.json."""
-    parts = Path(report.native(name)).parts
+    parts = Path(result_files.native(name)).parts
     return path.parents[len(parts) - 1] if path.parts[-len(parts) :] == parts else path.parent
 
 
 class _Made:
     """Files that are made one after another in a folder, each whatever becomes of the others."""
 
-    def __init__(self, folder):
-        self.folder, self.paths, self.failed = folder, [], []
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.paths: list[Path] = []
+        self.failed: list[str] = []
 
-    def add(self, name, write, *content, about=""):
+    def add(self, name: str, write: Callable[..., None], *content: Any, about: str = "") -> None:
         """Make one by `write(path, *content)`."""
-        path = self.folder / report.native(name)
+        path = self.folder / result_files.native(name)
         try:
             write(path, *content)
         except UserError as error:
@@ -107,7 +121,7 @@ class _Made:
 
 
 @contextmanager
-def _of_file(path):
+def _of_file(path: Path) -> Iterator[None]:
     """Whatever fails in the block is the fault of what `path` holds."""
     try:
         yield
@@ -117,58 +131,58 @@ def _of_file(path):
         raise UserError(f"{path} is not a whole result ({type(error).__name__}: {cause(error)})") from error
 
 
-def _check_names(experiment, payload, folder):
-    """Raise ValueError unless TXT and figures are named as by a run, and lie in `folder`."""
-    names = [payload["files"]["txt"], *payload["files"]["figures"]]
-    inside = all((folder / report.native(name)).resolve().is_relative_to(folder.resolve()) for name in names)
-    files = _files(experiment, payload["config"])
-    if not inside or names != [files["txt"], *files["figures"]]:
-        raise ValueError(f"no run names its files {', '.join(names)}")
+def _drawn_today(experiment: Experiment, config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """TXT and figures of a stored result, as a run names them today. Raises ValueError unless all lie in `folder`."""
+    files = {kind: names for kind, names in _files(experiment, config).items() if kind in ("txt", "figures")}
+    for name in (files["txt"], *files["figures"]):
+        if not (folder / result_files.native(name)).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"no run writes to {name}")
+    return files
 
 
-def _draw(experiment, payload, made, about):
+def _draw(experiment: Experiment, payload: dict[str, Any], made: _Made, about: str) -> None:
     for name, draw in zip(payload["files"]["figures"], experiment.figures.values(), strict=True):
-        made.add(name, plots.write, draw, payload, about=about)
+        made.add(name, figures.write, draw, payload, about=about)
 
 
-def _write_summary(path, experiment, payload):
+def _write_summary(path: Path, experiment: Experiment, payload: dict[str, Any]) -> None:
     details = "\n" + experiment.details(payload) if experiment.details else ""
-    report.write_text(path, experiment.summary(payload) + details)
+    result_files.write_text(path, experiment.summary(payload) + details)
 
 
-def already_there(experiment, options, lm):
+def already_there(experiment: Experiment, options: Options, lm: LanguageModel) -> bool:
     """Whether this experiment's files are there, of the same options, code, model, data, packages and machine."""
-    config = report.config(options)
+    config = result_files.config(options)
     folder = options.output_dir
     try:
-        payload = report.load(folder / experiment.json.format(**config), experiment.name)
-        provenance = report.provenance(options, lm, _windows(experiment, options, lm), 0)
-        expected = report.payload(experiment.name, config, provenance, None, _files(experiment, config))
-        names = _flat(payload["files"])
+        payload = result_files.load(folder / experiment.json.format(**config), experiment.name)
+        origin = provenance.whole(options, lm, _windows(experiment, options, lm), 0)
+        files = _files(experiment, config)
+        expected = result_files.payload(experiment.name, config, origin, None, files)
         if options.batch_size == "auto":
             expected["config"]["batch_size"] = payload["config"]["batch_size"]
     except (UserError, LookupError, TypeError):
         return False
     return (
-        all((folder / name).is_file() for name in names)
-        and all(payload[key] == expected[key] for key in ("config", "files"))
+        all((folder / name).is_file() for name in _flat(files))
+        and payload["config"] == expected["config"]
         and _repeats(payload["provenance"]) == _repeats(expected["provenance"])
     )
 
 
-def _repeats(provenance):
+def _repeats(origin: dict[str, Any]) -> dict[str, Any]:
     """The part of a provenance that is the same whenever the same thing is measured."""
-    told_apart = (*report.UNREPEATED, "command", "warning", "sha256")
-    return {key: value for key, value in provenance.items() if key not in told_apart}
+    told_apart = (*result_files.UNREPEATED, "command", "warning", "sha256")
+    return {key: value for key, value in origin.items() if key not in told_apart}
 
 
-def _windows(experiment, options, lm):
-    from lib import data
+def _windows(experiment: Experiment, options: Options, lm: LanguageModel) -> Windows:
+    from lib.core import data
 
     return (experiment.windows or data.load)(options, lm)
 
 
-def _files(experiment, config):
+def _files(experiment: Experiment, config: dict[str, Any]) -> dict[str, Any]:
     return {
         "json": experiment.json.format(**config),
         "txt": experiment.txt.format(**config),
@@ -177,38 +191,40 @@ def _files(experiment, config):
     }
 
 
-def _flat(files):
+def _flat(files: dict[str, Any]) -> list[str]:
     """All names of `_files`."""
     return [files["json"], files["txt"], *files["extra"], *files["figures"]]
 
 
-def _measure(experiment, options, lm):
-    from lib import massive, models
+def _measure(experiment: Experiment, options: Options, lm: LanguageModel | None) -> dict[str, Any]:
+    from lib.core import massive
+    from lib.model import models
 
     start = time.monotonic()
     lm = lm or models.load(options)
-    path = options.output_dir / experiment.json.format(**report.config(options))
-    identity.require_same(path, report.model_provenance(options, lm))
+    path = options.output_dir / experiment.json.format(**result_files.config(options))
+    identity.require_same(path, provenance.of_model(options, lm))
     windows = _windows(experiment, options, lm)
     warnings = _warned(_misfit(lm, windows))
     with massive.limit_watched(lm) as largest:
         results, options = _run(experiment, lm, windows, options)
     seconds = time.monotonic() - start
-    config = report.config(options)
-    provenance = report.provenance(options, lm, windows, seconds)
+    config = result_files.config(options)
+    origin = provenance.whole(options, lm, windows, seconds)
     warnings += _warned(massive.limit_warning(lm, largest))
     if warnings:
-        provenance["warning"] = "; ".join(warnings)
-    results = judges.judged(experiment.name, results)
-    return report.payload(experiment.name, config, provenance, results, _files(experiment, config))
+        origin["warning"] = "; ".join(warnings)
+    results = catalogue.judged(experiment.name, results)
+    return result_files.payload(experiment.name, config, origin, results, _files(experiment, config))
 
 
-def _misfit(lm, windows):
+def _misfit(lm: LanguageModel, windows: Windows) -> str | None:
     """One line if the model predicts the first window no better than the frequencies of tokens; else None."""
     if windows.chance is None:
         return None
 
-    from lib import data, hooks
+    from lib.core import data
+    from lib.model import hooks
 
     try:
         loss = hooks.token_losses(lm, windows.ids[:1, : data.LOOK]).mean().item()
@@ -224,24 +240,24 @@ def _misfit(lm, windows):
     )
 
 
-def _warned(message):
-    """[message], told at once, or []."""
+def _warned(message: str | None) -> list[str]:
+    """The message, told at once, if there is one."""
     if message is None:
         return []
     print(f"warning: {message}", file=sys.stderr, flush=True)
     return [message]
 
 
-def _run(experiment, lm, windows, options):
+def _run(experiment: Experiment, lm: LanguageModel, windows: Windows, options: Options) -> tuple[Any, Options]:
     """(results, options with the batch size that was used). Raises UserError if memory is short even so."""
     auto = options.batch_size == "auto"
     if auto:
         n, seqlen = windows.ids.shape
         most = CPU_TOKENS // seqlen if lm.device.type == "cpu" else GPU_WINDOWS
-        options = replace(options, batch_size=max(1, min(most, n // ranks.size())))
+        options = replace(options, batch_size=max(1, min(most, n // processes.size())))
     while True:
         try:
-            with ranks.failing_together():
+            with processes.failing_together():
                 return experiment.run(lm, windows, options), options
         except RuntimeError as error:
             if not _memory_is_short(error):
@@ -254,7 +270,7 @@ def _run(experiment, lm, windows, options):
         options = replace(options, batch_size=options.batch_size // 2)
 
 
-def _memory_is_short(error):
+def _memory_is_short(error: RuntimeError) -> bool:
     from accelerate.utils.memory import should_reduce_batch_size
 
     return should_reduce_batch_size(error)

@@ -1,7 +1,7 @@
 """One tiny configuration of each supported architecture and of its variants, and where the parts of the real model are.
 
-The paths are those of the whole model, written down again from transformers' sources: tests compare what lib/arch.py
-says with them.
+The paths are those of the whole model, written down again from transformers' sources: tests compare what
+lib/model/families.py says with them.
 """
 
 from collections.abc import Callable

@@ -15,10 +15,11 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from lib import models as lib_models
-from lib import resume, sinks
-from lib.arch import Architecture
-from lib.cli import Options
+from lib.core import sinks
+from lib.model import models as model_models
+from lib.model.arch import Architecture
+from lib.run import resume
+from lib.run.cli import Options
 from tests import reference
 
 transformers.logging.set_verbosity_error()
@@ -135,7 +136,7 @@ def make_tokenizer(adds_bos=False):
 
 
 def language_model(model, tokenizer=None):
-    return lib_models.LanguageModel(model, Architecture(model), tokenizer, {"folder": "tiny"})
+    return model_models.LanguageModel(model, Architecture(model), tokenizer, {"folder": "tiny"})
 
 
 def token_ids(sequences, length, seed=0):
@@ -267,7 +268,7 @@ def text_file(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def smollm2():
-    return lib_models.load(Options(model="smollm2-135m", device="cpu", offline=True))
+    return model_models.load(Options(model="smollm2-135m", device="cpu", offline=True))
 
 
 def logits(lm, ids):

@@ -2,8 +2,8 @@
 
     python -m tests.golden
 
-writes them anew; do that where a number was meant to change. The models run in float64 and results keep seven digits,
-so that machines whose float32 sums differ agree.
+writes them anew; do that where a number was meant to change. Other processors and other versions of torch round
+otherwise: these results are of MACHINE.
 """
 
 import dataclasses
@@ -12,52 +12,39 @@ import json
 import tempfile
 from pathlib import Path
 
-from lib import judges, planted, report
+import torch
+
+from lib import catalogue
+from lib.planted import planting
+from lib.report import result_files
 
 FOLDER = Path(__file__).with_suffix("")
 MODELS = {"gpt2": "mlp_eraser", "llama": "head_eraser"}
 FLAGS = {"batch_size": 3, "n_whole": 2, "n_random": 1}
 NOISE = 1e-9  # what cancels to less is 0
-SCRIPTS = (
-    "main_llm --exp1",
-    "main_llm --exp2",
-    "main_llm --exp3",
-    "main_llm --exp4",
-    "analyze_heads_simple",
-    "test_head_pruning_on_massive",
-    "exp1_feasibility_test",
-    "exp2a_mlp_feasibility_test",
-    "exp2b_mlp_layer_sweep",
-    "exp2c_mlp_internal_analysis",
-    "exp3_lifecycle_ledger",
-    "exp4_neuron_sets",
-    "exp5_interventions",
-    "exp6_trigger_census",
-    "exp7_head_sweep",
-    "compare_3d_before_after_pruning",
-)
+MACHINE = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def measured(architecture):
-    """{script: results} of the planted model of an architecture."""
-    built = planted.build(architecture, MODELS[architecture], seed=0)
+    """{experiment: results} of the planted model of an architecture."""
+    built = planting.build(architecture, MODELS[architecture], seed=0)
     built.lm.model.double()
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
         text.write_text(" ".join(built.lm.tokenizer.convert_ids_to_tokens(built.windows.ids.flatten().tolist())))
-        return {script: _results(script, built, text) for script in SCRIPTS}
+        return {name: _results(entry.command, built, text) for name, entry in catalogue.EXPERIMENTS.items()}
 
 
-def _results(script, built, text):
-    name, *chosen = script.split()
-    module = importlib.import_module(name)
+def _results(command, built, text):
+    script, *chosen = command.split()
+    module = importlib.import_module(script.removesuffix(".py"))
     known = {field.name for field in dataclasses.fields(module.Options)}
     own = FLAGS | {"layer_id": built.truth.layer, "seqlen": 32, "nsamples": 8, "text": text.read_text()[:60]}
     options = module.Options(dataset=str(text), **{key: value for key, value in own.items() if key in known})
     options = dataclasses.replace(options, **dict.fromkeys((flag.lstrip("-") for flag in chosen), True))
     experiment = module.chosen(options)[0] if chosen else module.EXPERIMENT
     windows = experiment.windows(options, built.lm) if experiment.windows else built.windows
-    return _rounded(judges.judged(experiment.name, experiment.run(built.lm, windows, options)))
+    return _rounded(catalogue.judged(experiment.name, experiment.run(built.lm, windows, options)))
 
 
 def _rounded(value):
@@ -71,8 +58,9 @@ def _rounded(value):
 def main():
     FOLDER.mkdir(exist_ok=True)
     for architecture in MODELS:
-        rows = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in measured(architecture).items()]
-        report.write_text(FOLDER / f"{architecture}.json", "{\n" + ",\n".join(rows) + "\n}\n")
+        of = {"machine": MACHINE} | measured(architecture)
+        rows = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in of.items()]
+        result_files.write_text(FOLDER / f"{architecture}.json", "{\n" + ",\n".join(rows) + "\n}\n")
 
 
 if __name__ == "__main__":

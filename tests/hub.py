@@ -14,7 +14,7 @@ import time
 import urllib.parse
 from dataclasses import dataclass, field
 
-from lib import report
+from lib.run import checkout
 
 BLOCK = 1 << 20
 LFS = 1 << 20  # bytes from which a file has a sha256 instead of a git hash
@@ -89,7 +89,7 @@ class Ended:
 def in_order(lines, folder, environment):
     """Run command lines, each beginning with a script's name, in `folder`, one after another in one process; Ended of
     each."""
-    command = [sys.executable, str(report.ROOT / "tests" / "in_order.py"), json.dumps(lines)]
+    command = [sys.executable, str(checkout.ROOT / "tests" / "in_order.py"), json.dumps(lines)]
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | environment
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from lib import ranks
+from lib.run import processes
 from tests.test_scripts import run
 
 codes = []
 jobs = Path(sys.argv[1])
-end = jobs.with_suffix(f".{ranks.rank()}")
+end = jobs.with_suffix(f".{processes.rank()}")
 atexit.register(lambda: end.write_text(json.dumps({"codes": codes, "connected": dist.is_initialized()})))
 codes.extend(run(*job) for job in json.loads(jobs.read_text()))

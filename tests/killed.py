@@ -51,7 +51,8 @@ def kill_at_random(work, folder):
 def results(path):
     """Writes what `main_llm.py --exp2` writes, without measuring anew, and slowly, so that kills hit files."""
     import main_llm
-    from lib import experiment, plots
+    from lib import experiment
+    from lib.report import figures
 
     def slowly(path, content):
         with open(path, "wb") as file:
@@ -60,12 +61,12 @@ def results(path):
                 file.flush()
                 time.sleep(0.02)
 
-    def save_slowly(figure, path, save=plots.save):
+    def save_slowly(figure, path, save=figures.save):
         save(figure, path)
         slowly(path, Path(path).read_bytes())
 
     Path.write_text = lambda path, text, encoding: slowly(path, text.encode(encoding))
-    plots.save = save_slowly
+    figures.save = save_slowly
     payload = json.loads(path.read_text(encoding="utf-8"))
     experiment._measure = lambda *_: payload
 
@@ -77,12 +78,13 @@ def results(path):
 
 
 def cache(path):
-    from lib import models, report, storage
+    from lib.model import models
+    from lib.run import atomic, storage
 
     def work(folder, started):
         folder.mkdir(exist_ok=True)
         storage.find = lambda _name: folder / "model"
-        report.remove_leftovers = lambda *_args: started()  # called when the model is dequantised
+        atomic.remove_leftovers = lambda *_args: started()  # called when the model is dequantised
         models._converted(path.stem, "0" * 64, lambda: [path])
 
     return work

@@ -124,7 +124,8 @@ def loss(logits, ids):
 
 
 def compare(model, ids, conditions, dims=()):
-    """What lib.ablation.compare must find; conditions: {name: keywords of without()}. Lists hold one entry a sequence.
+    """What lib.core.ablation.compare must find; conditions: {name: keywords of without()}. Lists hold one entry
+    a sequence.
 
     results[name]: rows (layers x 4), where, loss, sink_rate, dims {dim: (layers,)}, massive, and places.
     Sequences in which a followed dim is not massive are left out of `dims`.

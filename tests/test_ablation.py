@@ -10,12 +10,17 @@ import torch
 from torch.testing import assert_close
 
 import exp1_feasibility_test
-from lib import ablation, first_tokens, hooks, judges, planted, report
-from lib.cli import Options, UserError
-from lib.data import Windows
-from lib.judges import ablation as ablation_judge
-from lib.stats import independent
-from lib.tokens import text_of
+from experiments.ablation import judge
+from lib import catalogue
+from lib.core import ablation, first_tokens
+from lib.core.data import Windows
+from lib.core.definitions import FATES
+from lib.core.stats import independent
+from lib.model import hooks
+from lib.model.tokens import text_of
+from lib.planted import blank, builder
+from lib.report import result_files, tables
+from lib.run.cli import Options, UserError
 from tests import reference
 from tests.conftest import (
     FLAG_DIM,
@@ -303,7 +308,7 @@ def close_average(average, values, size):
 
 
 def word_of(places, first_tokens=None):
-    return ablation_judge.judged_places(report.plain(places), first_tokens, "rule")[0]
+    return judge.judged_places(result_files.plain(places), first_tokens, "rule")[0]
 
 
 def agree(places, expected):
@@ -367,7 +372,7 @@ def old_and_new(lm, ids, **off):
     results = ablation.feasibility(
         lm, Windows(ids, len(ids), False, "random"), condition, exp1_feasibility_test.Options(batch_size=2)
     )
-    values = judges.judged("exp1", results)["conclusion"]["values"]
+    values = catalogue.judged("exp1", results)["conclusion"]["values"]
     return pooled(*states), [tuple(place) for place in values["places"]]
 
 
@@ -403,13 +408,13 @@ def test_a_value_that_turns_negative_has_not_collapsed(tokenizer):
 def test_each_place_votes_once(seed):
     """One spike lives through all layers, a larger one only in the last, where a head writes it: heads off removes it,
     whatever the number of layers in which the other persists."""
-    b = planted._Builder("gpt2", np.random.default_rng(seed))
+    b = builder.Builder("gpt2", np.random.default_rng(seed))
     long, short = b.largest, b.spare_dims.pop()
     size = b.values[long]
     b.neurons_write(0, b.flag - b.one, {long: size})
     b.head_writes(b.n_layers - 1, b.spike, {short: 2 * size})
-    ids = torch.from_numpy(np.random.default_rng(seed).integers(1, planted.VOCABULARY, (6, 12)))
-    every = [(layer, head) for layer in range(b.n_layers) for head in range(planted.HEADS)]
+    ids = torch.from_numpy(np.random.default_rng(seed).integers(1, blank.VOCABULARY, (6, 12)))
+    every = [(layer, head) for layer in range(b.n_layers) for head in range(blank.HEADS)]
     old, new = old_and_new(b.lm, ids, heads=every)
     assert old == "reduced"
     assert new == [("first", short, "collapses"), ("first", long, "persists")]
@@ -434,11 +439,34 @@ def test_words_have_both_bounds_and_intervals_that_hold_one_are_none(retained, c
     cell = {"mean": retained, "std": None, "ci95": ci95, "n": 5}
     place = {"position": "first", "dim": 3, **dict.fromkeys(("absolute_change", "still_massive"), cell)}
     place |= {"retained": cell, "size_baseline": cell, "size_ablated": cell}
-    judged = judges.judged("exp1", {"places": [place], "first_tokens": None})["conclusion"]
+    judged = catalogue.judged("exp1", {"places": [place], "first_tokens": None})["conclusion"]
     assert (judged["verdict"], judged["values"]["places"]) == (word, [["first", 3, word]])
-    exact = judges.judged("exp1", {"places": [place], "first_tokens": {"retained": 0.95}})["conclusion"]
+    first = {"retained": 0.95, "shares": dict.fromkeys(FATES, 0.2)}
+    exact = catalogue.judged("exp1", {"places": [place], "first_tokens": first})["conclusion"]
     assert (exact["verdict"], exact["values"]["places"]) == ("persists", [["first", 3, "persists"]])
-    assert judges.judged("exp1", {"places": [], "first_tokens": None})["conclusion"]["verdict"] == "none found"
+    assert catalogue.judged("exp1", {"places": [], "first_tokens": None})["conclusion"]["verdict"] == "none found"
+
+
+@pytest.mark.parametrize(
+    ("shares", "mixed"),
+    [((0, 0.22, 0.35, 0.24, 0.19), True), ((0, 0.5, 0.5, 0, 0), True), ((0, 0, 0.51, 0.49, 0), False)],
+)
+def test_an_average_of_unlike_fates_is_called_one(shares, mixed):
+    cell = {"mean": 0.6, "std": None, "ci95": [0.5, 0.7], "n": 5}
+    kept = ("retained", "absolute_change", "still_massive", "size_baseline", "size_ablated")
+    places = [{"position": "first", "dim": 3, **dict.fromkeys(kept, cell)}]
+    first = {"retained": 0.68, "shares": dict(zip(FATES, shares, strict=True))}
+    conclusion = catalogue.judged("exp1", {"places": places, "first_tokens": first})["conclusion"]
+    assert conclusion["verdict"] == "reduced"
+    said = "Conclusion: reduced (on average; mixed by token)\n" if mixed else "Conclusion: reduced\n"
+    assert said in tables.conclusion_text(conclusion)
+    heads = {"top": [[0, 1]], "bottom": [[9, 1]]}
+    places[0] |= {"layer": 5}
+    both = dict.fromkeys(("top", "bottom"))
+    pruned = {"places": both | dict.fromkeys(both, places), "sets": heads, "first_tokens": dict.fromkeys(both, first)}
+    conclusion = catalogue.judged("head_pruning", pruned)["conclusion"]
+    assert said in tables.conclusion_text(conclusion)
+    assert conclusion["values"]["bottom"]["note"] is None  # certain beforehand
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

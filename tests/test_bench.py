@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from benchmarks import bench, compare, entries
+from benchmarks import bench, compare, entries, figures
 from benchmarks.compare import AtMost, Faster, FlatMemory, LeastMemory, Within
 from benchmarks.entries import ENTRIES, TARGETS
 from benchmarks.worker import Worker
-from lib import plots, report
-from lib.cli import Options, UserError
+from lib.report import result_files
+from lib.run.cli import Options, UserError
 from tests.conftest import token_ids
 
 LAYERS = np.arange(1, 13, dtype=float).reshape(2, 3, 2)
@@ -141,7 +141,7 @@ def payload(every):
     of_model = {"model": {"name": "m", "type": "gpt2"}, "dtype": "float32", "device": "cpu", "seed": 0}
     provenance = {"data": data, **of_model, "time": "", "command": ""}
     config = {"rounds": 3, "threads": 2, "model_name": "m"}
-    return report.payload("benchmark", config, provenance, results, {})
+    return result_files.payload("benchmark", config, provenance, results, {})
 
 
 def test_table_shows_every_entry_and_why_one_failed():
@@ -164,7 +164,7 @@ def test_an_entry_that_is_not_timed_has_a_peak_alone():
 
 def test_figure_has_a_bar_for_each_entry_measured():
     failed = {"error": "why", "times": [], "peak_mib": None}
-    figure = plots.benchmark(payload(rows(slow=failed, less={"times": []})))
+    figure = figures.benchmark(payload(rows(slow=failed, less={"times": []})))
     for ax in figure.axes:
         assert len(ax.patches) == 4
 

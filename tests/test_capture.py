@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lib import hooks
-from lib.cli import UserError
-from lib.massive import LayerStatistics, medians
-from lib.stats import independent
+from lib.core.massive import LayerStatistics, medians
+from lib.core.stats import independent
+from lib.model import hooks
+from lib.run.cli import UserError
 from tests import reference
 from tests.conftest import (
     HEADS,

@@ -11,13 +11,19 @@ import scipy
 import torch
 
 import exp6_trigger_census
-from lib import census, hooks, judges, planted, plots, report, stats
-from lib.arch import Architecture
-from lib.cli import UserError
-from lib.data import Windows
-from lib.definitions import NEARLY_ALL
-from lib.judges.census import CAUSES, MANIPULATIONS, judge
-from lib.models import LanguageModel
+from experiments.census import measure, text
+from experiments.census.judge import CAUSES, MANIPULATIONS, judge
+from lib import catalogue
+from lib.core import stats
+from lib.core.data import Windows
+from lib.core.definitions import NEARLY_ALL
+from lib.core.evidence import exact
+from lib.model import hooks
+from lib.model.arch import Architecture
+from lib.model.models import LanguageModel
+from lib.planted import blank, kinds, planting
+from lib.report import figures, result_files, tables
+from lib.run.cli import UserError
 from tests import reference
 from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, tiny_model, token_ids
 from tests.test_architectures import case, close, observe  # noqa: F401 (a fixture)
@@ -32,7 +38,7 @@ WEIGHTS = {  # the position embeddings' module and the row of position 0
 
 
 def probe_of(lm, layer=LAYER, dim=DIM, sign=1, median=0.1):
-    return census.Probe(lm, layer, dim, sign, median)
+    return measure.Probe(lm, layer, dim, sign, median)
 
 
 def real(case, ids, model=None):  # noqa: F811
@@ -47,10 +53,10 @@ def test_one_token_is_the_first_of_a_longer_window(case):  # noqa: F811
 
 
 def test_every_token_of_the_tokenizer_is_counted(case, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(census, "TOKENS_AT_ONCE", 7)
+    monkeypatch.setattr(measure, "TOKENS_AT_ONCE", 7)
     vocabulary = {str(i): i for i in [*range(50), 60, 200]}  # with a gap, and with one that has no embedding
     lm = dataclasses.replace(case.lm, tokenizer=SimpleNamespace(get_vocab=vocabulary.copy))
-    values = census.every_token(probe_of(lm))
+    values = measure.every_token(probe_of(lm))
     assert len(values) == 64
     assert np.flatnonzero(~np.isnan(values)).tolist() == [*range(50), 60]
     expected = real(case, torch.tensor([[0] * 2, [49] * 2, [60] * 2]))[:, 0]
@@ -64,7 +70,7 @@ def test_blocks_after_the_layer_do_not_run(case):  # noqa: F811
     assert ran == [0, 1]
 
 
-class Recorder(census.Probe):
+class Recorder(measure.Probe):
     """A probe that keeps what it was asked."""
 
     def values(self, ids, batch_size, label):
@@ -74,9 +80,9 @@ class Recorder(census.Probe):
 
 
 def test_swapped_embeddings_are_swapped_weights(case, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(census, "TRIED", 8)
+    monkeypatch.setattr(measure, "TRIED", 8)
     probe = Recorder(case.lm, LAYER, DIM, 1, 0.1)
-    rows, shares = census.elsewhere(probe, case.ids, 0, np.array([3, 60]), True, 3, 0)
+    rows, shares = measure.elsewhere(probe, case.ids, 0, np.array([3, 60]), True, 3, 0)
     assert [row["position"] for row in rows] == [1, 2, 4, 8]
     if case.family not in WEIGHTS:
         assert "there" not in rows[0]
@@ -100,9 +106,9 @@ def test_swapped_embeddings_are_swapped_weights(case, monkeypatch):  # noqa: F81
 
 def test_repeated_token(case, monkeypatch):  # noqa: F811
     """Without position embeddings, each position of a window of one token sees what the first sees."""
-    monkeypatch.setattr(census, "TRIED", 8)
+    monkeypatch.setattr(measure, "TRIED", 8)
     probe = Recorder(case.lm, LAYER, DIM, 1, 0.1)
-    rows, _shares = census.elsewhere(probe, case.ids, 0, np.array([3, 60]), True, 2, 0)
+    rows, _shares = measure.elsewhere(probe, case.ids, 0, np.array([3, 60]), True, 2, 0)
     assert [(row["position"], row["tokens"]) for row in rows] == [(1, 2), (2, 2), (4, 2), (8, 2)]
     for row in rows:
         p = row["position"]
@@ -122,7 +128,7 @@ def test_tokens_behind_text(family, n_bos, tokenizer):
     ids[:, :n_bos] = 0
     tokens = np.array([SPIKE_TOKEN, 8, 11])
     probe = Recorder(lm, LAYER, MASSIVE_DIM, -1, 0.1)
-    rows, shares = census.elsewhere(probe, ids, n_bos, tokens, False, 2, 0)
+    rows, shares = measure.elsewhere(probe, ids, n_bos, tokens, False, 2, 0)
     pieces, hits, n = set(), 0, 0
     for row in rows:
         p = row["position"]
@@ -135,14 +141,14 @@ def test_tokens_behind_text(family, n_bos, tokenizer):
         assert torch.equal(behind_text[:, -1], probe.seen[f"repeated to {p}"][0][:, 0])
         assert (probe.seen[f"repeated to {p}"][0] == behind_text[:, -1:]).all()
         counts = [(behind_text[:, -1] == token).sum().item() for token in tokens]
-        assert max(counts) - min(counts) <= 1 + census.TRIED // 12  # each token at each position
+        assert max(counts) - min(counts) <= 1 + measure.TRIED // 12  # each token at each position
         expected = reference.observe(lm.model, behind_text).hidden[LAYER][:, -1, MASSIVE_DIM]
         close(torch.from_numpy(got[:, p]).float(), expected)
         assert row["moved"]["spikes"] == pytest.approx((expected < -100).double().mean().item())
         hits, n = hits + (expected < -100).sum().item(), n + len(expected)
     assert [row["position"] for row in rows] == [1, 2, 4, 8]
     assert len(pieces) > 30
-    assert n == census.TRIED
+    assert n == measure.TRIED
     assert shares["moved"]["mean"] == pytest.approx(hits / n)
     assert shares["moved"]["ci95"] == pytest.approx(scipy.stats.binomtest(hits, n).proportion_ci(method="exact"))
 
@@ -152,7 +158,7 @@ def test_every_token_at_every_position(tokenizer):
     lm, ids = language_model(planted_model("llama"), tokenizer), token_ids(3, 18)
     for n in range(1, 11):
         probe = Recorder(lm, LAYER, MASSIVE_DIM, -1, 0.1)
-        rows, shares = census.elsewhere(probe, ids, 0, np.arange(SPIKE_TOKEN, SPIKE_TOKEN + n), True, 64, 0)
+        rows, shares = measure.elsewhere(probe, ids, 0, np.arange(SPIKE_TOKEN, SPIKE_TOKEN + n), True, 64, 0)
         assert len(rows) == 5
         for row in rows:
             tried = probe.seen[f"repeated to {row['position']}"][0][:, 0].tolist()
@@ -163,38 +169,38 @@ def test_every_token_at_every_position(tokenizer):
 
 def test_which_tokens_are_tried():
     probe, values = probe_of(None, sign=-1), np.array([np.nan, -500.0, 300.0, -99.0, -101.0])
-    tokens, tried = census.to_try(probe, values, np.array([2, 2, 3]), 0)
+    tokens, tried = measure.to_try(probe, values, np.array([2, 2, 3]), 0)
     assert tokens.tolist() == [1, 4]
     assert (tried["of"], tried["possible"], tried["enumerated"]) == ("tokens that spike as the first one", 2, True)
-    tokens, tried = census.to_try(probe, abs(values), np.array([2, 2, 3]), 0)
+    tokens, tried = measure.to_try(probe, abs(values), np.array([2, 2, 3]), 0)
     assert tokens.tolist() == [2, 3]
     assert tried["of"] == "tokens at the place"
     many = np.full(1000, -500.0)
-    tokens, tried = census.to_try(probe, many, np.array([2]), 0)
-    assert len(set(tokens.tolist())) == census.TRIED == tried["tokens"] < tried["possible"]
+    tokens, tried = measure.to_try(probe, many, np.array([2]), 0)
+    assert len(set(tokens.tolist())) == measure.TRIED == tried["tokens"] < tried["possible"]
     assert not tried["enumerated"]
-    assert tokens.tolist() != census.to_try(probe, many, np.array([2]), 1)[0].tolist()
+    assert tokens.tolist() != measure.to_try(probe, many, np.array([2]), 1)[0].tolist()
 
 
 @pytest.mark.parametrize("enumerated", [False, True])
 def test_behind_bos(enumerated, tokenizer):
     lm = language_model(planted_model("gpt2"), tokenizer)
     bos = tokenizer.bos_token_id
-    values, tokens = census.every_token(probe_of(lm, dim=MASSIVE_DIM, sign=-1)), np.array([bos, SPIKE_TOKEN, 20, 30])
-    got, share = census.behind_bos(probe_of(lm, dim=MASSIVE_DIM, sign=-1), values, tokens, enumerated, 2)
+    values, tokens = measure.every_token(probe_of(lm, dim=MASSIVE_DIM, sign=-1)), np.array([bos, SPIKE_TOKEN, 20, 30])
+    got, share = measure.behind_bos(probe_of(lm, dim=MASSIVE_DIM, sign=-1), values, tokens, enumerated, 2)
     expected = reference.observe(lm.model, torch.tensor([[bos, t] for t in tokens.tolist() if t != bos])).hidden[LAYER]
     assert (got["id"], got["tokens"]) == (bos, 3)
     assert got["behind"]["value"]["mean"] == pytest.approx(expected[:, 1, MASSIVE_DIM].mean().item(), rel=1e-4)
     assert got["value"] == pytest.approx(expected[0, 0, MASSIVE_DIM].item(), abs=1e-3)
     assert share["mean"] == pytest.approx(1 / 3)
     assert (share["ci95"] == [share["mean"]] * 2) == enumerated
-    assert census.behind_bos(probe_of(lm), values, np.array([bos]), True, 2)[1] is None
+    assert measure.behind_bos(probe_of(lm), values, np.array([bos]), True, 2)[1] is None
 
 
 def test_distribution():
-    lm = SimpleNamespace(tokenizer=planted.tokenizer())
+    lm = SimpleNamespace(tokenizer=blank.tokenizer())
     values = np.array([-2345.67, np.nan, 99.5, -12345.6, -101.0, 3000.0, -0.000123456])
-    got = census.distribution(probe_of(lm, sign=-1, median=0.1), values)
+    got = measure.distribution(probe_of(lm, sign=-1, median=0.1), values)
     assert (got["tokens"], got["left_out"], got["n_spiking"], got["n_failing"], got["below_1000"]) == (6, 1, 3, 3, 3)
     assert [(t["id"], t["token"]) for t in got["failing"]] == [(6, "t6"), (2, "t2"), (5, "t5")]
     assert [(t["id"], t["value"]) for t in got["spiking"]] == [(3, -12345.6), (0, -2345.67), (4, -101.0)]
@@ -268,6 +274,30 @@ def test_verdict(results, expected):
         assert all(told["answer"] for told in values["causes"][expected]["predictions"].values())
 
 
+def test_what_is_certain_beforehand_has_no_interval():
+    """A token behind itself where positions act in attention only: the same as the first one."""
+    certain = judge(measured(1000, ALONE | UNSWAPPED))["values"]["repeated"]
+    assert certain == exact(1.0)
+    assert judge(measured(0, BOTH | UNSWAPPED))["values"]["repeated"] == exact(0.0)
+    assert judge(measured(1000, ALONE))["values"]["repeated"] == ALL  # learned positions: measured
+    assert judge(measured(1000, BOTH | UNSWAPPED))["values"]["repeated"] == NONE  # nor is it certain where it is not so
+
+
+@pytest.mark.parametrize(
+    ("verdict", "behind_bos", "said"),
+    [
+        ("no other context", FEW, f" (behind BOS, {FEW['mean']:.1%} still spike)"),
+        ("no other context", NONE, ""),
+        ("no other context", None, ""),
+        ("position", NONE, ""),
+    ],
+)
+def test_the_exception_behind_bos_is_named(verdict, behind_bos, said):
+    conclusion = judge(measured(1000, POSITION if verdict == "position" else ALONE, behind_bos=behind_bos))
+    assert f"Conclusion: {verdict}{said}\nRule: " in tables.conclusion_text(conclusion)
+    assert "One threshold is of one case alone" in conclusion["rule"]
+
+
 def old_verdict(results):
     """What the census and the moved token alone were taken to say."""
     first, moved = results["census"]["n_spiking"] / results["census"]["tokens"], results["shares"]["moved"]["mean"]
@@ -278,7 +308,7 @@ def old_verdict(results):
 
 # What the planted models do, by kind: (GPT-2, whose trigger is an embedding of position 0), (Llama, where it is BOS).
 # A head that writes does not look at a trigger from anywhere that it could look away from it.
-TRUTH = dict.fromkeys(planted.KINDS, ("position", "token")) | {
+TRUTH = dict.fromkeys(kinds.KINDS, ("position", "token")) | {
     **dict.fromkeys(("head", "needs_head"), ("position and no other context", "no other context, certain tokens")),
     **dict.fromkeys(("content", "half"), ("token", "token")),
     **dict.fromkeys(("none", "sinks"), ("none found", "none found")),
@@ -287,9 +317,7 @@ SEEDS = {"mlp": range(3), "content": range(3)}
 
 
 def diagnose(built):
-    return judges.judged(
-        "exp6", exp6_trigger_census.run(built.lm, built.windows, exp6_trigger_census.Options(batch_size=8))
-    )
+    return catalogue.judged("exp6", measure.run(built.lm, built.windows, exp6_trigger_census.Options(batch_size=8)))
 
 
 @pytest.fixture
@@ -297,14 +325,14 @@ def few_draws(monkeypatch):
     monkeypatch.setattr(stats, "RESAMPLES", 10)
 
 
-@pytest.mark.parametrize("kind", planted.KINDS)
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("kind", kinds.KINDS)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_planted_triggers_are_told_apart(architecture, kind, few_draws):
     for seed in SEEDS.get(kind, range(1)):
-        built = planted.build(architecture, kind, seed)
+        built = planting.build(architecture, kind, seed)
         result = diagnose(built)
         values = result["conclusion"]["values"]
-        expected = TRUTH[kind][planted.ARCHITECTURES.index(architecture)]
+        expected = TRUTH[kind][blank.ARCHITECTURES.index(architecture)]
         assert result["conclusion"]["verdict"] == expected
         if expected == "none found":
             continue
@@ -328,7 +356,7 @@ CODES, MEANS, CONSTANT, SPIKE = 0, 2 * CLASSES, 4 * CLASSES, 4 * CLASSES + 2
 
 def contrast(first):
     """One dim minus the next, which LayerNorm's centring leaves alone."""
-    direction = torch.zeros(planted.HIDDEN)
+    direction = torch.zeros(blank.HIDDEN)
     direction[[first, first + 1]] = torch.tensor([1.0, -1.0])
     return direction
 
@@ -336,18 +364,18 @@ def contrast(first):
 def spikes_without_context(architecture):
     """Any token spikes where attention returns its own value only: attention writes the share of each class of tokens,
     and a neuron fires if one has more than 90 %. Positions have no part; that a text has one class only is rare."""
-    model = planted._zeros(architecture, 2)
-    lm = LanguageModel(model, Architecture(model), planted.tokenizer(), {"planted": architecture})
+    model = blank.zeros(architecture, 2)
+    lm = LanguageModel(model, Architecture(model), blank.tokenizer(), {"planted": architecture})
     embedding = model.get_input_embeddings().weight
-    for token in range(planted.VOCABULARY):
-        code = 0 if token == planted.BOS else 1 + token % (CLASSES - 1)
+    for token in range(blank.VOCABULARY):
+        code = 0 if token == blank.BOS else 1 + token % (CLASSES - 1)
         embedding[token] = contrast(CODES + 2 * code) + contrast(CONSTANT)
     block = lm.arch.blocks[0]
-    scale = (4 / planted.HIDDEN) ** 0.5  # of the norm, for every token
+    scale = (4 / blank.HIDDEN) ** 0.5  # of the norm, for every token
     for code in range(CLASSES):  # head 0, which looks everywhere alike
         reads = contrast(CODES + 2 * code) * scale / 2
         if architecture == "gpt2":
-            block.attn.c_attn.weight[:, 2 * planted.HIDDEN + code] = reads
+            block.attn.c_attn.weight[:, 2 * blank.HIDDEN + code] = reads
         else:
             block.self_attn.v_proj.weight[code] = reads
         lm.arch.weight(0, "head_projection")[:, code] = contrast(MEANS + 2 * code)
@@ -359,11 +387,11 @@ def spikes_without_context(architecture):
     return lm
 
 
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_what_has_no_context_is_no_position(architecture, few_draws):
     """As in SmolLM2: nearly any first token spikes, hardly any behind text, each behind itself."""
     lm, rng = spikes_without_context(architecture), np.random.default_rng(0)
-    windows = Windows(torch.from_numpy(rng.integers(1, planted.VOCABULARY, (40, 32))), 40, False, "random tokens")
+    windows = Windows(torch.from_numpy(rng.integers(1, blank.VOCABULARY, (40, 32))), 40, False, "random tokens")
     result = diagnose(SimpleNamespace(lm=lm, windows=windows))
     values = result["conclusion"]["values"]
     assert values["first_token_share"] == values["repeated"]["mean"] == 1
@@ -376,9 +404,9 @@ def test_what_has_no_context_is_no_position(architecture, few_draws):
 
 
 @pytest.mark.parametrize("kind", ["mlp", "head", "content"])
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_shares_are_those_of_plain_forward_passes(architecture, kind, few_draws):
-    built = planted.build(architecture, kind, 7)
+    built = planting.build(architecture, kind, 7)
     result = diagnose(built)
     model, ids, layer, dim = built.lm.model, built.windows.ids, result["layer"], result["place"]["dim"]
     least = 0.5 * abs(built.truth.values[dim])
@@ -386,13 +414,13 @@ def test_shares_are_those_of_plain_forward_passes(architecture, kind, few_draws)
     def spikes(windows):
         return (block_outputs(model, windows)[layer][:, :, dim].abs() > least).tolist()
 
-    alone = [row[0] for row in spikes(torch.arange(planted.VOCABULARY)[:, None])]
+    alone = [row[0] for row in spikes(torch.arange(blank.VOCABULARY)[:, None])]
     assert result["census"]["n_spiking"] == sum(alone)
-    tokens = [token for token in range(planted.VOCABULARY) if alone[token]]
+    tokens = [token for token in range(blank.VOCABULARY) if alone[token]]
     shares = result["shares"]
     assert shares["repeated"]["mean"] == np.mean([spikes(torch.full((1, 9), token))[0][8] for token in tokens])
     behind = (
-        [row[1] for row in spikes(torch.tensor([[planted.BOS, token] for token in tokens if token]))]
+        [row[1] for row in spikes(torch.tensor([[blank.BOS, token] for token in tokens if token]))]
         if sum(tokens)
         else []
     )
@@ -403,7 +431,7 @@ def test_shares_are_those_of_plain_forward_passes(architecture, kind, few_draws)
 
 
 def judged(lm, windows, **options):
-    return judges.judged("exp6", exp6_trigger_census.run(lm, windows, exp6_trigger_census.Options(**options)))
+    return catalogue.judged("exp6", measure.run(lm, windows, exp6_trigger_census.Options(**options)))
 
 
 def test_layer_and_place_as_asked_for(tokenizer):
@@ -439,11 +467,11 @@ def test_windows_without_the_spike_take_no_part(tokenizer):
 def text_and_figures(result):
     provenance = {"model": {"name": "", "type": ""}, "data": Windows(token_ids(1, 5), 1, False, "test").provenance}
     rest = dict.fromkeys(("dtype", "device", "seed", "time", "command"), "")
-    payload = report.payload("exp6", {"model_name": "tiny"}, provenance | rest, result, {})
+    payload = result_files.payload("exp6", {"model_name": "tiny"}, provenance | rest, result, {})
     payload = json.loads(json.dumps(payload))
     for draw in exp6_trigger_census.EXPERIMENT.figures.values():
-        plots.plt.close(draw(payload))
-    return exp6_trigger_census.summarise(payload)
+        figures.plt.close(draw(payload))
+    return text.summarise(payload)
 
 
 def test_without_a_bos_token(tokenizer):
@@ -460,7 +488,7 @@ def test_without_a_bos_token(tokenizer):
 
 def test_text_of_every_manipulation(few_draws):
     """Each cause's predictions stand beside what was measured; those that do not fit are marked."""
-    text = text_and_figures(diagnose(planted.build("gpt2", "mlp", 0)))
+    text = text_and_figures(diagnose(planting.build("gpt2", "mlp", 0)))
     rows = {line.split("  ")[0]: line.split() for line in text.splitlines()}
     assert " ".join(rows["behind text"]).endswith("] all x all x none none none none none none")
     assert rows["fits"] == ["fits", "no", "no", "yes", "no", "no", "no", "no", "no"]

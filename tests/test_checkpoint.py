@@ -17,9 +17,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 import main_llm
-from lib import data, experiment, models
-from lib.cli import Options, UserError
-from lib.report import ROOT
+from experiments.layerwise import measure
+from lib import experiment
+from lib.core import data
+from lib.model import models
+from lib.run.checkout import ROOT
+from lib.run.cli import Options, UserError
 from tests.conftest import POSITIONS, logits, make_tokenizer, save, tiny_model, token_ids
 from tests.conftest import TEXT as TEXT_TO_LEARN
 
@@ -657,9 +660,7 @@ def test_random_weights_are_warned_of_before_anything_is_measured(llama, text_fi
     options = main_llm.Options(
         model=str(llama), dataset=str(text_file), nsamples=2, seqlen=32, savedir=tmp_path / "out", device="cpu"
     )
-    watched = replace(
-        main_llm.LAYERWISE, run=lambda *of: (seen.append(capsys.readouterr().err), main_llm.run_layerwise(*of))[1]
-    )
+    watched = replace(main_llm.LAYERWISE, run=lambda *of: (seen.append(capsys.readouterr().err), measure.run(*of))[1])
     experiment.execute(watched, options)
     assert seen[0].startswith("warning: the loss of the first window")
     assert seen[0].count("\n") == 1

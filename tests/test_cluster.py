@@ -5,16 +5,16 @@ import sys
 import pytest
 
 import cluster
-from lib import report
+from lib.run import checkout
 from tests.test_scripts import run
 
-RESULT = report.ROOT / "results" / "smollm2-135m" / "main_llm" / "smollm2-135m_layerwise.json"
+RESULT = checkout.ROOT / "results" / "smollm2-135m" / "main_llm" / "smollm2-135m_layerwise.json"
 
 
 def test_commands_are_all_combinations(tmp_path):
     named = dict(cluster.commands([["model", "a", "b/c"], ["head", "0", "1"]], ["main_llm.py", "--exp2"], tmp_path))
     assert list(named) == ["model-a_head-0", "model-a_head-1", "model-b-c_head-0", "model-b-c_head-1"]
-    script = [sys.executable, str(report.ROOT / "main_llm.py"), "--exp2"]
+    script = [sys.executable, str(checkout.ROOT / "main_llm.py"), "--exp2"]
     own = ["--model", "b/c", "--head", "1", "--savedir", str(tmp_path / "model-b-c_head-1")]
     assert named["model-b-c_head-1"] == [*script, *own]
 

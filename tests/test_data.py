@@ -8,8 +8,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from lib import data, tokens
-from lib.cli import Options, UserError
+from lib.core import data
+from lib.model import tokens
+from lib.run.cli import Options, UserError
 from tests.conftest import END, POSITIONS, TEXT, VOCABULARY, language_model, make_tokenizer, tiny_model
 
 SEQLEN = 16

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib import experiment, hooks, models
-from lib.cli import Options
+from lib import experiment
+from lib.model import hooks, models
+from lib.run.cli import Options
 from tests.conftest import planted_model, save, tiny_model
 from tests.test_ranks import exact, experiment_of, spiked_windows
 from tests.test_scripts import SAMPLE, run

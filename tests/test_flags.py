@@ -6,10 +6,11 @@ import json
 import pytest
 
 import study
-from lib import cli, report
+from lib.report import result_files
+from lib.run import checkout, cli
 from tests.test_scripts import run
 
-RESULT = report.ROOT / "results" / "smollm2-135m" / "main_llm" / "smollm2-135m_layerwise.json"
+RESULT = checkout.ROOT / "results" / "smollm2-135m" / "main_llm" / "smollm2-135m_layerwise.json"
 REFUSED = {
     "the packaged model has no revisions": ("main_llm.py --exp2 --model smollm2-135m --revision main", "revision"),
     "nor has a folder": ("exp1_feasibility_test.py --model lib --revision main", "revision"),
@@ -52,7 +53,7 @@ def parsed(line):
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case, tmp_path, monkeypatch, capsys):
     line, name = REFUSED[case]
-    monkeypatch.chdir(report.ROOT)
+    monkeypatch.chdir(checkout.ROOT)
     assert run(line, "--savedir", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -90,8 +91,8 @@ def test_a_study_passes_on_what_was_typed_to_whom_it_means_something():
 def test_what_was_typed_is_no_part_of_the_record(tmp_path):
     options = parsed("exp1_feasibility_test.py --nsamples 3")
     assert options.typed == {"nsamples"}
-    assert "typed" not in report.config(options)
-    assert "typed" not in json.dumps(report.config(options), default=str)
+    assert "typed" not in result_files.config(options)
+    assert "typed" not in json.dumps(result_files.config(options), default=str)
 
 
 def test_replot_beside_what_it_heeds(tmp_path):

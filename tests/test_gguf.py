@@ -15,9 +15,9 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from lib import gguf_file, gguf_tokenizer, models
-from lib.cli import Options, UserError
-from lib.report import ROOT
+from lib.model import gguf_file, gguf_formats, gguf_tokenizer, models
+from lib.run.checkout import ROOT
+from lib.run.cli import Options, UserError
 from tests.conftest import HEADS, HIDDEN, gguf_name, logits, make_tokenizer, tiny_model, token_ids
 
 
@@ -103,7 +103,7 @@ def test_two_processes_dequantise_at_once(tiny_gguf, tmp_path):
     script = """
 import sys, time
 from pathlib import Path
-from lib import gguf_file, models
+from lib.model import gguf_file, models
 
 own, other, gguf = map(Path, sys.argv[1:])
 convert = gguf_file.convert
@@ -280,7 +280,7 @@ def test_factors_of_rotary_frequencies(tiny_gguf, tmp_path):
         hidden_size=32,
         num_attention_heads=4,
         max_position_embeddings=64,
-        rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, **gguf_file.LLAMA3},
+        rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, **gguf_formats.LLAMA3},
     )
     rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
     plain = 5e5 ** -(torch.arange(0, 8, 2) / 8)
@@ -322,7 +322,7 @@ def test_an_architecture_that_is_not_known(tiny_gguf, tmp_path):
     )
 
 
-# what llama.cpp's converter does to the tensors of each architecture, said in other words than in lib/gguf_file.py
+# what llama.cpp's converter does to the tensors of each architecture, said in other words than in gguf_formats.py
 def llama_rows(name, value, config):
     if "attn_q." in name or "attn_k." in name:
         heads = config.num_attention_heads if "attn_q." in name else config.num_key_value_heads
@@ -558,14 +558,15 @@ def test_the_cache_does_not_outlive_the_converter(tiny_gguf, monkeypatch, capsys
     assert said == [True, False, True]
 
 
-def test_the_converter_is_its_code_and_its_libraries(monkeypatch, tmp_path):
+@pytest.mark.parametrize("module", [gguf_formats, gguf_file, gguf_tokenizer])
+def test_the_converter_is_its_code_and_its_libraries(monkeypatch, tmp_path, module):
     before = gguf_file.converter()
     monkeypatch.setattr(gguf_file.importlib.metadata, "version", lambda name: "0")
     versions = gguf_file.converter()
     monkeypatch.undo()
-    changed = tmp_path / "gguf_tokenizer.py"
+    changed = tmp_path / "changed.py"
     changed.write_text("# changed")
-    monkeypatch.setattr(gguf_tokenizer, "__file__", str(changed))
+    monkeypatch.setattr(module, "__file__", str(changed))
     assert len({before, versions, gguf_file.converter()}) == 3
 
 

@@ -9,10 +9,15 @@ import pytest
 import scipy.stats
 import torch
 
-import exp7_head_sweep as exp7
-import test_head_pruning_on_massive as head_pruning
-from lib import heads, judges, place, planted, plots, stats, sweep
-from lib.data import Windows
+import exp7_head_sweep
+import test_head_pruning_on_massive
+from experiments.head_pruning import measure
+from experiments.head_sweep import figures
+from experiments.head_sweep import measure as head_sweep_measure
+from lib import catalogue
+from lib.core import heads, place, stats, sweep
+from lib.core.data import Windows
+from lib.planted import blank, kinds, planting
 from tests import reference
 from tests.conftest import HEADS, LAYERS, MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, token_ids
 from tests.test_architectures import captured, case  # noqa: F401 (a fixture)
@@ -21,7 +26,7 @@ from tests.test_sweep import DIM, fixed_place, windows_of
 
 def test_survey_in_every_family(case):  # noqa: F811
     at = [0, 9]
-    found = heads.survey(case.lm, windows_of(case.ids), fixed_place(at, case.lm.arch.n_layers), 1)
+    found = head_sweep_measure.survey(case.lm, windows_of(case.ids), fixed_place(at, case.lm.arch.n_layers), 1)
     n_heads = case.lm.model.config.num_attention_heads
     assert found.heads == [(layer, head) for layer in range(3) for head in range(n_heads)]
     scale = getattr(case.lm.model.config, "residual_multiplier", 1.0)
@@ -51,7 +56,12 @@ def measured(family, tokenizer):
     ids[torch.arange(3), torch.tensor(positions)] = SPIKE_TOKEN
     hidden = torch.stack(reference.observe(lm.model, ids[3:]).hidden[:LAYERS])[:, 0, :, MASSIVE_DIM]
     positions.append(int(hidden.abs().amax(0).argmax()))
-    return exp7.run(lm, windows_of(ids), exp7.Options(batch_size=2, n_random=1)), lm.model, ids, positions
+    return (
+        head_sweep_measure.run(lm, windows_of(ids), exp7_head_sweep.Options(batch_size=2, n_random=1)),
+        lm.model,
+        ids,
+        positions,
+    )
 
 
 def levels(model, ids, positions, dim, layers):
@@ -110,7 +120,7 @@ def test_changes_equal_zeroed_copies_and_impossible_ones_are_zero(family, tokeni
 def test_the_place_is_of_all_windows_and_the_loss_of_some_spread_evenly(tokenizer):
     lm = language_model(planted_model("gpt2"), tokenizer)
     ids = token_ids(5, 16)
-    result = exp7.run(lm, windows_of(ids), exp7.Options(batch_size=2, n_random=0, n_whole=2))
+    result = head_sweep_measure.run(lm, windows_of(ids), exp7_head_sweep.Options(batch_size=2, n_random=0, n_whole=2))
     assert {key: cell["n"] for key, cell in result.baseline.items() if cell} == {
         **dict.fromkeys(("birth", "end", "last"), 5),
         **dict.fromkeys(("sink_rate", "loss", "perplexity"), 2),
@@ -120,11 +130,11 @@ def test_the_place_is_of_all_windows_and_the_loss_of_some_spread_evenly(tokenize
     shown = {
         "config": {"model_name": "m"},
         "provenance": {"data": {"windows": 5, "seqlen": 16}},
-        "results": judges.judged("exp7", result),
+        "results": catalogue.judged("exp7", result),
     }
-    titles = [ax.get_title() for ax in plots.head_sweep_cumulative(shown).axes]
+    titles = [ax.get_title() for ax in figures.head_sweep_cumulative(shown).axes]
     assert titles == ["in 5 of the windows", *["in 2 of the windows"] * 2]
-    assert "in 2 of the windows" in plots.head_sweep_model(shown).get_suptitle()
+    assert "in 2 of the windows" in figures.head_sweep_model(shown).get_suptitle()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -160,8 +170,8 @@ def test_mean_ablation_equals_a_hook_that_writes_the_mean(family, tokenizer):
 def test_orders():
     rng = np.random.default_rng(0)
     scores, writes = rng.random((2, 5, 4)), rng.normal(size=(2, 5, 4))
-    found = heads.Survey(scores, writes, None)
-    orders = heads.orders(found, 2, seed=3)
+    found = head_sweep_measure.Survey(scores, writes, None)
+    orders = head_sweep_measure.orders(found, 2, seed=3)
     assert list(orders) == ["score", "write", "random 0", "random 1"]
     for order in orders.values():
         assert sorted(order) == list(np.ndindex(5, 4))
@@ -170,8 +180,8 @@ def test_orders():
     for name in ("random 0", "random 1"):
         assert [layer for layer, _head in orders[name]] == [layer for layer, _head in orders["score"]]
     assert len({tuple(order) for order in orders.values()}) == 4
-    assert heads.orders(found, 2, seed=3) == orders
-    assert [heads.steps(n) for n in (1, 2, 9, 16)] == [[1], [1, 2], [1, 2, 4, 8, 9], [1, 2, 4, 8, 16]]
+    assert head_sweep_measure.orders(found, 2, seed=3) == orders
+    assert [head_sweep_measure.steps(n) for n in (1, 2, 9, 16)] == [[1], [1, 2], [1, 2, 4, 8, 9], [1, 2, 4, 8, 16]]
 
 
 def effects_of(n=12, n_whole=6, n_layers=8, n_heads=3, seed=0):
@@ -186,7 +196,7 @@ def effects_of(n=12, n_whole=6, n_layers=8, n_heads=3, seed=0):
         for name in names
     }
     at = place.Place(0, np.zeros(n, int), "", spike, np.ones((n, n_layers)), np.arange(n), stats.independent(n))
-    return heads.Effects(values, whole, at, slice(0, n, n // n_whole)), versions
+    return head_sweep_measure.Effects(values, whole, at, slice(0, n, n // n_whole)), versions
 
 
 def test_effects_are_of_the_windows_with_the_spike_and_of_all_heads_that_can():
@@ -238,13 +248,15 @@ def test_layers_and_quarters_are_of_absolute_changes_in_a_window():
 
 def sweep_of(architecture, kind, seed, n=3):
     """(truth, results) of exp7 on windows of a planted model."""
-    built = planted.build(architecture, kind, seed)
+    built = planting.build(architecture, kind, seed)
     windows = Windows(built.windows.ids[:n], n, built.windows.bos, "test")
-    return built.truth, judges.judged("exp7", exp7.run(built.lm, windows, exp7.Options(batch_size=n, n_random=0)))
+    return built.truth, catalogue.judged(
+        "exp7", head_sweep_measure.run(built.lm, windows, exp7_head_sweep.Options(batch_size=n, n_random=0))
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_planted_heads_are_named_and_no_other(architecture, seed):
     truth, result = sweep_of(architecture, "head", seed)
     values, planted_head = result["conclusion"]["values"], [truth.layer, truth.head]
@@ -267,7 +279,7 @@ def test_planted_heads_are_named_and_no_other(architecture, seed):
     assert result["conclusion"]["values"]["moves"]["zero"] == [eraser]
 
 
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_nothing_massive_and_another_position(architecture):
     _truth, result = sweep_of(architecture, "none", 1)
     assert result["conclusion"]["verdict"] == "none found"
@@ -290,9 +302,9 @@ def opposed(b):
     return {"generator": "mlp", "layer": later, "head": adds, "eraser": {"layer": later, "head": takes}}
 
 
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_a_head_that_raises_is_named_like_one_that_lowers(architecture, monkeypatch):
-    monkeypatch.setitem(planted.KINDS, "opposed", opposed)
+    monkeypatch.setitem(kinds.KINDS, "opposed", opposed)
     truth, result = sweep_of(architecture, "opposed", 0, n=8)
     adds, takes = [truth.layer, truth.head], [truth.layer, truth.eraser["head"]]
     expected = [[*adds, "lowers", "end"], [*takes, "raises", "end"]]
@@ -323,7 +335,7 @@ def conclusion_of(*changed, kind="zero", key="end"):
     for row, of in zip(rows, changed, strict=False):
         row[kind][key] = of if key == "loss" else cell(0, -9, 9) | {"relative": of}
     shown = ["birth", "end", "last", "sink_rate", "loss"]
-    return judges.judged("exp7", {"place": {"massive": True}, "shown": shown, "heads": rows})["conclusion"]
+    return catalogue.judged("exp7", {"place": {"massive": True}, "shown": shown, "heads": rows})["conclusion"]
 
 
 def test_an_interval_that_holds_the_threshold_is_no_verdict():
@@ -360,7 +372,7 @@ def test_costs_are_judged_of_every_head():
 
 def test_only_what_can_change_is_run(monkeypatch):
     """The sweep starts every head's passes at its layer."""
-    built = planted.build("llama", "mlp", 0)
+    built = planting.build("llama", "mlp", 0)
     started = []
 
     class Passes(sweep.Passes):
@@ -370,8 +382,8 @@ def test_only_what_can_change_is_run(monkeypatch):
 
     monkeypatch.setattr(sweep, "Passes", Passes)
     at = place.find(built.lm, built.windows, 8)
-    found = heads.survey(built.lm, built.windows, at, 8)
-    sweep.measure(built.lm, built.windows, at, heads.changes(found, {}), 8)
+    found = head_sweep_measure.survey(built.lm, built.windows, at, 8)
+    sweep.measure(built.lm, built.windows, at, head_sweep_measure.changes(found, {}), 8)
     n_layers, n_heads = found.scores.shape[1:]
     assert Counter(started) == {layer: 2 * n_heads + (layer == 0) for layer in range(n_layers)}
 
@@ -428,31 +440,31 @@ def test_what_depth_alone_explains_is_no_correlation_within_layers():
 
 def test_random_heads_are_all_draws_where_they_are_few():
     sets = {"top": ((1, 0), (1, 1), (3, 2)), "bottom": ((1, 2), (0, 0), (3, 3))}
-    draws, possible = head_pruning.random_heads(SimpleNamespace(n_heads=8), sets, "top", seed=0)
+    draws, possible = measure.random_heads(SimpleNamespace(n_heads=8), sets, "top", seed=0)
     free = [3, 4, 5, 6, 7], [0, 1, 4, 5, 6, 7]
     expected = {(*((1, head) for head in two), (3, one)) for two in combinations(free[0], 2) for one in free[1]}
     assert possible == len(draws) == len(expected) == 60
     assert set(draws) == expected
     assert draws != sorted(draws), "those run whole are random ones"
-    draws, possible = head_pruning.random_heads(SimpleNamespace(n_heads=16), sets, "top", seed=0)
+    draws, possible = measure.random_heads(SimpleNamespace(n_heads=16), sets, "top", seed=0)
     assert possible == 78 * 14
-    assert len(set(draws)) == len(draws) == head_pruning.NULL
+    assert len(set(draws)) == len(draws) == measure.NULL
     assert all([layer for layer, _head in draw] == [1, 1, 3] for draw in draws)
     assert not {head for draw in draws for head in draw} & {*sets["top"], *sets["bottom"]}
 
 
 def pruned(built, **sets):
     """Judged results of head pruning."""
-    options = head_pruning.Options(batch_size=8, n_random=1, **sets)
-    return judges.judged("head_pruning", head_pruning.run(built.lm, built.windows, options))
+    options = test_head_pruning_on_massive.Options(batch_size=8, n_random=1, **sets)
+    return catalogue.judged("head_pruning", measure.run(built.lm, built.windows, options))
 
 
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_the_null_is_of_all_draws_at_the_place(architecture):
-    built = planted.build(architecture, "head", 0)
+    built = planting.build(architecture, "head", 0)
     truth, model = built.truth, built.lm.model
     layer, planted_head = truth.layer, truth.head
-    others = [head for head in range(planted.HEADS) if head != planted_head]
+    others = [head for head in range(blank.HEADS) if head != planted_head]
     result = pruned(built, top=(f"{layer}.{planted_head}",), bottom=(f"{layer}.{others[0]}",))
     place_at, null = result["place"], result["null"]
     end, dim = place_at["plateau"][1], place_at["dim"]
@@ -481,8 +493,8 @@ def test_the_null_is_of_all_draws_at_the_place(architecture):
 
 def test_heads_that_run_after_the_plateau_are_no_evidence():
     """An eraser ends the plateau; the last layer's heads come after it. The old verdict: persists."""
-    seed = next(s for s in range(20) if planted.build("gpt2", "mlp_eraser", s).truth.eraser["layer"] < 4)
-    built = planted.build("gpt2", "mlp_eraser", seed)
+    seed = next(s for s in range(20) if planting.build("gpt2", "mlp_eraser", s).truth.eraser["layer"] < 4)
+    built = planting.build("gpt2", "mlp_eraser", seed)
     last = built.lm.arch.n_layers - 1
     result = pruned(built, top=(f"{last}.0",), bottom=("0.1",))
     assert result["place"]["plateau"][1] < last

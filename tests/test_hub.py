@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lib import report
+from lib.run import checkout
 from tests import hub as our_hub
 from tests.conftest import TEXT, save, tiny_model
 
@@ -125,7 +125,7 @@ def test_retries_are_silent_unless_they_wait_long(well, monkeypatch, caplog):
     from huggingface_hub import constants
     from huggingface_hub.utils import _http
 
-    from lib import hub  # noqa: F401
+    from lib.model import hub as model_hub  # noqa: F401
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     well.status = 503
@@ -137,9 +137,9 @@ def test_retries_are_silent_unless_they_wait_long(well, monkeypatch, caplog):
 
 def test_offline_holds_for_datasets_without_importing_it():
     code = (
-        "import sys\nfrom lib import hub\nhub.go_offline()\nassert 'datasets' not in sys.modules\n"
+        "import sys\nfrom lib.model import hub\nhub.go_offline()\nassert 'datasets' not in sys.modules\n"
         "import datasets\nassert datasets.config.HF_HUB_OFFLINE\n"
         "datasets.config.HF_HUB_OFFLINE = False\nhub.go_offline()\nassert datasets.config.HF_HUB_OFFLINE\n"
     )
     online = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=report.ROOT, env=online)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=checkout.ROOT, env=online)

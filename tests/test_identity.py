@@ -5,8 +5,11 @@ import shutil
 
 import pytest
 
-import test_head_pruning_on_massive as pruning
-from lib import data, experiment, identity
+import test_head_pruning_on_massive
+from experiments.head_pruning import measure
+from lib import experiment
+from lib.core import data
+from lib.report import identity
 from tests.conftest import language_model, make_tokenizer, save, save_gguf, tiny_model, token_ids
 from tests.test_scripts import SAMPLE, files, run
 
@@ -85,7 +88,7 @@ def chosen_sets(source, **shape):
     lm = language_model(tiny_model("gpt2", **TWELVE | shape))
     object.__setattr__(lm, "source", source)
     windows = data.Windows(token_ids(2, 8), 2, False, "ids")
-    return pruning.choose_sets(lm, windows, pruning.Options(model="gpt2"))["source"]
+    return measure.choose_sets(lm, windows, test_head_pruning_on_massive.Options(model="gpt2"))["source"]
 
 
 def test_the_head_sets_need_gpt2s_layers_and_heads():

@@ -10,12 +10,18 @@ from torch.nn.functional import cross_entropy
 
 import exp5_interventions
 import main_llm
-from lib import hooks, interventions, judges, place, planted, sweep
-from lib.arch import Architecture
-from lib.cli import UserError
-from lib.data import Windows
-from lib.definitions import COST
-from lib.models import LanguageModel
+from experiments.interventions import judge, measure, text
+from experiments.interventions.changes import Intervention, _resampled
+from experiments.interventions.sites import Sites, find_massive, find_sites
+from lib import catalogue
+from lib.core import place, sweep
+from lib.core.data import Windows
+from lib.core.definitions import COST
+from lib.model import hooks
+from lib.model.arch import Architecture
+from lib.model.models import LanguageModel
+from lib.planted import blank, builder, planting
+from lib.run.cli import UserError
 from tests import reference, test_architectures
 from tests.conftest import (
     FLAG_DIM,
@@ -72,7 +78,7 @@ def two_sizes(family, tokenizer):
 
 def judged(result, experiment="exp5"):
     """The conclusion."""
-    return judges.judged(experiment, result)["conclusion"]
+    return catalogue.judged(experiment, result)["conclusion"]
 
 
 def massive_by_hand(hidden):
@@ -154,7 +160,7 @@ def by_hand(model, ids, values, where):
 def test_equals_a_forward_with_hooks_of_its_own(family, tokenizer):
     lm, windows = two_sizes(family, tokenizer)
     options = exp5_interventions.Options(layer_id=LAYER, factors=(0.5, -1.0), batch_size=2)
-    result = exp5_interventions.run(lm, windows, options)
+    result = measure.run(lm, windows, options)
     hidden = reference.observe(lm.model, windows.ids).hidden
     plain_blocks, plain = by_hand(lm.model, windows.ids, {}, "layer")
     positions = place.find(lm, windows, 5).positions
@@ -187,7 +193,7 @@ def test_equals_a_forward_with_hooks_of_its_own(family, tokenizer):
 def test_spikes_of_different_size_have_means_of_their_own(family, tokenizer):
     """A mean over the dim's sites, whatever their position, would be neither."""
     lm, windows = two_sizes(family, tokenizer)
-    result = exp5_interventions.run(lm, windows, exp5_interventions.Options(layer_id=LAYER, batch_size=2))
+    result = measure.run(lm, windows, exp5_interventions.Options(layer_id=LAYER, batch_size=2))
     hidden = reference.observe(lm.model, windows.ids).hidden[LAYER]
     rows = {(row["position"], row["dim"]): row for row in result.sites["dims"]}
     assert set(rows) == {("first", MASSIVE_DIM), ("first", SECOND_DIM), ("later", MASSIVE_DIM)}
@@ -208,16 +214,14 @@ def test_resampled_values_are_those_of_another_window():
 
     def sites(index):
         values = np.array([[100 * window + position] for window, position, _dim in index])
-        return interventions.Sites(LAYER, np.array(index), np.ones(len(index), dtype=bool), values, {})
+        return Sites(LAYER, np.array(index), np.ones(len(index), dtype=bool), values, {})
 
     estimation = sites([(w, p, dim) for w in range(4) for p, dim in ((0, 5), (0, 9), (w + 1, 5))])
     measured = sites([(w, p, dim) for w in range(3) for p, dim in ((0, 5), (0, 9), (7, 5))])
     seen = set()
     for seed in range(30):
-        values = interventions._resampled(measured, estimation, np.random.default_rng(seed)).reshape(3, 3)
-        assert np.array_equal(
-            values, interventions._resampled(measured, estimation, np.random.default_rng(seed)).reshape(3, 3)
-        )
+        values = _resampled(measured, estimation, np.random.default_rng(seed)).reshape(3, 3)
+        assert np.array_equal(values, _resampled(measured, estimation, np.random.default_rng(seed)).reshape(3, 3))
         assert (values[:, 0] == values[:, 1]).all()
         seen.update(values.flatten().tolist())
     assert seen == {0, 100, 200, 300, 1, 102, 203, 304}
@@ -227,13 +231,13 @@ def test_a_pair_without_an_estimate_is_left_alone(tokenizer):
     lm, windows = spiked("gpt2", tokenizer)
     ids = windows.ids.clone()
     ids[ESTIMATED, torch.tensor(WHERE)[ESTIMATED]] = SPIKE_TOKEN + 1
-    result = exp5_interventions.run(lm, Windows(ids, 5, False, "test"), exp5_interventions.Options(layer_id=LAYER))
+    result = measure.run(lm, Windows(ids, 5, False, "test"), exp5_interventions.Options(layer_id=LAYER))
     assert judged(result)["verdict"] == "none found"
     assert result.sites["left_alone"] == 4
     assert list(result.conditions) == ["baseline"]
     # nor is the first position that of the others
     lm, windows = spiked("gpt2", tokenizer, [4, 0, 11, 7, 2])
-    result = exp5_interventions.run(lm, windows, exp5_interventions.Options(layer_id=LAYER))
+    result = measure.run(lm, windows, exp5_interventions.Options(layer_id=LAYER))
     assert (result.sites["left_alone"], result.sites["windows"]) == (2, 1)
 
 
@@ -256,7 +260,7 @@ def off_by_hand(lm, ids, there, neurons):
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_what_is_off_is_off_there_alone(family, tokenizer):
     lm, windows = two_sizes(family, tokenizer)
-    result = exp5_interventions.run(lm, windows, exp5_interventions.Options(layer_id=LAYER, batch_size=1))
+    result = measure.run(lm, windows, exp5_interventions.Options(layer_id=LAYER, batch_size=1))
     ids = windows.ids[MEASURED]
     assert [row["neuron"] for row in result.mlp["neurons"]] == [0, 1]
     there = torch.zeros(ids.shape, dtype=torch.bool)
@@ -312,7 +316,7 @@ def test_off_at_some_positions_is_off_everywhere_there_and_as_ever_elsewhere(fam
 def test_sinks_are_of_all_heads_and_paired(tokenizer):
     lm, windows = spiked("llama", tokenizer, [0] * 5)
     options = exp5_interventions.Options(layer_id=LAYER, epsilons=(0.05, 0.1, 0.3))
-    conditions = exp5_interventions.run(lm, windows, options).conditions
+    conditions = measure.run(lm, windows, options).conditions
     for condition in list(conditions.values())[1:]:
         for epsilon in ("0.05", "0.1", "0.3"):
             before, after = (of["sink_rates"][epsilon]["mean"] for of in (conditions["baseline"], condition))
@@ -324,8 +328,8 @@ def test_sinks_are_of_all_heads_and_paired(tokenizer):
 
 def all_sites(lm, windows, batch_size):
     pairs = {(at, dim) for at in ("first", "later") for dim in (MASSIVE_DIM, SECOND_DIM)}
-    massive = interventions.find_massive(lm, windows, LAYER, batch_size)
-    return interventions.find_sites(lm, windows, np.arange(5), massive, pairs, LAYER, batch_size)
+    massive = find_massive(lm, windows, LAYER, batch_size)
+    return find_sites(lm, windows, np.arange(5), massive, pairs, LAYER, batch_size)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -335,7 +339,7 @@ def test_its_own_value_changes_no_bit(family, batch_size, tokenizer):
     at = place.find(lm, windows, batch_size)
     sites = all_sites(lm, windows, batch_size)
     assert len(sites.index) == 2 * 5 + 2 * 5  # the first of all windows, and the spikes
-    own = [interventions.Intervention("own", where, "", sites, sites.values) for where in ("layer", "onward")]
+    own = [Intervention("own", where, "", sites, sites.values) for where in ("layer", "onward")]
     measured = sweep.measure(lm, windows, at, own, batch_size)
     baseline = measured.pop(sweep.BASELINE)
     assert list(measured) == ["own_layer", "own_onward"]
@@ -350,7 +354,7 @@ def test_restored_after_an_error(tokenizer):
     with torch.inference_mode():
         before = lm.model(windows.ids, use_cache=False).logits
     sites = all_sites(lm, windows, 5)
-    change = interventions.Intervention("inf", "onward", "", sites, np.full_like(sites.values, np.inf))
+    change = Intervention("inf", "onward", "", sites, np.full_like(sites.values, np.inf))
     with pytest.raises(UserError, match="non-finite"):
         sweep.measure(lm, windows, place.find(lm, windows, 5), [change], 5)
     with torch.inference_mode():
@@ -358,10 +362,10 @@ def test_restored_after_an_error(tokenizer):
     assert not any(block._forward_hooks or "forward" in vars(block) for block in lm.arch.blocks)
 
 
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_readers_need_the_value_not_its_exact_size(architecture):
-    built = planted.build(architecture, "mlp", 1)
-    result = exp5_interventions.run(built.lm, built.windows, exp5_interventions.Options(batch_size=4))
+    built = planting.build(architecture, "mlp", 1)
+    result = measure.run(built.lm, built.windows, exp5_interventions.Options(batch_size=4))
     assert result.layer == built.truth.layer
     assert {row["dim"] for row in result.sites["dims"]} == set(built.truth.values)
     share = len(built.truth.readers) / (built.lm.arch.n_layers * built.lm.arch.n_heads)
@@ -380,11 +384,11 @@ def test_readers_need_the_value_not_its_exact_size(architecture):
     assert result.conditions["mean_layer"]["comes_back"]["share"]["mean"] == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_a_second_generator_brings_it_back(architecture):
     """Unless it is held at zero in the later layers too."""
-    built = planted.build(architecture, "redundant", 1)
-    result = exp5_interventions.run(built.lm, built.windows, exp5_interventions.Options(batch_size=4))
+    built = planting.build(architecture, "redundant", 1)
+    result = measure.run(built.lm, built.windows, exp5_interventions.Options(batch_size=4))
     second = built.truth.second_generator["layer"]
     zero = result.conditions["zero_layer"]
     values = [cell["mean"] for cell in zero["values"]]
@@ -398,11 +402,11 @@ def test_a_second_generator_brings_it_back(architecture):
     assert "comes back" in conclusion["values"]["why"]
 
 
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_without_the_writer_among_the_neurons_nothing_is_told(architecture):
     """A head writes it: the MLP off leaves it there, whatever that costs."""
-    built = planted.build(architecture, "head", 1)
-    result = exp5_interventions.run(built.lm, built.windows, exp5_interventions.Options(batch_size=4))
+    built = planting.build(architecture, "head", 1)
+    result = measure.run(built.lm, built.windows, exp5_interventions.Options(batch_size=4))
     assert "neurons_off_there" not in result.conditions
     assert "of the value" in result.mlp["left_out"]
     assert result.conditions["mlp_off_there"]["left"]["mean"] == pytest.approx(1, abs=0.01)
@@ -424,25 +428,25 @@ def planted_beside(architecture, seed, looks_at_the_spike):
     copies elsewhere (a sink that the loss needs); otherwise it looks for the small value and copies it (a vector that
     the model never meets, but for who sets the massive value to zero).
     """
-    b = planted._Builder(architecture, np.random.default_rng(seed), *[planted.BOS] * (architecture == "llama"))
+    b = builder.Builder(architecture, np.random.default_rng(seed), *[blank.BOS] * (architecture == "llama"))
     small = b.spare_dims.pop()
     b.values = {b.largest: b.values[b.largest]}
     b.neurons_write(LAYER, b.flag - b.one, b.values | {small: 60.0})
     layer, head = next(spare for spare in b.spare_heads if spare[0] > LAYER)
-    reads = planted._contrast(small, b.rest)
+    reads = builder.contrast(small, b.rest)
     b.head_looks(layer, head, b.spike if looks_at_the_spike else reads)
     b._head_reads(layer, head, "v", 0, b.one if looks_at_the_spike else reads)
     rows = b.lm.model.get_output_embeddings().weight
     rows[17] *= 12
     written = rows[17] / rows[17].norm() * (100 if looks_at_the_spike else 25)
-    b.arch.weight(layer, "head_projection")[:, head * planted.HEAD_DIM] = written
-    return b.lm, planted._windows(b)
+    b.arch.weight(layer, "head_projection")[:, head * blank.HEAD_DIM] = written
+    return b.lm, planting.draw_windows(b)
 
 
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_a_vector_that_the_model_never_meets_is_no_counterfactual(architecture):
     lm, windows = planted_beside(architecture, 3, looks_at_the_spike=False)
-    result = exp5_interventions.run(lm, windows, exp5_interventions.Options(batch_size=4))
+    result = measure.run(lm, windows, exp5_interventions.Options(batch_size=4))
     assert result.conditions["zero_onward"]["loss_change"]["ci95"][0] > 2 * COST
     assert old_verdict(result.conditions) == "a constant is enough"
     conclusion = judged(result)
@@ -452,10 +456,10 @@ def test_a_vector_that_the_model_never_meets_is_no_counterfactual(architecture):
     assert conclusion["values"]["costs"]["zero_onward"] == "costs"
 
 
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_a_sink_that_the_loss_needs_is_needed(architecture):
     lm, windows = planted_beside(architecture, 3, looks_at_the_spike=True)
-    result = exp5_interventions.run(lm, windows, exp5_interventions.Options(batch_size=4))
+    result = measure.run(lm, windows, exp5_interventions.Options(batch_size=4))
     assert judged(result)["verdict"] == "needed, a constant is enough"
 
 
@@ -463,7 +467,7 @@ def test_windows_without_the_spike_have_nothing_to_lose():
     """What two of four windows lose is not spread over all; the constant is that of windows that have the spike."""
     lm, windows = planted_beside("llama", 3, looks_at_the_spike=True)
     windows.ids[[0, 1, 4, 5], 0] = windows.ids[[0, 1, 4, 5], 1]
-    result = exp5_interventions.run(lm, windows, exp5_interventions.Options(batch_size=4))
+    result = measure.run(lm, windows, exp5_interventions.Options(batch_size=4))
     assert (result.sites["estimation_windows"], result.sites["windows"]) == (2, 2)
     assert result.sites["spiking"]["mean"] == 0.5
     (row,) = result.sites["dims"]
@@ -483,23 +487,23 @@ def test_nothing_massive_is_none_found(tokenizer):
     lm = language_model(tiny_model("gpt2"), tokenizer)
     windows = Windows(token_ids(2, 16), 2, False, "test")
     for script, options in (
-        (exp5_interventions.run, exp5_interventions.Options()),
-        (main_llm.run_intervention, main_llm.Options(layer_id=0)),
+        (measure.run, exp5_interventions.Options()),
+        (measure.run_single, main_llm.Options(layer_id=0)),
     ):
         result = script(lm, windows, options)
         assert judged(result)["verdict"] == judged(result, "intervention")["verdict"] == "none found"
         assert list(result.conditions) == ["baseline"]
     with pytest.raises(UserError, match="at least 2"):
-        exp5_interventions.run(lm, Windows(windows.ids[:1], 1, False, "test"), exp5_interventions.Options())
+        measure.run(lm, Windows(windows.ids[:1], 1, False, "test"), exp5_interventions.Options())
     with pytest.raises(UserError, match="between 0 and 1"):
-        exp5_interventions.run(lm, windows, exp5_interventions.Options(epsilons=(1.5,)))
+        measure.run(lm, windows, exp5_interventions.Options(epsilons=(1.5,)))
 
 
 @pytest.mark.parametrize("set_to", ["zero", "mean"])
 def test_exp3_is_one_of_them(set_to, tokenizer):
     lm, windows = spiked("llama", tokenizer)
-    one = main_llm.run_intervention(lm, windows, main_llm.Options(layer_id=LAYER, reset_type=f"set_{set_to}"))
-    every = exp5_interventions.run(lm, windows, exp5_interventions.Options(layer_id=LAYER, epsilons=(0.3,)))
+    one = measure.run_single(lm, windows, main_llm.Options(layer_id=LAYER, reset_type=f"set_{set_to}"))
+    every = measure.run(lm, windows, exp5_interventions.Options(layer_id=LAYER, epsilons=(0.3,)))
     name = f"{set_to}_layer"
     assert list(one.conditions) == ["baseline", name]
     assert one.conditions[name] == every.conditions[name]
@@ -544,9 +548,7 @@ def test_conclusion_follows_its_rule(writer, changed, verdict):
         more = {"left": GONE, "comes_back": None} | more
         return {"label": name, "set_to": name, "loss_change": loss, "sink_rate_changes": rates, **more}
 
-    named = {
-        f"{name}_{where}": of.get(name, FREE) for where in ("layer", "onward") for name in judges.interventions.HELD
-    }
+    named = {f"{name}_{where}": of.get(name, FREE) for where in ("layer", "onward") for name in judge.HELD}
     conditions = {
         "baseline": {},
         "mlp_off_there": condition("mlp off", FREE),
@@ -554,15 +556,41 @@ def test_conclusion_follows_its_rule(writer, changed, verdict):
         "put_back": condition("put back", FREE, recovered=of["recovered"]),
         **{name: condition(name, loss) for name, loss in named.items()},
     }
-    conclusion = judges.interventions.judge({"conditions": conditions, "epsilons": [0.2, 0.4]})
+    conclusion = judge.judge({"conditions": conditions, "epsilons": [0.2, 0.4]})
     assert conclusion["verdict"] == verdict
     assert (conclusion["values"]["why"] is not None) == (verdict == "cannot tell")
     assert conclusion["values"]["counterfactual"]["condition"] == f"{writer}_off_there"
     assert conclusion["tests"]
 
 
+def test_text_calls_what_lowers_the_loss_a_gain():
+    """In the table; the judged word is one of the rule."""
+    said = {text._cost(word, loss) for word, loss in (("free", cell(-0.05, -0.01)), ("free", FREE), ("costs", COSTS))}
+    assert said == {"gains", "free", "costs"}
+    assert text._cost(None, None) == "-"
+    condition = {"label": "times 2", "set_to": "times 2", "loss_change": cell(-0.05, -0.01)}
+    assert judge.judge_single({"conditions": {"baseline": {}, "times_2_layer": condition}})["verdict"] == "free"
+
+
+def test_text_names_what_it_measures(tokenizer):
+    lm, windows = spiked("llama", tokenizer)
+    options = exp5_interventions.Options(layer_id=LAYER, factors=(2.0,))
+    results = catalogue.judged("exp5", measure.run(lm, windows, options))
+    model, data = (
+        {"name": "tiny", "type": "llama"},
+        {"windows": len(windows.ids), "seqlen": 1, "dataset": "", "bos": False},
+    )
+    provenance = {"model": model, "data": data} | dict.fromkeys(("dtype", "device", "seed", "time", "command"), "")
+    said = text.summarise({"provenance": provenance, "results": results})
+    sites, plateau = results["sites"], results["place"]["plateau"]
+    assert f"these {sites['windows']} windows; the documents above, of all {len(windows.ids)}\n" in said
+    assert f"left at layer {plateau[1]}\n" in said
+    assert "comes back" not in said.split("Conclusion: ")[0]
+    assert "zero, median, times 2: vectors that the model may never meet" in said.replace("ordinary, ", "")
+
+
 def test_the_whole_interval_decides_what_a_single_change_costs():
     for loss, word in ((FREE, "free"), (COSTS, "costs"), (EITHER, "cannot tell"), (cell(0.051, 0.06), "costs")):
         condition = {"label": "zero", "set_to": "zero", "loss_change": loss}
-        conclusion = judges.interventions.judge_single({"conditions": {"baseline": {}, "zero_layer": condition}})
+        conclusion = judge.judge_single({"conditions": {"baseline": {}, "zero_layer": condition}})
         assert conclusion["verdict"] == word

@@ -13,8 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 import main_llm
-from lib import experiment, models, plots, report, resume
-from lib.cli import UserError
+from lib import experiment
+from lib.model import models
+from lib.report import figures, result_files
+from lib.run import atomic, checkout, resume
+from lib.run.cli import UserError
 from tests import killed
 from tests.test_scripts import SAMPLE, files, run
 
@@ -34,14 +37,14 @@ def result(tiny_gpt2_folder, text_file, tmp_path_factory):
 def killed_writers(what, path, folder):
     """The folders of the killed writers, and that of the two at once."""
     arguments = [sys.executable, "-m", "tests.killed", what, path, folder]
-    subprocess.run(list(map(str, arguments)), cwd=report.ROOT, check=True, capture_output=True)
+    subprocess.run(list(map(str, arguments)), cwd=checkout.ROOT, check=True, capture_output=True)
     return [folder / str(kill) for kill in range(killed.KILLS)], folder / "both"
 
 
 def split(folder):
     """(names of files, names of leftovers) of what is directly in a folder."""
     names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    left = [name for name in names if name.startswith(report.UNFINISHED)]
+    left = [name for name in names if name.startswith(atomic.UNFINISHED)]
     return [name for name in names if name not in left], left
 
 
@@ -80,12 +83,12 @@ def test_killed_while_it_dequantises(tiny_gguf, tmp_path):
 
 
 def test_leftovers_are_removed_when_they_are_old(tmp_path):
-    old, young, folder = (tmp_path / f"{report.UNFINISHED}{name}" for name in ("old", "young", "folder"))
+    old, young, folder = (tmp_path / f"{atomic.UNFINISHED}{name}" for name in ("old", "young", "folder"))
     old.touch(), young.touch(), folder.mkdir()
     (folder / "model").touch()
     for path in (old, folder):
         os.utime(path, (0, time.time() - 25 * 3600))
-    report.write_text(tmp_path / "a.txt", "whole")
+    result_files.write_text(tmp_path / "a.txt", "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == [young.name, "a.txt"]
 
 
@@ -142,7 +145,7 @@ def test_a_savedir_that_vanishes(becomes, result, tmp_path, monkeypatch, capsys)
     out = tmp_path / "out"
     payload = json.loads((result / NAMES[1]).read_text())
     monkeypatch.setattr(experiment, "_measure", lambda *_: payload)
-    save = plots.save
+    save = figures.save
 
     def vanish(figure, path):
         shutil.rmtree(out)
@@ -150,11 +153,11 @@ def test_a_savedir_that_vanishes(becomes, result, tmp_path, monkeypatch, capsys)
             out.touch()
         save(figure, path)
 
-    monkeypatch.setattr(plots, "save", vanish)
+    monkeypatch.setattr(figures, "save", vanish)
     with pytest.raises(UserError, match="cannot write"):
         experiment.execute(main_llm.LAYERWISE, main_llm.Options(savedir=out))
     assert out.exists() == (becomes == "a file")
-    monkeypatch.setattr(plots, "save", save)
+    monkeypatch.setattr(figures, "save", save)
     if becomes == "nothing":  # gone between two files, it is made anew
         experiment.execute(main_llm.LAYERWISE, main_llm.Options(savedir=out))
         assert files(out) == NAMES

@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-import exp2b_mlp_layer_sweep as exp2b
-from lib import hooks, judges, layers, place, planted, report, sweep
-from lib.ablation import Condition
-from lib.data import Windows
-from lib.definitions import COLLAPSES, PERSISTS, REPAIRS
+import exp2b_mlp_layer_sweep
+from experiments.layer_sweep import measure
+from lib import catalogue
+from lib.core import place, sweep
+from lib.core.ablation import Condition
+from lib.core.data import Windows
+from lib.core.definitions import COLLAPSES, PERSISTS, REPAIRS
+from lib.model import hooks
+from lib.planted import blank, builder, kinds, planting
+from lib.report import tables
 from tests import reference
 from tests.conftest import LAYERS, MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, token_ids
 from tests.test_sweep import windows_of
@@ -21,8 +26,8 @@ EVERY = set(range(LAYERS))
 
 def sweep_of(built, **flags):
     """What a run stores of a planted model, with its conclusion."""
-    options = exp2b.Options(batch_size=8, **flags)
-    return judges.judged("exp2b", exp2b.run(built.lm, built.windows, options))
+    options = exp2b_mlp_layer_sweep.Options(batch_size=8, **flags)
+    return catalogue.judged("exp2b", measure.run(built.lm, built.windows, options))
 
 
 @pytest.fixture(params=["gpt2", "llama"])
@@ -41,7 +46,7 @@ def at_place(hidden, where):
 
 def test_every_run_equals_a_zeroed_copy(spiking):
     lm, ids, where = spiking
-    results = exp2b.run(lm, windows_of(ids), exp2b.Options(batch_size=2))
+    results = measure.run(lm, windows_of(ids), exp2b_mlp_layer_sweep.Options(batch_size=2))
     baseline = reference.observe(lm.model, ids)
     before = [at_place(hidden, where) for hidden in baseline.hidden]
     assert results.baseline["value"]["mean"] == pytest.approx(before[2].mean(), rel=1e-5)
@@ -72,7 +77,7 @@ def test_every_run_equals_a_zeroed_copy(spiking):
 def test_frozen_is_what_freezing_gives(spiking, layer):
     """A copy without one MLP in which all later writes are replaced by what they were."""
     lm, ids, where = spiking
-    results = exp2b.run(lm, windows_of(ids), exp2b.Options(batch_size=3))
+    results = measure.run(lm, windows_of(ids), exp2b_mlp_layer_sweep.Options(batch_size=3))
     repair = results.kinds["mlp"][layer]["repair"]
     model, kept = copy.deepcopy(lm.model), {}
     writing = [
@@ -111,7 +116,7 @@ def test_the_place_is_measured_in_all_windows_and_no_later_token_runs(spiking):
         longest.append(tuple(value.shape[:2]))
 
     with hooks.watch_inputs(lm.arch, "block", see, [LAYERS - 1]):
-        counted, baseline, kinds = layers.sweep_layers(lm, windows, found, 1, 4)
+        counted, baseline, kinds = measure.sweep_layers(lm, windows, found, 1, 4)
     assert counted["all"] == 3
     assert counted["whole"] == 1
     assert baseline["value"]["n"] == 3
@@ -119,7 +124,7 @@ def test_the_place_is_measured_in_all_windows_and_no_later_token_runs(spiking):
     assert np.allclose(baseline["values"], found.values.mean(0), rtol=1e-6)
     # of the sweep over the one whole window, of the ledger over three, of what is elsewhere: the baseline and two MLPs
     n = len(
-        {(kind, off) for kind in layers.KINDS for of in layers.off_sets(kind, LAYERS).values() for off in of.values()}
+        {(kind, off) for kind in measure.KINDS for of in measure.off_sets(kind, LAYERS).values() for off in of.values()}
     )
     assert sum(n for n, length in longest if length == 16) == (n + 1) + 3 + 3
     condition = sweep.measure(lm, windows, found, [Condition("x", "", mlps=(1,))], 3)["x"]
@@ -142,10 +147,10 @@ def expected_of(truth):
     return [part], [part]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in planted.KINDS if kind not in ("none", "sinks")])
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("kind", [kind for kind in kinds.KINDS if kind not in ("none", "sinks")])
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_planted_layers_are_judged_right(architecture, kind):
-    built = planted.build(architecture, kind, 31)
+    built = planting.build(architecture, kind, 31)
     found = sweep_of(built, n_whole=2)["conclusion"]["values"]
     necessary, sufficient = expected_of(built.truth)
     assert found["necessary"] == necessary
@@ -158,13 +163,13 @@ def without_trigger(built, n):
     """A "content" model whose first `n` windows have another token where the trigger was."""
     ids, token = built.windows.ids.clone(), int(built.truth.trigger.split(" t")[1])
     some = ids[:n]
-    some[some == token] = token % (planted.VOCABULARY - 1) + 1
+    some[some == token] = token % (blank.VOCABULARY - 1) + 1
     return replace(built, windows=replace(built.windows, ids=ids))
 
 
 @pytest.mark.parametrize(("seed", "n"), [*((seed, 1) for seed in range(4)), (0, 4), (1, 4)])
 def test_windows_without_the_spike_decide_nothing(seed, n):
-    built = without_trigger(planted.build("gpt2", "content", seed), n)
+    built = without_trigger(planting.build("gpt2", "content", seed), n)
     results = sweep_of(built, n_whole=1)
     part, values = ["mlp", built.truth.layer], results["conclusion"]["values"]
     assert values["necessary"] == values["sufficient"] == [part]
@@ -180,21 +185,21 @@ def test_windows_without_the_spike_decide_nothing(seed, n):
     assert (after / before).mean() > COLLAPSES[1]
 
 
-class Rebuilding(planted._Builder):
+class Rebuilding(builder.Builder):
     """What one MLP writes into one dim, a later one writes into another, if the former has not."""
 
     def __init__(self, architecture):
-        super().__init__(architecture, np.random.default_rng(5), planted.BOS)
+        super().__init__(architecture, np.random.default_rng(5), blank.BOS)
         self.layer, second = self.layers(2, before=self.n_layers - 1)
         self.other = {self.spare_dims.pop(): 800.0}
         self.neurons_write(second, self.flag - self.one, self.other)
         self.neurons_write(self.layer, self.flag - self.one, self.values)
-        ids = self.rng.integers(1, planted.VOCABULARY, size=(6, 16))
-        ids[:, 3] = planted.BOS
+        ids = self.rng.integers(1, blank.VOCABULARY, size=(6, 16))
+        ids[:, 3] = blank.BOS
         self.windows = Windows(torch.from_numpy(ids), 6, False, "random tokens")
 
 
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_what_is_rebuilt_in_another_dim_is_seen(architecture):
     """At the place nothing comes back, so that the ratio alone would say: no compensation."""
     built = Rebuilding(architecture)
@@ -207,7 +212,7 @@ def test_what_is_rebuilt_in_another_dim_is_seen(architecture):
     assert found["share"]["n"] == 3
     assert found["largest"]["dim"] in built.other
     assert found["largest"]["position"] == 3
-    assert found["largest"]["token"] == planted.BOS_TEXT
+    assert found["largest"]["token"] == blank.BOS_TEXT
     # by brute force over all that blocks give, in the windows 0, 2 and 4
     ids = built.windows.ids[::2]
     before, after = (
@@ -227,16 +232,16 @@ def massive(hidden):
 
 
 def test_nothing_is_found_elsewhere_where_nothing_is_rebuilt():
-    built = planted.build("llama", "mlp", 3)
-    for place_of in (built, planted.build("gpt2", "head", 3)):
+    built = planting.build("llama", "mlp", 3)
+    for place_of in (built, planting.build("gpt2", "head", 3)):
         kinds = sweep_of(place_of, n_whole=2)["kinds"]
         found = [row["repair"]["elsewhere"] for rows in kinds.values() for row in rows if row["repair"]]
         assert [(of["share"]["mean"], of["largest"]) for of in found] == [(0, None)]
 
 
 def test_redundant_generators_repair_each_other():
-    for architecture in planted.ARCHITECTURES:
-        built = planted.build(architecture, "redundant", 3)
+    for architecture in blank.ARCHITECTURES:
+        built = planting.build(architecture, "redundant", 3)
         results = sweep_of(built, n_whole=1)
         rows = results["kinds"]["mlp"]
         assert rows[built.truth.layer]["repair"]["ratio"]["mean"] == pytest.approx(1, abs=0.05)
@@ -245,7 +250,7 @@ def test_redundant_generators_repair_each_other():
 
 
 def test_nothing_massive():
-    results = sweep_of(planted.build("llama", "none", 3), n_whole=1)
+    results = sweep_of(planting.build("llama", "none", 3), n_whole=1)
     assert results["conclusion"]["verdict"] == "none found"
     assert results["conclusion"]["values"]["necessary"] == []
 
@@ -295,7 +300,7 @@ SPREAD = (0.0, -0.05, 0.11)  # its mean lies well inside; its interval holds the
     ],
 )
 def test_judged_by_intervals(results, yes, open_):
-    conclusion = judges.judged("exp2b", results)["conclusion"]
+    conclusion = catalogue.judged("exp2b", results)["conclusion"]
     values, part = conclusion["values"], ["mlp", 1]
     words = ("necessary", "sufficient", "redundant", "repaired", "with_first")
     assert [word for word in words if part in values[word]] == [word for word in words if word in yes]
@@ -309,7 +314,7 @@ def test_judged_by_intervals(results, yes, open_):
 
 
 def test_one_window_is_no_verdict():
-    built = planted.build("gpt2", "mlp", 3)
+    built = planting.build("gpt2", "mlp", 3)
     one = replace(built, windows=replace(built.windows, ids=built.windows.ids[:1]))
     results = sweep_of(one, n_whole=1)
     assert results["conclusion"]["values"]["necessary"] == []
@@ -318,7 +323,7 @@ def test_one_window_is_no_verdict():
 
 def test_the_tests_that_decide_are_listed():
     """Of each word those of the layers that are named, and the nearest of the others, of MLPs and of attention."""
-    built = planted.build("llama", "mlp", 3)
+    built = planting.build("llama", "mlp", 3)
     conclusion = sweep_of(built, n_whole=1)["conclusion"]
     whats = [(test["what"], test["wanted"]) for test in conclusion["tests"]]
     assert len(set(whats)) == len(whats)
@@ -332,23 +337,23 @@ def test_the_tests_that_decide_are_listed():
     assert any(t["what"] == f"self-repair without {named}" and t["threshold"] == REPAIRS for t in conclusion["tests"])
     others = [t for t in conclusion["tests"] if t["what"].startswith("retained without") and named not in t["what"]]
     assert {t["what"].split()[2] for t in others if "any" not in t["what"]} == {"mlp", "attention"}
-    assert report.tests_table(conclusion["tests"])
+    assert tables.tests_table(conclusion["tests"])
 
 
 def test_what_the_baseline_has_is_not_elsewhere(spiking):
     """Without MLP 2 the second massive dim of the same token stays, as it was."""
     lm, ids, _where = spiking
-    row = exp2b.run(lm, windows_of(ids), exp2b.Options(batch_size=3)).kinds["mlp"][2]
+    row = measure.run(lm, windows_of(ids), exp2b_mlp_layer_sweep.Options(batch_size=3)).kinds["mlp"][2]
     assert row["repair"]["elsewhere"]["share"]["mean"] == 0
 
 
 def test_the_place_is_not_elsewhere():
     """Without its eraser the value stays, where the baseline has none: at the place, and nowhere else."""
-    built = planted.build("gpt2", "mlp_eraser", 4)
+    built = planting.build("gpt2", "mlp_eraser", 4)
     assert len(built.truth.values) == 1
     at = place.find(built.lm, built.windows, 8)
     alone = Condition("alone", "", mlps=(built.truth.eraser["layer"],))
-    (found,) = layers.elsewhere(built.lm, built.windows, at, [alone], 8).values()
+    (found,) = measure.elsewhere(built.lm, built.windows, at, [alone], 8).values()
     assert found["largest"] is None
     values = sweep.at_place(built.lm, built.windows, at, [alone], 8)
     assert abs(values["alone"][:, -1]).min() > 100 > abs(values[sweep.BASELINE][:, -1]).max()

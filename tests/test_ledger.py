@@ -9,11 +9,14 @@ import pytest
 import torch
 
 import exp3_lifecycle_ledger
-from lib import data, judges, ledger, place, planted
-from lib.ablation import Condition
-from lib.evidence import CANNOT_TELL
-from lib.ledger import Ledger, Write
-from lib.stats import independent
+from experiments.ledger import measure
+from lib import catalogue
+from lib.core import attribution, data, place
+from lib.core.ablation import Condition
+from lib.core.attribution import Ledger, Write
+from lib.core.evidence import CANNOT_TELL
+from lib.core.stats import independent
+from lib.planted import blank, kinds, planting
 from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, save, tiny_model, token_ids
 from tests.reference import matrix, silence
 from tests.test_architectures import case, close, without  # noqa: F401 (a fixture)
@@ -39,7 +42,7 @@ def parts_off(case, off):  # noqa: F811
 
 def of_case(case, condition=NOTHING, batch_size=2):  # noqa: F811
     at = fixed_place(POSITIONS, case.lm.arch.n_layers)
-    return ledger.measure(case.lm, windows_of(case.ids), at, condition, batch_size)
+    return attribution.measure(case.lm, windows_of(case.ids), at, condition, batch_size)
 
 
 def at_place(hidden):
@@ -115,7 +118,7 @@ def test_parts_are_those_of_the_weights(family):
     """Embeddings, biases, and blocks run again on the same input with one head or the MLP silent."""
     lm = language_model(tiny_model(family))
     ids = token_ids(2, 16)
-    found = ledger.measure(lm, windows_of(ids), fixed_place(POSITIONS, 3), NOTHING, 2)
+    found = attribution.measure(lm, windows_of(ids), fixed_place(POSITIONS, 3), NOTHING, 2)
     written = {(write.layer, write.component): write.values for write in found.writes}
     index = torch.arange(2), torch.tensor(POSITIONS)
     inner = lm.model.transformer if family == "gpt2" else lm.model.model
@@ -153,25 +156,25 @@ def test_parts_are_those_of_the_weights(family):
 
 def conclude(built, condition=NOTHING):
     at = place.find(built.lm, built.windows, 8)
-    found = ledger.measure(built.lm, built.windows, at, condition, 8)
+    found = attribution.measure(built.lm, built.windows, at, condition, 8)
     assert found.check()["relative_error"] < 1e-5
     return judged(found)
 
 
 def judged(found):
     """The conclusion on a Ledger."""
-    return judges.judged("exp3", {"writes": found.listed(), "profile": found.profile()})["conclusion"]
+    return catalogue.judged("exp3", {"writes": found.listed(), "profile": found.profile()})["conclusion"]
 
 
 def name_of(layer, head):
     return f"mlp {layer}" if head is None else f"head {layer}.{head}"
 
 
-@pytest.mark.parametrize("kind", planted.KINDS)
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("kind", kinds.KINDS)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_names_what_was_planted(architecture, kind):
     for seed in range(5):
-        built = planted.build(architecture, kind, seed)
+        built = planting.build(architecture, kind, seed)
         truth, found = built.truth, conclude(built)
         values = found["values"]
         if truth.generator == "none":
@@ -191,7 +194,7 @@ def test_names_what_was_planted(architecture, kind):
 
 
 def test_the_second_generator_shows_without_the_first():
-    built = planted.build("gpt2", "redundant", 0)
+    built = planting.build("gpt2", "redundant", 0)
     first, second = built.truth.layer, built.truth.second_generator["layer"]
     assert conclude(built, Condition("first", "", mlps=(first,)))["verdict"] == f"mlp {second}"
     assert conclude(built, Condition("both", "", mlps=(first, second)))["verdict"] == "none found"
@@ -283,17 +286,17 @@ def test_the_place_is_that_of_the_model_as_it_is(tokenizer):
     ids = token_ids(2, 16)
     ids[:, 4] = SPIKE_TOKEN
     options = exp3_lifecycle_ledger.Options(mlps_off=("1", "2"))
-    result = exp3_lifecycle_ledger.run(lm, windows_of(ids), options)
+    result = measure.run(lm, windows_of(ids), options)
     assert (result.place["dim"], result.place["positions"]) == (MASSIVE_DIM, {4: 2})
     assert result.condition["mlps_off"] == (1, 2)
-    assert judges.judged("exp3", result)["conclusion"]["verdict"] == "none found"
+    assert catalogue.judged("exp3", result)["conclusion"]["verdict"] == "none found"
     assert abs(result.place["values"][1]["mean"]) > 1000 > abs(result.residual[1]["mean"])
     assert [w["value"] for w in result.writes if w["layer"] in (1, 2) and w["component"] == "mlp"] == [0, 0]
 
 
 def test_script_names_the_head_of_a_model_without_mlps(tmp_path):
     """A local checkpoint whose attention is real and whose MLPs write nothing."""
-    built = planted.build("gpt2", "head", 3)
+    built = planting.build("gpt2", "head", 3)
     for block in built.lm.model.transformer.h:
         silence(block.mlp.c_proj)
     folder = save(tmp_path / "no-mlps", built.lm.model, built.lm.tokenizer)
@@ -342,8 +345,8 @@ def test_bad_input(arguments, message, tiny_gpt2_folder, text_file, tmp_path, ca
 def test_smollm2(smollm2):
     """Independent figures: MLP 11 writes about +23,500 into dim 507, MLPs 28 and 29 take 14,250 and 5,800 away."""
     options = exp3_lifecycle_ledger.Options(model="smollm2-135m", dataset="python-docs", nsamples=2, seqlen=96)
-    result = exp3_lifecycle_ledger.run(smollm2, data.load(options, smollm2), options)
-    conclusion = judges.judged("exp3", result)["conclusion"]
+    result = measure.run(smollm2, data.load(options, smollm2), options)
+    conclusion = catalogue.judged("exp3", result)["conclusion"]
     values = conclusion["values"]
     assert result.check["relative_error"] < 1e-4
     assert (result.place["dim"], conclusion["verdict"], values["plateau"]) == (507, "mlp 11", [11, 27])

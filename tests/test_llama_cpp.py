@@ -11,8 +11,8 @@ import gguf
 import pytest
 import torch
 
-from lib import gguf_tokenizer, models
-from lib.cli import Options
+from lib.model import gguf_tokenizer, models
+from lib.run.cli import Options
 from tests.conftest import make_tokenizer, save_gguf, tiny_model
 from tests.test_gguf import metadata, rewritten
 

@@ -9,7 +9,8 @@ import torch
 from torch.testing import assert_close
 from transformers.integrations import sdpa_attention
 
-from lib import hooks, sinks
+from lib.core import sinks
+from lib.model import hooks
 from tests import architectures
 from tests.test_architectures import case, close, run  # noqa: F401 (case is a fixture)
 

@@ -11,7 +11,8 @@ from pydoc_data.topics import topics
 import pytest
 from PIL import Image
 
-from lib import report
+from lib import catalogue
+from lib.run import checkout
 from tests import hub as our_hub
 
 # the files that the seed study's README shows and names, below the folder it runs in
@@ -67,7 +68,7 @@ def home(tmp_path_factory):
 def lines_of(target, *variables):
     """The Python command lines that make would run for a target, in order, each as a list that begins with a script."""
     command = ["make", "--dry-run", "--always-make", "--old-file", ".venv/.ready", target, *variables]
-    printed = subprocess.run(command, cwd=report.ROOT, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(command, cwd=checkout.ROOT, capture_output=True, text=True, check=True).stdout
     lines = [shlex.split(line) for line in printed.splitlines() if line.startswith(".venv/bin/python ")]
     return [line[1:] for line in lines if line[1].endswith(".py")]
 
@@ -113,7 +114,7 @@ def test_make_reproduce_gpt2(hub, home, tmp_path):
     claims = (tmp_path / "results/gpt2_claims.txt").read_text()
     table = claims.partition("Published figures of GPT-2")[2].partition("Conclusion")[0]
     compared, of = map(int, re.search(r"(\d+) of (\d+) compared", table).groups())
-    published = json.loads((report.ROOT / "reference" / "gpt2_published.json").read_text())["figures"]
+    published = json.loads((checkout.ROOT / "reference" / "gpt2_published.json").read_text())["figures"]
     assert compared == of == len(published)
     assert not re.search(r"\b(nan|inf|None|no result)\b", table)
     assert claims in printed
@@ -129,9 +130,7 @@ def test_make_study(hub, home, tmp_path):
     printed = carried_out([line], tmp_path, hub.environment(home))
     folder = tmp_path / "results" / "gpt2"
     results = {json.loads(path.read_text())["experiment"] for path in folder.rglob("*.json")}
-    assert results == {*["layerwise", "sentence", "head_analysis", "head_pruning", "compare_3d", "claims"]} | {
-        f"exp{name}" for name in ("1", "2a", "2b", "2c", "3", "4", "5", "6", "7")
-    }
+    assert results == {"claims"} | {name for name, entry in catalogue.EXPERIMENTS.items() if entry.study}
     claims = json.loads((folder / "gpt2_claims.json").read_text())["results"]
     verdicts = {of["row"]: of["verdict"] for of in claims["claims"]}
     assert verdicts["4"] == verdicts["7"] == "holds here"  # one MLP writes it

@@ -10,8 +10,11 @@ import struct
 import pytest
 
 import main_llm
-from lib import data, models, report
-from lib.cli import UserError
+from experiments.layerwise import measure
+from lib.core import data
+from lib.model import models
+from lib.report import result_files
+from lib.run.cli import UserError
 from tests.test_scripts import SAMPLE, files, run
 
 WRONG = [None, True, "", "x\ny", [], {}, [[]], 0, -1, 3, 1.5, -1e300, 10**30, float("nan"), float("inf"), "../../x"]
@@ -60,7 +63,7 @@ def measured(model, text_file):
     options = main_llm.Options(model=str(model), dataset=str(text_file), nsamples=2, seqlen=16, device="cpu")
     try:
         lm = models.load(options)
-        main_llm.run_layerwise(lm, data.load(options, lm), options)
+        measure.run(lm, data.load(options, lm), options)
     except UserError:
         return False
     return True
@@ -198,7 +201,7 @@ def test_figures_stay_in_their_folder(name, result, tmp_path, capsys):
     for part in ("config", "files"):
         payload[part] = json.loads(json.dumps(payload[part]).replace('"NAME', json.dumps(name)[:-1]))
     payload["config"]["model_name"] = name
-    payload["provenance"]["sha256"] = report._sha256(payload)
+    payload["provenance"]["sha256"] = result_files._sha256(payload)
     inside = tmp_path / "a" / "b"
     inside.mkdir(parents=True)
     assert redrawn(script, payload, inside, capsys) is None

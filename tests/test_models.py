@@ -8,8 +8,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from lib import arch, hub, models
-from lib.cli import Options, UserError
+from lib.model import families, hub, models
+from lib.run.cli import Options, UserError
 from tests.conftest import (
     HEADS,
     LAYERS,
@@ -84,7 +84,7 @@ def test_unsupported_architecture(config, tmp_path):
     config.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=f"unsupported architecture '{config.model_type}'") as error:
         load(tmp_path)
-    assert all(name in str(error.value) for name in arch.FAMILIES)
+    assert all(name in str(error.value) for name in families.FAMILIES)
 
 
 def test_corrupt_weights(broken):

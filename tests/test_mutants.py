@@ -14,25 +14,15 @@ import pytest
 import torch
 
 import check_controls
-from lib import (
-    ablation,
-    arch,
-    census,
-    data,
-    heads,
-    hooks,
-    interventions,
-    ledger,
-    mlp,
-    neurons,
-    place,
-    planted,
-    sinks,
-    stats,
-    sweep,
-)
-from lib.judges import census as census_judge
-from lib.judges import heads as heads_judge
+from experiments.census import judge, measure
+from experiments.head_sweep import judge as head_sweep_judge
+from experiments.head_sweep import measure as head_sweep_measure
+from experiments.interventions.changes import Intervention
+from experiments.interventions.sites import Sites
+from experiments.mlp_internal import measure as mlp_internal_measure
+from lib.core import ablation, attribution, data, measurements, neurons, place, sinks, stats, sweep
+from lib.model import arch, hooks
+from lib.planted import planting
 from tests import (
     architectures,
     reference,
@@ -82,21 +72,23 @@ def weight_along_the_wrong_axis(patch):
 
 def weight_without_activation(patch):
     """Ranks neurons by their weight to the dim."""
-    means = mlp.Internals._means
+    means = mlp_internal_measure.Internals._means
     patch.setattr(
-        mlp.Internals, "_means", lambda self, dim: {name: torch.ones_like(x) for name, x in means(self, dim).items()}
+        mlp_internal_measure.Internals,
+        "_means",
+        lambda self, dim: {name: torch.ones_like(x) for name, x in means(self, dim).items()},
     )
 
 
 def largest_value_over_layers(patch):
     """Compares the largest value over layers and places of one run with that of the other."""
-    compared = ablation._Place.compared
+    compared = measurements.Spike.compared
 
     def largest(self, baseline, here, draws):
         before, after = (run.layers.rows.array[:, :, 0].max(1) for run in (baseline, here))
         return compared(self, baseline, here, draws) | {"retained": draws.averages(after / before)}
 
-    patch.setattr(ablation._Place, "compared", largest)
+    patch.setattr(measurements.Spike, "compared", largest)
 
 
 def first_item_of_the_batch(patch):
@@ -123,8 +115,8 @@ def last_layer_after_the_final_norm(patch):
 
 def unsigned_comparison(patch):
     """Compares magnitudes."""
-    split = ablation._by_sequence
-    patch.setattr(ablation, "_by_sequence", lambda *args: [abs(values) for values in split(*args)])
+    split = ablation.by_sequence
+    patch.setattr(ablation, "by_sequence", lambda *args: [abs(values) for values in split(*args)])
 
 
 def hooks_left_behind(patch):
@@ -173,46 +165,46 @@ def swept_one_position_early(patch):
 
 def norm_after_the_projection_ignored(patch):
     """Takes what the attention's projection gives for what attention writes."""
-    gather = ledger._Seen.gather
+    gather = attribution._Seen.gather
 
     def projected(self, own):
         gather(self, own)
         self.attention = self.projected
 
-    patch.setattr(ledger._Seen, "gather", projected)
+    patch.setattr(attribution._Seen, "gather", projected)
 
 
 def a_write_left_out(patch):
     """Forgets one MLP in the ledger."""
-    measure = ledger.measure
+    measure = attribution.measure
 
     def incomplete(*args):
         found = measure(*args)
         return replace(found, writes=[of for of in found.writes if (of.layer, of.component) != (1, "mlp")])
 
-    patch.setattr(ledger, "measure", incomplete)
+    patch.setattr(attribution, "measure", incomplete)
 
 
 def writes_of_the_next_head(patch):
     """Takes the next head's slice for a head's."""
-    survey = heads.survey
+    survey = head_sweep_measure.survey
 
     def shifted(*args):
         found = survey(*args)
         return replace(found, writes=np.roll(found.writes, 1, axis=2))
 
-    patch.setattr(heads, "survey", shifted)
+    patch.setattr(head_sweep_measure, "survey", shifted)
 
 
 def mean_over_heads(patch):
     """Sets a head to the mean of all heads of its layer instead of its own over tokens."""
-    survey = heads.survey
+    survey = head_sweep_measure.survey
 
     def averaged(*args):
         found = survey(*args)
         return replace(found, outputs=found.outputs.mean(1, keepdim=True).expand_as(found.outputs))
 
-    patch.setattr(heads, "survey", averaged)
+    patch.setattr(head_sweep_measure, "survey", averaged)
 
 
 def kept_and_removed_exchanged(patch):
@@ -237,13 +229,13 @@ def neurons_one_position_early(patch):
 
 def set_one_position_early(patch):
     """Puts values at the token before their site."""
-    put = interventions.Intervention.hooks
+    put = Intervention.hooks
 
     def early(self, view, rows):
         moved = replace(self.sites, index=self.sites.index - [0, 1, 0])
         return put(replace(self, sites=moved), view, rows)
 
-    patch.setattr(interventions.Intervention, "hooks", early)
+    patch.setattr(Intervention, "hooks", early)
 
 
 def means_pooled_over_positions(patch):
@@ -253,19 +245,19 @@ def means_pooled_over_positions(patch):
         dims = sites.index[:, 2]
         return {pair: sites.values[dims == pair[1]].mean(0) for pair in sites.by_pair()}
 
-    patch.setattr(interventions, "_means", pooled)
+    patch.setattr(Sites, "means", pooled)
 
 
 def threshold_of_the_other_sign(patch):
     """Counts as spikes what is as large against the place's sign."""
-    spikes = census.Probe.spikes
-    patch.setattr(census.Probe, "spikes", lambda self, values: spikes(self, -values))
+    spikes = measure.Probe.spikes
+    patch.setattr(measure.Probe, "spikes", lambda self, values: spikes(self, -values))
 
 
 def census_one_position_early(patch):
     """Reads, of moved and repeated tokens, the value of the token before."""
-    values = census.Probe.values
-    patch.setattr(census.Probe, "values", lambda *args: np.roll(values(*args), 1, axis=1))
+    values = measure.Probe.values
+    patch.setattr(measure.Probe, "values", lambda *args: np.roll(values(*args), 1, axis=1))
 
 
 def mean_of_ratios(patch):
@@ -282,7 +274,7 @@ def mean_of_ratios(patch):
 
 def sink_rate_of_the_heads_that_are_left(patch):
     """Leaves heads that are off out of the sink rate, so that its denominator changes."""
-    run = ablation._Measurements.run
+    run = measurements.Measurements.run
 
     def noted(self, lm, ids, condition, *args, **kwargs):
         self.heads.off = condition.heads
@@ -294,24 +286,24 @@ def sink_rate_of_the_heads_that_are_left(patch):
             keep[head] = False
         return (self.window[:, keep] > sinks.SINK_EPSILON).mean(1)
 
-    patch.setattr(ablation._Measurements, "run", noted)
+    patch.setattr(measurements.Measurements, "run", noted)
     patch.setattr(sinks.HeadScores, "sink_rates", sink_rates)
 
 
 def only_lowering_heads_named(patch):
     """Does not name a head whose removal raises the value."""
-    moves = heads_judge._moves
-    patch.setattr(heads_judge, "_moves", lambda at: [of for of in moves(at) if of[2] == "lowers"])
+    moves = head_sweep_judge._moves
+    patch.setattr(head_sweep_judge, "_moves", lambda at: [of for of in moves(at) if of[2] == "lowers"])
 
 
 def position_from_two_manipulations(patch):
     """Judges by the census and the moved token alone."""
-    tests, used = census_judge._tests, (census_judge.CENSUS, "moved")
+    tests, used = judge._tests, (judge.CENSUS, "moved")
 
     def of_two(needs, cells):
         return tests(needs, {name: cell if name in used else None for name, cell in cells.items()})
 
-    patch.setattr(census_judge, "_tests", of_two)
+    patch.setattr(judge, "_tests", of_two)
 
 
 def planted_reference(tokenizer):
@@ -320,7 +312,7 @@ def planted_reference(tokenizer):
     return lm, reference.compare(lm.model, test_ablation.windows().ids, test_ablation.CONDITIONS)
 
 
-build = functools.cache(planted.build)
+build = functools.cache(planting.build)
 BUILT = (
     *(("gpt2", kind) for kind in ("mlp", "head", "head_eraser", "decoy", "content", "several", "half")),
     ("llama", "decoy"),

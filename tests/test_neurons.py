@@ -1,6 +1,7 @@
 """Sets of neurons against planted ones, copies with zero weights, and products made here by hand."""
 
 import copy
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +10,16 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import exp4_neuron_sets
-from lib import hooks, judges, neurons, place, planted, plots, stats
-from lib.judges.neurons import judge
+from experiments.mlp_internal import measure as mlp_internal
+from experiments.mlp_internal import text as mlp_internal_text
+from experiments.neuron_sets import measure, text
+from experiments.neuron_sets.judge import judge
+from lib import catalogue
+from lib.core import neurons, place, stats
+from lib.model import hooks
+from lib.planted import blank, planting
+from lib.report import figures
+from lib.run import checkout
 from tests import reference
 from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, token_ids
 from tests.reference import matrix
@@ -31,7 +40,7 @@ def fixed_place(positions, n_layers):
 def experiment(lm, windows, **options):
     """Stored results, judged."""
     options = exp4_neuron_sets.Options(batch_size=8, **{"n_random": 0, **options})
-    return judges.judged("exp4", exp4_neuron_sets.run(lm, windows, options))
+    return catalogue.judged("exp4", measure.run(lm, windows, options))
 
 
 @pytest.fixture(autouse=True)
@@ -46,15 +55,15 @@ def flag_dims(built):
     if token == "0":
         trigger = model.transformer.wpe.weight[0]
     else:
-        trigger = model.get_input_embeddings().weight[planted.BOS if token == planted.BOS_TEXT else int(token[1:])]
+        trigger = model.get_input_embeddings().weight[blank.BOS if token == blank.BOS_TEXT else int(token[1:])]
     return set(trigger.abs().topk(2).indices.tolist())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_planted_neurons(architecture, kind):
     for seed in SEEDS:
-        built = planted.build(architecture, kind, seed)
+        built = planting.build(architecture, kind, seed)
         truth = built.truth
         result = experiment(built.lm, built.windows)
         chosen = [row["neuron"] for row in result["minimal_set"]]
@@ -91,9 +100,9 @@ def split(built, n):
     return sorted([*parts, *others])
 
 
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_ten_neurons(architecture):
-    models = (planted.build(architecture, "mlp", seed) for seed in range(20))
+    models = (planting.build(architecture, "mlp", seed) for seed in range(20))
     built = next(model for model in models if len(model.truth.neurons) == 1)  # of ten tenths each is needed for 95 %
     expected = split(built, 10)
     result = experiment(built.lm, built.windows, n_random=5)
@@ -102,13 +111,13 @@ def test_ten_neurons(architecture):
     assert result["conclusion"]["verdict"] == f"{len(expected)} of {result['width']} neurons"
 
 
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_windows_without_the_spike_have_no_say(architecture):
     """The trigger is there in most windows only: means are of these, and shares are sums over these."""
-    built = planted.build(architecture, "content", 1)
+    built = planting.build(architecture, "content", 1)
     token = int(built.truth.trigger.rpartition(" ")[2][1:])
     ids = built.windows.ids.clone()
-    ids[:2][ids[:2] == token] = (token + 1) % planted.VOCABULARY or 1
+    ids[:2][ids[:2] == token] = (token + 1) % blank.VOCABULARY or 1
     result = experiment(built.lm, windows_of(ids))
     assert result["windows"]["massive"]["mean"] == 0.75
     assert [result["written"]["share"]["n"], result["keep_only_share"]["n"]] == [6, 6]
@@ -121,8 +130,8 @@ def test_windows_without_the_spike_have_no_say(architecture):
 
 def with_twins(architecture):
     """A planted neuron, one that does the same, and one that takes the half of it away: all three are as active."""
-    built = planted.build(
-        architecture, "mlp", next(s for s in range(9) if len(planted.build(architecture, "mlp", s).truth.neurons) == 1)
+    built = planting.build(
+        architecture, "mlp", next(s for s in range(9) if len(planting.build(architecture, "mlp", s).truth.neurons) == 1)
     )
     arch, layer, neuron = built.lm.arch, built.truth.layer, built.truth.neurons[0]
     others = [i for i in range(20) if i != neuron][:2]
@@ -135,7 +144,7 @@ def with_twins(architecture):
     return built
 
 
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_random_sets_are_as_active(architecture, monkeypatch):
     """The set carries the value, yet another neuron would as well: any five neurons hardly hit on it."""
     built = with_twins(architecture)
@@ -151,23 +160,23 @@ def test_random_sets_are_as_active(architecture, monkeypatch):
         others = sorted({*range(len(activity))} - {*chosen})
         return [(int(x),) for x in np.random.default_rng(seed).choice(others, 5, replace=False)]
 
-    monkeypatch.setattr(neurons, "_matched_sets", any_five)
+    monkeypatch.setattr(measure, "_matched_sets", any_five)
     assert experiment(built.lm, built.windows)["conclusion"]["verdict"] == f"1 of {result['width']} neurons"
 
 
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_what_a_head_writes_is_not_of_the_mlp(architecture):
     for seed in SEEDS[:2]:
-        built = planted.build(architecture, "head", seed)
+        built = planting.build(architecture, "head", seed)
         result = experiment(built.lm, built.windows, layer_id=built.truth.layer)
         assert result["conclusion"]["verdict"] == "not written by this MLP"
         assert abs(result["written"]["share"]["mean"]) < 0.1
         assert result["remove_share"]["mean"] > 0.9
 
 
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_nothing_massive(architecture):
-    built = planted.build(architecture, "none", 0)
+    built = planting.build(architecture, "none", 0)
     result = experiment(built.lm, built.windows, n_random=1)
     assert result["conclusion"]["verdict"] == "none found"
     assert result["keep_only_share"] is result["remove_share"] is None
@@ -215,6 +224,29 @@ def test_verdict(changed, verdict):
     assert (got["values"]["why"] is not None) == (verdict == "cannot tell")
 
 
+def test_what_random_sets_can_do_is_known_beforehand():
+    def said(cumulative, activity):
+        null = {"rule": "rule", "enumerated": False, "activity_of_set": 100.0}
+        shares = {name: {"share": cell(0)} for name in ("keep_only", "remove_only")}
+        results = {"minimal_set": [{}, {}], "cumulative": cumulative}
+        return text._null(null | {"draws": [{"activity": activity, **shares}]}, text._others(results))
+
+    few = said([0.7, 0.96, 0.97, 0.98, 1.0], 5.0)
+    assert "none of these is as active: at most 5.0 % of it; no other neurons, as many, give more than 2.0 %" in few
+    assert few.endswith("this null is near certain beforehand\n")
+    some = said([0.5, 0.8, 0.95], 100.0)  # one is left
+    assert "none of these" not in some
+    assert some.endswith("\nno other neurons, as many, give more than 15.0 % of the output\n")
+
+
+def test_the_inside_of_an_mlp_names_its_share():
+    path = checkout.ROOT / "results" / "smollm2-135m" / "exp2c_mlp_internal_analysis" / "exp2c_detailed_results.json"
+    payload = json.loads(path.read_text())
+    said = mlp_internal_text.summarise(payload)
+    verdict, share = payload["results"]["conclusion"]["verdict"], f"{mlp_internal.SHARE:.0%}"
+    assert f"Conclusion: {verdict} give at least {share} of the output\n" in said
+
+
 def with_spikes(family, tokenizer):
     """Weights with gradients, as those of a model from a file."""
     lm, ids = language_model(planted_model(family).requires_grad_(True), tokenizer), token_ids(3, 16)
@@ -251,19 +283,20 @@ def test_verdicts(family, layer, gain, verdict, tokenizer):
     }
     payload["provenance"] |= {"dtype": "", "device": "", "seed": 0, "time": "", "command": ""}
     payload["provenance"]["data"] |= {"bos": False, "dataset": "random"}
-    assert f"Conclusion: {result['conclusion']['verdict']}\n" in exp4_neuron_sets.summarise(payload)
+    share = " (they give at least 95% of the MLP's output)\n" if "neurons" in verdict else "\n"
+    assert f"Conclusion: {result['conclusion']['verdict']}{share}" in text.summarise(payload)
     for draw in exp4_neuron_sets.EXPERIMENT.figures.values():
-        plots.plt.close(draw(payload))
+        figures.plt.close(draw(payload))
 
 
 def test_runs_equal_zeroed_copies(case, monkeypatch):  # noqa: F811
     """Without a norm on the way, at this layer the value falls by exactly what was zeroed."""
-    monkeypatch.setattr(neurons, "WHOLE_DRAWS", 1)
+    monkeypatch.setattr(measure, "WHOLE_DRAWS", 1)
     at = fixed_place(POSITIONS, case.lm.arch.n_layers)
     width = case.lm.arch.weight(LAYER, "down").shape[1]
     chosen = [1, 4, width - 1]
     options = SimpleNamespace(batch_size=2, n_random=2, n_whole=2, seed=0)
-    runs, null = neurons.prove(case.lm, windows_of(case.ids), at, LAYER, 2, chosen, np.arange(width), options)
+    runs, null = measure.prove(case.lm, windows_of(case.ids), at, LAYER, 2, chosen, np.arange(width), options)
     everything = [(chosen, runs), *((draw["neurons"], draw) for draw in null["draws"])]
     assert len(everything) == 3
     for i, (on, of) in enumerate(everything):
@@ -294,7 +327,7 @@ def test_reads_add_up_to_a_hand_made_pre_activation(case):  # noqa: F811
     normed = full[[0, 1], POSITIONS].mean(0)
     gate, up, _inner, output = (None if x is None else x[[0, 1], POSITIONS].mean(0) for x in by_hand(case, full))
     close(at["mlp_output"].mean(0).float(), output, 1e-4)
-    rows = neurons.reads(architecture, LAYER, at, [2, 7], top=architecture.hidden_size)
+    rows = measure.reads(architecture, LAYER, at, [2, 7], top=architecture.hidden_size)
     assert [row["neuron"] for row in rows] == [2, 7]
     block = case.lm.model.get_submodule(case.tested.blocks)[LAYER]
     first = torch.cat([matrix(block.get_submodule(path)) for path in case.tested.mlp_in])
@@ -332,7 +365,7 @@ def test_matched_sets():
     rng = np.random.default_rng(0)
     activity, chosen = rng.exponential(size=100), [7, 50, 93]
     rank = {int(neuron): i for i, neuron in enumerate(activity.argsort())}
-    sets = neurons._matched_sets(activity, chosen, 10, seed=0)
+    sets = measure._matched_sets(activity, chosen, 10, seed=0)
     assert len({*sets}) == 10
     near = set()
     for neuron in chosen:
@@ -342,12 +375,12 @@ def test_matched_sets():
         assert len({*found}) == 3
         assert not {*found} & {*chosen}
         assert {*found} <= near
-    assert sets == neurons._matched_sets(activity, chosen, 10, seed=0) != neurons._matched_sets(activity, chosen, 10, 1)
-    single = neurons._matched_sets(activity, [50], 30, seed=0)
+    assert sets == measure._matched_sets(activity, chosen, 10, seed=0) != measure._matched_sets(activity, chosen, 10, 1)
+    single = measure._matched_sets(activity, [50], 30, seed=0)
     assert len(single) == 20  # as many as are possible
     nearest = sorted((abs(rank[i] - rank[50]), i) for i in range(100) if i != 50)
     assert {i for distance, i in nearest if distance < nearest[19][0]} <= {i for (i,) in single}
-    everyone = neurons._matched_sets(activity, list(range(60)), 3, seed=0)
+    everyone = measure._matched_sets(activity, list(range(60)), 3, seed=0)
     assert everyone == []
-    assert len(neurons._matched_sets(activity, list(range(50)), 3, seed=0)) == 1
-    assert neurons._matched_sets(activity, [], 5, seed=0) == []
+    assert len(measure._matched_sets(activity, list(range(50)), 3, seed=0)) == 1
+    assert measure._matched_sets(activity, [], 5, seed=0) == []

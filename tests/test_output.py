@@ -17,17 +17,22 @@ import huggingface_hub
 import pytest
 
 import main_llm
-from lib import experiment, plots, report
-from lib.cli import Options, UserError
+from experiments.attention_logits import figures
+from lib import experiment
+from lib.report import figures as report_figures
+from lib.report import result_files
+from lib.run import checkout
+from lib.run.cli import Options, UserError
 from tests.test_scripts import SAMPLE, files, run
 
-TRACKED = report.ROOT / "results" / "smollm2-135m"
+TRACKED = checkout.ROOT / "results" / "smollm2-135m"
 RESULT = TRACKED / "main_llm" / "smollm2-135m_layerwise.json"
 NAMES = ["smollm2-135m.png", "smollm2-135m_layerwise.json", "smollm2-135m_layerwise.txt"]
 # main_llm.py --exp2 with a stored result in the place of the model: no torch, the rest as it is
 STORED = f"""
 import json, pathlib, sys
-from lib import cli, experiment
+from lib import experiment
+from lib.run import cli
 import main_llm
 experiment._measure = lambda *_: json.loads(pathlib.Path({str(RESULT)!r}).read_text(encoding="utf-8"))
 sys.argv[0] = "main_llm.py"
@@ -47,7 +52,7 @@ def start(code, *arguments, environment=None, **streams):
     """A Python process in which Ctrl-C is not ignored, as it is in what a shell runs in the background."""
     return subprocess.Popen(
         [sys.executable, *code, *map(str, arguments)],
-        cwd=report.ROOT,
+        cwd=checkout.ROOT,
         env=os.environ | (environment or {}),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         **streams,
@@ -116,9 +121,9 @@ pathlib.Path.write_text = write_text
 def test_closed_streams_are_not_the_next_file(tmp_path):
     """A file that is opened gets the number of a closed stream, and what is printed would go into it."""
     command = f'exec "$0" -c "$1" --exp2 --savedir {tmp_path} >&- 2>&-'
-    assert subprocess.run(["sh", "-c", command, sys.executable, NOISY + STORED], cwd=report.ROOT).returncode == 0
+    assert subprocess.run(["sh", "-c", command, sys.executable, NOISY + STORED], cwd=checkout.ROOT).returncode == 0
     assert files(tmp_path) == NAMES
-    assert report.load(tmp_path / NAMES[1], "layerwise")
+    assert result_files.load(tmp_path / NAMES[1], "layerwise")
 
 
 def test_an_ascii_terminal_that_cannot_name_the_model(tmp_path):
@@ -139,9 +144,9 @@ def test_an_ascii_terminal_that_cannot_name_the_model(tmp_path):
 
 def test_half_of_a_surrogate_pair_is_written_and_read(tmp_path):
     payload = {"token": "\ud83d", "tokens": ["\udc80x", "\\\ud800", "é"], "模": 1}
-    report.write_json(tmp_path / "a.json", payload)
-    assert report.read_json(tmp_path / "a.json") == payload
-    report.write_text(tmp_path / "a.txt", "token \ud83d")
+    result_files.write_json(tmp_path / "a.json", payload)
+    assert result_files.read_json(tmp_path / "a.json") == payload
+    result_files.write_text(tmp_path / "a.txt", "token \ud83d")
     assert (tmp_path / "a.txt").read_text() == "token \\ud83d"
 
 
@@ -149,7 +154,7 @@ def test_what_cannot_be_written_is_still_printed(stored, tmp_path, monkeypatch, 
     def no_space(*_args):
         raise UserError("cannot write result.json: No space left on device")
 
-    monkeypatch.setattr(report, "write_json", no_space)
+    monkeypatch.setattr(result_files, "write_json", no_space)
     assert run("main_llm.py --exp2", "--savedir", tmp_path) == 2
     printed = capsys.readouterr()
     assert "Largest activations of every layer" in printed.out
@@ -187,7 +192,7 @@ def heard():
 )
 def test_a_signal_while_a_figure_is_drawn(sent, code, said, heard, stored, tmp_path, monkeypatch, capsys):
     before = signal.getsignal(sent)
-    monkeypatch.setattr(plots, "save", lambda *_: os.kill(os.getpid(), sent))
+    monkeypatch.setattr(report_figures, "save", lambda *_: os.kill(os.getpid(), sent))
     assert run("main_llm.py --exp2", "--savedir", tmp_path) == code
     assert capsys.readouterr().err == f"{said}: written: {tmp_path / NAMES[1]}, {tmp_path / NAMES[2]}\n"
     assert files(tmp_path) == NAMES[1:]
@@ -220,7 +225,7 @@ def test_a_signal_while_modules_are_imported(module, times, sent, tiny_gpt2_fold
 
 def test_other_programs_keep_their_signals():
     """Whoever imports lib/ from elsewhere, a notebook or a test, has Ctrl-C as before."""
-    code = "import signal\nfrom lib import plots\nassert signal.getsignal(2) is signal.default_int_handler"
+    code = "import signal\nfrom lib.report import figures\nassert signal.getsignal(2) is signal.default_int_handler"
     assert start(["-c", code]).wait() == 0
 
 
@@ -235,7 +240,7 @@ def test_a_figure_that_cannot_be_drawn_costs_no_other_file(monkeypatch, tmp_path
     def fails(*_args, **_kwargs):
         raise MemoryError
 
-    monkeypatch.setattr(plots.sns, "heatmap", fails)
+    monkeypatch.setattr(report_figures.sns, "heatmap", fails)
     assert run("analyze_heads_simple.py", "--savedir", tmp_path) == 2
     printed = capsys.readouterr()
     assert printed.err == (
@@ -273,7 +278,7 @@ def redrawn(path, change, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for i, draw in enumerate(of[payload["experiment"]].figures.values()):
-            plots.write(tmp_path / f"{i}.png", draw, payload)
+            report_figures.write(tmp_path / f"{i}.png", draw, payload)
     return tmp_path
 
 
@@ -325,11 +330,11 @@ def test_attention_logits_of_any_token_and_of_many(tmp_path):
         payload = {"config": {"model_name": NAME}, "results": results}
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            plots.write(tmp_path / "logits.png", plots.attention_logits, payload)
+            report_figures.write(tmp_path / "logits.png", figures.attention_logits, payload)
 
 
 def test_what_has_no_glyph_is_escaped():
-    from lib.fonts import legible
+    from lib.report.fonts import legible
 
     shown = {
         "a\nb\t\x00": "a\\nb\\t\\x00",
@@ -349,7 +354,7 @@ def test_what_has_no_glyph_is_escaped():
 
 
 def test_a_font_of_this_machine_that_has_the_glyph_is_used(tmp_path, monkeypatch):
-    from lib import fonts
+    from lib.report import fonts
 
     manager = fonts.font_manager
     own = Path(fonts.matplotlib.get_data_path()) / "fonts" / "ttf" / "STIXGeneral.ttf"
@@ -360,11 +365,11 @@ def test_a_font_of_this_machine_that_has_the_glyph_is_used(tmp_path, monkeypatch
     assert fonts.legible(only_there) == only_there.encode("unicode_escape").decode()
     manager.fontManager.addfont(shutil.copy(own, tmp_path))
     assert fonts.legible(only_there) == only_there
-    figure, ax = plots.plt.subplots()
+    figure, ax = report_figures.plt.subplots()
     ax.set_title(only_there)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plots.save(figure, tmp_path / "a.png")
+        report_figures.save(figure, tmp_path / "a.png")
 
 
 # names
@@ -481,7 +486,7 @@ def cases():
 
 
 def test_causes(tmp_path, monkeypatch):
-    from lib.errors import LONGEST, cause
+    from lib.run.errors import LONGEST, cause
 
     monkeypatch.chdir(tmp_path)
     for name, (error, expected) in cases().items():
@@ -513,7 +518,7 @@ HUB = {
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("case", HUB)
 def test_what_the_hub_says(case, wrapped, monkeypatch):
-    from lib import hub
+    from lib.model import hub
 
     make, expected = HUB[case]
     error = of_another(OSError("Can't load it. Make sure that there is no folder"), make()) if wrapped else make()
@@ -545,7 +550,7 @@ MISTAKES = {  # what is typed: what the line says, what not
 
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_local_mistake_is_not_the_networks(case, tmp_path, monkeypatch, capsys):
-    from lib import hub
+    from lib.model import hub
 
     arguments, expected, unexpected = MISTAKES[case]
     monkeypatch.setattr(hub._Offline, "why", None, raising=False)
@@ -562,7 +567,7 @@ def test_a_local_mistake_is_not_the_networks(case, tmp_path, monkeypatch, capsys
 
 def test_why_the_hub_was_not_reached(monkeypatch):
     """The connection's own reason; or the flag that was typed."""
-    from lib import hub
+    from lib.model import hub
 
     error = huggingface_hub.errors.LocalEntryNotFoundError("Cannot find the requested files")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
@@ -586,7 +591,7 @@ def test_unexpected_arguments_are_one_line(capsys):
 
 
 def test_without_a_folder_for_the_cache(tmp_path, monkeypatch):
-    from lib import storage
+    from lib.run import storage
 
     (tmp_path / "file").touch()
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
@@ -608,7 +613,7 @@ def test_without_a_folder_for_the_cache(tmp_path, monkeypatch):
 
 
 def test_without_any_folder_to_write(monkeypatch):
-    from lib import storage
+    from lib.run import storage
 
     def nowhere(**_):
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
@@ -631,14 +636,14 @@ def test_a_machine_without_a_home_is_not_told_so(tmp_path):
 
 
 def test_a_gguf_file_without_a_folder_for_the_cache(tiny_gguf, monkeypatch):
-    from lib import models
+    from lib.model import models
 
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/x")
     assert models.load(Options(model=str(tiny_gguf), device="cpu")).arch.n_layers
 
 
 def test_the_hubs_folder_cannot_be_written():
-    from lib import hub
+    from lib.model import hub
 
     path = os.path.join(huggingface_hub.constants.HF_HUB_CACHE, "models--gpt2")
     error = of_another(OSError("Can't load the configuration"), PermissionError(13, "Permission denied", path))

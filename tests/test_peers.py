@@ -8,7 +8,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from lib import hooks, sinks
+from lib.core import sinks
+from lib.model import hooks
 from tests.conftest import HEADS, LAYERS, language_model, logits, tiny_model, token_ids
 
 pytestmark = pytest.mark.peer

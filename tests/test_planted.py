@@ -5,24 +5,28 @@ import copy
 import dataclasses
 import functools
 import json
+from contextlib import ExitStack
 
 import pytest
 import torch
 import transformers
 
 import check_controls
-from lib import ablation, models, planted
-from lib.cli import Options
+from lib.model import hooks, models
+from lib.planted import blank, planting
+from lib.planted import kinds as planted_kinds
+from lib.planted import truth as planted_truth
+from lib.run.cli import Options
 from tests.conftest import save
 
 SEEDS = (0, 1234)
-MASSIVE_KINDS = [kind for kind in planted.KINDS if kind not in ("sinks", "none")]
+MASSIVE_KINDS = [kind for kind in planted_kinds.KINDS if kind not in ("sinks", "none")]
 REDUNDANT_KINDS = ("redundant", "repair", "partial")
 READ_KINDS = [kind for kind in MASSIVE_KINDS if kind not in ("content", "half", "unread")]
-SETTINGS = [(architecture, seed) for architecture in planted.ARCHITECTURES for seed in SEEDS]
+SETTINGS = [(architecture, seed) for architecture in blank.ARCHITECTURES for seed in SEEDS]
 
 
-build = functools.cache(planted.build)  # no test here changes a model but in a copy
+build = functools.cache(planting.build)  # no test here changes a model but in a copy
 
 
 def blocks(model):
@@ -62,7 +66,7 @@ def head_columns(model, layer, head):
     weight = (
         block.attn.c_proj.weight.data.T if model.config.model_type == "gpt2" else block.self_attn.o_proj.weight.data
     )
-    return weight[:, head * planted.HEAD_DIM : (head + 1) * planted.HEAD_DIM]
+    return weight[:, head * blank.HEAD_DIM : (head + 1) * blank.HEAD_DIM]
 
 
 def without(model, *parts):
@@ -111,8 +115,8 @@ def of_kind(setting):
     return of
 
 
-@pytest.mark.parametrize("kind", planted.KINDS)
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("kind", planted_kinds.KINDS)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_saved_and_reloaded(tmp_path, architecture, kind):
     built = build(architecture, kind, 0)
     folder = save(tmp_path / "model", built.lm.model, built.lm.tokenizer)
@@ -129,7 +133,7 @@ def test_saved_and_reloaded(tmp_path, architecture, kind):
 
 
 def token_of(text):
-    return planted.BOS if text == planted.BOS_TEXT else int(text.removeprefix("t"))
+    return blank.BOS if text == blank.BOS_TEXT else int(text.removeprefix("t"))
 
 
 def expected_places(window, truth, layer, n_layers):
@@ -196,7 +200,7 @@ def test_head_generator_needs_no_mlp(of_kind):
     others = [
         {"layer": layer, "head": head}
         for layer in range(len(blocks(model)))
-        for head in range(planted.HEADS)
+        for head in range(blank.HEADS)
         if (layer, head) != (truth.layer, truth.head)
     ]
     assert all_massive(without(model, *others), ids) == all_massive(model, ids)
@@ -315,7 +319,7 @@ def test_what_the_loss_needs(of_kind, kind):
     more = (truth.informed or {"values": {}})["values"]
     held = {(i, 0, dim): value for i in range(len(ids)) for dim, value in (truth.values | more).items()}
     cost = (losses(with_values(model, truth, held), ids) - losses(model, ids)).mean()
-    assert cost < 0.02 if truth.need == planted.CONSTANT else cost > 0.2
+    assert cost < 0.02 if truth.need == planted_truth.CONSTANT else cost > 0.2
 
 
 def test_informed_windows_are_of_two_halves_of_the_vocabulary(of_kind):
@@ -329,7 +333,7 @@ def test_informed_windows_are_of_two_halves_of_the_vocabulary(of_kind):
 def test_costly_heads(of_kind, kind):
     model, ids, truth = of_kind(kind)
     before = losses(model, ids)
-    heads = [(layer, head) for layer in range(len(blocks(model))) for head in range(planted.HEADS)]
+    heads = [(layer, head) for layer in range(len(blocks(model))) for head in range(blank.HEADS)]
     costs = {(i, h): (losses(without(model, {"layer": i, "head": h}), ids) - before).mean() for i, h in heads}
     assert {head for head, cost in costs.items() if cost > 0.15} == set(truth.costly)
     assert all(cost < 0.03 for head, cost in costs.items() if head not in truth.costly)
@@ -365,7 +369,7 @@ def test_decoy_head_attends_most_writes_nothing_and_reads_no_spike(of_kind):
     assert without_spike[truth.decoy_head] > 0.9
 
 
-@pytest.mark.parametrize("kind", planted.KINDS)
+@pytest.mark.parametrize("kind", planted_kinds.KINDS)
 def test_sinks_and_those_that_read_the_spike(of_kind, kind):
     model, ids, truth = of_kind(kind)
     attention = first_token_attention(model, ids)
@@ -381,8 +385,8 @@ def test_sinks_and_those_that_read_the_spike(of_kind, kind):
 
 def test_position_trigger_needs_no_token_in_gpt2():
     for seed in SEEDS:
-        built = planted.build("gpt2", "mlp", seed)
-        every = torch.arange(planted.VOCABULARY)[:, None].expand(-1, 4)
+        built = planting.build("gpt2", "mlp", seed)
+        every = torch.arange(blank.VOCABULARY)[:, None].expand(-1, 4)
         places = massive_places(block_outputs(built.lm.model, every)[built.truth.layer])
         assert {position for place in places for position, _dim in place} == {0}
         assert all(places)
@@ -390,9 +394,9 @@ def test_position_trigger_needs_no_token_in_gpt2():
 
 def test_position_trigger_is_bos_in_llama():
     for seed in SEEDS:
-        built = planted.build("llama", "mlp", seed)
+        built = planting.build("llama", "mlp", seed)
         model, ids = built.lm.model, built.windows.ids
-        assert (ids[:, 1:] != planted.BOS).all()
+        assert (ids[:, 1:] != blank.BOS).all()
         assert all_massive(model, ids[:, 1:]) == []
         later = torch.cat([ids[:, 1:6], ids[:, :1]], dim=1)
         places = massive_places(block_outputs(model, later)[built.truth.layer])
@@ -429,27 +433,27 @@ def test_none_has_outliers_that_are_not_massive(of_kind):
 
 
 def test_none_fails_either_half_of_the_definition():
-    sizes = [max(map(abs, planted.build("gpt2", "none", seed).truth.outliers.values())) for seed in range(20)]
+    sizes = [max(map(abs, planting.build("gpt2", "none", seed).truth.outliers.values())) for seed in range(20)]
     assert min(sizes) < 100 < max(sizes)
 
 
-@pytest.mark.parametrize("kind", planted.KINDS)
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("kind", planted_kinds.KINDS)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_no_weight_is_zero(architecture, kind):
-    for name, parameter in planted.build(architecture, kind, 3).lm.model.named_parameters():
+    for name, parameter in planting.build(architecture, kind, 3).lm.model.named_parameters():
         assert (parameter != 0).all(), name
 
 
-@pytest.mark.parametrize("architecture", planted.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_seeds_decide_everything(architecture):
-    truths = [planted.build(architecture, "mlp", seed).truth for seed in range(12)]
+    truths = [planting.build(architecture, "mlp", seed).truth for seed in range(12)]
     for field in ("layer", "neurons", "readers"):
         assert len({getattr(truth, field) for truth in truths}) > 2, field
     assert len({tuple(truth.values) for truth in truths}) > 2
     assert len({tuple(truth.values.values()) for truth in truths}) == 12
     assert {value > 0 for truth in truths for value in truth.values.values()} == {True, False}
     assert {len(truth.neurons) for truth in truths} == {1, 2, 3}
-    again = [planted.build(architecture, "mlp", 3) for _ in range(2)]
+    again = [planting.build(architecture, "mlp", 3) for _ in range(2)]
     assert again[0].truth == again[1].truth == truths[3]
     assert torch.equal(again[0].windows.ids, again[1].windows.ids)
     pairs = zip(*(built.lm.model.parameters() for built in again), strict=True)
@@ -474,10 +478,10 @@ SOME = {  # kinds in which together each field differs
 
 
 def test_controls_are_diagnosed_right(monkeypatch, tmp_path, capsys):
-    models, every = [], planted.KINDS
+    models, every = [], planted_kinds.KINDS
     for architecture, kinds in SOME.items():
-        monkeypatch.setattr(planted, "ARCHITECTURES", (architecture,))
-        monkeypatch.setattr(planted, "KINDS", {kind: every[kind] for kind in kinds})
+        monkeypatch.setattr(blank, "ARCHITECTURES", (architecture,))
+        monkeypatch.setattr(planted_kinds, "KINDS", {kind: every[kind] for kind in kinds})
         code, payload = check(monkeypatch, tmp_path, "--seeds", "1", "--first_seed", "77")
         printed = capsys.readouterr().out
         assert code == 0
@@ -495,7 +499,7 @@ def test_controls_are_diagnosed_right(monkeypatch, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def decoy():
     """A planted model and its diagnosis."""
-    built = planted.build("gpt2", "decoy", 0)
+    built = planting.build("gpt2", "decoy", 0)
     return built, check_controls.diagnose(built.lm, built.windows, check_controls.FIELDS)
 
 
@@ -517,9 +521,9 @@ def test_a_false_truth_is_a_miss(monkeypatch, tmp_path, capsys, field, decoy):
     false = visible | {field: falsified(visible[field])}
     monkeypatch.setattr(check_controls, "visible_of", lambda _truth: false)
     monkeypatch.setattr(check_controls, "diagnose", lambda *_model: diagnosis)
-    monkeypatch.setattr(planted, "build", lambda *_which: built)
-    monkeypatch.setattr(planted, "ARCHITECTURES", ("gpt2",))
-    monkeypatch.setattr(planted, "KINDS", {"decoy": planted.KINDS["decoy"]})
+    monkeypatch.setattr(planting, "build", lambda *_which: built)
+    monkeypatch.setattr(blank, "ARCHITECTURES", ("gpt2",))
+    monkeypatch.setattr(planted_kinds, "KINDS", {"decoy": planted_kinds.KINDS["decoy"]})
     code, payload = check(monkeypatch, tmp_path, "--seeds", "1")
     assert code == 1
     assert [model["misses"] for model in payload["results"]["models"]] == [[field]]
@@ -531,9 +535,9 @@ def test_a_false_truth_is_a_miss(monkeypatch, tmp_path, capsys, field, decoy):
 def test_an_ablation_that_does_nothing_is_a_miss(monkeypatch, tmp_path, broken):
     """Both change nothing, so everything persists; only the models without anything massive stay right."""
     monkeypatch.setattr(check_controls, "FIELDS", ("generator",))
-    monkeypatch.setattr(ablation.hooks, broken, lambda arch, which: ablation.ExitStack())
-    monkeypatch.setattr(planted, "ARCHITECTURES", ("llama",))
+    monkeypatch.setattr(hooks, broken, lambda arch, which: ExitStack())
+    monkeypatch.setattr(blank, "ARCHITECTURES", ("llama",))
     _code, payload = check(monkeypatch, tmp_path, "--seeds", "1")
     missed = {m["truth"]["kind"] for m in payload["results"]["models"] if "generator" in m["misses"]}
     by_heads, nothing = {"head", "needs_head"}, {"none", "sinks"}
-    assert missed == (by_heads if broken == "heads_off" else set(planted.KINDS) - {"head"} - nothing)
+    assert missed == (by_heads if broken == "heads_off" else set(planted_kinds.KINDS) - {"head"} - nothing)

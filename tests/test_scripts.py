@@ -1,5 +1,7 @@
 """Every script end to end: its files, its errors, and its figures for real models against an eager forward."""
 
+import dataclasses
+import importlib
 import json
 import runpy
 import subprocess
@@ -11,11 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib import plots, report
+import main_llm
+from lib import catalogue
+from lib.experiment import already_there, execute
+from lib.model import models
+from lib.report import figures
+from lib.run import checkout
 from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, planted_model, save
 
 ABLATION_FIGURES = ("top1_comparison", "critical_dimensions", "percentage_change_heatmap")
-# script: (its own arguments, the files of the seed study, the JSON)
+# script: (its own arguments, its files, the JSON)
 SCRIPTS = {
     "main_llm.py --exp1": (
         ["--layer_id", "1"],
@@ -109,6 +116,20 @@ SCRIPTS = {
         "layer1_comparison.json",
     ),
 }
+
+
+def as_it_says(entry):
+    """The same of an experiment that is not above: the flags that a study gives it, the files that it names."""
+    experiment = importlib.import_module(entry.command.removesuffix(".py")).EXPERIMENT
+    flags = "".join(entry.study[:1]).format(born=1, read=1).split()
+    json_name, *names = (
+        name.format(model_name="{m}", layer_id=1)
+        for name in (experiment.json, experiment.txt, *experiment.figures, *experiment.extra)
+    )
+    return flags, names, json_name
+
+
+SCRIPTS |= {of.command: as_it_says(of) for of in catalogue.EXPERIMENTS.values() if of.command not in SCRIPTS}
 SAMPLE = ["--nsamples", "3", "--seqlen", "32"]
 
 
@@ -118,7 +139,7 @@ def run(script, *arguments):
     before = sys.argv
     sys.argv = [name, *flags, *map(str, arguments)]
     try:
-        runpy.run_path(str(report.ROOT / name), run_name="__main__")
+        runpy.run_path(str(checkout.ROOT / name), run_name="__main__")
     except SystemExit as stop:
         return stop.code
     finally:
@@ -136,7 +157,7 @@ def folder(request):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_script_writes_the_seed_studys_files_and_redraws_them(script, folder, text_file, tmp_path, capsys):
+def test_script_writes_its_files_and_redraws_them(script, folder, text_file, tmp_path, capsys):
     own, names, json_name = SCRIPTS[script]
     names = [name.format(m=folder.name) for name in names]
     json_name = json_name.format(m=folder.name)
@@ -158,6 +179,20 @@ def test_script_writes_the_seed_studys_files_and_redraws_them(script, folder, te
         assert run(script.split()[0], "--replot", out / json_name, "--savedir", tmp_path / "again") == 0
     for name in (name for name in names if name.endswith(".png")):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_a_figure_that_is_new_is_drawn_from_stored_results(tiny_gpt2_folder, text_file, tmp_path):
+    """Without a model; and a study does not measure again for it."""
+    sample = {"model": str(tiny_gpt2_folder), "dataset": str(text_file), "nsamples": 3, "seqlen": 32, "device": "cpu"}
+    options = main_llm.Options(**sample, savedir=tmp_path)
+    lm = models.load(options)
+    execute(main_llm.LAYERWISE, options, lm)
+    drawn = main_llm.LAYERWISE.figures
+    more = dataclasses.replace(main_llm.LAYERWISE, figures=drawn | {"new.png": drawn["{model_name}.png"]})
+    assert not already_there(more, options, lm)
+    execute(more, main_llm.Options(replot=tmp_path / "tiny-gpt2_layerwise.json"))
+    assert (tmp_path / "new.png").read_bytes() == (tmp_path / "tiny-gpt2.png").read_bytes()
+    assert already_there(more, options, lm)
 
 
 def test_same_command_same_json(tiny_gpt2_folder, text_file, tmp_path):
@@ -182,7 +217,7 @@ def test_help_needs_no_torch():
         "    assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), script\n"
         "print(len(scripts))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=report.ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=checkout.ROOT, capture_output=True, text=True)
     assert int(done.stdout.split()[-1]) >= len({script.split()[0] for script in SCRIPTS})
 
 
@@ -318,7 +353,7 @@ def test_a_run_cut_short_leaves_no_half_written_file(tiny_gpt2_folder, text_file
             file.write(b"\x89PNG")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(plots, "save", half_written)
+    monkeypatch.setattr(figures, "save", half_written)
     out = tmp_path / "out"
     assert (
         run("main_llm.py --exp2", "--model", tiny_gpt2_folder, "--dataset", text_file, *SAMPLE, "--savedir", out) == 130
@@ -330,7 +365,7 @@ def test_a_full_disk_is_one_line(tiny_gpt2_folder, text_file, tmp_path, monkeypa
     def no_space(*_args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(plots, "save", no_space)
+    monkeypatch.setattr(figures, "save", no_space)
     out = tmp_path / "out"
     assert (
         run("main_llm.py --exp2", "--model", tiny_gpt2_folder, "--dataset", text_file, *SAMPLE, "--savedir", out) == 2

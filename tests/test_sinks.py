@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lib import hooks, sinks
-from lib.data import Windows
+from lib.core import sinks
+from lib.core.data import Windows
+from lib.model import hooks
 from tests import reference
 from tests.conftest import HEADS, LAYERS, language_model, logits, tiny_model, token_ids
 

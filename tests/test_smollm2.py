@@ -13,7 +13,12 @@ import exp2a_mlp_feasibility_test
 import exp2c_mlp_internal_analysis
 import exp4_neuron_sets
 import main_llm
-from lib import data, report
+from experiments.head_scores import measure
+from experiments.layerwise import measure as layerwise_measure
+from experiments.mlp_internal import measure as mlp_internal_measure
+from experiments.neuron_sets import measure as neuron_sets_measure
+from lib.core import data
+from lib.run import checkout
 from tests import reference
 
 pytestmark = pytest.mark.real
@@ -24,7 +29,7 @@ SAMPLE = {"model": "smollm2-135m", "dataset": "python-docs", "nsamples": 2, "seq
 @pytest.fixture(scope="module")
 def layerwise(smollm2):
     options = main_llm.Options(**SAMPLE | {"nsamples": 8, "seqlen": 128})
-    return main_llm.run_layerwise(smollm2, data.load(options, smollm2), options)
+    return layerwise_measure.run(smollm2, data.load(options, smollm2), options)
 
 
 def test_dim_507_at_the_first_token(layerwise):
@@ -40,7 +45,7 @@ def test_dim_507_at_the_first_token(layerwise):
 def test_two_neurons_of_mlp_11(smollm2):
     """Independent figures: neurons 1229 and 1487 give 99.6 % of what MLP 11 writes."""
     options = exp2c_mlp_internal_analysis.Options(**SAMPLE, layer_id=11)
-    result = exp2c_mlp_internal_analysis.run(smollm2, data.load(options, smollm2), options)
+    result = mlp_internal_measure.run(smollm2, data.load(options, smollm2), options)
     assert result.followed["dim"] == DIM
     assert result.followed["positions"] == {0: 2}
     assert [row["neuron"] for row in result.contributions[:2]] == [1229, 1487]
@@ -54,7 +59,7 @@ def test_two_neurons_of_mlp_11(smollm2):
 
 def test_two_neurons_alone_carry_it(smollm2):
     options = exp4_neuron_sets.Options(**SAMPLE, n_random=1)
-    result = exp4_neuron_sets.run(smollm2, data.load(options, smollm2), options)
+    result = neuron_sets_measure.run(smollm2, data.load(options, smollm2), options)
     assert (result.layer, result.end_layer) == (11, 27)
     assert [row["neuron"] for row in result.minimal_set] == [1229, 1487]
     assert result.keep_only_share["mean"] > 0.95
@@ -97,7 +102,7 @@ def test_ablation_agrees_with_a_naive_one(script, name, smollm2, naive):
 def test_head_scores_agree_with_eager_maps(smollm2, naive):
     windows, _expected = naive
     options = analyze_heads_simple.Options(**SAMPLE)
-    result = analyze_heads_simple.run(smollm2, windows, options)
+    result = measure.run(smollm2, windows, options)
     maps = [reference.observe(smollm2.model, ids[None]).attentions for ids in windows.ids]
     for layer in range(30):
         for head in range(9):
@@ -115,7 +120,9 @@ def test_peak_memory_does_not_grow_with_nsamples(tmp_path):
             "runpy.run_path('exp1_feasibility_test.py', run_name='__main__')\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
         )
-        done = subprocess.run([sys.executable, "-c", code], cwd=report.ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=checkout.ROOT, capture_output=True, text=True, check=True
+        )
         peaks.append(int(done.stdout.split()[-1]))
     assert peaks[1] < 1.05 * peaks[0]
     assert json.loads((tmp_path / "comparison" / "exp1_results.json").read_text())["config"]["nsamples"] == 34

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lib import stats
-from lib.stats import Draws, Samples, independent
+from lib.core import stats
+from lib.core.stats import Draws, Samples, independent
+from lib.report import tables
 
 DOCUMENTS = np.repeat(np.arange(14), [1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 4, 5])  # 30 windows
 
@@ -227,3 +228,9 @@ def test_spearman_is_scipys():
     assert stats.spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
     assert stats.spearman([1, 1, 1], [1, 2, 3]) is None
     assert stats.spearman([], []) is None
+
+
+def test_what_rounding_leaves_is_printed_as_nothing():
+    noise = {"mean": 1.9e-18, "ci95": [-0.0027, -4.4e-18]}
+    assert tables.interval(noise, True) == "+0 [-0.0027, +0]"
+    assert (tables.number(-1.9e-18), tables.number(2e-12), tables.number(None)) == ("0", "2.0e-12", "-")

@@ -5,16 +5,18 @@ import json
 import pytest
 
 import study
-from lib import experiment, planted, plots
-from lib.claims import birth_layer
-from lib.cli import UserError
+from lib import catalogue, experiment
+from lib.claims.results import birth_layer
+from lib.planted import planting
+from lib.report import figures
+from lib.run.cli import UserError
 from tests.conftest import save
 from tests.test_scripts import run
 
 
 def planted_study(folder, seed):
     """(flags of a study of a GPT-2 in which one MLP writes the massive activation and nothing takes it away, truth)."""
-    built = planted.build("gpt2", "mlp", seed)
+    built = planting.build("gpt2", "mlp", seed)
     save(folder / "toy", built.lm.model, built.lm.tokenizer)
     (folder / "text.txt").write_text(" ".join(f"t{token}" for token in built.windows.ids.flatten().tolist()))
     flags = ["--model", folder / "toy", "--dataset", folder / "text.txt", "--nsamples", "8", "--seqlen", "32"]
@@ -22,7 +24,9 @@ def planted_study(folder, seed):
 
 
 def test_study(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plots, "save", lambda figure, _path: plots.plt.close(figure))  # half the time; files are empty
+    monkeypatch.setattr(
+        figures, "save", lambda figure, _path: figures.plt.close(figure)
+    )  # half the time; files are empty
     flags, truth = planted_study(tmp_path, seed=2)
     out = tmp_path / "out"
     assert run("study.py", *flags, "--short") == 0
@@ -40,8 +44,9 @@ def test_study(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiment, "_measure", counted)
     capsys.readouterr()
     assert run("study.py", *flags) == 0
-    assert measured == ["exp2b", "exp4", "exp5", "exp6", "exp7"]
-    assert capsys.readouterr().out.count("is there already") == len(study.SEED_STUDY) - (born(out) == read(out))
+    assert measured == [name for name, of in catalogue.EXPERIMENTS.items() if not of.seed for _flags in of.study]
+    short = sum(seed for _step, seed in study.STEPS)
+    assert capsys.readouterr().out.count("is there already") == short - (born(out) == read(out))
     by_row = {of["row"]: of for of in claims_of(out)}
     assert {row: by_row[row]["verdict"] for row in ("3", "4", "7", "8b", "11", "13c", "14")} == {
         "3": "holds here",
@@ -63,12 +68,11 @@ def test_study(tmp_path, monkeypatch, capsys):
     assert run("study.py", *flags) == 0
     assert measured == ["exp4"]
     measured.clear()
-    monkeypatch.setattr(study, "CAUSAL_SUITE", ())
-    monkeypatch.setattr(study, "SEED_STUDY", study.SEED_STUDY[:3])
+    monkeypatch.setattr(study, "STEPS", study.STEPS[:3])
     names = ["layerwise", "head_analysis", "exp3"]
     assert run_main(monkeypatch, *flags, "--seed", "1") == names == measured
     measured.clear()
-    monkeypatch.setattr("lib.report.code_sha256", lambda: "other")
+    monkeypatch.setattr("lib.run.checkout.code_sha256", lambda: "other")
     assert run_main(monkeypatch, *flags, "--seed", "1") == names == measured
     assert run_main(monkeypatch, *flags, "--seed", "1") == names == measured  # nothing more
     assert run_main(monkeypatch, *flags, "--seed", "1", "--force") == names
@@ -88,10 +92,10 @@ def test_study(tmp_path, monkeypatch, capsys):
 def test_a_step_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch, capsys):
     """In this model the lowest heads take up a layer, which leaves no random heads beside them."""
     flags, _truth = planted_study(tmp_path, seed=1)
-    monkeypatch.setattr(study, "SEED_STUDY", ("test_head_pruning_on_massive", "main_llm --exp1 --layer_id {born}"))
-    monkeypatch.setattr(study, "CAUSAL_SUITE", ("main_llm --exp2",))
+    steps = ("test_head_pruning_on_massive.py", "main_llm.py --exp1 --layer_id {born}", "main_llm.py --exp2")
+    monkeypatch.setattr(study, "STEPS", [(step, True) for step in steps])
     monkeypatch.setattr("sys.argv", ["study.py", *map(str, flags)])
-    with pytest.raises(UserError, match=r"test_head_pruning_on_massive, main_llm .* \(no born layer"):
+    with pytest.raises(UserError, match=r"test_head_pruning_on_massive.py, main_llm.py .* \(no born layer"):
         study.main()
     assert "to draw random heads from" in capsys.readouterr().err
     assert {of["row"]: of["verdict"] for of in claims_of(tmp_path / "out")}["size"] != "cannot tell"
@@ -104,19 +108,17 @@ def test_the_born_layer_is_the_ledgers(tmp_path, monkeypatch):
     commands = []
 
     def carried_out(_script, command, _lm, _force):
-        commands.append(command[:3])
+        commands.append(" ".join(command))
         return {"experiment": "exp3", "results": ledger}
 
     monkeypatch.setattr(study, "carry_out", carried_out)
-    monkeypatch.setattr(study, "SEED_STUDY", ("exp3_lifecycle_ledger", "exp2c_mlp_internal_analysis --layer_id {born}"))
+    steps = [step for step, _seed in study.STEPS if "{born}" in step]
+    assert "exp4_neuron_sets.py --layer_id {born}" in steps
+    monkeypatch.setattr(study, "STEPS", [(step, True) for step in ("exp3_lifecycle_ledger.py", *steps)])
     monkeypatch.setattr("sys.argv", ["study.py", *map(str, flags)])
     study.main()
-    with_layer = [" ".join(command) for command in commands if "--layer_id" in command]
-    assert with_layer == [
-        "exp2c_mlp_internal_analysis.py --layer_id 3",
-        "exp4_neuron_sets.py --layer_id 3",
-        "exp5_interventions.py --layer_id 3",
-    ]
+    for command, step in zip(commands[1:], steps, strict=True):
+        assert command.startswith(step.format(born=3))
 
 
 def run_main(monkeypatch, *flags):

@@ -7,12 +7,16 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from lib import ablation, hooks, mlp, place, planted, resume, sweep
-from lib.ablation import Condition
-from lib.cli import Options, UserError
-from lib.data import Windows
-from lib.heads import HeadsSet
-from lib.stats import independent
+from experiments.mlp_internal import measure
+from lib.core import ablation, place, sweep
+from lib.core.ablation import Condition
+from lib.core.data import Windows
+from lib.core.heads import HeadsSet
+from lib.core.stats import independent
+from lib.model import hooks
+from lib.planted import planting
+from lib.run import resume
+from lib.run.cli import Options, UserError
 from tests import reference
 from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, token_ids
 from tests.test_architectures import case, close, without  # noqa: F401 (a fixture)
@@ -147,8 +151,8 @@ def test_blocks_before_the_change_do_not_run(case):  # noqa: F811
         assert ran == {0: 1, 2: 2}
         ablation.compare(case.lm, windows_of(case.ids), [change], Options(batch_size=2))
         assert ran == {0: 2, 2: 4}
-        mlp.Internals(case.lm, 1).measure(slice(0, 2), case.ids)
-        assert ran == {0: 3, 2: 5 + len(mlp.REPLACEMENTS)}
+        measure.Internals(case.lm, 1).measure(slice(0, 2), case.ids)
+        assert ran == {0: 3, 2: 5 + len(measure.REPLACEMENTS)}
 
 
 def test_restored_after_an_error(case):  # noqa: F811
@@ -198,7 +202,7 @@ def test_place_as_asked_for(tokenizer):
 
 
 def test_place_without_anything_massive():
-    built = planted.build("gpt2", "none", 1)
+    built = planting.build("gpt2", "none", 1)
     found = place.find(built.lm, built.windows, 4)
     assert not found.massive
     assert found.dim in built.truth.outliers

@@ -12,8 +12,9 @@ import pytest
 from pyarrow import parquet
 
 import study
-from lib import cli, text
-from lib.cli import Options, UserError
+from lib.model import text
+from lib.run import cli
+from lib.run.cli import Options, UserError
 
 WRITTEN = "First line, naïve — 你好 😀\n\n  third\tline \r\nfourth"
 ROWS = [" = Title = \n", "", 'said "so",\nand left\r\n', "", "last"]
@@ -467,7 +468,7 @@ def of_hub(monkeypatch):
             return given
 
         monkeypatch.setattr("datasets.load_dataset", load)
-        monkeypatch.setattr("lib.hub.reachable", lambda: True)
+        monkeypatch.setattr("lib.model.hub.reachable", lambda: True)
         return asked
 
     return answer

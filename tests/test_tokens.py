@@ -9,8 +9,9 @@ import pytest
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from lib import planted, tokens
-from lib.cli import UserError
+from lib.model import tokens
+from lib.planted import blank
+from lib.run.cli import UserError
 from tests.conftest import END, TEXT, make_tokenizer
 
 SPACES = "    "  # an ordinary added token, as GPT-NeoX and Phi have them
@@ -197,7 +198,7 @@ def test_added_tokens_that_are_no_control_tokens_keep_their_ids():
 
 def test_whole_word_models():
     """To a model of whole words the name of a control token is an unknown word; here that is the BOS token itself."""
-    tokenizer = planted.tokenizer()
+    tokenizer = blank.tokenizer()
     assert tokens.ids_of(tokenizer, "t1 t2 t9").tolist() == [1, 2, 9]
     words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "a": 2}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -275,7 +276,7 @@ def test_whole_characters_beside_a_part_of_one():
         (llama, {"▁the": " the", "the": "the", "▁": " ", "<0xE4>": "<0xE4>", "<0x0A>": "\n", "</s>": "</s>"}),
         (unigram, {"▁": " ", "a": "a", "</s>": "</s>", "<unk>": "<unk>"}),
         (word_piece, {"the": " the", "##s": "s", "[CLS]": "[CLS]", "[PAD]": "[PAD]"}),
-        (planted.tokenizer, {"t1": "t1", planted.BOS_TEXT: planted.BOS_TEXT}),
+        (blank.tokenizer, {"t1": "t1", blank.BOS_TEXT: blank.BOS_TEXT}),
         (transformers.ByT5Tokenizer, {"a": "a", " ": " ", "</s>": "</s>"}),
     ],
 )

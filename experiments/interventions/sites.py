@@ -1,0 +1,141 @@
+"""What is changed: the places of one layer's massive activations, and what the model has there."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lib.core.data import Windows
+from lib.core.massive import is_massive, medians
+from lib.model import hooks
+from lib.model.models import LanguageModel
+from lib.run import processes
+
+FIRST, LATER = "first", "later"
+Pair = tuple[str, int]  # FIRST or LATER, and a dim
+SITES_RULE = (
+    f"sites: the pairs of a position ({FIRST}: 0; {LATER}: any other) and a dim that are massive in the output of the "
+    "layer, of the model as it is, in some of windows 0, 2, 4, ... (estimation). All is measured on those of windows "
+    "1, 3, 5, ... in which such a pair is massive. In each of them the same is changed: the dims of the first "
+    "position there, massive in this window or not; those of later positions wherever they are massive. Means, "
+    "ordinary values (of positions without anything massive) and values of other windows are those of the estimation "
+    "windows in which such a pair is massive, each pair for itself"
+)
+
+
+def pair_of(position: int, dim: int) -> Pair:
+    return (LATER if position else FIRST), dim
+
+
+@dataclass(frozen=True)
+class Sites:
+    """What is changed in some windows, by SITES_RULE.
+
+    index: (sites, 3) ints: window, position, dim. massive: (sites,) whether it is so in the output of `layer`. values:
+    (sites, layers from `layer` on) signed block outputs there; ordinary: {dim: (layers,) mean of the positions
+    without anything massive}.
+    All of the model as it is.
+    """
+
+    layer: int
+    index: np.ndarray
+    massive: np.ndarray
+    values: np.ndarray
+    ordinary: dict[int, np.ndarray]
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Of each site."""
+        return [pair_of(position, dim) for _window, position, dim in self.index.tolist()]
+
+    def by_pair(self) -> dict[Pair, list[int]]:
+        """Indices of the sites of each pair."""
+        found: dict[Pair, list[int]] = {}
+        for i, pair in enumerate(self.pairs):
+            found.setdefault(pair, []).append(i)
+        return found
+
+    def means(self) -> dict[Pair, np.ndarray]:
+        """(layers,) of each pair, over its sites."""
+        return {pair: self.values[of].mean(0) for pair, of in self.by_pair().items()}
+
+    def there(self, shape: tuple[int, ...]) -> np.ndarray:
+        """(windows, seq) bool: the positions that hold a site."""
+        mask = np.zeros(shape, dtype=bool)
+        mask[self.index[:, 0], self.index[:, 1]] = True
+        return mask
+
+
+def find_massive(lm: LanguageModel, windows: Windows, layer: int, batch_size: int) -> np.ndarray:
+    """(n, 3) ints: window, position and dim of all that is massive in the output of `layer`, by massive.DEFINITION.
+
+    Raises UserError for non-finite values.
+    """
+    found = []
+
+    def see(_layer, hidden):
+        magnitude = hidden.abs().float()
+        hooks.require_finite(layer, magnitude)
+        median = medians(magnitude.flatten(1)).to(hidden.device)
+        index = is_massive(magnitude, median[:, None, None]).nonzero().cpu().numpy()
+        found.append(index + np.array([rows.start, 0, 0]))
+
+    with (
+        processes.progress(len(windows.ids), batch_size, "sites") as progress,
+        hooks.watch_outputs(lm.arch, "block", see, [layer]),
+        hooks.stop_after(lm.arch, layer),
+    ):
+        for rows, ids in windows.batches(batch_size):  # noqa: B007 (`see` reads rows)
+            hooks.forward(lm, ids)
+            progress.update(len(ids))
+    return np.concatenate([np.zeros((0, 3), dtype=int), *processes.gather(found)])
+
+
+def find_sites(
+    lm: LanguageModel,
+    windows: Windows,
+    of: np.ndarray,
+    massive: np.ndarray,
+    pairs: set[Pair],
+    layer: int,
+    batch_size: int,
+) -> Sites:
+    """The Sites of `layer` in the windows `of` (indices; sites count windows within them).
+
+    massive: of find_massive; pairs: those to change.
+    """
+    massive_here = {
+        (window, position, dim)
+        for window, original in enumerate(of.tolist())
+        for position, dim in massive[massive[:, 0] == original, 1:].tolist()
+    }
+    first = {(window, 0, dim) for window in range(len(of)) for at, dim in pairs if at == FIRST}
+    later = {site for site in massive_here if site[1] and (LATER, site[2]) in pairs}
+    index = np.array(sorted(first | later))
+    dims = sorted({dim for _at, dim in pairs})
+    column = np.searchsorted(dims, index[:, 2])
+    ordinary = np.ones(windows.ids[of].shape, dtype=bool)
+    for window, position, _dim in massive_here:
+        ordinary[window, position] = False
+    parts = []
+    for rows, ids in processes.batches(windows.ids[of], batch_size):
+        columns = _columns(lm, ids, layer, dims)
+        here = (index[:, 0] >= rows.start) & (index[:, 0] < rows.stop)
+        values = columns[index[here, 0] - rows.start, index[here, 1], column[here]]
+        parts.append((values, columns[ordinary[rows]].sum(0)))
+    values, sums = zip(*processes.gather(parts), strict=True)
+    means = sum(sums) / max(1, ordinary.sum())
+    is_so = np.array([tuple(site) in massive_here for site in index.tolist()])
+    return Sites(layer, index, is_so, np.concatenate(values), dict(zip(dims, means, strict=True)))
+
+
+def _columns(lm: LanguageModel, ids: torch.Tensor, layer: int, dims: list[int]) -> np.ndarray:
+    """(batch, seq, dims, layers from `layer` on) float64 block outputs."""
+    columns = []
+
+    def see(_layer, hidden):
+        columns.append(hidden[:, :, dims].double().cpu())
+
+    with hooks.watch_outputs(lm.arch, "block", see, range(layer, lm.arch.n_layers)):
+        hooks.forward(lm, ids)
+    return torch.stack(columns, 3).numpy()

@@ -1,0 +1,45 @@
+"""Who writes the value: the neurons of the layer's MLP whose removal is the counterfactual."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lib.core import mlp, neurons
+from lib.core.data import Windows
+from lib.core.definitions import CARRIED, WRITTEN
+from lib.core.massive import is_massive
+from lib.core.place import Place
+from lib.model.models import LanguageModel
+
+NEURONS_RULE = (
+    "neurons: the smallest number, largest contributions along the output's sign first, that give at least "
+    f"{CARRIED:.0%} of what the down projection gives at the followed place (mean of the estimation windows in which "
+    "it is massive at the layer); left out where it is not, and where the MLP adds less than "
+    f"{WRITTEN:.0%} of the block output there"
+)
+
+
+def find_writers(
+    lm: LanguageModel, windows: Windows, place: Place, rows: np.ndarray, layer: int, batch_size: int
+) -> dict[str, Any]:
+    """results.mlp: by NEURONS_RULE, from the windows `rows` (indices)."""
+    found: dict[str, Any] = {"rule": NEURONS_RULE, "share": None, "neurons": [], "left_out": None}
+    of = place.of(rows)
+    of_spiking = is_massive(of.values[:, layer], of.medians[:, layer])
+    if not of_spiking.any():
+        return found | {"left_out": f"the followed place is not massive in the output of layer {layer}"}
+    there, ids = place.of(rows[of_spiking]), windows.ids[rows[of_spiking]]
+    values = neurons.at_place(lm, replace(windows, ids=ids), there, layer, batch_size)
+    added = lm.arch.write_scale * values.get("mlp_write", values[mlp.OUTPUT])[:, place.dim].numpy()
+    found["share"] = share = there.draws.ratios(added, there.values[:, layer])
+    if share["mean"] < WRITTEN:
+        return found | {"left_out": f"MLP {layer} adds {share['mean']:.1%} of the value at the followed place"}
+    output = values[mlp.OUTPUT][:, place.dim].mean().item()
+    activation = values[mlp.neuron_output(lm.arch)].mean(0)
+    contributions = mlp.contributions(lm.arch, layer, place.dim, activation, output)
+    check = mlp.contribution_check(lm.arch, layer, place.dim, contributions, output)
+    count = mlp.smallest_set(contributions, check, CARRIED)
+    if count is None:
+        return found | {"left_out": f"no set of neurons gives {CARRIED:.0%} of what MLP {layer} writes there"}
+    return found | {"neurons": contributions[:count]}

@@ -1,0 +1,73 @@
+"""Who writes a massive activation and who takes it away, in the model as it is or with parts off."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lib.core import attribution
+from lib.core.ablation import Condition
+from lib.core.data import Windows
+from lib.core.place import find
+from lib.core.pruning import parse_heads
+from lib.model.arch import Architecture
+from lib.model.models import LanguageModel
+from lib.run.errors import UserError
+
+
+@dataclass(frozen=True)
+class Lifecycle:
+    """place: of the model as it is; everything else is under `condition`.
+
+    writes: lib.core.attribution.Ledger.listed; profile, drop: its own.
+    layers: per layer, averages of the sum of its heads, of its attention bias (None without one) and of its MLP.
+    residual: per layer, averages of the block output at the place. check: the sum of all writes against it.
+    """
+
+    condition: dict[str, Any]
+    place: dict[str, Any]
+    writes: list[dict[str, Any]]
+    layers: list[dict[str, Any]]
+    residual: list[dict[str, Any]]
+    profile: dict[str, Any]
+    drop: dict[str, Any] | None
+    check: dict[str, Any]
+
+
+def run(lm: LanguageModel, windows: Windows, options: Any) -> Lifecycle:
+    condition = condition_of(lm.arch, options)
+    place = find(lm, windows, options.batch_size, options.dim, options.position, options.seed)
+    found = attribution.measure(lm, windows, place, condition, options.batch_size)
+    return Lifecycle(
+        condition={"label": condition.label, "mlps_off": condition.mlps, "heads_off": condition.heads},
+        place=place.described(),
+        writes=found.listed(),
+        layers=found.layers(),
+        residual=place.draws.averages(found.place.values),
+        profile=found.profile(),
+        drop=found.drop(),
+        check=found.check(),
+    )
+
+
+def condition_of(arch: Architecture, options: Any) -> Condition:
+    """The ablation.Condition of --mlps_off and --heads_off. Raises UserError for what is no layer or no head."""
+    layers = range(arch.n_layers)
+    if options.mlps_off == ("all",):
+        mlps = tuple(layers)
+    else:
+        for name in options.mlps_off:
+            if not name.isdigit():
+                raise UserError(f"'{name}' is not a layer; write layers, for example --mlps_off 28 29, or all")
+        mlps = tuple(sorted({int(name) for name in options.mlps_off}))
+    if options.heads_off == ("all",):
+        heads = tuple((layer, head) for layer in layers for head in range(arch.n_heads))
+    else:
+        heads = parse_heads(options.heads_off)
+    for layer in mlps:
+        arch.check_layer(layer)
+    for layer, head in heads:
+        arch.check_head(layer, head)
+    named = {"MLPs off": options.mlps_off, "heads off": options.heads_off}
+    label = "; ".join(
+        f"{kind}: {' '.join(names) if len(names) < 9 else len(names)}" for kind, names in named.items() if names
+    )
+    return Condition("ledger", label or "nothing off", heads, mlps)

@@ -1,0 +1,67 @@
+"""The experiments, in the order of a study: what study.py runs, what claims rest on, what README and tests list.
+
+A verdict is never frozen into a run: whoever reads a result judges it by the rules of today, so that a threshold can
+change without a model.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lib.report import result_files
+
+
+@dataclass(frozen=True)
+class Entry:
+    """folder: below experiments/. command: the script, with the flags that choose this experiment of it.
+
+    study: the further flags of each of study.py's runs, in which {born} is the layer of the ledger's birth and {read}
+    that of the head that attends most to the first token. judge: the function of the folder's judge.py, if it has one:
+    stored results -> lib.core.evidence.conclusion. seed: whether the seed study has it.
+    """
+
+    folder: str
+    command: str
+    study: tuple[str, ...] = ()
+    judge: str | None = None
+    seed: bool = False
+
+
+EXPERIMENTS = {  # by the name that the JSON has
+    "layerwise": Entry("layerwise", "main_llm.py --exp2", study=("",), seed=True),
+    "head_analysis": Entry("head_scores", "analyze_heads_simple.py", study=("",), seed=True),
+    "exp3": Entry("ledger", "exp3_lifecycle_ledger.py", study=("",), judge="judge", seed=True),
+    "sentence": Entry("sentence", "main_llm.py --exp1", study=("--layer_id {born}",), seed=True),
+    "head_pruning": Entry("head_pruning", "test_head_pruning_on_massive.py", study=("",), judge="judge", seed=True),
+    "exp1": Entry("ablation", "exp1_feasibility_test.py", study=("",), judge="judge", seed=True),
+    "exp2a": Entry("ablation", "exp2a_mlp_feasibility_test.py", study=("",), judge="judge", seed=True),
+    "exp2c": Entry("mlp_internal", "exp2c_mlp_internal_analysis.py", study=("--layer_id {born}",), seed=True),
+    "compare_3d": Entry(
+        "before_after",
+        "compare_3d_before_after_pruning.py",
+        study=("--layer_id {born}", "--layer_id {read}"),
+        seed=True,
+    ),
+    "exp2b": Entry("layer_sweep", "exp2b_mlp_layer_sweep.py", study=("",), judge="judge"),
+    "exp4": Entry("neuron_sets", "exp4_neuron_sets.py", study=("--layer_id {born}",), judge="judge"),
+    "exp5": Entry("interventions", "exp5_interventions.py", study=("--layer_id {born}",), judge="judge"),
+    "exp6": Entry("census", "exp6_trigger_census.py", study=("",), judge="judge"),
+    "exp7": Entry("head_sweep", "exp7_head_sweep.py", study=("",), judge="judge"),
+    "intervention": Entry("interventions", "main_llm.py --exp3", judge="judge_single"),
+    "attention_logits": Entry("attention_logits", "main_llm.py --exp4"),
+}
+
+
+def judge_of(experiment: str) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+    """The judge of an experiment's stored results, or None where there is no verdict."""
+    entry = EXPERIMENTS.get(experiment)
+    if entry is None or entry.judge is None:
+        return None
+    return getattr(importlib.import_module(f"experiments.{entry.folder}.judge"), entry.judge)
+
+
+def judged(experiment: str, results: Any) -> dict[str, Any]:
+    """`results` (a dataclass or what a JSON holds) as JSON types, with their conclusion, if they have a judge."""
+    results, judge = result_files.plain(results), judge_of(experiment)
+    return results if judge is None else results | {"conclusion": result_files.plain(judge(results))}

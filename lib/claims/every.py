@@ -1,0 +1,38 @@
+"""All claims, in the order in which they are printed."""
+
+from lib.claims import ablation, heads, layers, mlp, need, pruning
+
+CLAIMS = (
+    layers.size,
+    layers.phases,
+    heads.specialised,
+    pruning.highest_hardly_matter,
+    pruning.lowest_are_safe,
+    heads.elsewhere_write_nothing,
+    heads.one_erases,
+    ablation.persist_without_heads,
+    ablation.layers_hardly_change,
+    ablation.collapse_without_mlps,
+    ablation.how_much_is_lost,
+    pruning.lowest_matter_more,
+    heads.highest_only_read,
+    mlp.one_is_the_source,
+    mlp.compensation,
+    mlp.one_suffices,
+    mlp.heaviest_contribute_most,
+    mlp.many_add_up,
+    mlp.activation_has_no_part,
+    mlp.activation_does_not_matter,
+    mlp.one_value_runs_through,
+    mlp.explodes_at_the_end,
+    layers.last_layer_drops,
+    layers.second_is_one_place,
+    pruning.singles_hardly_matter,
+    need.as_a_constant,
+    need.sinks_hang_on_it,
+    need.position,
+    heads.order,
+    pruning.early_matter_more,
+    pruning.attention_is_not_impact,
+    pruning.nothing_in_a_sentence,
+)

@@ -1,0 +1,89 @@
+"""What a claim is, and how it is judged: by a rule over the results of one model on some texts, which are "here".
+
+A claim holds here, or does not, by the tests of its rule, printed with the numbers; it cannot be told where a result is
+missing, where an interval holds a threshold, or where causality made the outcome certain beforehand.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lib.claims.results import SCRIPTS, CannotTellError, Results
+from lib.core import evidence
+from lib.core.evidence import Answer, Stored
+
+Judged = tuple[Sequence[Answer], dict[str, Any]]  # the tests that decide, and {name: number} that they rest on
+
+VERDICTS = HOLDS, FAILS, CANNOT_TELL = "holds here", "does not hold here", evidence.CANNOT_TELL
+
+
+@dataclass(frozen=True)
+class Claim:
+    """row: of the claims list; rows that end in a letter split one of them. text: what is claimed, with the seed
+    study's figure for GPT-2."""
+
+    row: str
+    text: str
+    rule: str
+    judge: Callable[[Results], Judged]
+
+
+def claim(row: str, text: str, rule: str) -> Callable[[Callable[[Results], Judged]], Claim]:
+    """Make the function below the judge of a claim, and its name that of the claim."""
+    return lambda judge: Claim(row, text, rule, judge)
+
+
+def judge(claim: Claim, results: Results) -> Stored:
+    """{row, claim, rule, verdict, values, tests, reason}."""
+    tests: Sequence[Answer]
+    try:
+        tests, values = claim.judge(results)
+        verdict = {True: HOLDS, False: FAILS, None: CANNOT_TELL}[evidence.every(tests)]
+        reason = evidence.reasons(tests) if verdict == CANNOT_TELL else None
+    except CannotTellError as error:
+        verdict, tests, values, reason = CANNOT_TELL, [], {}, str(error)
+    except LookupError as error:
+        verdict, tests, values = CANNOT_TELL, [], {}
+        reason = f"its results have no {error}: measure them anew"
+    return {
+        "row": claim.row,
+        "claim": claim.text,
+        "rule": claim.rule,
+        "verdict": verdict,
+        "values": values,
+        "tests": [test.listed() | {"answer": test.answer} for test in tests],
+        "reason": reason,
+    }
+
+
+@dataclass(frozen=True)
+class Said:
+    """Whether an experiment's own verdict is this one: an evidence.Answer, of which its own tests are the numbers."""
+
+    experiment: str
+    conclusion: Stored
+    wanted: str
+
+    @property
+    def answer(self) -> bool | None:
+        verdict = self.conclusion["verdict"]
+        return None if verdict == evidence.CANNOT_TELL else verdict == self.wanted
+
+    @property
+    def reason(self) -> str:
+        open_ = [test["what"] for test in self.conclusion["tests"] if test["side"] not in ("above", "below")]
+        why = self.conclusion["values"].get("why") or ", ".join(open_) or "see there"
+        return f"{SCRIPTS[self.experiment]} cannot tell: {why}"
+
+    def listed(self) -> Stored:
+        """distance: of its nearest threshold."""
+        told = [test["distance"] for test in self.conclusion["tests"] if test["distance"] is not None]
+        return {
+            "what": f"the verdict of {SCRIPTS[self.experiment]}",
+            "mean": None,
+            "interval": None,
+            "wanted": self.wanted,
+            "threshold": None,
+            "side": self.conclusion["verdict"],
+            "distance": min(told, key=abs, default=None),
+        }

@@ -1,0 +1,77 @@
+"""Claims about what the massive activations are for and what makes the first token special."""
+
+from lib.claims.cells import in_parts_of
+from lib.claims.judging import Judged, Said, claim
+from lib.claims.results import CannotTellError, Results, of_something
+from lib.core import evidence
+from lib.core.definitions import COLLAPSES, DROPS
+from lib.core.evidence import Test, within
+
+
+@claim(
+    "13b",
+    "The model needs its massive activations, but only as a constant (Sun et al. 2024)",
+    "experiment 5's verdict at the birth: without what writes them there the loss rises, and held at their mean from "
+    "there on it does not",
+)
+def as_a_constant(results: Results) -> Judged:
+    conclusion = of_something(results.at_birth("exp5")["conclusion"])
+    of, onward = conclusion["values"]["counterfactual"], conclusion["values"]["onward"]
+    values = {
+        "verdict": conclusion["verdict"],
+        f"loss, {of['condition'].replace('_', ' ')}": of["loss_change"],
+        "loss, mean": onward["mean"],
+    }
+    return [Said("exp5", conclusion, "needed, a constant is enough")], values
+
+
+@claim(
+    "13c",
+    "Attention sinks hang on the massive activation",
+    "without what writes the massive activations at the birth (experiment 5's counterfactual, which leaves "
+    f"{COLLAPSES[0]} to {COLLAPSES[1]} of the value) more than {DROPS:.0%} of the sinks are gone, and with the mean "
+    "put back, where that was run, they are not (paired); by every epsilon alike, else it cannot be told; sinks of "
+    "layers before the birth are counted, too, and cannot change",
+)
+def sinks_hang_on_it(results: Results) -> Judged:
+    experiment = results.at_birth("exp5")
+    of = of_something(experiment["conclusion"])["values"]["counterfactual"]
+    gone = [] if of["left"] is None else within("value left", of["left"], COLLAPSES)
+    if not gone or not evidence.every(gone):
+        raise CannotTellError(f"{of['condition'].replace('_', ' ')} is not sure to take the value away")
+    conditions = experiment["conditions"]
+    asked = {of["condition"]: "below", "put_back": "above"}
+    by_epsilon: dict[str, list[Test]] = {}
+    values = {}
+    for epsilon, before in conditions["baseline"]["sink_rates"].items():
+        if not before["mean"]:
+            continue
+        values[f"sink rate, epsilon {epsilon}"] = before
+        for name in (name for name in asked if name in conditions):
+            change = in_parts_of(before["mean"], conditions[name]["sink_rate_changes"][epsilon])
+            what = f"change of the sink rate, in parts of it, {name.replace('_', ' ')}, epsilon {epsilon}"
+            by_epsilon.setdefault(epsilon, []).append(Test(what, change, asked[name], -DROPS))
+            values[what] = change
+    if not by_epsilon:
+        raise CannotTellError("there are no sinks")
+    answers = {epsilon: evidence.every(tests) for epsilon, tests in by_epsilon.items()}
+    if False in answers.values() and len(set(answers.values())) > 1:
+        told = {True: "holds", False: "does not hold", None: "cannot be told"}
+        raise CannotTellError(
+            "the epsilons do not agree: by "
+            + ", ".join(f"{epsilon} it {told[answer]}" for epsilon, answer in answers.items())
+        )
+    return [test for tests in by_epsilon.values() for test in tests], values
+
+
+@claim(
+    "14",
+    "The first token is special for its position, whatever it is",
+    "experiment 6's verdict, the simplest cause that fits all of its manipulations, is position",
+)
+def position(results: Results) -> Judged:
+    conclusion = results.verdict("exp6")
+    values = conclusion["values"]
+    listed = {"verdict": conclusion["verdict"], "tokens that spike first": values["first_token_share"]}
+    listed |= {f"spike, {name}": values[name] for name in ("moved", "repeated", "own") if values[name]}
+    return [Said("exp6", conclusion, "position")], listed

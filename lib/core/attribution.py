@@ -1,0 +1,232 @@
+"""Who writes what into one place of the residual stream: the direct attribution of one dim at one position a window.
+
+Every component adds its output to the stream, so the block outputs there are sums of writes, exact up to rounding. A
+head's write is its slice of the projection's input times that slice of the projection's weights to the dim. A norm
+after the projection (OLMo 2, Gemma) is an RMS norm: linear once its scale is known, so what it does to the whole of
+attention in this dim it does to each head's part.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from lib.core.changes import Everywhere
+from lib.core.data import Windows
+from lib.core.evidence import Stored
+from lib.core.massive import medians
+from lib.core.place import Place
+from lib.core.stats import Draws
+from lib.model import hooks
+from lib.model.arch import Architecture
+from lib.model.models import LanguageModel
+from lib.run import processes
+
+TOLERANCE = 1e-4
+CHECK = (
+    "relative_error: largest |sum of all writes up to a layer - that block's output|, over layers and windows, "
+    f"relative to the window's largest |block output| at the place; float32 keeps it below {TOLERANCE:.0e}"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Write:
+    """What one component adds to the place: (windows,) signed values. layer: None for embeddings."""
+
+    layer: int | None
+    component: str
+    values: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """As in "embedding", "mlp 11", "attention bias 11" and, of head 8, "head 11.8"."""
+        if self.layer is None:
+            return self.component
+        kind, *head = self.component.split("head ")
+        return f"head {self.layer}.{head[0]}" if head else f"{kind} {self.layer}"
+
+    def listed(self) -> Stored:
+        return {"layer": self.layer, "component": self.component, "name": self.name}
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All writes into one place, in the order of the layers, and the block outputs there (`place.values`)."""
+
+    place: Place
+    writes: list[Write]
+
+    def total(self, layer: int, component: str) -> np.ndarray | None:
+        """(windows,) sum of the layer's writes whose component begins with `component`; None if there are none."""
+        of = [w.values for w in self.writes if w.layer == layer and w.component.startswith(component)]
+        return np.sum(of, axis=0) if of else None
+
+    def layers(self) -> list[Stored]:
+        """[{layer, averages of the sum of its heads, of its attention bias (None without one) and of its MLP}]."""
+        kinds = {"heads": "head", "attention_bias": "attention bias", "mlp": "mlp"}
+        return [
+            {"layer": layer}
+            | {
+                key: None if (of := self.total(layer, kind)) is None else self.place.draws.averages(of)
+                for key, kind in kinds.items()
+            }
+            for layer in range(self.place.values.shape[1])
+        ]
+
+    def check(self) -> Stored:
+        """The sum of all writes beside the last block's output, means over windows, and the error of CHECK."""
+        sums = np.zeros_like(self.place.values)
+        for write in self.writes:
+            sums[:, write.layer or 0 :] += write.values[:, None]
+        largest = np.abs(self.place.values).max(1, keepdims=True)
+        error = np.abs(sums - self.place.values) / np.where(largest > 0, largest, 1)
+        return {
+            "sum": sums[:, -1].mean(),
+            "residual": self.place.values[:, -1].mean(),
+            "relative_error": error.max(),
+            "tolerance": TOLERANCE,
+            "definition": CHECK,
+        }
+
+    @property
+    def _there(self) -> tuple[np.ndarray, Draws]:
+        """Mask of the windows that have the spike, all if none has; their Draws."""
+        there = self.place.spiking if self.place.massive else np.ones(len(self.place.values), dtype=bool)
+        return there, self.place.draws.of(there)
+
+    def listed(self) -> list[Stored]:
+        """results.writes: over the windows that have the spike (over all, if none has).
+
+        share: of the block output at the peak, along its sign, as ratio of sums, with simultaneous intervals over all
+        components.
+        """
+        there, draws = self._there
+        values = np.stack([write.values[there] for write in self.writes], axis=1)
+        peak = np.abs(self.place.values[there, self.place.peak])
+        shares = draws.ratios(self.place.sign * values, np.where(peak.any(), peak, 1), family=True)
+        return [
+            write.listed() | {"value": average["mean"], "average": average, "share": share}
+            for write, average, share in zip(self.writes, draws.averages(values), shares, strict=True)
+        ]
+
+    def profile(self) -> Stored:
+        """results.profile: the share of the windows that have the spike, and of these the mean |block output| of each
+        layer and its sign at the peak."""
+        there, _draws = self._there
+        return {
+            "spiking": self.place.draws.share(self.place.spiking),
+            "size": np.abs(self.place.values[there]).mean(0),
+            "sign": self.place.sign,
+        }
+
+    def drop(self) -> Stored | None:
+        """results.drop: the last block's output relative to that of the one before, along the sign there, over the same
+        windows; None where there is nothing to drop."""
+        there, draws = self._there
+        if self.place.values.shape[1] < 2:
+            return None
+        before, last = self.place.values[there][:, -2:].T
+        along = np.sign(before.sum())
+        return draws.ratios(along * last, along * before) if along else None
+
+
+def measure(lm: LanguageModel, windows: Windows, place: Place, condition: Everywhere, batch_size: int) -> Ledger:
+    """The Ledger of a Place under a condition, as an ablation.Condition with nothing off. Costs one pass.
+
+    Raises UserError for non-finite values.
+    """
+    arch = lm.arch
+    seen, own = _Seen(arch, place), processes.own(len(windows.ids), batch_size)
+    with processes.progress(len(windows.ids), batch_size, "ledger") as progress:
+        for rows, ids in windows.batches(batch_size):
+            with condition.hooks(arch):  # before the watchers, so that they see what is off as off
+                seen.run(lm, ids, rows)
+            progress.update(len(ids))
+    seen.gather(own)
+    # 1 where no norm follows the projection; where the projection gives exactly 0, a norm's scale cannot be told
+    norm = np.divide(seen.attention, seen.projected, out=np.zeros_like(seen.projected), where=seen.projected != 0)
+    scale = arch.write_scale
+    writes = [Write(None, "embedding", seen.first - seen.position)]
+    if arch.position_embedding is not None:
+        writes.append(Write(None, "position embedding", seen.position))
+    for layer in range(arch.n_layers):
+        factor = scale * norm[:, layer]
+        writes += [Write(layer, f"head {h}", factor * seen.heads[:, layer, h]) for h in range(arch.n_heads)]
+        bias = arch.bias(layer, "head_projection")
+        if bias is not None:
+            writes.append(Write(layer, "attention bias", factor * bias[place.dim].item()))
+        writes.append(Write(layer, "mlp", scale * seen.mlps[:, layer]))
+    return Ledger(replace(place, values=seen.residual, medians=seen.medians), writes)
+
+
+class _Seen:
+    """What forward passes show at the place, in float64, batch after batch.
+
+    first, position: (windows,) input of block 0, and the position embedding's part of it. heads: (windows, layers,
+    heads) shares of the projection's output without its bias. projected, attention: (windows, layers) output of the
+    projection, and of the norm that may follow it. mlps, residual: (windows, layers) outputs of MLPs and blocks.
+    medians: (windows, layers) of |block output|.
+    """
+
+    def __init__(self, arch: Architecture, place: Place) -> None:
+        self.arch, self.dim = arch, place.dim
+        self.positions = torch.from_numpy(place.positions)
+        shape = len(self.positions), arch.n_layers
+        self.first, self.position = np.zeros((2, len(self.positions)))
+        self.heads = np.zeros((*shape, arch.n_heads))
+        self.projected, self.attention, self.mlps, self.residual, self.medians = np.zeros((5, *shape))
+
+    def run(self, lm: LanguageModel, ids: torch.Tensor, rows: slice) -> None:
+        self.rows = rows
+
+        def position(_module: torch.nn.Module, _args: Any, output: torch.Tensor) -> None:
+            self.position[self.rows] = self._at(output.expand(len(ids), -1, -1))[:, self.dim]
+
+        embedding = self.arch.position_embedding
+        watched: AbstractContextManager[object] = (
+            nullcontext() if embedding is None else embedding.register_forward_hook(position)
+        )
+        with (
+            watched,
+            hooks.watch_inputs(self.arch, "block", self._first, [0]),
+            hooks.watch_inputs(self.arch, "head_projection", self._heads),
+            hooks.watch_outputs(self.arch, "head_projection", self._into(self.projected)),
+            hooks.watch_outputs(self.arch, "attention_write", self._into(self.attention)),
+            hooks.watch_outputs(self.arch, "mlp_write", self._into(self.mlps)),
+            hooks.watch_outputs(self.arch, "block", self._block),
+        ):
+            hooks.forward(lm, ids)
+
+    def gather(self, own: slice) -> None:
+        """Have the windows of all processes; `own` are this one's."""
+        for name, array in vars(self).items():
+            if isinstance(array, np.ndarray):
+                setattr(self, name, np.concatenate(processes.gather([array[own]])))
+
+    def _at(self, value: torch.Tensor) -> np.ndarray:
+        """(batch, width) vectors at the place, of a (batch, seq, width) or (batch x seq, width) value."""
+        positions = self.positions[self.rows].to(value.device)
+        value = value.reshape(len(positions), -1, value.shape[-1])
+        return value[torch.arange(len(value), device=value.device), positions].double().cpu().numpy()
+
+    def _first(self, _layer: int, value: torch.Tensor) -> None:
+        self.first[self.rows] = self._at(value)[:, self.dim]
+
+    def _heads(self, layer: int, value: torch.Tensor) -> None:
+        weight = self.arch.weight(layer, "head_projection")[self.dim].double().cpu().numpy()
+        shares = self._at(value) * weight
+        self.heads[self.rows, layer] = shares.reshape(len(shares), self.arch.n_heads, -1).sum(2)
+
+    def _into(self, array: np.ndarray) -> Callable[[int, torch.Tensor], None]:
+        def see(layer: int, value: torch.Tensor) -> None:
+            array[self.rows, layer] = self._at(value)[:, self.dim]
+
+        return see
+
+    def _block(self, layer: int, value: torch.Tensor) -> None:
+        hooks.require_finite(layer, value)
+        self.residual[self.rows, layer] = self._at(value)[:, self.dim]
+        self.medians[self.rows, layer] = medians(value.abs().float().flatten(1)).cpu().numpy()

@@ -1,0 +1,184 @@
+"""What one version of the model shows, and what is left in it of the baseline's massive values."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from lib.core import sinks
+from lib.core.changes import Everywhere
+from lib.core.data import Windows
+from lib.core.definitions import PLATEAU
+from lib.core.evidence import Stored
+from lib.core.massive import Found, LayerStatistics, is_massive
+from lib.core.stats import Draws, Samples
+from lib.model import hooks
+from lib.model.models import LanguageModel
+from lib.model.tokens import text_of
+from lib.run import processes
+
+Sites = dict[tuple[int, int], list[int]]  # of one sequence: {(position, dim): layers at which it is massive}
+Rows = dict[int, list[tuple[int, int]]]  # {dim: [(sequence, index of its site)]}
+
+
+class Measurements:
+    """All that is measured in one condition.
+
+    tracked: of each sequence, (sites, layers) values.
+    """
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self.layers = LayerStatistics(lm.arch, lm.tokenizer)
+        self.heads = sinks.HeadScores(lm.arch)
+        self.losses = Samples()
+        self.tracked: list[np.ndarray] = []
+
+    def run(
+        self,
+        lm: LanguageModel,
+        ids: torch.Tensor,
+        condition: Everywhere,
+        see: Callable[[int, torch.Tensor], None],
+        first: int = 0,
+        baseline: "Measurements | None" = None,
+    ) -> None:
+        """One forward pass from block `first` on; `see(layer, hidden)` gets each block output after the statistics
+        have. What the heads before do is the baseline's last batch."""
+        self.layers.begin_batch(ids)
+        with (
+            condition.hooks(lm.arch),
+            sinks.watch(lm, self.heads.update, range(first, lm.arch.n_layers)),
+            hooks.watch_outputs(lm.arch, "block", self.layers.update),
+            hooks.watch_outputs(lm.arch, "block", see),
+        ):
+            self.losses.extend(hooks.token_losses(lm, ids).double().mean(1).tolist())
+        if baseline is not None:
+            self.heads.copy_before(first, baseline.heads)
+        self.layers.end_batch()
+        self.heads.end_batch()
+
+    def gather(self) -> None:
+        """Take in the windows of all processes; call it after the last batch."""
+        self.layers.gather()
+        self.heads.gather()
+        self.losses = processes.merged(self.losses)
+        self.tracked = processes.gather(self.tracked)
+
+
+def values_at(hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """(sites,) values of one layer; layers may be on different devices."""
+    return hidden[tuple(index.to(hidden.device))].cpu()
+
+
+def sites_of(massive: list[Found], kept: dict[int, torch.Tensor], n_sequences: int, dims: Sequence[int]) -> list[Sites]:
+    """Per sequence; named dims are added at their peak."""
+    sites: list[Sites] = [{} for _ in range(n_sequences)]
+    for sequence, layer, position, dim, _value, _ratio in massive:
+        sites[sequence].setdefault((position, dim), []).append(layer)
+    for dim in dims:
+        peaks = torch.stack([hidden[:, :, dim].abs().cpu() for hidden in kept.values()]).amax(0).argmax(1)
+        for sequence, position in enumerate(peaks.tolist()):
+            sites[sequence].setdefault((position, dim), [])
+    return sites
+
+
+def by_sequence(gathered: dict[int, torch.Tensor], batch_sites: list[Sites]) -> list[np.ndarray]:
+    """Split {layer: (all sites of the batch,)} into one (sites, layers) array a sequence."""
+    values = torch.stack([gathered[layer] for layer in sorted(gathered)], dim=1).double().numpy()
+    return np.split(values, np.cumsum([len(of) for of in batch_sites])[:-1])
+
+
+def dim_rows(sites: list[Sites], tracked: list[np.ndarray]) -> Rows:
+    """Of each sequence and dim the site where the baseline's |value| peaks."""
+    rows: Rows = {}
+    for sequence, of in enumerate(sites):
+        best: dict[int, tuple[float, int]] = {}
+        for i, (_position, dim) in enumerate(of):
+            peak = np.abs(tracked[sequence][i]).max()
+            if dim not in best or peak > best[dim][0]:
+                best[dim] = (peak, i)
+        for dim, (_peak, i) in best.items():
+            rows.setdefault(dim, []).append((sequence, i))
+    return rows
+
+
+@dataclass(frozen=True)
+class Spike:
+    """Where one dim is massive in the baseline, at position 0 ("first") or at others ("later").
+
+    sites: {window that has it: indices of its sites}; a window may have it at several positions. token: the most
+    frequent text there. layer: the end of its plateau, the last with at least PLATEAU of its largest mean |baseline|.
+    """
+
+    position: str
+    dim: int
+    token: str
+    sites: dict[int, list[int]]
+    layer: int
+
+    def compared(self, baseline: Measurements, here: Measurements, draws: Draws) -> Stored:
+        """One entry of results.places: what is left of it in `here`, after `layer`.
+
+        It votes once, whatever the number of layers in which it is massive. share: of the windows that have it, and of
+        these: value, ablated (signed), size_baseline, size_ablated (along the baseline's sign): means over positions;
+        retained, absolute_change: sums of size_ablated and of |ablated - value| over the sum of |value|; massive,
+        still_massive: the share of its positions (mean over windows) that passes the test in this layer.
+        """
+        windows = list(self.sites)
+        before, after = ([run.tracked[s][of, self.layer] for s, of in self.sites.items()] for run in (baseline, here))
+        still = []
+        for run, values in ((baseline, before), (here, after)):
+            medians = [run.layers.rows.rows[s][self.layer, 3] for s in windows]
+            still.append([is_massive(v, median).mean() for v, median in zip(values, medians, strict=True)])
+        sums = np.array(
+            [
+                (b.sum(), a.sum(), np.abs(b).sum(), (np.sign(b) * a).sum(), np.abs(a - b).sum())
+                for b, a in zip(before, after, strict=True)
+            ]
+        )
+        there = draws.of(windows)
+        value, ablated, size, size_ablated = there.ratios(sums[:, :4], [len(b) for b in before])
+        retained, change = there.ratios(sums[:, 3:], sums[:, 2])
+        return {
+            "position": self.position,
+            "dim": self.dim,
+            "token": self.token,
+            "windows": len(windows),
+            "share": draws.share(np.isin(np.arange(len(draws.groups)), windows)),
+            "layer": self.layer,
+            "value": value,
+            "ablated": ablated,
+            "size_baseline": size,
+            "size_ablated": size_ablated,
+            "retained": retained,
+            "absolute_change": change,
+            "massive": there.share(still[0]),
+            "still_massive": there.share(still[1]),
+        }
+
+
+def spikes(
+    sites: list[Sites], tracked: list[np.ndarray], windows: Windows, tokenizer: PreTrainedTokenizerBase
+) -> list[Spike]:
+    """The Spikes of the baseline, by the sum over windows of their largest |value|, largest first."""
+    found: dict[tuple[str, int], dict[int, list[tuple[int, int]]]] = {}
+    for s, of in enumerate(sites):
+        for i, ((position, dim), layers) in enumerate(of.items()):
+            if layers:
+                where = "later" if position else "first"
+                found.setdefault((where, dim), {}).setdefault(s, []).append((i, position))
+    every: list[Spike] = []
+    largest: dict[tuple[str, int], float] = {}
+    for (where, dim), at in found.items():
+        rows = {s: [i for i, _position in of] for s, of in at.items()}
+        tokens = Counter(int(windows.ids[s, position]) for s, of in at.items() for _i, position in of)
+        sizes = [np.abs(tracked[s][of]) for s, of in rows.items()]
+        by_layer = reduce(np.add, (of.sum(0) for of in sizes))
+        layer = int(np.flatnonzero(by_layer >= PLATEAU * by_layer.max())[-1])
+        largest[where, dim] = sum(of.max() for of in sizes)
+        every.append(Spike(where, dim, text_of(tokenizer, tokens.most_common(1)[0][0]), rows, layer))
+    return sorted(every, key=lambda spike: -largest[spike.position, spike.dim])

@@ -1,0 +1,93 @@
+"""Inside one layer's MLP: its checkpoints, the place of its largest output, and what each neuron contributes."""
+
+import torch
+
+from lib.core.evidence import Stored
+from lib.model.arch import Architecture
+
+OUTPUT = "mlp_output"
+
+
+def checkpoints_of(arch: Architecture, layer: int) -> list[tuple[str, str, str, str]]:
+    """[(name, label, role, side)] of the tensors to watch, in the order of computation.
+
+    `mlp_output` is the output of the down projection; families with a norm after it add `mlp_write`.
+    """
+    activation = activation_name(arch, layer)
+    if arch.family.mlp_norm is None:
+        points = [("residual", "residual stream, which is the MLP input", "up", "input")]
+    else:
+        points = [
+            ("residual", "residual stream before the norm", "mlp_norm", "input"),
+            ("mlp_input", "MLP input, after the norm", "mlp_norm", "output"),
+        ]
+    if arch.is_gated:
+        points += [
+            ("gate", "gate projection", "gate", "output"),
+            ("after_activation", f"after {activation}", "activation", "output"),
+            ("up", "up projection", "up", "output"),
+            ("product", f"product {activation}(gate) x up", "down", "input"),
+        ]
+    else:
+        points += [
+            ("after_linear1", "after the first projection", "up", "output"),
+            ("after_activation", f"after {activation}", "down", "input"),
+        ]
+    points.append((OUTPUT, "MLP output, after the down projection", "down", "output"))
+    if arch.family.mlp_write != arch.family.down:
+        points.append(("mlp_write", "added to the residual stream, after a norm", "mlp_write", "output"))
+    return [*points, ("block_output", "block output", "block", "output")]
+
+
+def activation_name(arch: Architecture, layer: int) -> str:
+    """The activation function's name as transformers has it, for example NewGELU or SiLU."""
+    return type(arch.module(layer, "activation")).__name__.removesuffix("Activation")
+
+
+def neuron_output(arch: Architecture) -> str:
+    """The checkpoint that is the input of the down projection."""
+    return "product" if arch.is_gated else "after_activation"
+
+
+def contributions(arch: Architecture, layer: int, dim: int, activation: torch.Tensor, output: float) -> list[Stored]:
+    """Every neuron's {neuron, activation, weight, contribution, share}, the largest along the output's sign first.
+
+    activation: (neurons,), the input of the down projection; output: what that projection gives in `dim`.
+    share: of the output; nan where that is zero.
+    """
+    weight = arch.weight(layer, "down")[dim].double().cpu()
+    contribution = activation * weight
+    order = (contribution * (1 if output >= 0 else -1)).argsort(descending=True).tolist()
+    return [
+        {
+            "neuron": n,
+            "activation": activation[n].item(),
+            "weight": weight[n].item(),
+            "contribution": contribution[n].item(),
+            "share": ratio(contribution[n].item(), output),
+        }
+        for n in order
+    ]
+
+
+def contribution_check(arch: Architecture, layer: int, dim: int, contributions: list[Stored], output: float) -> Stored:
+    """Sum of `contributions` + bias against `output`, the down projection's own in `dim`."""
+    biases = arch.bias(layer, "down")
+    bias = 0.0 if biases is None else biases[dim].item()
+    total = sum(row["contribution"] for row in contributions)
+    error = ratio(abs(total + bias - output), abs(output))
+    return {"sum": total, "bias": bias, "output": output, "relative_error": error}
+
+
+def ratio(part: float, whole: float) -> float:
+    return part / whole if whole else float("nan")
+
+
+def smallest_set(contributions: list[Stored], check: Stored, share: float) -> int | None:
+    """How many of `contributions`, in their order, give `share` of the output; None if all do not reach it."""
+    total = 0.0
+    for count, row in enumerate(contributions, 1):
+        total += row["contribution"]
+        if ratio(total, check["output"]) >= share:
+            return count
+    return None

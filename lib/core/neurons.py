@@ -1,0 +1,62 @@
+"""Sets of neurons of one MLP: what they do at a place, random sets to compare with, and what they read."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+
+import torch
+
+from lib.core import mlp
+from lib.core.data import Windows
+from lib.core.place import Place
+from lib.model import hooks
+from lib.model.arch import Architecture
+from lib.model.models import LanguageModel
+from lib.run import processes
+
+
+@dataclass(frozen=True)
+class NeuronsOff:
+    """These neurons of one layer's MLP are off, in every position."""
+
+    name: str
+    label: str
+    layer: int
+    neurons: tuple[int, ...]
+
+    @property
+    def first_layer(self) -> int:
+        return self.layer
+
+    def hooks(self, arch: Architecture, _rows: slice | None = None) -> AbstractContextManager[None]:
+        return hooks.neurons_off(arch, self.layer, self.neurons)
+
+
+def at_place(lm: LanguageModel, windows: Windows, place: Place, layer: int, batch_size: int) -> dict[str, torch.Tensor]:
+    """{checkpoint of mlp.checkpoints_of: (windows, width) float64} of one layer, at the place's positions.
+
+    Windows are cut after the place: by causality no later token can change it. Raises UserError for inf or nan.
+    """
+    points = mlp.checkpoints_of(lm.arch, layer)
+    kept: dict[str, list[torch.Tensor]] = {name: [] for name, *_ in points}
+    length = int(place.positions.max()) + 1
+    for rows, ids in processes.batches(windows.ids[:, :length], batch_size):
+        positions = torch.from_numpy(place.positions[rows])
+
+        def keep(
+            name: str, ids: torch.Tensor = ids, positions: torch.Tensor = positions
+        ) -> Callable[[int, torch.Tensor], None]:
+            def see(_layer: int, value: torch.Tensor) -> None:
+                value = value.view(*ids.shape, -1)[torch.arange(len(ids)), positions.to(value.device)]
+                hooks.require_finite(layer, value)
+                kept[name].append(value.double().cpu())
+
+            return see
+
+        with ExitStack() as stack:
+            for name, _label, role, side in points:
+                watch = hooks.watch_inputs if side == "input" else hooks.watch_outputs
+                stack.enter_context(watch(lm.arch, role, keep(name), [layer]))
+            stack.enter_context(hooks.stop_after(lm.arch, layer))
+            hooks.forward(lm, ids)
+    return {name: torch.cat(processes.gather(parts)) for name, parts in kept.items()}

@@ -1,0 +1,165 @@
+"""The place that the causal experiments follow: one dim, in each window at one position, through all layers."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from lib.core.data import Windows
+from lib.core.definitions import PLATEAU
+from lib.core.evidence import Stored
+from lib.core.massive import DEFINITION, LayerStatistics, is_massive
+from lib.core.stats import Draws, Rows
+from lib.model import hooks
+from lib.model.models import LanguageModel
+from lib.model.tokens import text_of
+from lib.run import processes
+from lib.run.errors import UserError
+
+RULE = (
+    "place: the dim whose massive activations are largest in sum over windows (where nothing is massive, the dim of "
+    "the largest |value|), in each window at the position where its |value| over layers is largest; "
+    f"plateau: from the first to the last layer with at least {PLATEAU:.0%} of the largest mean |value| (mean over the "
+    "windows that have the spike: where it is massive there in some layer; over all, if none has)"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One dim at one position a window, in the model as it is.
+
+    positions: (windows,). token: the most frequent text there. values, medians: (windows, layers), signed block outputs
+    there and the median of |block output|. tokens: (windows,) ids there. draws: of the windows.
+    """
+
+    dim: int
+    positions: np.ndarray
+    token: str
+    values: np.ndarray
+    medians: np.ndarray
+    tokens: np.ndarray
+    draws: Draws
+
+    @property
+    def spiking(self) -> np.ndarray:
+        """(windows,) whether it is massive, by massive.DEFINITION, in some layer."""
+        return is_massive(self.values, self.medians).any(1)
+
+    @property
+    def massive(self) -> bool:
+        """Whether it is so in some window."""
+        return bool(self.spiking.any())
+
+    @property
+    def _typical(self) -> tuple[np.ndarray, np.ndarray]:
+        """(layers,) mean |value| and mean value over the windows that have the spike, or over all."""
+        of = self.values[self.spiking] if self.massive else self.values
+        return np.abs(of).mean(0), of.mean(0)
+
+    @property
+    def peak(self) -> int:
+        """The layer with the largest mean |value|."""
+        return int(self._typical[0].argmax())
+
+    @property
+    def sign(self) -> int:
+        """+1 or -1, of the mean value at the peak."""
+        return 1 if self._typical[1][self.peak] >= 0 else -1
+
+    @property
+    def plateau(self) -> tuple[int, int]:
+        """(first, last) layer of RULE."""
+        size = self._typical[0]
+        layers = np.flatnonzero(size >= PLATEAU * size.max())
+        return int(layers[0]), int(layers[-1])
+
+    def of(self, rows: Rows) -> "Place":
+        """The Place of some of the windows."""
+        arrays = {name: getattr(self, name)[rows] for name in ("positions", "values", "medians", "tokens")}
+        return replace(self, **arrays, draws=self.draws.of(rows))
+
+    def described(self) -> Stored:
+        """results.place of a report.
+
+        spiking: the share of the windows that have the spike; values: averages over all windows. first_tokens: how many
+        different tokens the windows have at position 0, where a value depends on that token alone; None if some window
+        is followed elsewhere.
+        """
+        first, last = self.plateau
+        return {
+            "rule": RULE,
+            "definition": DEFINITION,
+            "dim": self.dim,
+            "positions": dict(Counter(self.positions.tolist()).most_common()),
+            "token": self.token,
+            "massive": self.massive,
+            "peak_layer": self.peak,
+            "sign": self.sign,
+            "plateau": [first, last],
+            "spiking": self.draws.share(self.spiking),
+            "values": self.draws.averages(self.values),
+            "first_tokens": None if self.positions.any() else len(np.unique(self.tokens)),
+        }
+
+
+def find(
+    lm: LanguageModel,
+    windows: Windows,
+    batch_size: int,
+    dim: int | None = None,
+    position: int | None = None,
+    seed: int = 0,
+) -> Place:
+    """The Place of RULE; `dim` or `position`, where given, are taken instead. Costs one or two passes.
+
+    Raises UserError for what is out of range and for non-finite values.
+    """
+    seqlen = windows.ids.shape[1]
+    if dim is not None:
+        lm.arch.check_dim(dim)
+    if position is not None and not 0 <= position < seqlen:
+        raise UserError(f"position {position} is out of range: a window has 0 to {seqlen - 1}")
+    statistics = LayerStatistics(lm.arch, lm.tokenizer)
+    massive: list[tuple[int, float]] = []
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    with processes.progress(len(windows.ids), batch_size, "place") as progress:
+        for _rows, ids in windows.batches(batch_size):
+            statistics.begin_batch(ids)
+            with hooks.watch_outputs(lm.arch, "block", statistics.update):
+                hooks.forward(lm, ids)
+            statistics.end_batch()
+            largest: dict[tuple[int, int], float] = {}
+            for sequence, _layer, where, of, value, _ratio in statistics.batch_massive:
+                if position in (None, where):
+                    largest[sequence, of] = max(abs(value), largest.get((sequence, of), 0))
+            massive.extend((of, value) for (_sequence, of), value in largest.items())
+            progress.update(len(ids))
+    statistics.gather()
+    size: dict[int, float] = {}  # of each dim: its largest massive value in each window, summed
+    for of, value in processes.gather(massive):
+        size[of] = size.get(of, 0) + value
+    if dim is None:
+        dim = max(size, key=size.__getitem__) if size else _largest_dim(statistics)
+    for _rows, ids in windows.batches(batch_size):
+        column: dict[int, torch.Tensor] = {}
+
+        def see(layer: int, hidden: torch.Tensor, column: dict[int, torch.Tensor] = column, dim: int = dim) -> None:
+            column[layer] = hidden[:, :, dim].cpu()
+
+        with hooks.watch_outputs(lm.arch, "block", see):
+            hooks.forward(lm, ids)
+        columns = torch.stack([column[layer] for layer in sorted(column)], dim=2).double()  # (batch, seq, layers)
+        peaks = columns.abs().amax(2).argmax(1)
+        at = torch.arange(len(ids)), peaks if position is None else torch.full_like(peaks, position)
+        found.append((at[1].numpy(), columns[at].numpy(), ids[at].numpy()))
+    positions, values, tokens = map(np.concatenate, zip(*processes.gather(found), strict=True))
+    (token, _n), *_others = Counter(tokens.tolist()).most_common(1)
+    medians = statistics.rows.array[:, :, 3]
+    return Place(dim, positions, text_of(lm.tokenizer, token), values, medians, tokens, windows.draws(seed))
+
+
+def _largest_dim(statistics: LayerStatistics) -> int:
+    top1 = statistics.rows.array[:, :, 0].mean(0)
+    (_position, dim, _positive), _n = statistics.where[int(top1.argmax())][0].most_common(1)[0]
+    return dim

@@ -1,0 +1,306 @@
+"""How much each head attends to the first token, without keeping attention maps; and, on request, the logits.
+
+Whatever the architecture, attention is one call of PyTorch's scaled_dot_product_attention, or of softmax where the
+model has no other. On a CPU the kernel behind the former also returns log sum exp(QK), so softmax(QK)[:, first] is
+exp(QK[:, first] - that). Elsewhere values get one more column that is 1 at the first token and 0 elsewhere, and the
+output's column is softmax(QK)[:, first]. Of softmax's map that one column is read, and the map is not kept. The logits
+of a layer are those that softmax takes, or are computed beside the call from its arguments.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend
+from torch.nn.functional import pad, scaled_dot_product_attention, softmax
+from torch.overrides import TorchFunctionMode
+
+from lib.core.data import Windows
+from lib.core.definitions import SINK_EPSILON, SINK_WINDOW
+from lib.core.evidence import Stored
+from lib.core.stats import Samples
+from lib.model import hooks
+from lib.model.arch import Architecture
+from lib.model.models import LanguageModel
+from lib.run import processes
+from lib.run.errors import UserError
+
+EXTRA_COLUMNS = 8  # kernels want head sizes that are multiples of 8
+
+Instead = Callable[..., tuple[torch.Tensor, tuple[torch.Tensor, ...]]]  # a function's output, and what is seen of it
+
+
+def watch(
+    lm: LanguageModel,
+    see: Callable[[int, torch.Tensor, torch.Tensor], None],
+    layers: Iterable[int] | None = None,
+) -> AbstractContextManager[None]:
+    """Call `see(layer, probability, visible)` for the attention of each layer (default: of all).
+
+    probability: (batch, heads, seq), of each query on the first token.
+    visible: (seq,) bool, whether a query can see the first token (sliding windows: the later ones cannot).
+    """
+
+    def attention(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        head_dim = query.shape[-1]
+        visible = _not_masked(attn_mask, query)
+        if _is_flash(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa):
+            output, probability = _flash(query, key, value, attn_mask, is_causal, scale)
+            return output, (probability, visible)
+        query, key, value = (pad(x, (0, EXTRA_COLUMNS)) for x in (query, key, value))
+        value[:, :, 0, head_dim] = 1
+        scale = head_dim**-0.5 if scale is None else scale
+        output = scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+        return output[..., :head_dim], (output[..., head_dim], visible)
+
+    def attention_map(
+        scores: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        weights = softmax(scores, *args, **kwargs)
+        return weights, (weights[..., 0], _not_masked(scores, scores))
+
+    def found(layer: int, probability: torch.Tensor, visible: torch.Tensor) -> None:
+        see(layer, probability.reshape(len(probability), lm.arch.n_heads, -1), visible)
+
+    return _intercepted(lm, found, layers, attention, attention_map)
+
+
+def _is_flash(query: torch.Tensor, *args: Any, **kwargs: Any) -> bool:
+    """Whether scaled_dot_product_attention takes PyTorch's flash kernel for CPUs."""
+    return (
+        query.device.type == "cpu"
+        and torch._fused_sdp_choice(query, *args, **kwargs) == SDPBackend.FLASH_ATTENTION.value
+    )
+
+
+def _flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(output, probability on the first token in float32) of PyTorch's flash kernel for CPUs."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    output, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale
+    )
+    logit = (query.float() @ key[:, :, 0, :, None].float())[..., 0] * scale
+    if mask is not None:
+        logit = logit + mask[..., 0]
+    return output, (logit - log_sum).exp()
+
+
+def watch_logits(
+    lm: LanguageModel, see: Callable[[int, torch.Tensor], None], layers: Iterable[int] | None = None
+) -> AbstractContextManager[None]:
+    """Call `see(layer, logits)` for the attention of each layer (default: of all).
+
+    logits: (batch, heads, queries, keys) float32, what softmax takes: scaled, capped, with the position biases of the
+    model; -inf where a query cannot see a key.
+    """
+
+    def attention(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor]]:
+        output = scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+        keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1).float()
+        logits = query.float() @ keys.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
+        if is_causal:
+            attn_mask = torch.ones(logits.shape[2:], dtype=torch.bool, device=logits.device).tril()
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            logits = logits.masked_fill(~attn_mask, -torch.inf)
+        elif attn_mask is not None:
+            logits = _masked_to_inf(logits + attn_mask, attn_mask)
+        return output, (logits,)
+
+    def attention_map(scores: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, tuple[torch.Tensor]]:
+        return softmax(scores, *args, **kwargs), (_masked_to_inf(scores.float(), scores),)
+
+    return _intercepted(lm, see, layers, attention, attention_map)
+
+
+def logits(lm: LanguageModel, ids: torch.Tensor, layer: int) -> torch.Tensor:
+    """(heads, seq, seq) float64 attention logits of one layer, as in `watch_logits`, for one window of (1, seq) ids."""
+    seen: dict[int, torch.Tensor] = {}
+    with watch_logits(lm, seen.__setitem__, [layer]), hooks.stop_after(lm.arch, layer):
+        hooks.forward(lm, ids)
+    hooks.require_finite(layer, seen[layer].diagonal(dim1=2, dim2=3))
+    return seen[layer][0].double().cpu()
+
+
+def first_token_logits(head: torch.Tensor) -> dict[str, float | None]:
+    """Of one head's (seq, seq) logits, means over the queries that see the first token, without the first query.
+
+    {"first": logit on the first token, "others": mean logit on the other visible keys, "probability": on the first
+    token}; None where there is no such query.
+    """
+    rows = [row[row > -torch.inf] for row in head[1:] if row[0] > -torch.inf]
+    means = [(row[0], row[1:].mean(), row.softmax(0)[0]) for row in rows]
+    values = torch.tensor(means).mean(0).tolist() if means else [None] * 3
+    return dict(zip(("first", "others", "probability"), values, strict=True))
+
+
+def _masked_to_inf(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return logits.masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -torch.inf)
+
+
+@contextmanager
+def _intercepted(
+    lm: LanguageModel,
+    see: Callable[..., None],
+    layers: Iterable[int] | None,
+    attention: Instead,
+    attention_map: Instead,
+) -> Iterator[None]:
+    """Call `see(layer, *seen)` for the attention of each layer.
+
+    attention, attention_map: called in the place of scaled_dot_product_attention and of softmax.
+    """
+    waiting: list[int] = []  # the layer that is running, until its attention has been seen
+
+    def watched(function: Instead) -> Callable[..., torch.Tensor]:
+        def call(*args: Any, **kwargs: Any) -> torch.Tensor:
+            output, seen = function(*args, **kwargs)
+            if waiting:
+                see(waiting.pop(), *seen)
+            return output
+
+        return call
+
+    instead: dict[Callable[..., Any], Callable[..., Any]] = {
+        scaled_dot_product_attention: watched(attention),
+        softmax: watched(attention_map),
+    }
+    with hooks.watch_calls(lm.arch, "attention_module", waiting.append, layers), _Replaced(instead):
+        yield
+    if waiting:
+        raise UserError(f"cannot watch '{lm.model.config._attn_implementation}' attention; use sdpa or eager")
+
+
+class _Replaced(TorchFunctionMode):
+    """Calls others in the place of some of PyTorch's functions."""
+
+    def __init__(self, instead: dict[Callable[..., Any], Callable[..., Any]]) -> None:
+        super().__init__()
+        self.instead = instead
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.instead.get(function, function)(*args, **(kwargs or {}))
+
+
+def _not_masked(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
+    """(seq,) bool of a mask, or of scores with the mask added: True where the first key counts."""
+    if mask is None:
+        return torch.ones(query.shape[2], dtype=torch.bool, device=query.device)
+    first = mask[0, 0, :, 0]
+    return first if first.dtype == torch.bool else first > torch.finfo(first.dtype).min / 2
+
+
+class HeadScores:
+    """Per-sequence means of the probability on the first token; feed `update` to `watch`.
+
+    Three arrays of (sequences, layers, heads), each a mean over the queries that can see the first token:
+    `scores` over all queries, the first (always 1) included; `later` without it; `window` over the first
+    SINK_WINDOW queries, which by causality is what a window of SINK_WINDOW tokens would give.
+    """
+
+    def __init__(self, arch: Architecture) -> None:
+        self.shape = (arch.n_layers, arch.n_heads)
+        self.rows = {name: Samples() for name in ("scores", "later", "window")}
+        self.batch: dict[str, np.ndarray] = {}
+
+    def update(self, layer: int, probability: torch.Tensor, visible: torch.Tensor) -> None:
+        hooks.require_finite(layer, probability)
+        p = probability[:, :, visible].double()
+        means = {"scores": p.mean(2), "later": p[:, :, 1:].mean(2), "window": p[:, :, :SINK_WINDOW].mean(2)}
+        for name, value in means.items():
+            self.batch.setdefault(name, np.full((len(p), *self.shape), np.nan))[:, layer] = value.cpu().numpy()
+
+    def copy_before(self, layer: int, other: "HeadScores") -> None:
+        """Have the scores before `layer` of this batch from the last one of `other`, where they are the same."""
+        for name, rows in other.last.items():
+            self.batch.setdefault(name, np.full_like(rows, np.nan))[:, :layer] = rows[:, :layer]
+
+    def end_batch(self) -> None:
+        """Take the batch's rows in; call it after each forward pass."""
+        for name, rows in self.batch.items():
+            self.rows[name].extend(rows)
+        self.last, self.batch = self.batch, {}
+
+    def gather(self) -> None:
+        """Have the rows of all processes; call it after the last batch."""
+        self.rows = processes.merged(self.rows)
+
+    @property
+    def scores(self) -> np.ndarray:
+        return self.rows["scores"].array
+
+    @property
+    def later(self) -> np.ndarray:
+        return self.rows["later"].array
+
+    @property
+    def window(self) -> np.ndarray:
+        return self.rows["window"].array
+
+    def sink_rates(self) -> np.ndarray:
+        """(sequences,) share of all heads over SINK_EPSILON in `window` (Gu et al. 2025, arXiv 2410.10781)."""
+        return (self.window > SINK_EPSILON).mean((1, 2))
+
+
+def rank(scores: Iterable[Iterable[float]]) -> list[Stored]:
+    """Heads as {"layer", "head", "score"}, highest first, of (layers, heads) mean scores; ties in layer order."""
+    cells = [
+        {"layer": layer, "head": head, "score": float(score)}
+        for layer, row in enumerate(scores)
+        for head, score in enumerate(row)
+    ]
+    return sorted(cells, key=lambda cell: -cell["score"])
+
+
+def measure(lm: LanguageModel, windows: Windows, batch_size: int, last_layer: int | None = None) -> HeadScores:
+    """All windows; with `last_layer` no later layer is run (their scores are nan)."""
+    scores = HeadScores(lm.arch)
+    stop = nullcontext() if last_layer is None else hooks.stop_after(lm.arch, last_layer)
+    with (
+        processes.progress(len(windows.ids), batch_size, "attention") as progress,
+        watch(lm, scores.update),
+        stop,
+    ):
+        for _rows, ids in windows.batches(batch_size):
+            hooks.forward(lm, ids)
+            scores.end_batch()
+            progress.update(len(ids))
+    scores.gather()
+    return scores

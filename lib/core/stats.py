@@ -1,0 +1,244 @@
+"""Statistics over windows. Nothing here knows about models; NumPy and SciPy only.
+
+A mean over windows stands for texts that were not measured, so what is drawn again is what was drawn at random:
+documents. Two windows of one document are no two independent looks at the model (cluster bootstrap; Davison and Hinkley
+1997, section 3.8).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import ndtr, ndtri
+from scipy.stats import beta, rankdata, t
+
+from lib.core.definitions import LEVEL, RESAMPLES
+from lib.core.evidence import Cell
+
+CELLS_AT_ONCE = 2**22  # resampled values held at the same time
+LEAST_ERROR = 1 / 3
+
+Cells: TypeAlias = Any  # a Cell, or lists of them, as deep as the values have further axes
+Rows: TypeAlias = slice | Sequence[int] | np.ndarray  # which windows: a slice, a mask or indices
+
+
+class Samples:
+    """One row of numbers a sequence, so that merging two runs is exact."""
+
+    def __init__(self) -> None:
+        self.rows: list[np.ndarray] = []
+
+    def extend(self, rows: Iterable[ArrayLike]) -> None:
+        """Add equally shaped rows."""
+        self.rows.extend(np.asarray(row, dtype=np.float64) for row in rows)
+
+    def merge(self, other: "Samples") -> None:
+        self.rows.extend(other.rows)
+
+    @property
+    def array(self) -> np.ndarray:
+        """(sequences, ...)."""
+        return np.stack(self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """How intervals are drawn. groups: (windows,) labels, equal for windows of one document. seed: of the draws.
+
+    Every average is a cell: {"mean", "std", "ci95", "n"}. std: sample standard deviation over windows (n - 1); None of
+    one window, and of a ratio. ci95: [low, high] by definitions.INTERVALS; None of a single document. n: windows.
+    """
+
+    groups: np.ndarray
+    seed: int = 0
+
+    @property
+    def effective(self) -> float:
+        """Kish's effective number of documents, (sum of sizes)^2 / sum of sizes^2: of equally large ones, how many."""
+        sizes = np.unique(self.groups, return_counts=True)[1]
+        return float(sizes.sum() ** 2 / (sizes**2).sum()) if len(sizes) else 0.0
+
+    def of(self, rows: Rows) -> "Draws":
+        """The Draws of some of the windows."""
+        return Draws(np.asarray(self.groups)[rows], self.seed)
+
+    def averages(self, values: ArrayLike, family: bool = False) -> Cells:
+        """Means over axis 0 of (windows, ...) `values`, as cells nested like the other axes. family: as in `ratios`."""
+        values = np.asarray(values, dtype=np.float64)
+        return self._cells(values, np.ones((len(values), 1)), _spreads(values), family)
+
+    def ratios(self, numerators: ArrayLike, denominators: ArrayLike, family: bool = False) -> Cells:
+        """Sums of (windows, ...) `numerators` over sums of `denominators`, of the same shape or (windows,), as cells.
+
+        A ratio of sums weighs each window by what there is to lose, and no window with hardly anything of it decides.
+        family: the cells are looked at together, for example to name the largest; each has its simultaneous interval
+        beside the single one, as "family95", by the largest studentised deviation (Romano and Wolf 2005).
+        Where a document's denominators sum to 0, there is no interval; where all do, there is no ratio: mean nan.
+        """
+        numerators = np.asarray(numerators, dtype=np.float64)
+        denominators = np.asarray(denominators, dtype=np.float64).reshape(len(numerators), -1)
+        return self._cells(numerators, denominators, None, family)
+
+    def share(self, hits: ArrayLike) -> Cell:
+        """The share of (windows,) truth values, with the exact binomial interval of as many effective documents."""
+        hits = np.asarray(hits, dtype=np.float64)
+        n = self.effective
+        low, high = binomial_interval(hits.mean() * n, n)
+        return {"mean": float(hits.mean()), "std": None, "ci95": [low, high], "n": len(hits)}
+
+    def perplexity(self, losses: ArrayLike) -> Cell:
+        """exp of the mean of (windows,) losses (nats a token), as {"value", "ci95", "n"}."""
+        loss = self.averages(losses)
+        ci95 = loss["ci95"] and np.exp(loss["ci95"]).tolist()
+        return {"value": float(np.exp(loss["mean"])), "ci95": ci95, "n": loss["n"]}
+
+    def _cells(
+        self, numerators: np.ndarray, denominators: np.ndarray, spreads: list[float | None] | None, family: bool
+    ) -> Cells:
+        n, shape = len(numerators), numerators.shape[1:]
+        labels, groups = np.unique(self.groups, return_inverse=True)
+        if len(groups) != n:
+            raise ValueError(f"{n} windows, but {len(groups)} labels of documents")
+        above, below = (_sums(of.reshape(n, -1), groups, len(labels)) for of in (numerators, denominators))
+        below = np.broadcast_to(below, above.shape)
+        means = np.divide(above.sum(0), below.sum(0), out=np.full(above.shape[1], np.nan), where=below.any(0))
+        cells: list[Cell] = [
+            {"mean": mean, "std": None if spreads is None else spreads[i], "ci95": None, "n": n}
+            | ({"family95": None} if family else {})
+            for i, mean in enumerate(means.tolist())
+        ]
+        told = np.flatnonzero(below.all(0))
+        if len(labels) > 1 and len(told):
+            single, together = _intervals(above[:, told], below[:, told], means[told], self.seed, family)
+            for i, interval in enumerate(single):
+                cells[told[i]]["ci95"] = interval
+            for i, interval in enumerate(together or []):
+                cells[told[i]]["family95"] = interval
+        return np.array(cells, dtype=object).reshape(shape).tolist() if shape else cells[0]
+
+
+def independent(n: int, seed: int = 0) -> Draws:
+    """The Draws of `n` windows of which each is a document."""
+    return Draws(np.arange(n), seed)
+
+
+def _spreads(values: np.ndarray) -> list[float | None]:
+    if len(values) == 1:
+        return [None] * values[0].size
+    return values.reshape(len(values), -1).std(0, ddof=1).tolist()
+
+
+def _sums(values: np.ndarray, groups: np.ndarray, n: int) -> np.ndarray:
+    """(n, cells) sums of the rows of each group."""
+    sums = np.zeros((n, values.shape[1]))
+    np.add.at(sums, groups, values)
+    return sums
+
+
+def _intervals(
+    above: np.ndarray, below: np.ndarray, means: np.ndarray, seed: int, family: bool
+) -> tuple[list[list[float]], list[list[float]] | None]:
+    """([low, high] of each cell, the same for all cells at once or None) of (documents, cells) sums."""
+    n, cells = above.shape
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
+    wide = np.sqrt(n / (n - 1)) * t.ppf((1 + LEVEL) / 2, n - 1)
+    limits: list[np.ndarray] = []
+    each_error: list[np.ndarray] = []
+    highest, lowest = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
+    step = max(1, CELLS_AT_ONCE // RESAMPLES)
+    for start in range(0, cells, step):
+        of = slice(start, start + step)
+        over, under = above[:, of], below[:, of]
+        drawn = (counts @ over) / (counts @ under)
+        limits.append(_bca(drawn, over, under, means[of], wide))
+        if family:
+            error, studentised = _studentised(counts, drawn, over, under, means[of])
+            each_error.append(error)
+            highest, lowest = np.maximum(highest, studentised.max(1)), np.minimum(lowest, studentised.min(1))
+    single = np.concatenate(limits)
+    if not family:
+        return single.tolist(), None
+    tail, errors = (1 - LEVEL) / 2, np.concatenate(each_error)
+    low = np.minimum(means - np.quantile(highest, 1 - tail) * errors, single[:, 0])
+    high = np.maximum(means - np.quantile(lowest, tail) * errors, single[:, 1])
+    return single.tolist(), np.stack([low, high], axis=1).tolist()
+
+
+def _studentised(
+    counts: np.ndarray, drawn: np.ndarray, above: np.ndarray, below: np.ndarray, means: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """((cells,) standard errors, (RESAMPLES, cells) deviations of resampled ratios in their own standard errors).
+
+    A ratio's standard error by linearisation. That of a resample counts as at least LEAST_ERROR of the whole's: where a
+    few documents make all the difference, resamples without them would deviate without bound.
+    """
+    total = below.sum(0)
+    error = np.sqrt(((above - means * below) ** 2).sum(0)) / abs(total)
+    squares = counts @ above**2 - 2 * drawn * (counts @ (above * below)) + drawn**2 * (counts @ below**2)
+    own = np.sqrt(np.maximum(squares, 0)) / abs(counts @ below)
+    flat = error <= 1e-12 * abs(means)
+    return np.where(flat, 0, error), np.where(flat, 0, drawn - means) / np.maximum(
+        own, np.where(flat, 1, LEAST_ERROR * error)
+    )
+
+
+def _bca(drawn: np.ndarray, above: np.ndarray, below: np.ndarray, means: np.ndarray, wide: float) -> np.ndarray:
+    """(cells, 2) limits of (RESAMPLES, cells) resampled ratios; wide: the normal quantile that they reach to."""
+    left_out = (above.sum(0) - above) / (below.sum(0) - below)
+    deviation = left_out.mean(0) - left_out
+    squares = (deviation**2).sum(0)
+    flat = squares <= (1e-12 * means) ** 2  # nothing but rounding
+    acceleration = (deviation**3).sum(0) / (6 * np.where(flat, 1, squares) ** 1.5)
+    lower = (drawn < means).mean(0) + (drawn == means).mean(0) / 2
+    bias = ndtri(np.clip(lower, 0.5 / RESAMPLES, 1 - 0.5 / RESAMPLES))
+    ordered, cells = np.sort(drawn, axis=0), np.arange(len(means))
+    limits = []
+    for z in (-wide, wide):
+        level = ndtr(bias + (bias + z) / np.maximum(1 - acceleration * (bias + z), 1e-9))
+        at = level * (RESAMPLES - 1)
+        under = np.minimum(at.astype(int), RESAMPLES - 2)
+        limit = ordered[under, cells] + (at - under) * (ordered[under + 1, cells] - ordered[under, cells])
+        limits.append(np.where(flat, means, limit))
+    return np.stack(limits, axis=1)
+
+
+def binomial_interval(hits: float, n: float, of_many: int = 1) -> list[float]:
+    """[low, high] of a share of `hits` of `n`, by Clopper and Pearson (1934); they need be no whole numbers.
+    of_many: of how many shares that are looked at together this is one (Bonferroni)."""
+    tail = (1 - LEVEL) / 2 / of_many
+    low = 0.0 if hits <= 0 else float(beta.ppf(tail, hits, n - hits + 1))
+    high = 1.0 if hits >= n else float(beta.ppf(1 - tail, hits + 1, n - hits))
+    return [low, high]
+
+
+def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
+    """Rank correlation (Spearman 1904) of two equally long lists, ties at their mean rank; None if one is constant."""
+    ranks = rankdata(x), rankdata(y)
+    return float(np.corrcoef(*ranks)[0, 1]) if len(ranks[0]) and all(map(np.ptp, ranks)) else None
+
+
+def stratified_spearman(
+    x: ArrayLike, y: ArrayLike, strata: ArrayLike, seed: int = 0
+) -> tuple[float, float] | tuple[None, None]:
+    """(rank correlation within strata, its p) of two equally long lists; strata: labels, equal within a stratum.
+
+    The ranks are those within a stratum, about their mean there, and pooled, so that nothing in which whole strata
+    differ has a part in it. p: two-sided, by shuffling y within its strata RESAMPLES times, (k + 1) / (n + 1) where k
+    shuffles correlate at least as much (Phipson and Smyth 2010); SciPy's permutation tests shuffle pairs in one stratum
+    only. (None, None) if x or y is constant in every stratum.
+    """
+    both, labels = (np.asarray(x), np.asarray(y)), np.asarray(strata)
+    rng = np.random.default_rng(seed)
+    product, shuffled, squares = 0.0, np.zeros(RESAMPLES), np.zeros(2)
+    for stratum in np.unique(labels):
+        here = labels == stratum
+        a, b = (rankdata(of[here]) - (here.sum() + 1) / 2 for of in both)
+        product += a @ b
+        squares += a @ a, b @ b
+        shuffled += rng.permuted(np.tile(b, (RESAMPLES, 1)), axis=1) @ a
+    if not squares.all():
+        return None, None
+    as_large = np.abs(shuffled) >= abs(product) - 1e-9 * np.sqrt(squares.prod())
+    return float(product / np.sqrt(squares.prod())), float((as_large.sum() + 1) / (RESAMPLES + 1))

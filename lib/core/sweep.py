@@ -1,0 +1,204 @@
+"""Measure many changed versions of a model beside the baseline, at one place, without running what cannot change."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+
+from lib.core import sinks
+from lib.core.changes import Change, SharesAPass
+from lib.core.data import Windows
+from lib.core.place import Place
+from lib.core.sinks import SINK_WINDOW
+from lib.model import hooks
+from lib.model.models import LanguageModel
+from lib.run import processes, resume
+
+BASELINE = "baseline"
+MEASURED = ("values", "losses", "attention")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One version of the model.
+
+    values: (windows, layers) signed block outputs at the place. losses: (windows,) mean loss in nats a token.
+    attention: (windows, layers, heads) mean probability on the first token in windows of sinks.SINK_WINDOW tokens.
+    """
+
+    values: np.ndarray
+    losses: np.ndarray
+    attention: np.ndarray
+
+    def sink_rates(self, epsilon: float = sinks.SINK_EPSILON) -> np.ndarray:
+        """(windows,) share of all heads whose attention exceeds epsilon."""
+        return (self.attention > epsilon).mean((1, 2))
+
+
+def measure(
+    lm: LanguageModel, windows: Windows, place: Place, changes: Sequence[Change], batch_size: int
+) -> dict[str, Measured]:
+    """{name: Measured} of the baseline and of each change.
+
+    One batch's block outputs are kept until its changes are done, so memory does not grow with the windows.
+    After each batch but the last, what has been measured is saved; if the sweep is interrupted, the next one goes on.
+    """
+    passes = {name: Passes(lm, place) for name in (BASELINE, *(change.name for change in changes))}
+    # the values at the place, to the bit, tell one model and device from another
+    unfinished = resume.Unfinished(windows.ids, place, changes, batch_size, torch.get_num_threads())
+    mine, measured = processes.own(len(windows.ids), batch_size), unfinished.load()
+    done = mine.start + (measured["losses"].shape[1] if measured else 0)
+    for i, of in enumerate(passes.values() if measured else ()):
+        for name, array in zip(MEASURED, of.arrays(slice(mine.start, done)), strict=True):
+            array[:] = measured[name][i]
+    with processes.progress(len(windows.ids), batch_size, "sweep", len(passes)) as progress:
+        for rows, ids in windows.batches(batch_size):
+            if rows.stop <= done:
+                progress.update(len(passes) * len(ids))
+                continue
+            kept: dict[int, Any] = {}
+            with hooks.keep_block_outputs(lm.arch, kept):
+                passes[BASELINE].run(ids, rows)
+            progress.update(len(ids))
+            for change in changes:
+                first = change.first_layer
+                with hooks.resume_at(lm.arch, first, kept), change.hooks(lm.arch, rows):
+                    passes[change.name].run(ids, rows, first, passes[BASELINE])
+                progress.update(len(ids))
+            if rows.stop < mine.stop:
+                so_far = zip(*(of.arrays(slice(mine.start, rows.stop)) for of in passes.values()), strict=True)
+                unfinished.save(dict(zip(MEASURED, map(np.stack, so_far), strict=True)))
+    unfinished.remove()
+    return {name: of.measured(mine) for name, of in passes.items()}
+
+
+def at_place(
+    lm: LanguageModel, windows: Windows, place: Place, changes: Sequence[Change], batch_size: int
+) -> dict[str, np.ndarray]:
+    """{name: (windows, layers) values} at the place, of the baseline and of each change.
+
+    Windows are cut after the place: by causality no later token can change it. Changes of one layer that can
+    share a pass, which holds no more tokens than `batch_size` windows have; so values are those of `measure` but for
+    the order in which float32 products are summed up.
+    """
+    values: dict[str, list[np.ndarray]] = {name: [] for name in (BASELINE, *(change.name for change in changes))}
+    budget = batch_size * windows.ids.shape[1]
+    by_layer = [list(of) for _first, of in groupby(sorted(changes, key=_first_layer), key=_first_layer)]
+    mine = processes.own(len(windows.ids), batch_size)
+    with processes.progress(len(windows.ids), batch_size, "place", len(changes)) as progress:
+        for rows, ids in _up_to_the_place(windows.ids, place.positions, mine, budget):
+            kept: dict[int, Any] = {}
+            before = _Column(lm.arch.n_layers, place.positions[rows], place.dim)
+            with hooks.keep_block_outputs(lm.arch, kept), hooks.watch_outputs(lm.arch, "block", before.see):
+                hooks.forward(lm, ids)
+            values[BASELINE].append(before.values)
+            for together in (part for of in by_layer for part in _sharing_a_pass(of, budget // ids.numel())):
+                one, *others = together
+                n, first = len(together), one.first_layer
+                column = _Column(lm.arch.n_layers, np.tile(place.positions[rows], n), place.dim)
+                column.values[:, :first] = np.tile(before.values[:, :first], (n, 1))
+                with (
+                    hooks.resume_at(lm.arch, first, dict.fromkeys(range(first), _repeated(kept.get(first - 1), n))),
+                    one.hooks_beside(lm.arch, others) if isinstance(one, SharesAPass) else one.hooks(lm.arch, rows),
+                    hooks.watch_outputs(lm.arch, "block", column.see, range(first, lm.arch.n_layers)),
+                ):
+                    hooks.forward(lm, ids.repeat(n, 1))
+                for change, of in zip(together, np.split(column.values, n), strict=True):
+                    values[change.name].append(of)
+                progress.update(n * len(ids))
+    return {name: np.concatenate(processes.gather(parts)) for name, parts in values.items()}
+
+
+def _first_layer(change: Change) -> int:
+    return change.first_layer
+
+
+def _up_to_the_place(
+    ids: torch.Tensor, positions: np.ndarray, mine: slice, budget: int
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """(slice of the windows, their ids up to the last place) of batches of at most `budget` tokens, or one window, of
+    the windows `mine`."""
+    start = mine.start
+    while start < mine.stop:
+        stop = start + 1
+        while stop < mine.stop and (stop + 1 - start) * (positions[start : stop + 1].max() + 1) <= budget:
+            stop += 1
+        yield slice(start, stop), ids[start:stop, : positions[start:stop].max() + 1]
+        start = stop
+
+
+def _sharing_a_pass(changes: list[Change], at_most: int) -> Iterator[list[Change]]:
+    """Parts of the changes: up to `at_most` of those that can share a pass, each other one alone."""
+    able: list[Change] = [change for change in changes if isinstance(change, SharesAPass)]
+    step = max(1, at_most)
+    yield from (able[i : i + step] for i in range(0, len(able), step))
+    yield from ([change] for change in changes if not isinstance(change, SharesAPass))
+
+
+def _repeated(output: Any, n: int) -> Any:
+    """What a block returned for a batch, for `n` such batches."""
+    if isinstance(output, tuple):
+        return (_repeated(output[0], n), *output[1:])
+    return output if n == 1 or output is None else output.repeat(n, 1, 1)
+
+
+class _Column:
+    """(windows, layers) values at the place, of one batch."""
+
+    def __init__(self, n_layers: int, positions: np.ndarray, dim: int) -> None:
+        self.positions = torch.from_numpy(positions)
+        self.dim = dim
+        self.values = np.full((len(self.positions), n_layers), np.nan)
+
+    def see(self, layer: int, hidden: torch.Tensor) -> None:
+        index = torch.arange(len(hidden), device=hidden.device), self.positions.to(hidden.device)
+        at = hidden[(*index, self.dim)]
+        hooks.require_finite(layer, at)
+        self.values[:, layer] = at.double().cpu()
+
+
+class Passes:
+    """All passes of one version of the model; what they measure, as in Measured, is filled in window by window.
+
+    The arrays are made before the first pass: small ones that stay, made between passes, would each split the room that
+    the logits of one pass leave to those of the next, and memory would grow with the passes.
+    """
+
+    def __init__(self, lm: LanguageModel, place: Place) -> None:
+        self.lm, self.place = lm, place
+        n, n_layers = len(place.positions), lm.arch.n_layers
+        self.values, self.losses = np.full((n, n_layers), np.nan), np.full(n, np.nan)
+        self.attention = np.full((n, n_layers, lm.arch.n_heads), np.nan)
+
+    def run(self, ids: torch.Tensor, rows: slice, first: int = 0, baseline: "Passes | None" = None) -> None:
+        """One pass over the windows `rows`; inside hooks.resume_at of `first`, attention before that is the
+        `baseline`'s, another of these."""
+        arch = self.lm.arch
+        column = _Column(arch.n_layers, self.place.positions[rows], self.place.dim)
+        attention = self.attention[rows]
+        if baseline is not None:
+            attention[:, :first] = baseline.attention[rows, :first]
+        layers = range(first, arch.n_layers)
+
+        def see(layer: int, probability: torch.Tensor, visible: torch.Tensor) -> None:
+            hooks.require_finite(layer, probability)
+            attention[:, layer] = probability[:, :, visible][:, :, :SINK_WINDOW].double().mean(2).cpu()
+
+        with (
+            sinks.watch(self.lm, see, layers) if layers else nullcontext(),
+            hooks.watch_outputs(arch, "block", column.see),
+        ):
+            self.losses[rows] = hooks.token_losses(self.lm, ids).double().mean(1).cpu().numpy()
+        self.values[rows] = column.values
+
+    def arrays(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """values, losses and attention of the windows `rows`."""
+        return self.values[rows], self.losses[rows], self.attention[rows]
+
+    def measured(self, own: slice) -> Measured:
+        """Of the windows of all processes; `own` are this one's."""
+        return Measured(*(np.concatenate(processes.gather([array])) for array in self.arrays(own)))

@@ -1,0 +1,337 @@
+"""A model folder's own files: what they are, whether they belong together, and whether all of them are in the model."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from lib.model.families import PARTLY_ROTARY
+from lib.run.errors import IS_POINTER, LFS_POINTER, UserError, cause, listed
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.gguf")
+FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
+MERGE = (
+    "merge it into its base model with peft: "
+    "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)"
+)
+# what other architectures read; where the one at hand does not, transformers keeps it and goes on without it
+MATTERS = re.compile(
+    r"soft_?cap|multiplier|scal(e|ing)(_|$)|query_pre_attn|normalize_embed|qk_(layer_?)?norm|window|^layer_types$|alibi|"
+    r"causal|rope|rotary|^nope|position_embedding|^mup|clip_qkv|num_.*experts|n_routed_experts|^moe_|cross_attention|"
+    r"parallel_residual|residual_connection|norm_(type|eps|epsilon|offset|before)$|_before$|norm_eps|pruned_heads|"
+    r"bidirectional|prefix_lm|(^|attn_|attention_)sinks?$|^(qkv|mlp|attention|use|add)_bias|is_encoder_decoder|"
+    r"^(hidden_act|hidden_activation|activation_function|activation)$|^(n|num)_(heads?|attention_heads)$|"
+    r"logn_attn|dynamic_ntk|attn_temperature|chunk_size$|kv_n_heads|ffn_config"
+)
+HARMLESS = re.compile(
+    r"^(flash_rotary|fused_rotary|use_flash_rotary|scale_attn_weights|offset_alibi|is_decoder|max_window_layers|"
+    r"use_sliding_window|sliding_window_pattern|_sliding_window_pattern|chunk_size_feed_forward|initializer_.*|"
+    r"(resid|attn|embd)_.*drop.*|.*_dropout|loss_scale|.*_in_fp32|use_rmsnorm|rope_ratio_.*)$"
+)
+SAME_AS = {  # under another name: what a key may repeat
+    "hidden_act|hidden_activation|activation_function|activation": "hidden_act hidden_activation activation_function",
+    "n_heads?|num_(attention_)?heads": "num_attention_heads",
+    "sliding_window(_size)?|window_size": "sliding_window",
+    ".*norm_eps(ilon)?|norm_eps": "rms_norm_eps layer_norm_eps layer_norm_epsilon norm_eps",
+}
+SAID_YES = re.compile(r"^(is_)?causal$|^(use_)?(rope|rotary)$|parallel_residual")  # what is so where it is not denied
+ONE_IS_NEUTRAL = re.compile(r"^(?!.*(attn|attention|softmax|query)).*(multiplier|scal)|^partial_rotary|^rotary_pct")
+NEUTRAL: tuple[object, ...] = (None, "", "default", "none", "rope", "rotary", "absolute", "causal", -1, [], {})
+HALF = 1e-2  # what half precision may change
+ROTARY = {"rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq"}
+SCALING = {
+    "rope_type",
+    "type",
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+}
+SCALING |= {"short_factor", "long_factor", "low_freq_factor", "high_freq_factor", "rope_theta", "partial_rotary_factor"}
+SCALING |= {"mscale", "mscale_all_dim", "short_mscale", "long_mscale", "truncate", "finetuned"}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a file, not read yet."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+
+    def read(self, name: str) -> torch.Tensor:
+        if self.file.suffix == ".safetensors":
+            with safe_open(self.file, "pt") as file:
+                return file.get_tensor(name)
+        return torch.load(self.file, map_location="cpu", weights_only=True)[name]
+
+
+def require_no_pointers(folder: Path) -> None:
+    """Raise UserError if a file that a model or a tokenizer is read from is a pointer of Git LFS."""
+    for pattern in ("*.safetensors", "*.bin", "*.json", "*.model", "*.gguf", "*.txt"):
+        for path in folder.glob(pattern):
+            require_no_pointer(path)
+
+
+def require_no_pointer(path: Path) -> None:
+    if not path.is_file():  # a folder, or a link to nothing: whoever needs it will say so
+        return
+    try:
+        with open(path, "rb") as file:
+            beginning = file.read(len(LFS_POINTER))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {cause(error)}") from error
+    if beginning == LFS_POINTER:
+        raise UserError(f"{path} {IS_POINTER}")
+
+
+def require_model(folder: Path) -> None:
+    """Raise UserError, with what to give instead, if a folder does not hold a model."""
+    config, adapter = folder / "config.json", folder / "adapter_config.json"
+    if adapter.is_file():
+        raise UserError(_adapter(folder, _json(adapter)))
+    if config.is_file():
+        require_no_pointer(config)
+        _json(config)
+        return
+    inside = sorted(folder.glob("*.[gG][gG][uU][fF]"))
+    inside += [path.parent for path in sorted(folder.glob("*/config.json"))]
+    instead = f"; give one of: {', '.join(map(str, inside[:3]))}" if inside else ""
+    raise UserError(f"'{folder}' holds no model: it has no config.json{instead}")
+
+
+def _adapter(name: Path, config: dict[str, Any]) -> str:
+    base = config.get("base_model_name_or_path") or "a model that it does not name"
+    return f"'{name}' is or has an adapter of {base}; {MERGE}"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {cause(error)}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"cannot read {path}: it holds no JSON object")
+    return value
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers takes the weights from. Raises UserError if there are none, or some are absent."""
+    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if found is None:
+        others = [path.name for ending in OTHER_WEIGHTS for path in sorted(folder.glob(ending))]
+        instead = f"; it has {listed(others)}, which cannot be read as such" if others else ""
+        raise UserError(f"'{folder}' has no weights: no {WEIGHTS[0]} and no {WEIGHTS[2]}{instead}")
+    index = found if found.suffix == ".json" else found.with_name(f"{found.name}.index.json")
+    files = _shards(index) if index.is_file() else []
+    if found.suffix != ".json":
+        if any(file.is_file() for file in files if file != found):
+            raise UserError(f"'{folder}' has its weights twice: in {found.name}, and in the files of {index.name}")
+        return [found]
+    absent = [file.name for file in files if not file.is_file()]
+    if absent:
+        raise UserError(f"'{folder}' lacks {listed(absent)}, which {found.name} names")
+    return files
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names."""
+    named = _json(index).get("weight_map")
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
+        raise UserError(f"{index} names no files")
+    return [index.parent / name for name in sorted(set(named.values()))]
+
+
+def tensors(files: Iterable[Path]) -> dict[str, Tensor]:
+    """What weight files hold, by name, without reading the values. Raises UserError if one cannot be read."""
+    found: dict[str, Tensor] = {}
+    for path in files:
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt") as file:
+                    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                    of = {name: Tensor(tuple(s.get_shape()), s.get_dtype(), path) for name, s in slices.items()}
+            else:
+                state = torch.load(path, map_location="meta", weights_only=True)
+                if not all(isinstance(value, torch.Tensor) for value in state.values()):
+                    raise UserError("it holds more than weights by name")
+                of = {
+                    name: Tensor(tuple(value.shape), str(value.dtype).removeprefix("torch."), path)
+                    for name, value in state.items()
+                }
+        except Exception as error:
+            raise UserError(f"cannot read {path}: {cause(error)}") from error
+        twice = sorted(found.keys() & of.keys())
+        if twice:
+            raise UserError(f"{twice[0]} is in two files: {found[twice[0]].file.name} and {path.name}")
+        found |= of
+    return found
+
+
+def require_understood(name: str, raw: dict[str, Any], config: PreTrainedConfig) -> None:
+    """Raise UserError for what a configuration file says and `config`, made of it, does not carry out.
+
+    raw: the content of config.json.
+    """
+    if raw.get("is_causal", True) in (False, "false") or raw.get("use_bidirectional_attention"):
+        raise UserError(f"'{name}' is configured to see ahead (not causal); only decoders can be measured")
+    if raw.get("quantization_config"):
+        described = raw["quantization_config"]
+        method = described.get("quant_method", "?") if isinstance(described, dict) else described
+        raise UserError(
+            f"the weights of '{name}' are quantised ({method}); measure the model as it was before, or dequantise it"
+        )
+    for key in ("is_encoder_decoder", "add_cross_attention", "pruned_heads"):
+        if raw.get(key):
+            raise UserError(f"'{name}' is configured with {key}, which is not supported")
+    for inside, of in [(raw, config), *((raw[key], getattr(config, key)) for key in ("attn_config",) if key in raw)]:
+        known = {*type(of)().to_dict(), *of.attribute_map}
+        if "rope_parameters" in known:
+            _require_rope(name, inside, of)
+            known |= ROTARY
+        if of.model_type in PARTLY_ROTARY:
+            known |= {"partial_rotary_factor", "rotary_pct", "rope_pct", "rotary_emb_base"}
+        for key, value in inside.items():
+            if key not in known and MATTERS.search(key) and not _means_nothing(key, value, inside, of, known):
+                raise UserError(
+                    f"'{name}' is configured with {key} = {str(value)[:60]}, which transformers' "
+                    f"{type(config).__name__} ignores: another model would be measured"
+                )
+
+
+def _means_nothing(key: str, value: Any, raw: dict[str, Any], config: PreTrainedConfig, known: set[str]) -> bool:
+    """Whether a key of a configuration file that its class does not read says what is so anyway."""
+    if HARMLESS.search(key) or value in NEUTRAL:
+        return True
+    if isinstance(value, bool):
+        return value is bool(SAID_YES.search(key))
+    if value == 0 or (value == 1 and ONE_IS_NEUTRAL.search(key)):
+        return True
+    if "window" in key and raw.get("use_sliding_window") is False:
+        return True
+    if key == "layer_types" and set(value) == {"full_attention"}:
+        return True
+    if key == "norm_type":
+        return ("rms" in str(value)) == ("rms_norm_eps" in known)
+    same = [names for pattern, names in SAME_AS.items() if re.fullmatch(pattern, key)]
+    return any(name in known and getattr(config, name) == value for names in same for name in names.split())
+
+
+def _require_rope(name: str, raw: dict[str, Any], config: PreTrainedConfig) -> None:
+    """Raise UserError if the configuration file places or scales rotary positions, and the configuration does not."""
+    given = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    parameters = _dicts(config.rope_parameters or {})
+    carried_out = {of.get("rope_type") for of in parameters} & {*ROPE_INIT_FUNCTIONS}
+    for of in _dicts(given) if isinstance(given, dict) else [{"rope_type": given}]:
+        kind = of.get("rope_type") or of.get("type") or "default"
+        lost = (kind != "default" or of.get("factor", 1) != 1) and not carried_out - {"default"}
+        partly = of.get("partial_rotary_factor", 1) != 1 and config.model_type not in PARTLY_ROTARY
+        if lost or partly or of.keys() - SCALING:
+            raise UserError(f"'{name}' scales its rotary positions in a way that is not supported: {given}")
+    theta = raw.get("rope_theta")
+    if theta is not None and theta not in {of.get("rope_theta") for of in parameters}:
+        raise UserError(f"'{name}' has rope_theta = {theta}, which transformers does not use")
+
+
+def _dicts(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """The dicts in a dict (one for each type of layer), or itself."""
+    return [of for of in value.values() if isinstance(of, dict)] or [value]
+
+
+def require_all_used(name: str, model: PreTrainedModel, files: dict[str, Tensor], loading: dict[str, Any]) -> None:
+    """Raise UserError, naming the tensors, unless every tensor of the files is in the model, or can be derived from it,
+    and every parameter of the model came from the files.
+
+    loading: what from_pretrained says of its loading.
+    """
+    wrong = sorted((of[0], tuple(of[1]), tuple(of[2])) for of in loading["mismatched_keys"])
+    if wrong:
+        tensor, in_file, in_model = wrong[0]
+        raise UserError(f"{tensor} of '{name}' is {in_file} in its files, {in_model} by its configuration")
+    absent = sorted(loading["missing_keys"])
+    if absent:
+        raise UserError(f"'{name}' has no weights for {listed(absent)}")
+    quantised = sorted(of for of, tensor in files.items() if tensor.dtype not in FLOATS and not _is_mask(of, tensor))
+    if quantised:
+        raise UserError(
+            f"'{name}' has {quantised[0]} as {files[quantised[0]].dtype}: quantised weights, which are not supported"
+        )
+    # what transformers passes over without a word
+    ignored = re.compile(
+        "|".join([*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq", "position_ids$"])
+    )
+    own = model.state_dict()
+    passed_over = {of for of in files if ignored.search(of) and not own.keys() & set(_names(of, model))}
+    unused = sorted(of for of in loading["unexpected_keys"] | passed_over if not _is_derived(of, files, model))
+    if unused:
+        raise UserError(f"'{name}' has weights that its configuration has no place for: {listed(unused)}")
+    _require_tied(name, model, files)
+
+
+def _is_mask(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor is by its name and shape the causal mask, or its fill value, that old checkpoints keep."""
+    if not re.search(r"(attn|attention)\.(masked_)?bias$", name):
+        return False
+    return tensor.shape in ((), (1,)) or (len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1))
+
+
+def _names(name: str, model: PreTrainedModel) -> tuple[str, str, str]:
+    """A tensor's name, as it may stand in a file and in the model: with the class's prefix or without."""
+    prefix = f"{model.base_model_prefix}."
+    return name, prefix + name, name.removeprefix(prefix)
+
+
+def _is_derived(name: str, files: dict[str, Tensor], model: PreTrainedModel) -> bool:
+    """Whether a tensor that is no parameter says what the model computes itself: causal masks, rotary frequencies."""
+    stored_as = next((of for of in _names(name, model) if of in files), None)
+    if stored_as is None:
+        return False
+    name, tensor = stored_as, files[stored_as]
+    value = tensor.read(name)
+    for of, buffer in model.named_buffers():
+        if of in _names(name, model) or (of.endswith("rotary_emb.inv_freq") and name.endswith("rotary_emb.inv_freq")):
+            own = buffer.cpu().float()
+            stored = [own, _plain(own, model)] if of.endswith("inv_freq") else [own]
+            if any(s.shape == value.shape and torch.allclose(s, value.float(), rtol=HALF) for s in stored):
+                return True
+    causal = torch.ones_like(value, dtype=torch.bool).tril() if value.ndim == 4 else value.bool()
+    return _is_mask(name, tensor) and torch.equal(value.bool(), causal)
+
+
+def _plain(frequencies: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
+    """Rotary frequencies before scaling, which older versions stored, as many as `frequencies`."""
+    theta = _dicts(getattr(model.config, "rope_parameters", None) or {})[0].get("rope_theta", 10_000.0)
+    return theta ** (-torch.arange(frequencies.shape[-1]) / frequencies.shape[-1])
+
+
+def _require_tied(name: str, model: PreTrainedModel, files: dict[str, Tensor]) -> None:
+    """Raise UserError if the files have a head that is not the embedding, and the configuration says that it is."""
+    head, inner = model.get_output_embeddings(), model.get_input_embeddings()
+    if model.config.tie_word_embeddings and head is not None and head.weight is not inner.weight:
+        paths = [path for path, module in model.named_modules() if module is head and f"{path}.weight" in files]
+        if paths:
+            raise UserError(
+                f"'{name}' has a {paths[0]}.weight that differs from its embedding, but is configured to use the "
+                "embedding for both (tie_word_embeddings): one of them is wrong"
+            )
+
+
+def require_finite(name: str, model: PreTrainedModel, files: dict[str, Tensor]) -> None:
+    """Raise UserError if a parameter is infinite or not a number; a dtype is blamed only where the file is in order."""
+    for of, value in model.named_parameters():
+        if value.device.type == "meta" or value.sum().isfinite() or value.isfinite().all():
+            continue
+        stored = next((name for name in _names(of, model) if name in files), None)
+        if stored and files[stored].read(stored).isfinite().all():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise UserError(f"{of} of '{name}' is too large for {kind}: use --dtype bfloat16 or float32")
+        raise UserError(f"{of} of '{name}' holds infinite values or NaN in its file: the checkpoint is damaged")

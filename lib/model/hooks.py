@@ -1,0 +1,344 @@
+"""Capture, ablate and stop a forward pass. Every context manager here restores the model, also after an error.
+
+A watcher is called as `see(layer, value)`; a tensor that it returns takes the value's place.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from lib.model.arch import Architecture
+from lib.run.errors import UserError
+
+if TYPE_CHECKING:
+    from lib.model.models import LanguageModel
+
+See = Callable[[int, Tensor], Tensor | None]  # a watcher
+
+
+class _Stop(Exception):  # noqa: N818 (not an error)
+    pass
+
+
+def forward(lm: "LanguageModel", ids: Tensor) -> None:
+    """Run the blocks (no LM head) on (batch, seq) token ids; watchers do the measuring."""
+    with torch.inference_mode(), suppress(_Stop):
+        lm.model.base_model(input_ids=ids.to(lm.device), use_cache=False)
+
+
+def token_losses(lm: "LanguageModel", ids: Tensor, chunk: int = 256) -> Tensor:
+    """(batch, seq - 1) next-token losses in nats; the logits are taken to float32 `chunk` positions at a time.
+
+    The vocabulary is the last axis, along which PyTorch adds up several partial sums: several times faster and more
+    exact than along another one.
+    """
+    ids = ids.to(lm.device)
+    with torch.inference_mode():
+        logits = lm.model(input_ids=ids, use_cache=False).logits[:, :-1]
+        losses = [
+            torch.nn.functional.cross_entropy(part.float(), target, reduction="none")
+            for row, targets in zip(logits, ids[:, 1:], strict=True)
+            for part, target in zip(row.split(chunk), targets.split(chunk), strict=True)
+        ]
+        return torch.cat(losses).view(len(ids), -1)
+
+
+def require_finite(layer: int, value: Tensor) -> None:
+    """Raise UserError if a (batch, ...) tensor of `layer` holds inf or nan."""
+    if not value.isfinite().all():
+        raise UserError(
+            f"non-finite values at layer {layer}; float16 ends at 65,504, which massive activations can pass: "
+            "try --dtype bfloat16 or float32"
+        )
+
+
+def watch_calls(
+    arch: Architecture, role: str, see: Callable[[int], object], layers: Iterable[int] | None = None
+) -> AbstractContextManager[None]:
+    """Call `see(layer)` when each layer's `role` module is called."""
+    return _registered(
+        arch, role, layers, lambda layer, module: module.register_forward_pre_hook(lambda *_: see(layer))
+    )
+
+
+@contextmanager
+def watch_inputs(arch: Architecture, role: str, see: See, layers: Iterable[int] | None = None) -> Iterator[None]:
+    """Call `see` with the first argument of each layer's `role` module."""
+
+    def register(layer: int, module: torch.nn.Module) -> RemovableHandle:
+        def hook(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            new = see(layer, args[0])
+            return None if new is None else (new, *args[1:])
+
+        return module.register_forward_pre_hook(hook)
+
+    with _registered(arch, role, layers, register):
+        yield
+
+
+@contextmanager
+def watch_outputs(arch: Architecture, role: str, see: See, layers: Iterable[int] | None = None) -> Iterator[None]:
+    """Call `see` with `role`'s part of each layer's module output (of the first, where it returns several)."""
+
+    def register(layer: int, module: torch.nn.Module) -> RemovableHandle:
+        def hook(_module: torch.nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+            if isinstance(output, tuple):
+                new = see(layer, output[0])
+                return None if new is None else (new, *output[1:])
+            return see(layer, arch.part(role, output))
+
+        return module.register_forward_hook(hook)
+
+    with _registered(arch, role, layers, register):
+        yield
+
+
+@contextmanager
+def _registered(
+    arch: Architecture,
+    role: str,
+    layers: Iterable[int] | None,
+    register: Callable[[int, torch.nn.Module], RemovableHandle],
+) -> Iterator[None]:
+    handles = []
+    try:
+        for layer in range(arch.n_layers) if layers is None else layers:
+            handles.append(register(layer, arch.module(layer, role)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def stop_after(arch: Architecture, layer: int) -> AbstractContextManager[None]:
+    """End `forward` once block `layer` has its output; enter it last, so that watchers see that output first."""
+
+    def stop(_layer: int, _hidden: Tensor) -> NoReturn:
+        raise _Stop
+
+    return watch_outputs(arch, "block", stop, [layer])
+
+
+@contextmanager
+def keep_block_outputs(arch: Architecture, kept: MutableMapping[int, Any]) -> Iterator[None]:
+    """Put what each block returns, as it is, into `kept`."""
+    with ExitStack() as stack:
+        for layer, block in enumerate(arch.blocks):
+            handle = block.register_forward_hook(lambda _m, _args, out, layer=layer: kept.update({layer: out}))
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def resume_at(arch: Architecture, layer: int, kept: Mapping[int, Any]) -> Iterator[None]:
+    """Start at block `layer`: the blocks before it do not run, and return what they have in `kept`."""
+    with ExitStack() as stack:
+        for before in range(layer):
+            output = kept[before]
+            stack.enter_context(_forward_replaced(arch.blocks[before], lambda *_args, _o=output, **_kwargs: _o))
+        yield
+
+
+@contextmanager
+def _forward_replaced(module: torch.nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+    own = vars(module).get("forward")  # accelerate puts one there
+    module.forward = function
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def heads_off(arch: Architecture, heads: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
+    """Zero each (layer, head)'s slice of the input of the attention output projection; the bias stays.
+
+    Where that is all of a layer's heads, its attention is not computed, unless something watches it.
+    """
+    return heads_set(arch, dict.fromkeys(heads, 0.0))
+
+
+def heads_set(arch: Architecture, *versions: Mapping[tuple[int, int], Tensor | float]) -> AbstractContextManager[None]:
+    """Put constants in the place of heads' outputs, before the attention output projection.
+
+    versions: {(layer, head): (head_dim,) tensor, or a number}; with several, a batch is as many batches, one after the
+    other, and each has its own.
+    """
+    off: dict[int, Tensor] = {}
+    instead: dict[int, Tensor] = {}
+    shape = len(versions), arch.n_heads, arch.head_dim
+    for version, outputs in enumerate(versions):
+        for (layer, head), output in outputs.items():
+            arch.check_head(layer, head)
+            mask = off.setdefault(layer, torch.zeros(shape, dtype=torch.bool))
+            mask[version, head] = True
+            instead.setdefault(layer, torch.zeros(shape))[version, head] = output
+
+    def replace(layer: int, value: Tensor) -> Tensor:
+        mask, new = (x[layer].flatten(1)[:, None, None].to(value.device) for x in (off, instead))
+        each = value.unflatten(0, (len(versions), -1))
+        return torch.where(mask, new.to(value.dtype), each).flatten(0, 1)
+
+    whole = [_attention_skipped(arch, layer, "heads") for layer, mask in off.items() if mask.all()]
+    return _together(*whole, watch_inputs(arch, "head_projection", replace, off))
+
+
+def neurons_off(
+    arch: Architecture, layer: int, neurons: Iterable[int], at: Tensor | None = None
+) -> AbstractContextManager[None]:
+    """Zero these neurons of one layer's MLP: their activation, which is the input of the down projection.
+
+    at: (batch, seq) bool, at which positions; None: at all.
+    """
+    arch.check_layer(layer)
+    off = torch.zeros(arch.weight(layer, "down").shape[1], dtype=torch.bool)
+    off[list(neurons)] = True
+
+    def zero(_layer: int, value: Tensor) -> Tensor:
+        mask = off if at is None else at.view(*value.shape[:-1], 1) & off
+        return value.masked_fill(mask.to(value.device), 0)
+
+    return watch_inputs(arch, "down", zero, [layer])
+
+
+def attention_off(arch: Architecture, layers: Collection[int]) -> AbstractContextManager[None]:
+    """Zero everything that these layers' attention adds to the residual stream, bias included.
+
+    It is not computed, unless something watches it.
+    """
+    return _write_off(arch, "attention_write", layers, _attention_skipped)
+
+
+def mlps_off(arch: Architecture, layers: Collection[int]) -> AbstractContextManager[None]:
+    """Zero everything that these layers' MLPs add to the residual stream, bias included.
+
+    It is not computed, unless something watches it.
+    """
+    return _write_off(arch, "mlp_write", layers, _mlp_skipped)
+
+
+def mlp_off_at(arch: Architecture, layer: int, at: Tensor) -> AbstractContextManager[None]:
+    """Zero everything that one layer's MLP adds to the residual stream at the positions `at`, (batch, seq) bool."""
+    arch.check_layer(layer)
+    return watch_outputs(
+        arch,
+        "mlp_write",
+        lambda _layer, value: value.masked_fill(at.view(*value.shape[:-1], 1).to(value.device), 0),
+        [layer],
+    )
+
+
+def _write_off(
+    arch: Architecture,
+    role: str,
+    layers: Collection[int],
+    skipped: Callable[[Architecture, int, str], AbstractContextManager[None]],
+) -> AbstractContextManager[None]:
+    for layer in layers:
+        arch.check_layer(layer)
+    zero = watch_outputs(arch, role, lambda _layer, value: torch.zeros_like(value), layers)
+    return _together(*(skipped(arch, layer, role) for layer in layers), zero)
+
+
+@contextmanager
+def _together(*managers: AbstractContextManager[None]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for manager in managers:
+            stack.enter_context(manager)
+        yield
+
+
+@contextmanager
+def _attention_skipped(arch: Architecture, layer: int, off: str) -> Iterator[None]:
+    """One layer's attention does not run, and its projection gives its bias.
+
+    off: "heads" or "attention_write", what gets its final value elsewhere. All runs as ever that a hook still sees
+    before it has that value, and attention itself if it has a hook.
+    """
+    roles = ("attention_module", "head_projection", "attention_write")
+    attention, projection, write = (arch.module(layer, role) for role in roles)
+    run, project = attention.forward, projection.forward
+    seen_before = bool(projection._forward_pre_hooks if off == "heads" else write._forward_hooks)
+
+    def is_seen() -> bool:
+        if off == "heads" or seen_before:
+            return seen_before
+        return bool(projection._forward_pre_hooks or (write is not projection and projection._forward_hooks))
+
+    def attend(*args: Any, **kwargs: Any) -> Any:
+        if attention._forward_pre_hooks or is_seen():
+            return run(*args, **kwargs)
+        hidden = args[0] if args else kwargs["hidden_states"]
+        output = projection(hidden.new_zeros(*hidden.shape[:-1], arch.n_heads * arch.head_dim))
+        return args[1] + output if arch.family.attention_adds_residual else output, None
+
+    def bias_alone(value: Tensor) -> Tensor:
+        if is_seen() or (off == "heads" and value.any()):
+            return project(value)
+        bias = arch.bias(layer, "head_projection")
+        zeros = value.new_zeros(*value.shape[:-1], arch.hidden_size)
+        return zeros if bias is None else zeros + bias
+
+    with _forward_replaced(attention, attend), _forward_replaced(projection, bias_alone):
+        yield
+
+
+@contextmanager
+def _mlp_skipped(arch: Architecture, layer: int, _off: str) -> Iterator[None]:
+    """One layer's MLP gives zeros: its first projections give nothing at all, and the last one zeros for that.
+
+    It runs as ever if a hook sees anything of it before what it writes is zeroed.
+    """
+    first = {arch.module(layer, role) for role in ("up", *["gate"] * arch.is_gated)}
+    activation, down, write = (arch.module(layer, role) for role in ("activation", "down", "mlp_write"))
+    project = down.forward
+    seen_before = bool(write._forward_hooks)
+
+    def is_seen() -> bool:
+        inside = [down._forward_pre_hooks, write is not down and down._forward_hooks]
+        inside += [hooks for m in (*first, activation) for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        return seen_before or any(inside)
+
+    def nothing(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda value: run(value) if is_seen() else value.new_empty(*value.shape[:-1], 0)
+
+    def zeros(value: Tensor) -> Tensor:
+        return project(value) if value.shape[-1] else value.new_zeros(*value.shape[:-1], arch.hidden_size)
+
+    with _together(
+        *(_forward_replaced(module, nothing(module.forward)) for module in first), _forward_replaced(down, zeros)
+    ):
+        yield
+
+
+@contextmanager
+def position_embeddings_swapped(arch: Architecture, one: int, other: int) -> Iterator[None]:
+    """Give position `one` the learned position embedding of `other`, and the other way round."""
+
+    def swap(_module: torch.nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:  # (1 or batch, seq, hidden)
+        order = torch.arange(output.shape[1], device=output.device)
+        order[[one, other]] = order[[other, one]]
+        return output[:, order]
+
+    if arch.position_embedding is None:
+        raise UserError("this model has no learned position embeddings")
+    handle = arch.position_embedding.register_forward_hook(swap)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def activation_replaced(arch: Architecture, layer: int, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Put `function` in the place of the activation function of one layer's MLP."""
+    handle = arch.module(layer, "activation").register_forward_hook(lambda _module, args, _output: function(args[0]))
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,143 @@
+"""The Hugging Face hub: whether it is there, and why something did not come from it."""
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from lib.run.errors import UserError, cause, chain
+
+RUN_OFFLINE = "to run without it: --model smollm2-135m --dataset python-docs, or local files"
+NAMES = "NAME or OWNER/NAME, of letters, digits, '-', '_' and '.'"
+# by the names of classes, so that nothing is imported; a subclass before its base
+MEANT = {
+    "GatedRepoError": "cannot load {}: it is gated; accept its terms on the hub, then log in: hf auth login",
+    "DisabledRepoError": "cannot load {}: the hub has disabled it",
+    "RepositoryNotFoundError": "unknown {}: it is neither here nor on the hub, unless it is private: hf auth login",
+    "DatasetNotFoundError": "unknown {}: it is neither here nor on the hub, unless it is private: hf auth login",
+    "RevisionNotFoundError": "cannot load {}: it has no revision '{revision}'",
+}
+STATUS = {
+    401: "the hub does not accept the access token: hf auth login",
+    403: "the hub denies access to it: hf auth login",
+    429: "the hub refuses so many requests; try again later",
+}
+OUT_OF_REACH = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ProxyError")
+
+# it tells of every retry; only "Rate limited. Waiting 170s before retry" is worth a line
+logging.getLogger("huggingface_hub.utils._http").addFilter(lambda of: of.getMessage().startswith("Rate limited"))
+
+
+class _Offline:
+    """why: what keeps us from asking the hub, if anything does."""
+
+    why: str | None = None
+
+
+@functools.cache
+def reachable(timeout: float = 10) -> bool:
+    """Whether the hub answers within `timeout` seconds; if not, the libraries are put in offline mode.
+
+    Without this, a missing network costs every file several slow retries.
+    """
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        status = get_session().head(constants.ENDPOINT, timeout=timeout).status_code
+    except Exception as error:  # whatever keeps it from answering, the hub is not there
+        go_offline(_connection(error))
+        return False
+    if status >= 500:
+        go_offline(f"it answers {status}")
+    return status < 500
+
+
+def go_offline(why: str = "--offline") -> None:
+    """Use only what is in the hub's local cache from now on."""
+    from huggingface_hub import constants
+
+    _Offline.why = why
+    constants.HF_HUB_OFFLINE = True  # which datasets takes over when it is imported, and that takes a while
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+
+
+def require_id(name: str) -> None:
+    """Raise UserError if a model's `name`, of which there is no folder here, cannot be a hub id either."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if os.path.isfile(os.path.expanduser(name)):
+        raise UserError(
+            f"'{name}' is a file; a model is a folder with config.json and its weights (--model "
+            f"{os.path.dirname(name) or '.'}), a .gguf file, or a hub id"
+        )
+    if os.path.isabs(name) or name.startswith((".", "~")) or name.endswith(os.sep) or name.count("/") > 1:
+        raise UserError(f"no such model folder: {name}")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"no such model folder: {name:.200}; and no hub id, which is {NAMES}") from error
+
+
+def why_not(name: str, error: BaseException, what: str = "model", revision: str | None = None) -> str:
+    """Why the model or dataset `name` did not come from the hub or its local cache, in one line.
+
+    error: what was raised on the way. revision: which was asked for; None: `main`.
+    """
+    errors = chain(error)
+    kinds = {kind.__name__ for of in errors for kind in type(of).__mro__}
+    named = f"{what} '{name}'"
+    if (path := _unwritable(errors)) is not None:
+        return f"cannot keep {named} in the hub's cache: {path}; set HF_HOME to a folder that can be written"
+    if (why := _why_offline()) and kinds & {*OUT_OF_REACH, "ConnectionError"}:
+        missing = f"no such {what} folder: {name}" if os.path.isdir(os.path.dirname(name)) else f"unknown {named}"
+        return (
+            f"{missing}: it is not here, nor in the hub's local cache, and we cannot reach the Hugging Face hub "
+            f"({why}); {RUN_OFFLINE}"
+        )
+    for kind, meant in MEANT.items():
+        if kind in kinds:
+            return meant.format(named, revision=revision or "main")
+    status = next((s for of in errors if (s := getattr(getattr(of, "response", None), "status_code", None))), None)
+    if status is not None and (status in STATUS or status >= 500):
+        return f"cannot load {named}: {STATUS.get(status, f'the hub has a fault ({status}); try again later')}"
+    if kinds & {*OUT_OF_REACH}:
+        return f"cannot load {named}: cannot reach the Hugging Face hub ({_connection(error)}); {RUN_OFFLINE}"
+    return f"cannot load {named}: {cause(error)}"
+
+
+def _why_offline() -> str | None:
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        return _Offline.why
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    variable = next((f"{name}={os.environ[name]}" for name in names if os.environ.get(name)), "HF_HUB_OFFLINE")
+    return _Offline.why or f"{variable} is set"
+
+
+def _connection(error: BaseException) -> str:
+    """Why there is no connection, in the words of the system rather than of a client library."""
+    return cause(chain(error)[-1])
+
+
+def _unwritable(errors: Sequence[BaseException]) -> str | None:
+    """What could not be written, if that is what happened in one of the hub's folders."""
+    from huggingface_hub import constants
+
+    folders = [constants.HF_HOME, constants.HF_HUB_CACHE, os.environ.get("HF_DATASETS_CACHE")]
+    for error in errors:
+        path = getattr(error, "filename", None)
+        plain = type(error).__module__ == "builtins" and not isinstance(error, FileNotFoundError)
+        if plain and isinstance(path, str) and any(_one_in_the_other(path, folder) for folder in folders if folder):
+            return cause(error)
+    return None
+
+
+def _one_in_the_other(path: str, folder: str) -> bool:
+    path, folder = os.path.abspath(path), os.path.abspath(folder)
+    return os.path.commonpath([path, folder]) in (path, folder)

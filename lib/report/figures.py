@@ -1,0 +1,131 @@
+"""Figures, each drawn from a result JSON's payload; no model is needed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from mpl_toolkits.mplot3d import Axes3D
+from PIL import Image
+
+from lib.report.fonts import FAMILY, legible
+from lib.report.result_files import result_file
+from lib.report.tables import number
+
+matplotlib.use("Agg")
+DPI = 110
+PALETTE = sns.color_palette("colorblind")
+DIVERGING = "PuOr_r"
+SEQUENTIAL = "viridis"
+MARKERS = "osD^vPX*"
+LINES = ("-", "--", ":", "-.")
+NAMED: dict[str, Any] = {"marker": "o", "ms": 4, "mfc": "white"}
+PLAIN = FuncFormatter(lambda x, _position: f"{x:,.10g}")
+matplotlib.rcdefaults()  # figures are the same whatever matplotlibrc there is
+sns.set_theme(style="ticks", palette=PALETTE, font=FAMILY)
+for text in (str, np.str_, bytes, np.bytes_):  # no axis is of words: a text among the numbers is a mistake
+    matplotlib.units.registry.pop(text, None)
+
+
+def write(path: Path, draw: Callable[[dict[str, Any]], Figure], payload: dict[str, Any]) -> None:
+    """Draw a result into a PNG file."""
+    with result_file(path) as temporary:
+        save(draw(legible(payload)), temporary)
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a PNG with a palette of 256 colours, a third of the usual size."""
+    assert isinstance(figure.canvas, FigureCanvasAgg)  # the backend chosen above
+    figure.set_dpi(DPI)
+    figure.canvas.draw()
+    pixels = Image.fromarray(np.asarray(figure.canvas.buffer_rgba()))
+    plt.close(figure)
+    pixels.convert("RGB").quantize(256).save(path, optimize=True)
+
+
+def make_axes(rows: int = 1, columns: int = 1, size: tuple[float, float] = (8, 5), **kwargs: Any) -> tuple[Figure, Any]:
+    return plt.subplots(rows, columns, figsize=size, layout="constrained", **kwargs)
+
+
+def make_title(payload: dict[str, Any], text: str) -> str:
+    return f"{text}\n{payload['config']['model_name']}, {_data(payload)}"
+
+
+def _data(payload: dict[str, Any]) -> str:
+    data = payload["provenance"]["data"]
+    windows = "window" if data["windows"] == 1 else "windows"
+    return f"{data['windows']} {windows} of {data['seqlen']} tokens"
+
+
+def draw_curve(ax: Axes, averages: list[dict[str, Any]], style: int, label: str) -> None:
+    """Means over layers with their 95 % band; style: 0, 1, 2 ... picks colour, marker and line."""
+    color, marker, line = (of[style % len(of)] for of in (PALETTE, MARKERS, LINES))
+    means = [a["mean"] for a in averages]
+    ax.plot(means, label=label, color=color, marker=marker, markersize=4, ls=line)
+    if averages[0]["ci95"] is not None:
+        low, high = np.array([a["ci95"] for a in averages]).T
+        ax.fill_between(np.arange(len(means)), low, high, color=color, alpha=0.25, linewidth=0)
+
+
+def label_layers(ax: Axes, n: int) -> None:
+    ax.set_xlabel("layer (block output, before the final norm)")
+    ax.set_xlim(-0.5, n - 0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=15, integer=True))
+    ax.grid(axis="y", alpha=0.4)
+
+
+def dims_to_label(massive: list[dict[str, Any]], values: np.ndarray, at_most: int = 3) -> list[int]:
+    """The massive dims; where nothing is massive, the two dims with the largest values."""
+    dims = list(dict.fromkeys(entry["dim"] for entry in massive))[:at_most]
+    return dims or np.argsort(values.max(0))[::-1][:2].tolist()
+
+
+def draw_surface(
+    ax: Axes3D, values: np.ndarray, tokens: list[str], dims: list[int], top: float, label: str = "|activation|"
+) -> None:
+    n_tokens, n_dims = values.shape
+    for row in reversed(range(n_tokens)):
+        ax.plot(np.arange(n_dims), np.full(n_dims, row), values[row], color=PALETTE[0], linewidth=1.2)
+    for dim in dims:
+        row = int(values[:, dim].argmax())
+        ax.text(dim, row, values[row, dim], f" {number(float(values[row, dim]))}", fontsize=9, color="black")
+    ax.set_xticks(_spread(dims, n_dims), [str(d) for d in _spread(dims, n_dims)], fontsize=9)
+    step = -(-n_tokens // 16)
+    shown = [shortened(token) for token in tokens[::step]]
+    ax.set_yticks(np.arange(n_tokens)[::step], shown, fontsize=9, ha="left", va="center")
+    ax.tick_params(axis="y", pad=-2)
+    ax.tick_params(axis="z", pad=6, labelsize=9)
+    ax.zaxis.set_major_formatter(PLAIN)
+    ax.set_zlim(0, top * 1.05)
+    ax.set_xlabel("dim", labelpad=8)
+    ax.zaxis.set_rotate_label(False)
+    ax.set_zlabel(label, rotation=90, labelpad=10)
+    ax.set_box_aspect((1.6, 1.2, 1), zoom=1.12)
+    ax.view_init(elev=22, azim=-60)
+
+
+def _spread(dims: list[int], n_dims: int, gap: float = 0.09) -> list[int]:
+    """Ticks: the given dims, and both ends of the axis where that leaves room."""
+    kept: list[int] = []
+    for dim in [*dims, 0, n_dims - 1]:
+        if all(abs(dim - other) > gap * n_dims for other in kept):
+            kept.append(dim)
+    return sorted(kept)
+
+
+def tick_tokens(axis: Axis, tokens: list[str], at_most: int = 32) -> None:
+    """Every token of a heatmap's axis, or every second, third ... where they are many."""
+    step = -(-len(tokens) // at_most)
+    axis.set_ticks(np.arange(len(tokens))[::step] + 0.5, [shortened(token) for token in tokens[::step]])
+
+
+def shortened(token: str, longest: int = 20) -> str:
+    return token if len(token) <= longest else f"{token[: longest // 2]}\u2026{token[-longest // 2 :]}"

@@ -1,0 +1,222 @@
+"""Numbers as text: tables, intervals, the head of a TXT, a conclusion with its tests."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lib.core import definitions
+
+NOISE = 1e-12  # what rounding leaves of numbers that cancel
+
+
+def header(payload: dict[str, Any], title: str) -> str:
+    """The first lines of a TXT: what ran on what."""
+    p = payload["provenance"]
+    data = p["data"]
+    bos = "on" if data["bos"] else "off"
+    source = ", ".join(f"{key} {value}" for key, value in p["model"].items() if key not in ("name", "type"))
+    warning = [f"warning  {p['warning']}"] if "warning" in p else []
+    return "\n".join(
+        [
+            title,
+            "=" * len(title),
+            f"model    {p['model']['name']} ({p['model']['type']}; {source})",
+            f"data     {data['windows']} x {data['seqlen']} tokens of {data['dataset']}, BOS {bos}{_documents(data)}",
+            f"run      {p['dtype']}, {p['device']}, seed {p['seed']}, {p['time']}",
+            f"command  {p['command']}",
+            f"spread   {definitions.INTERVALS}",
+            *warning,
+            "",
+        ]
+    )
+
+
+def _documents(data: dict[str, Any]) -> str:
+    """From how many documents the windows are: what intervals draw from."""
+    if data.get("documents_drawn") is None:
+        return ""
+    if data["documents_drawn"] == 1:
+        return "; from one document: intervals tell windows of it apart, not texts"
+    return f"; from {data['documents_drawn']} documents (as good as {data['documents_effective']} of equal size)"
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Plain-text table; columns of numbers are aligned to the right."""
+    rows = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
+    left = [
+        all(not row[i].lstrip("+-")[:1].isdigit() and row[i] not in ("", "-") for row in rows)
+        for i in range(len(headers))
+    ]
+
+    def line(cells):
+        return "  ".join(
+            c.ljust(w) if to_left else c.rjust(w) for c, w, to_left in zip(cells, widths, left, strict=True)
+        ).rstrip()
+
+    return "\n".join([line(headers), line(["-" * w for w in widths]), *map(line, rows)]) + "\n"
+
+
+def number(value: float | None, signed: bool = False) -> str:
+    """Four significant digits, thousands grouped: 0.6021, 23,512, +1.250, 3.1e-05; what is below NOISE is 0."""
+    if value is None:
+        return "-"
+    value = value if abs(value) >= NOISE else 0.0
+    if 0 < abs(value) < 0.001 or abs(value) >= 1e9:
+        return f"{value:{'+' if signed else ''}.1e}"
+    digits = 0 if abs(value) >= 1000 else max(0, 3 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:{'+' if signed else ''},.{min(digits, 4)}f}"
+
+
+def mean(average: dict[str, Any], signed: bool = False) -> str:
+    return number(average["mean"], signed)
+
+
+def interval(average: dict[str, Any], signed: bool = False) -> str:
+    """`mean [low, high]` of an average, or the mean alone where one sequence gives no interval."""
+    if average.get("ci95") is None:
+        return mean(average, signed)
+    return f"{mean(average, signed)} [{', '.join(number(x, signed) for x in average['ci95'])}]"
+
+
+def percent(before: float, after: float) -> str:
+    """Relative change in per cent; `-` where the value before is zero. Print it beside both values only."""
+    return "-" if not before else f"{100 * (after - before) / abs(before):+.1f} %"
+
+
+def fraction(value: float | None) -> str:
+    """A share in per cent; `-` of None: there is nothing to share."""
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def massive_table(massive: list[dict[str, Any]], definition: str, at_most: int = 20) -> str:
+    """Identities of the massive activations: one row a (position, dim), with its layers and its largest value.
+
+    windows: in how many it passes the test, fewest and most over these layers.
+    """
+    places: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for entry in massive:
+        places.setdefault((entry["position"], entry["dim"]), []).append(entry)
+    peaks = [(max(of, key=lambda e: abs(e["value"])), of) for of in places.values()]
+    peaks.sort(key=lambda pair: -abs(pair[0]["value"]))
+    rows = [
+        [
+            e["position"],
+            repr(e["token"]),
+            e["dim"],
+            _spans([x["layer"] for x in of]),
+            "-".join(str(n) for n in sorted({min(x["sequences"] for x in of), max(x["sequences"] for x in of)})),
+            e["layer"],
+            number(e["value"], True),
+            f"{e['ratio']:,.0f}",
+        ]
+        for e, of in peaks[:at_most]
+    ]
+    text = f"Massive: {definition}\n"
+    if not rows:
+        return text + "none found\n"
+    heads = [
+        "position",
+        "most frequent token",
+        "dim",
+        "massive in layers",
+        "windows",
+        "largest at",
+        "value",
+        "x median",
+    ]
+    more = len(peaks) - len(rows)
+    return text + table(heads, rows) + (f"and {more} more places, in the JSON\n" if more else "")
+
+
+def _spans(numbers: Iterable[int]) -> str:
+    """[2, 3, 4, 9] -> '2-4, 9'."""
+    spans: list[list[int]] = []
+    for n in sorted(numbers):
+        if spans and n == spans[-1][1] + 1:
+            spans[-1][1] = n
+        else:
+            spans.append([n, n])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def place_text(place: dict[str, Any]) -> str:
+    """The followed place of results.place in words, and the rule that chose it."""
+    positions = ", ".join(f"{n} at {position}" for position, n in list(place["positions"].items())[:8])
+    values = place["values"]
+    first, last = place["plateau"]
+    found = (
+        f" (massive in {place['spiking']['mean']:.0%} of the windows)" if place["massive"] else " (nothing is massive)"
+    )
+    return (
+        f"Followed: dim {place['dim']}, most often token {place['token']!r}{found}; windows: {positions}\n"
+        f"peak {interval(values[place['peak_layer']], True)} at layer {place['peak_layer']}, "
+        f"plateau layers {first} to {last}\n"
+        f"Rule: {place['rule']}\n" + _first_tokens(place)
+    )
+
+
+def _first_tokens(place: dict[str, Any]) -> str:
+    """What the spread of values at position 0 is of."""
+    if place["first_tokens"] is None:
+        return ""
+    n = place["values"][0]["n"]
+    return (
+        f"At position 0 a value depends on the first token alone: {n} windows are {n} draws of a token, "
+        f"{place['first_tokens']} different ones here\n"
+    )
+
+
+def tests_table(tests: list[dict[str, Any]]) -> str:
+    """Every threshold that a verdict hangs on: what was measured, what was asked, how far away the threshold is.
+
+    distance: from the nearer end of the interval; 0 where the interval holds the threshold, which is never a verdict.
+    """
+    rows = [
+        [
+            t["what"],
+            interval({"mean": t["mean"], "ci95": t["interval"]}),
+            f"{t['wanted']} {number(t['threshold'])}",
+            t["side"],
+            number(t["distance"], True),
+        ]
+        for t in tests
+    ]
+    return table(["what", "measured", "asked", "it is", "distance"], rows) if rows else ""
+
+
+def first_tokens_text(results: dict[str, Any]) -> str:
+    """What the windows' spread at position 0 is of, and the exact numbers over all first tokens, if there are any."""
+    largest, exact = results["places"][0], results["first_tokens"]
+    if largest["position"] != "first":
+        return ""
+    n = largest["windows"]
+    text = f"At position 0 a value depends on the first token alone: {n} windows are {n} draws of a token.\n"
+    return text if exact is None else text + exact_text(exact)
+
+
+def exact_text(exact: dict[str, Any]) -> str:
+    """What of lib.core.first_tokens holds over all first tokens of the text."""
+    still = "" if exact["still_massive"] is None else f", still massive {exact['still_massive']:.1%}"
+    return (
+        f"All {exact['tokens']:,} first tokens that the text could give, each as often as the text has it, "
+        f"{exact['share']:.1%} of which have the spike, exactly: dim {exact['dim']} after layer {exact['layer']} "
+        f"{number(exact['value'], True)} -> {number(exact['ablated'], True)}, retained {number(exact['retained'])}, "
+        f"|change| / |value| {number(exact['absolute_change'])}{still}\n"
+        "Token by token, it " + ", ".join(f"{fate} for {share:.1%}" for fate, share in exact["shares"].items()) + "\n"
+    )
+
+
+def cell(layer: dict[str, Any], key: str) -> dict[str, Any]:
+    """The average of a statistic (top1, median, ...) or of a followed dim, in one layer's entry."""
+    return layer[key] if key in layer else layer["dims"][key]
+
+
+def conclusion_text(conclusion: dict[str, Any]) -> str:
+    """values.note: what the verdict alone would hide; values.why: why it cannot be told."""
+    values = conclusion["values"]
+    said = "; ".join(values[key] for key in ("note", "why") if values.get(key))
+    lines = [f"Conclusion: {conclusion['verdict']}" + (f" ({said})" if said else ""), f"Rule: {conclusion['rule']}"]
+    if conclusion.get("tests"):
+        lines.append(tests_table(conclusion["tests"]))
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,41 @@
+"""Names of architectures stand in lib/model/families.py alone: `make lint` runs this.
+
+    python -m tests.architecture_names
+
+Elsewhere a name would be a special case that no entry of the families tells. GGUF files have names of their own, the
+planted models are of two architectures; `gpt2` is also the hub's name of a model, and git is git.
+"""
+
+import ast
+import sys
+from pathlib import Path
+
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("lib", "experiments")
+THEIR_OWN = {f"lib/{name}.py" for name in ("model/families", "model/gguf_formats", "model/gguf_tokenizer", "planted")}
+OTHER_THINGS = {"gpt2", "git"}
+
+
+def names(source):
+    """(line, name) of every string in Python source that is a model type of transformers."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and node.value in CONFIG_MAPPING_NAMES.keys() - OTHER_THINGS:
+            yield node.lineno, node.value
+
+
+def main():
+    found = [
+        f"{path}:{line}: '{name}' is an architecture's name; it belongs to lib/model/families.py"
+        for room in ROOMS
+        for path in sorted((ROOT / room).rglob("*.py"))
+        if path.relative_to(ROOT).as_posix() not in THEIR_OWN
+        for line, name in names(path.read_text(encoding="utf-8"))
+    ]
+    print("\n".join(found), end="\n" * bool(found))
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()

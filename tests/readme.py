@@ -1,0 +1,412 @@
+"""The READMEs' blocks, `<!-- NAME -->` ... `<!-- /NAME -->`, made of what lies in results/, in English and Chinese.
+
+`python -m tests.readme` (`make readme`) writes all of them anew, each by the function of its name in BLOCKS, from
+results as the rules of today judge them. Such a function gets `say`, which gives a word in the README's language.
+"""
+
+import functools
+import re
+import unicodedata
+
+from lib import catalogue
+from lib.claims.judging import VERDICTS
+from lib.report.result_files import read_json
+from lib.report.tables import fraction, interval, mean, number
+from lib.run import cli
+from lib.run.checkout import ROOT
+from tests import architectures
+
+RESULTS = ROOT / "results"
+MODEL = RESULTS / "smollm2-135m"
+FILES = {
+    "layerwise": "main_llm/smollm2-135m_layerwise.json",
+    "head_analysis": "analyze_heads_simple/smollm2-135m_head_analysis.json",
+    "head_pruning": "test_head_pruning_on_massive/pruning_results.json",
+    "exp1": "exp1_feasibility_test/comparison/exp1_results.json",
+    "exp2a": "exp2a_mlp_feasibility_test/comparison/exp2a_results.json",
+    "exp2b": "exp2b_mlp_layer_sweep/exp2b_results.json",
+    "exp2c": "exp2c_mlp_internal_analysis/exp2c_detailed_results.json",
+    "exp3": "exp3_lifecycle_ledger/exp3_results.json",
+    "exp4": "exp4_neuron_sets/exp4_results.json",
+    "exp5": "exp5_interventions/exp5_results.json",
+    "exp6": "exp6_trigger_census/exp6_results.json",
+    "exp7": "exp7_head_sweep/exp7_results.json",
+    "claims": "smollm2-135m_claims.json",
+}
+COMPARED = "compare_3d_before_after_pruning/layer*_comparison.json"
+DTYPES = "float32", "bfloat16"
+BENCHED = "gpt2-small-shaped", "smollm2-135m"
+SHOWN = 4  # rows of a list that may be long
+WIDTH = 120
+BLOCK = re.compile(r"(?P<begin><!-- (?P<name>\w+) -->\n).*?(?P<end><!-- /(?P=name) -->)", re.DOTALL)
+
+CHINESE = read_json(ROOT / "tests" / "readme_chinese.json")
+
+
+@functools.cache
+def result(name, path=None):
+    """The results of an experiment, judged anew."""
+    payload = read_json(path or MODEL / FILES[name])
+    return catalogue.judged(payload["experiment"], payload["results"])
+
+
+def english(word):
+    return word
+
+
+def chinese(word):
+    if word not in CHINESE["words"]:
+        raise cli.UserError(f"no Chinese for '{word}' in tests/readme_chinese.json")
+    return CHINESE["words"][word]
+
+
+READMES = {ROOT / "README.md": english, ROOT / "README_CN.md": chinese}
+
+
+def verdict(name, say):
+    return shown(result(name)["conclusion"]["verdict"], say)
+
+
+def shown(word, say):
+    """A verdict as it stands in the results; in Chinese its meaning beside it, where it is a fixed word."""
+    known = say is chinese and word in CHINESE["words"]
+    return f"`{word}`{say('({meaning})').format(meaning=say(word)) if known else ''}"
+
+
+def wrapped(text, indent=""):
+    """In lines of at most WIDTH columns, broken at spaces and behind Chinese punctuation."""
+    lines = [""]
+    for piece in re.findall(r".+?(?:(?<!\*) |(?<=[\uff0c\uff1b\uff1a\u3002])|$)", text):
+        if columns((lines[-1] + piece).rstrip()) > WIDTH:
+            lines.append(indent)
+        lines[-1] += piece
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def columns(text):
+    return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
+
+
+def table(*rows):
+    """Markdown; the heading first."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
+
+
+def record(*cells):
+    """A table of one row, of (heading, cell)."""
+    return table(*zip(*cells, strict=True))
+
+
+def judged(name, say, *cells):
+    return record((say("verdict"), verdict(name, say)), *cells)
+
+
+def perplexity(run):
+    return number(run["perplexity"]["value"])
+
+
+def arrow(before, after):
+    return f"{before} → {after}"
+
+
+def finding(say):
+    exp3, layers = result("exp3"), result("layerwise")["layers"]
+    place, values = exp3["place"], exp3["conclusion"]["values"]
+    peak = max(layers, key=lambda layer: layer["top1"]["mean"])
+    where = {"dim": place["dim"], "position": next(iter(place["positions"]))}
+    where |= dict(zip(("first", "last"), values["plateau"], strict=True))
+    size = {"value": mean(peak["top1"]), "ratio": f"{peak['ratio']['mean']:,.0f}"}
+
+    def left(name):
+        of, exact = result(name), result(name)["first_tokens"]
+        kept = number(exact["retained"]) if exact else interval(of["conclusion"]["values"]["retained"])
+        return say("{verdict}, {left} of it left").format(verdict=verdict(name, say), left=kept)
+
+    costs = interval(result("exp5")["conclusion"]["values"]["counterfactual"]["loss_change"], True)
+    needed = say("{verdict}; without it {loss} nats a token").format(verdict=verdict("exp5", say), loss=costs)
+    return table(
+        [say("question"), say("answer"), say("by")],
+        [say("Where is it?"), say("dim {dim}, position {position}, layers {first} to {last}").format(**where), "exp3"],
+        [say("How large?"), say("{value}, {ratio} x the median").format(**size), "layerwise"],
+        [say("Who writes it?"), verdict("exp3", say), "exp3"],
+        [say("Which of its neurons?"), verdict("exp4", say), "exp4"],
+        [say("Who takes it away?"), writers(values["erasers"], say), "exp3"],
+        [say("Without any head?"), left("exp1"), "exp1"],
+        [say("Without any MLP?"), left("exp2a"), "exp2a"],
+        [say("Does the model need it?"), needed, "exp5"],
+        [say("What triggers it?"), verdict("exp6", say), "exp6"],
+    )
+
+
+def writers(writes, say):
+    return say("; ").join(f"{w['name']} ({number(w['value'], True)})" for w in writes[:SHOWN]) or say("none")
+
+
+def layerwise(say):
+    """The first layer with something massive, the largest, the last of at least half of it, the last."""
+    r = result("layerwise")
+    layers = r["layers"]
+    top = [layer["top1"]["mean"] for layer in layers]
+    kept = [i for i, value in enumerate(top) if value >= max(top) / 2]
+    layers_shown = {*(m["layer"] for m in r["massive"][:1]), top.index(max(top)), kept[-1], len(top) - 1}
+    rows = []
+    for i in sorted(layers_shown):
+        layer, at = layers[i], layers[i]["at"][0]
+        numbers = {"dim": at["dim"], "position": at["position"], "n": at["sequences"], "of": layer["top1"]["n"]}
+        where = say("dim {dim}, position {position}, {n} of {of} windows").format(**numbers)
+        ratio = f"{layer['ratio']['mean']:,.0f}"
+        rows.append([i, interval(layer["top1"]), mean(layer["median"]), ratio, where])
+    return table([say(word) for word in ("layer", "top-1", "median", "top-1 / median", "where")], *rows)
+
+
+def head_analysis(say):
+    r = result("head_analysis")
+    ends = []
+    for which, rank in (("highest, head {name}", 0), ("lowest, head {name}", -1)):
+        layer, head = r["ranking"][rank]["layer"], r["ranking"][rank]["head"]
+        ends.append((say(which).format(name=f"{layer}.{head}"), interval(r["scores"][layer][head])))
+    evenly = (say("if spread evenly"), number(r["uniform"]))
+    return record(*ends, evenly, (say("sink rate"), interval(r["sink_rate"])))
+
+
+def head_pruning(say):
+    r = result("head_pruning")
+    rows = [[say("none"), "", "", "", perplexity(r["conditions"]["baseline"])]]
+    for name in ("top", "bottom"):
+        values, null = r["conclusion"]["values"][name], r["null"][name]
+        heads = " ".join(f"{layer}.{head}" for layer, head in r["sets"][name])
+        others = say("{n} of {of}").format(n=null["at_least_as_large"], of=null["possible"])
+        change = interval(values["absolute_change"])
+        row = [f"{name.upper()}: {heads}", shown(values["verdict"], say), change, others]
+        rows.append([*row, perplexity(r["conditions"][name])])
+    heads = ("heads off", "verdict", "change of the value", "other sets as large", "perplexity")
+    return table([say(word) for word in heads], *rows)
+
+
+def all_off(name, condition):
+    def block(say):
+        r = result(name)
+        before, after = r["conditions"]["baseline"], r["conditions"][condition]
+        values, exact = r["conclusion"]["values"], r["conclusion"]["values"]["first_tokens"]
+        cells = [(say("left, layer {layer}").format(layer=r["places"][0]["layer"]), interval(values["retained"]))]
+        if exact:
+            n = f"{exact['tokens']:,}"
+            cells.append((say("left, all {n} first tokens").format(n=n), number(exact["retained"])))
+        cells.append((say("perplexity"), arrow(perplexity(before), perplexity(after))))
+        cells.append((say("sink rate"), arrow(mean(before["sink_rate"]), mean(after["sink_rate"]))))
+        return judged(name, say, *cells)
+
+    return block
+
+
+def exp2b(say):
+    """The layers that the verdict names."""
+    r = result("exp2b")
+    values = r["conclusion"]["values"]
+    named = [tuple(part) for word in ("necessary", "sufficient", "repaired") for part in values[word]]
+    named += [(kind, layer) for _word, kind, layer in values["cannot_tell"]]
+    rows = []
+    for kind, layer in list(dict.fromkeys(named))[:SHOWN]:
+        row = r["kinds"][kind][layer]
+        cells = [row["write"], row["alone"]["retained"], row.get("only_with_first", {}).get("retained")]
+        cells.append(row["repair"] and row["repair"]["ratio"])
+        rows.append([f"{kind} {layer}", *(interval(cell) if cell else "-" for cell in cells)])
+    heads = ("part", "it writes", "left without it", "left with it and MLP 0 alone", "self-repair")
+    said = wrapped(f"**{say('verdict')}** {verdict('exp2b', say)}")
+    return f"{said}\n{table([say(word) for word in heads], *rows)}"
+
+
+def exp2c(say):
+    r = result("exp2c")
+    cells = []
+    for row in r["contributions"][: min(2, len(r["conclusion"]["values"]["neurons"]))]:
+        product = f"{number(row['activation'])} x {number(row['weight'])} = {number(row['contribution'])}"
+        cells.append((say("neuron {n}").format(n=row["neuron"]), f"{product}, {fraction(row['share'])}"))
+    actual, run = (r["replaced"][name] for name in ("actual", "identity"))
+    name = say("perplexity, {actual} → {other}").format(actual=actual["label"], other=run["label"])
+    return judged("exp2c", say, *cells, (name, arrow(perplexity(actual), perplexity(run))))
+
+
+def compare_3d(say):
+    paths = sorted(MODEL.glob("compare_3d_before_after_pruning/layer*_comparison.json"))
+    if not paths:
+        raise cli.UserError(f"no results of compare_3d_before_after_pruning.py below {MODEL}")
+    rows = []
+    for path in paths:
+        r = result("compare_3d", path)
+        largest = r["downstream"][r["layer"]]["largest"]
+        head = say("layer {layer}, head {head}").format(layer=r["layer"], head=r["head"])
+        costs = arrow(*(number(r["perplexity"][when]) for when in ("before", "after")))
+        rows.append([head, arrow(number(largest["before"]), number(largest["after"])), costs])
+    figure = paths[0].with_name(f"layer{result('compare_3d', paths[0])['layer']}_3d_comparison.png")
+    heading = [say("head off"), say("largest value, its layer"), say("perplexity")]
+    return f"![{say('before and after')}]({figure.relative_to(ROOT)})\n\n{table(heading, *rows)}"
+
+
+def exp3(say):
+    r = result("exp3")
+    values = r["conclusion"]["values"]
+    first, last = values["plateau"]
+    return judged(
+        "exp3",
+        say,
+        (say("birth"), writers([values["birth"]] if values["birth"] else [], say)),
+        (say("plateau"), say("layers {first} to {last}").format(first=first, last=last)),
+        (say("erasers"), writers(values["erasers"], say)),
+        (say("relative error of the sum"), f"{r['check']['relative_error']:.0e}"),
+    )
+
+
+def exp4(say):
+    r = result("exp4")
+    draws = r["null"]["draws"]
+    alone, without = ([draw[run]["share"]["mean"] for draw in draws] for run in ("keep_only", "remove_only"))
+    random = f"{number(max(alone))}; {number(min(without))}" if draws else "-"
+    return judged(
+        "exp4",
+        say,
+        (say("kept by them alone"), interval(r["keep_only_share"])),
+        (say("left without them"), interval(r["remove_share"])),
+        (say("{n} random sets: most kept; least left").format(n=len(draws)), random),
+    )
+
+
+def exp5(say):
+    r = result("exp5")
+    names = {
+        "neurons_off_there": "its neurons off there",
+        "put_back": "the same, mean put back",
+        "mean_onward": "held at its mean",
+        "zero_onward": "held at zero",
+    }
+    epsilon = str(r["conclusion"]["values"]["counterfactual"]["epsilon"])
+    rows = [
+        [say(label), interval(of["loss_change"], True), interval(of["sink_rate_changes"][epsilon], True)]
+        for label, of in ((label, r["conditions"][name]) for name, label in names.items() if name in r["conditions"])
+    ]
+    return table([verdict("exp5", say), say("loss, nats a token"), say("sink rate")], *rows)
+
+
+def exp6(say):
+    r = result("exp6")
+    census, shares = r["census"], r["shares"]
+    first = say("spike as first, of {n}").format(n=f"{census['tokens']:,}")
+    where = {"moved": "behind text", "repeated": "behind itself", "behind_bos": "behind BOS"}
+    cells = [(say(where[key]), interval(shares[key])) for key in where if shares[key]]
+    return judged("exp6", say, (first, f"{census['n_spiking'] / census['tokens']:.2%}"), *cells)
+
+
+def exp7(say):
+    r = result("exp7")
+
+    def largest(cells):
+        (layer, head), cell = max(cells.items(), key=lambda item: abs(item[1]["mean"]))
+        return f"{layer}.{head}: {interval(cell | {'ci95': cell['family95']}, True)}"
+
+    heads = {(of["layer"], of["head"]): of["zero"] for of in r["heads"]}
+    value = {name: zero["end"]["relative"] for name, zero in heads.items() if zero.get("end")}
+    loss = {name: zero["loss"] for name, zero in heads.items()}
+    found = r["conclusion"]["values"]["correlations"]["score_loss"]
+    return judged(
+        "exp7",
+        say,
+        (say("largest change of the value"), largest(value)),
+        (say("of the loss"), largest(loss)),
+        (say("attention and loss, rank correlation"), f"{found['rho']:+.2f}"),
+    )
+
+
+def claims(say):
+    """What holds, what does not, what cannot be told; without the seed study's figures, which stand in brackets."""
+    translated = CHINESE["claims"] if say is chinese else {}
+    listed = {word: [] for word in VERDICTS}
+    for claim in result("claims")["claims"]:
+        text = re.sub(r" \([^()]*\)", "", claim["claim"])
+        listed[claim["verdict"]].append(f"*{claim['row']}* {translated.get(text, text)}")
+    said = say("- **{verdict}** ({n}): {claims}.")
+    return "".join(
+        wrapped(said.format(verdict=say(word), n=len(texts), claims=say("; ").join(texts)), "  ")
+        for word, texts in listed.items()
+        if texts
+    )
+
+
+def dtypes(say):
+    """What each dtype gives at the layers of the `layerwise` block."""
+    before, after = (
+        result(dtype, RESULTS / "dtypes" / dtype / "smollm2-135m_layerwise.json")["layers"] for dtype in DTYPES
+    )
+    top = [layer["top1"]["mean"] for layer in before]
+    kept = [i for i, value in enumerate(top) if value >= max(top) / 2]
+    rows = []
+    for i in sorted({top.index(max(top)), kept[-1], len(top) - 1}):
+        row = [i]
+        for key in ("top1", "median"):
+            values = [of[i][key]["mean"] for of in (before, after)]
+            row += [*map(number, values), f"{values[1] / values[0] - 1:+.2%}"]
+        rows.append(row)
+    heads = ("layer", "top-1, float32", DTYPES[1], "change", "median, float32", DTYPES[1], "change")
+    return table([word if word in DTYPES else say(word) for word in heads], *rows)
+
+
+def bench(say):
+    """How many targets of the benchmark each model meets, and which it does not."""
+    said = ""
+    for name in BENCHED:
+        targets = result("bench", RESULTS / "bench" / f"{name}_bench.json")["targets"]
+        missed = [f"{t['text']} ({number(t['value'])})" for t in targets if t["verdict"] != "met"]
+        counts = {"name": name, "n": len(targets) - len(missed), "of": len(targets)}
+        text = say("- {name}: {n} of {of}; not met: {missed}")
+        said += wrapped(text.format(**counts, missed=say("; ").join(missed) or say("none")), "  ")
+    return said
+
+
+def families(say):
+    return wrapped(say("; ").join(f"`{family}` ({of.models})" for family, of in architectures.TESTED.items()))
+
+
+BLOCKS = {
+    "finding": finding,
+    "layerwise": layerwise,
+    "head_analysis": head_analysis,
+    "head_pruning": head_pruning,
+    "exp1": all_off("exp1", "all_heads_off"),
+    "exp2a": all_off("exp2a", "all_mlps_off"),
+    "exp2b": exp2b,
+    "exp2c": exp2c,
+    "compare_3d": compare_3d,
+    "exp3": exp3,
+    "exp4": exp4,
+    "exp5": exp5,
+    "exp6": exp6,
+    "exp7": exp7,
+    "claims": claims,
+    "dtypes": dtypes,
+    "bench": bench,
+    "families": families,
+}
+
+
+def block(name, say):
+    try:
+        return BLOCKS[name](say)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise cli.UserError(f"README, block {name}: its results are not as expected ({what})") from error
+
+
+def rendered(readme):
+    """The README's text with every block made anew."""
+    text, say = readme.read_text(encoding="utf-8"), READMES[readme]
+    return BLOCK.sub(lambda found: f"{found['begin']}{block(found['name'], say)}{found['end']}", text)
+
+
+def main():
+    texts = {readme: rendered(readme) for readme in READMES}
+    for readme, text in texts.items():
+        readme.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    cli.main(main)
