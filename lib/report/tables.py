@@ -61,7 +61,7 @@ def number(value: float | None, signed: bool = False) -> str:
     """Four significant digits, thousands grouped: 0.6021, 23,512, +1.250, 3.1e-05; what is below NOISE is 0."""
     if value is None:
         return "-"
-    value = value if abs(value) >= NOISE else 0.0
+    value = 0.0 if abs(value) < NOISE else value
     if 0 < abs(value) < 0.001 or abs(value) >= 1e9:
         return f"{value:{'+' if signed else ''}.1e}"
     digits = 0 if abs(value) >= 1000 else max(0, 3 - math.floor(math.log10(abs(value)))) if value else 0
