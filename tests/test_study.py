@@ -57,7 +57,8 @@ def test_study(tmp_path, monkeypatch, capsys):
         "13c": "holds here",
         "14": "holds here",
     }
-    assert by_row["7"]["values"]["necessary"] == str(truth.layer) == str(born(out))
+    assert by_row["7"]["values"]["necessary"] == f"mlp of layer {truth.layer}"
+    assert born(out) == truth.layer
     assert json.loads((out / "exp2c_mlp_internal_analysis" / "exp2c_detailed_results.json").read_text())["config"][
         "layer_id"
     ] == born(out)

@@ -122,7 +122,7 @@ def _cells(results: dict[str, Any]) -> dict[str, Any]:
 
 def _behind_bos(cell: dict[str, Any] | None, tests: dict[str, tuple[str, Test]]) -> str | None:
     """The exception that a verdict makes of BOS, if it needs it."""
-    if cell is None or tests["behind_bos"][0] != "few":
+    if cell is None or tests.get("behind_bos", ("",))[0] != "few":
         return None
     hardly_any = Test("behind BOS: share", cell, "below", HARDLY_ANY).answer
     return None if hardly_any else f"behind BOS, {cell['mean']:.1%} still spike"
