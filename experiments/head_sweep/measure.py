@@ -293,8 +293,7 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> HeadSweep:
     removals = orders(found, options.n_random, options.seed)
     versions = changes(found, removals)
     values = sweep.at_place(lm, windows, place, versions, options.batch_size)
-    step = max(1, len(windows.ids) // options.n_whole)
-    rows = slice(0, step * options.n_whole, step)
+    rows = windows.spread(options.n_whole)
     some = replace(windows, ids=windows.ids[rows])
     at_zero = [version for version in versions if not version.name.startswith("mean")]
     whole = sweep.measure(lm, some, place.of(rows), at_zero, options.batch_size)

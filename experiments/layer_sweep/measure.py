@@ -64,8 +64,7 @@ def sweep_layers(
         for off in of.values()
     }
     values = sweep.at_place(lm, windows, place, list(changes.values()), batch_size)
-    step = max(1, len(windows.ids) // n_whole)
-    rows = slice(0, step * n_whole, step)
+    rows = windows.spread(n_whole)
     some, there = replace(windows, ids=windows.ids[rows]), place.of(rows)
     whole = _Whole(sweep.measure(lm, some, there, list(changes.values()), batch_size), there.draws)
     at = _AtPlace(values, place)

@@ -79,8 +79,7 @@ def prove(
             full = f"{prefix}{name}"
             changes[full] = neurons.NeuronsOff(full, word.format(these), layer, tuple(sorted(off[name])))
     values = sweep.at_place(lm, windows, place, list(changes.values()), options.batch_size)
-    step = max(1, len(windows.ids) // options.n_whole)
-    rows = slice(0, step * options.n_whole, step)
+    rows = windows.spread(options.n_whole)
     some = list(changes.values())[: len(RUNS) * (1 + WHOLE_DRAWS)]
     whole = sweep.measure(lm, replace(windows, ids=windows.ids[rows]), place.of(rows), some, options.batch_size)
     of_whole = _of_whole(whole, place.draws.of(rows))

@@ -50,6 +50,11 @@ class Windows:
             return independent(len(self.ids), seed)
         return Draws(self.document_of, seed)
 
+    def spread(self, n: int) -> slice:
+        """The rows of `n` of the windows, evenly spread; of all, if there are fewer."""
+        step = max(1, len(self.ids) // n)
+        return slice(0, step * n, step)
+
     @cached_property
     def sha256(self) -> str:
         return hashlib.sha256(self.ids.to(torch.int64).contiguous().numpy().tobytes()).hexdigest()
