@@ -63,7 +63,7 @@ test: $(READY)
 
 # the same weights in TransformerLens and llama.cpp, in an environment of its own
 test-peers: $(PEERS_READY)
-	$(PEERS)/python -m pytest tests/test_peers.py tests/test_llama_cpp.py -m peer
+	$(PEERS)/python -m pytest tests/model/test_peers.py tests/model/test_llama_cpp.py -m peer
 
 # time and memory beside other tools, in an environment of its own: the tables end in what is met and what is not
 BENCH := .venv-bench/bin
@@ -84,6 +84,7 @@ bench: $(BENCH_READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(RUN) -m tests.architecture_names
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from experiments.head_scores import figures, text
+from experiments.head_scores import text
 from lib.core import pruning
-from lib.experiment import Experiment, execute
+from lib.experiment import Drawings, Experiment, execute
 from lib.run import cli
 
 if TYPE_CHECKING:
-    from experiments.head_scores.measure import HeadAnalysis
+    from experiments.head_scores.results import Results, Stored
     from lib.core.data import Windows
     from lib.model.models import LanguageModel
 
@@ -28,10 +28,23 @@ class Options(cli.Options):
     pass
 
 
-def run(lm: LanguageModel, windows: Windows, options: Options) -> HeadAnalysis:
+def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:
     from experiments.head_scores import measure
 
     return measure.run(lm, windows, options)
+
+
+def pruning_config(result: Stored) -> str:
+    return pruning.config_text(result.results.ranking, result.config["model_name"])
+
+
+def figures() -> Drawings:
+    from experiments.head_scores import figures
+
+    return {
+        "{model_name}_head_analysis.png": figures.head_scores,
+        "{model_name}_head_ranking.png": figures.head_ranking,
+    }
 
 
 EXPERIMENT = Experiment(
@@ -40,11 +53,8 @@ EXPERIMENT = Experiment(
     txt="{model_name}_head_analysis.txt",
     run=run,
     summary=text.summarise,
-    figures={
-        "{model_name}_head_analysis.png": figures.head_scores,
-        "{model_name}_head_ranking.png": figures.head_ranking,
-    },
-    extra={"{model_name}_pruning_config.txt": pruning.config_text},
+    figures=figures,
+    extra={"{model_name}_pruning_config.txt": pruning_config},
 )
 if __name__ == "__main__":
     cli.main(lambda: execute(EXPERIMENT, cli.parse(Options, __doc__)))

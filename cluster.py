@@ -70,10 +70,10 @@ def main() -> None:
         jobs = [executor.submit(submitit.helpers.CommandFunction(command)) for _name, command in named]
     failed = 0
     for (name, _command), job in zip(named, jobs, strict=True):
-        error = job.exception()
-        failed += error is not None
+        failure = job.exception()
+        failed += failure is not None
         print(
-            f"{'failed' if error else 'done'}  job {job.job_id}  {savedir / name}  log {job.paths.stderr}", flush=True
+            f"{'failed' if failure else 'done'}  job {job.job_id}  {savedir / name}  log {job.paths.stderr}", flush=True
         )
     if failed:
         sys.exit(1)

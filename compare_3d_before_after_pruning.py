@@ -13,12 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from experiments.before_after import figures, text
-from lib.experiment import Experiment, execute
+from experiments.before_after import text
+from lib.experiment import Drawings, Experiment, execute
 from lib.run import cli
 
 if TYPE_CHECKING:
-    from experiments.before_after.measure import BeforeAfter
+    from experiments.before_after.results import Results
     from lib.core.data import Windows
     from lib.model.models import LanguageModel
 
@@ -41,10 +41,19 @@ def text_windows(options: Options, lm: LanguageModel) -> Windows:
     return data.from_text(options.text, options, lm)
 
 
-def run(lm: LanguageModel, windows: Windows, options: Options) -> BeforeAfter:
+def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:
     from experiments.before_after import measure
 
     return measure.run(lm, windows, options)
+
+
+def figures() -> Drawings:
+    from experiments.before_after import figures
+
+    return {
+        "layer{layer_id}_3d_comparison.png": figures.before_after,
+        "layer{layer_id}_difference_analysis.png": figures.difference,
+    }
 
 
 EXPERIMENT = Experiment(
@@ -53,10 +62,7 @@ EXPERIMENT = Experiment(
     txt="layer{layer_id}_comparison.txt",
     run=run,
     summary=text.summarise,
-    figures={
-        "layer{layer_id}_3d_comparison.png": figures.before_after,
-        "layer{layer_id}_difference_analysis.png": figures.difference,
-    },
+    figures=figures,
     windows=text_windows,
 )
 if __name__ == "__main__":

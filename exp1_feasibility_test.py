@@ -10,14 +10,14 @@ place is judged once, at the end of its plateau, and at position 0 over all firs
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from experiments.ablation import figures, text
-from lib.experiment import Experiment, execute
+from experiments.ablation import text
+from lib.experiment import Drawings, Experiment, execute
 from lib.run import cli
 
 if TYPE_CHECKING:
-    from lib.core.ablation import Feasibility
+    from experiments.ablation.results import Results, Stored
     from lib.core.data import Windows
     from lib.model.models import LanguageModel
 
@@ -29,19 +29,30 @@ class Options(cli.Options):
     )
 
 
-def run(lm: LanguageModel, windows: Windows, options: Options) -> Feasibility:
-    from lib.core.ablation import Condition, feasibility
+def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:
+    from experiments.ablation import measure
+    from lib.core.ablation import Condition
 
     heads = tuple((layer, head) for layer in range(lm.arch.n_layers) for head in range(lm.arch.n_heads))
-    return feasibility(lm, windows, Condition("all_heads_off", "all heads off", heads=heads), options)
+    return measure.run(lm, windows, Condition("all_heads_off", "all heads off", heads=heads), options)
 
 
-def summarise(payload: dict[str, Any]) -> str:
+def summarise(result: Stored) -> str:
     return text.summary(
-        payload,
+        result,
         "Experiment 1: all attention heads off",
         "Question: are the baseline's massive activations still there when no head writes anything?",
     )
+
+
+def figures() -> Drawings:
+    from experiments.ablation import figures
+
+    return {
+        "comparison/exp1_top1_comparison.png": figures.top1_comparison,
+        "comparison/exp1_critical_dimensions.png": figures.critical_dimensions,
+        "comparison/exp1_percentage_change_heatmap.png": figures.percentage_heatmap,
+    }
 
 
 EXPERIMENT = Experiment(
@@ -51,11 +62,7 @@ EXPERIMENT = Experiment(
     run=run,
     summary=summarise,
     details=text.details,
-    figures={
-        "comparison/exp1_top1_comparison.png": figures.top1_comparison,
-        "comparison/exp1_critical_dimensions.png": figures.critical_dimensions,
-        "comparison/exp1_percentage_change_heatmap.png": figures.percentage_heatmap,
-    },
+    figures=figures,
 )
 if __name__ == "__main__":
     cli.main(lambda: execute(EXPERIMENT, cli.parse(Options, __doc__)))

@@ -10,14 +10,14 @@ over all first tokens that the text could give.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from experiments.ablation import figures, text
-from lib.experiment import Experiment, execute
+from experiments.ablation import text
+from lib.experiment import Drawings, Experiment, execute
 from lib.run import cli
 
 if TYPE_CHECKING:
-    from lib.core.ablation import Feasibility
+    from experiments.ablation.results import Results, Stored
     from lib.core.data import Windows
     from lib.model.models import LanguageModel
 
@@ -29,19 +29,30 @@ class Options(cli.Options):
     )
 
 
-def run(lm: LanguageModel, windows: Windows, options: Options) -> Feasibility:
-    from lib.core.ablation import Condition, feasibility
+def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:
+    from experiments.ablation import measure
+    from lib.core.ablation import Condition
 
     mlps = tuple(range(lm.arch.n_layers))
-    return feasibility(lm, windows, Condition("all_mlps_off", "all MLPs off", mlps=mlps), options)
+    return measure.run(lm, windows, Condition("all_mlps_off", "all MLPs off", mlps=mlps), options)
 
 
-def summarise(payload: dict[str, Any]) -> str:
+def summarise(result: Stored) -> str:
     return text.summary(
-        payload,
+        result,
         "Experiment 2A: all MLPs off",
         "Question: are the baseline's massive activations still there when no MLP writes anything?",
     )
+
+
+def figures() -> Drawings:
+    from experiments.ablation import figures
+
+    return {
+        "comparison/exp2a_top1_comparison.png": figures.top1_comparison,
+        "comparison/exp2a_critical_dimensions.png": figures.critical_dimensions,
+        "comparison/exp2a_percentage_change_heatmap.png": figures.percentage_heatmap,
+    }
 
 
 EXPERIMENT = Experiment(
@@ -51,11 +62,7 @@ EXPERIMENT = Experiment(
     run=run,
     summary=summarise,
     details=text.details,
-    figures={
-        "comparison/exp2a_top1_comparison.png": figures.top1_comparison,
-        "comparison/exp2a_critical_dimensions.png": figures.critical_dimensions,
-        "comparison/exp2a_percentage_change_heatmap.png": figures.percentage_heatmap,
-    },
+    figures=figures,
 )
 if __name__ == "__main__":
     cli.main(lambda: execute(EXPERIMENT, cli.parse(Options, __doc__)))

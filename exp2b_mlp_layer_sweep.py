@@ -13,12 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from experiments.layer_sweep import figures, text
-from lib.experiment import Experiment, execute
+from experiments.layer_sweep import text
+from lib.experiment import Drawings, Experiment, execute
 from lib.run import cli
 
 if TYPE_CHECKING:
-    from experiments.layer_sweep.measure import LayerSweep
+    from experiments.layer_sweep.results import Results
     from lib.core.data import Windows
     from lib.model.models import LanguageModel
 
@@ -34,10 +34,16 @@ class Options(cli.PlaceOptions):
         return super().idle() | few
 
 
-def run(lm: LanguageModel, windows: Windows, options: Options) -> LayerSweep:
+def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:
     from experiments.layer_sweep import measure
 
     return measure.run(lm, windows, options)
+
+
+def figures() -> Drawings:
+    from experiments.layer_sweep import figures
+
+    return {"exp2b_layer_sweep.png": figures.layer_sweep, "exp2b_cost.png": figures.layer_sweep_cost}
 
 
 EXPERIMENT = Experiment(
@@ -46,7 +52,7 @@ EXPERIMENT = Experiment(
     txt="EXPERIMENT_2B_SUMMARY.txt",
     run=run,
     summary=text.summarise,
-    figures={"exp2b_layer_sweep.png": figures.layer_sweep, "exp2b_cost.png": figures.layer_sweep_cost},
+    figures=figures,
 )
 if __name__ == "__main__":
     cli.main(lambda: execute(EXPERIMENT, cli.parse(Options, __doc__)))

@@ -13,12 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from experiments.mlp_internal import figures, text
-from lib.experiment import Experiment, execute
+from experiments.mlp_internal import text
+from lib.experiment import Drawings, Experiment, execute
 from lib.run import cli
 
 if TYPE_CHECKING:
-    from experiments.mlp_internal.measure import MlpInternal
+    from experiments.mlp_internal.results import Results
     from lib.core.data import Windows
     from lib.model.models import LanguageModel
 
@@ -30,10 +30,20 @@ class Options(cli.Options):
     dim: int | None = cli.flag(None, "dim to follow (default: the one in which that output is largest)")
 
 
-def run(lm: LanguageModel, windows: Windows, options: Options) -> MlpInternal:
+def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:
     from experiments.mlp_internal import measure
 
     return measure.run(lm, windows, options)
+
+
+def figures() -> Drawings:
+    from experiments.mlp_internal import figures
+
+    return {
+        "exp2c_activation_flow.png": figures.activation_flow,
+        "exp2c_dimension_analysis.png": figures.dimension_analysis,
+        "exp2c_gelu_impact.png": figures.activation_function_impact,
+    }
 
 
 EXPERIMENT = Experiment(
@@ -42,11 +52,7 @@ EXPERIMENT = Experiment(
     txt="EXPERIMENT_2C_SUMMARY.txt",
     run=run,
     summary=text.summarise,
-    figures={
-        "exp2c_activation_flow.png": figures.activation_flow,
-        "exp2c_dimension_analysis.png": figures.dimension_analysis,
-        "exp2c_gelu_impact.png": figures.activation_function_impact,
-    },
+    figures=figures,
 )
 if __name__ == "__main__":
     cli.main(lambda: execute(EXPERIMENT, cli.parse(Options, __doc__)))

@@ -13,12 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from experiments.ledger import figures, text
-from lib.experiment import Experiment, execute
+from experiments.ledger import text
+from lib.experiment import Drawings, Experiment, execute
 from lib.run import cli
 
 if TYPE_CHECKING:
-    from experiments.ledger.measure import Lifecycle
+    from experiments.ledger.results import Results
     from lib.core.data import Windows
     from lib.model.models import LanguageModel
 
@@ -31,10 +31,19 @@ class Options(cli.PlaceOptions):
     heads_off: tuple[str, ...] = cli.flag((), "heads that are off, as layer.head, or all", nargs="+", metavar="HEAD")
 
 
-def run(lm: LanguageModel, windows: Windows, options: Options) -> Lifecycle:
+def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:
     from experiments.ledger import measure
 
     return measure.run(lm, windows, options)
+
+
+def figures() -> Drawings:
+    from experiments.ledger import figures
+
+    return {
+        "exp3_ledger.png": figures.ledger,
+        "exp3_writes.png": figures.ledger_writes,
+    }
 
 
 EXPERIMENT = Experiment(
@@ -44,10 +53,7 @@ EXPERIMENT = Experiment(
     run=run,
     summary=text.summarise,
     details=text.details,
-    figures={
-        "exp3_ledger.png": figures.ledger,
-        "exp3_writes.png": figures.ledger_writes,
-    },
+    figures=figures,
 )
 if __name__ == "__main__":
     cli.main(lambda: execute(EXPERIMENT, cli.parse(Options, __doc__)))

@@ -14,12 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from experiments.neuron_sets import figures, text
-from lib.experiment import Experiment, execute
+from experiments.neuron_sets import text
+from lib.experiment import Drawings, Experiment, execute
 from lib.run import cli
 
 if TYPE_CHECKING:
-    from experiments.neuron_sets.measure import NeuronSets
+    from experiments.neuron_sets.results import Results
     from lib.core.data import Windows
     from lib.model.models import LanguageModel
 
@@ -37,10 +37,19 @@ class Options(cli.PlaceOptions):
         return super().idle() | few
 
 
-def run(lm: LanguageModel, windows: Windows, options: Options) -> NeuronSets:
+def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:
     from experiments.neuron_sets import measure
 
     return measure.run(lm, windows, options)
+
+
+def figures() -> Drawings:
+    from experiments.neuron_sets import figures
+
+    return {
+        "exp4_neuron_sets.png": figures.neuron_sets,
+        "exp4_neurons_read.png": figures.neurons_read,
+    }
 
 
 EXPERIMENT = Experiment(
@@ -49,7 +58,7 @@ EXPERIMENT = Experiment(
     txt="EXPERIMENT_4_SUMMARY.txt",
     run=run,
     summary=text.summarise,
-    figures={"exp4_neuron_sets.png": figures.neuron_sets, "exp4_neurons_read.png": figures.neurons_read},
+    figures=figures,
 )
 if __name__ == "__main__":
     cli.main(lambda: execute(EXPERIMENT, cli.parse(Options, __doc__)))

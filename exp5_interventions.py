@@ -16,13 +16,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from experiments.interventions import figures, text
+from experiments.interventions import text
 from lib.core.definitions import WINDOWS
-from lib.experiment import Experiment, execute
+from lib.experiment import Drawings, Experiment, execute
 from lib.run import cli
 
 if TYPE_CHECKING:
-    from experiments.interventions.measure import Interventions
+    from experiments.interventions.results import Results
     from lib.core.data import Windows
     from lib.model.models import LanguageModel
 
@@ -38,10 +38,19 @@ class Options(cli.PlaceOptions):
     )
 
 
-def run(lm: LanguageModel, windows: Windows, options: Options) -> Interventions:
+def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:
     from experiments.interventions import measure
 
     return measure.run(lm, windows, options)
+
+
+def figures() -> Drawings:
+    from experiments.interventions import figures
+
+    return {
+        "exp5_perplexity_and_sinks.png": figures.interventions,
+        "exp5_comes_back.png": figures.interventions_over_layers,
+    }
 
 
 EXPERIMENT = Experiment(
@@ -51,10 +60,7 @@ EXPERIMENT = Experiment(
     run=run,
     summary=text.summarise,
     details=text.details,
-    figures={
-        "exp5_perplexity_and_sinks.png": figures.interventions,
-        "exp5_comes_back.png": figures.interventions_over_layers,
-    },
+    figures=figures,
 )
 if __name__ == "__main__":
     cli.main(lambda: execute(EXPERIMENT, cli.parse(Options, __doc__)))

@@ -14,12 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from experiments.census import figures, text
-from lib.experiment import Experiment, execute
+from experiments.census import text
+from lib.experiment import Drawings, Experiment, execute
 from lib.run import cli
 
 if TYPE_CHECKING:
-    from experiments.census.measure import TriggerCensus
+    from experiments.census.results import Results
     from lib.core.data import Windows
     from lib.model.models import LanguageModel
 
@@ -30,10 +30,16 @@ class Options(cli.PlaceOptions):
     layer_id: int | None = cli.flag(None, "layer of the spike, from 0 (default: the first of the place's plateau)")
 
 
-def run(lm: LanguageModel, windows: Windows, options: Options) -> TriggerCensus:
+def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:
     from experiments.census import measure
 
     return measure.run(lm, windows, options)
+
+
+def figures() -> Drawings:
+    from experiments.census import figures
+
+    return {"exp6_vocabulary.png": figures.vocabulary_census, "exp6_triggers.png": figures.triggers}
 
 
 EXPERIMENT = Experiment(
@@ -42,7 +48,7 @@ EXPERIMENT = Experiment(
     txt="EXPERIMENT_6_SUMMARY.txt",
     run=run,
     summary=text.summarise,
-    figures={"exp6_vocabulary.png": figures.vocabulary_census, "exp6_triggers.png": figures.triggers},
+    figures=figures,
 )
 if __name__ == "__main__":
     cli.main(lambda: execute(EXPERIMENT, cli.parse(Options, __doc__)))

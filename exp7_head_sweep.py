@@ -15,12 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from experiments.head_sweep import figures, text
-from lib.experiment import Experiment, execute
+from experiments.head_sweep import text
+from lib.experiment import Drawings, Experiment, execute
 from lib.run import cli
 
 if TYPE_CHECKING:
-    from experiments.head_sweep.measure import HeadSweep
+    from experiments.head_sweep.results import Results
     from lib.core.data import Windows
     from lib.model.models import LanguageModel
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Options(cli.PlaceOptions):
     nsamples: int = cli.flag(64, "number of token windows")
     seqlen: int | None = cli.flag(64, "tokens in a window")
-    batch_size: int | str = cli.flag(16, "windows in one forward pass, or auto: as many as fit", type=cli.batch_size)
+    batch_size: int = cli.flag(16, "windows in one forward pass, or auto: as many as fit", type=cli.batch_size)
     n_whole: int = cli.flag(32, "how many of them are run whole, for sink rate and loss")
     n_random: int = cli.flag(3, "random orders of removal")
 
@@ -38,10 +38,20 @@ class Options(cli.PlaceOptions):
         return super().idle() | few
 
 
-def run(lm: LanguageModel, windows: Windows, options: Options) -> HeadSweep:
+def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:
     from experiments.head_sweep import measure
 
     return measure.run(lm, windows, options)
+
+
+def figures() -> Drawings:
+    from experiments.head_sweep import figures
+
+    return {
+        "exp7_place_heatmap.png": figures.head_sweep_place,
+        "exp7_model_heatmap.png": figures.head_sweep_model,
+        "exp7_cumulative.png": figures.head_sweep_cumulative,
+    }
 
 
 EXPERIMENT = Experiment(
@@ -51,11 +61,7 @@ EXPERIMENT = Experiment(
     run=run,
     summary=text.summarise,
     details=text.details,
-    figures={
-        "exp7_place_heatmap.png": figures.head_sweep_place,
-        "exp7_model_heatmap.png": figures.head_sweep_model,
-        "exp7_cumulative.png": figures.head_sweep_cumulative,
-    },
+    figures=figures,
 )
 if __name__ == "__main__":
     cli.main(lambda: execute(EXPERIMENT, cli.parse(Options, __doc__)))

@@ -18,22 +18,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from experiments.attention_logits import figures, text
-from experiments.interventions import figures as interventions_figures
+from experiments.attention_logits import text as logits_text
 from experiments.interventions import text as interventions_text
-from experiments.layerwise import figures as layerwise_figures
 from experiments.layerwise import text as layerwise_text
-from experiments.sentence import figures as sentence_figures
 from experiments.sentence import text as sentence_text
-from lib.experiment import Experiment, execute
+from lib.experiment import Drawings, Experiment, execute
 from lib.report import result_files
 from lib.run import cli
 
 if TYPE_CHECKING:
-    from experiments.attention_logits.measure import AttentionLogits
-    from experiments.interventions.measure import Interventions
-    from experiments.layerwise.measure import Layerwise
-    from experiments.sentence.measure import Sentence
+    from experiments import attention_logits, interventions, layerwise, sentence
     from lib.core.data import Windows
     from lib.model.models import LanguageModel
 
@@ -68,28 +62,52 @@ def sentence_windows(options: Options, lm: LanguageModel) -> Windows:
     return data.from_text(options.text, options, lm)
 
 
-def run_sentence(lm: LanguageModel, windows: Windows, options: Options) -> Sentence:
+def run_sentence(lm: LanguageModel, windows: Windows, options: Options) -> sentence.results.Results:
     from experiments.sentence import measure
 
     return measure.run(lm, windows, options)
 
 
-def run_layerwise(lm: LanguageModel, windows: Windows, options: Options) -> Layerwise:
+def run_layerwise(lm: LanguageModel, windows: Windows, options: Options) -> layerwise.results.Results:
     from experiments.layerwise import measure
 
     return measure.run(lm, windows, options)
 
 
-def run_intervention(lm: LanguageModel, windows: Windows, options: Options) -> Interventions:
+def run_intervention(lm: LanguageModel, windows: Windows, options: Options) -> interventions.results.Results:
     from experiments.interventions import measure
 
     return measure.run_single(lm, windows, options)
 
 
-def run_logits(lm: LanguageModel, windows: Windows, options: Options) -> AttentionLogits:
+def run_logits(lm: LanguageModel, windows: Windows, options: Options) -> attention_logits.results.Results:
     from experiments.attention_logits import measure
 
     return measure.run(lm, windows, options)
+
+
+def sentence_figures() -> Drawings:
+    from experiments.sentence import figures
+
+    return {"{model_name}_layer{layer_id}_3d.png": figures.sentence}
+
+
+def layerwise_figures() -> Drawings:
+    from experiments.layerwise import figures
+
+    return {"{model_name}.png": figures.layerwise}
+
+
+def intervention_figures() -> Drawings:
+    from experiments.interventions import figures
+
+    return {"{model_name}_layer{layer_id}_{reset_type}.png": figures.interventions_over_layers}
+
+
+def logits_figures() -> Drawings:
+    from experiments.attention_logits import figures
+
+    return {"{model_name}_layer{layer_id}_attention_logits.png": figures.attention_logits}
 
 
 SENTENCE = Experiment(
@@ -98,7 +116,7 @@ SENTENCE = Experiment(
     txt="{model_name}_layer{layer_id}_3d.txt",
     run=run_sentence,
     summary=sentence_text.summarise,
-    figures={"{model_name}_layer{layer_id}_3d.png": sentence_figures.sentence},
+    figures=sentence_figures,
     windows=sentence_windows,
 )
 LAYERWISE = Experiment(
@@ -107,7 +125,7 @@ LAYERWISE = Experiment(
     txt="{model_name}_layerwise.txt",
     run=run_layerwise,
     summary=layerwise_text.summarise,
-    figures={"{model_name}.png": layerwise_figures.layerwise},
+    figures=layerwise_figures,
 )
 INTERVENTION = Experiment(
     name="intervention",
@@ -116,15 +134,15 @@ INTERVENTION = Experiment(
     run=run_intervention,
     summary=interventions_text.summarise_single,
     details=interventions_text.details,
-    figures={"{model_name}_layer{layer_id}_{reset_type}.png": interventions_figures.interventions_over_layers},
+    figures=intervention_figures,
 )
 LOGITS = Experiment(
     name="attention_logits",
     json="{model_name}_layer{layer_id}_attention_logits.json",
     txt="{model_name}_layer{layer_id}_attention_logits.txt",
     run=run_logits,
-    summary=text.summarise,
-    figures={"{model_name}_layer{layer_id}_attention_logits.png": figures.attention_logits},
+    summary=logits_text.summarise,
+    figures=logits_figures,
     windows=sentence_windows,
 )
 EXPERIMENTS = {"exp1": SENTENCE, "exp2": LAYERWISE, "exp3": INTERVENTION, "exp4": LOGITS}

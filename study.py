@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import verify_claims
 from lib import catalogue
-from lib.claims.results import birth_layer
 from lib.core import provenance
 from lib.experiment import IncompleteError, already_there, execute
 from lib.report import identity, result_files
 from lib.run import cli
+from lib.run.command import carried_out
 
 if TYPE_CHECKING:
     from lib.model.models import LanguageModel
@@ -39,7 +39,9 @@ STEPS = [  # (command, whether the seed study has it)
 
 @dataclass(frozen=True)
 class Options(cli.Options):
-    nsamples: int | None = cli.flag(None, "number of token windows (default: each script's own)")
+    nsamples: int | None = cli.flag(  # type: ignore[assignment]  # a script of its own has always a number
+        None, "number of token windows (default: each script's own)"
+    )
     savedir: Path | None = cli.flag(None, "folder for the results (default: results/<model>)", type=cli.path)
     force: bool = cli.flag(False, "measure again what is there already", action="store_true")
     short: bool = cli.flag(False, "only the seed study's scripts and the ledger", action="store_true")
@@ -53,6 +55,7 @@ def main() -> None:
     folder = options.savedir or Path("results") / options.model_name
     result_files.check_writable(folder)
 
+    from lib.claims.measured import birth_layer
     from lib.model import models
 
     lm = models.load(options)
@@ -61,7 +64,9 @@ def main() -> None:
     for name in {step.split()[0].removesuffix(".py") for step in steps}:
         for path in sorted((folder / name).rglob("*.json")):
             identity.require_same(path, this)
-    layers, done, failed = {}, set(), []
+    layers: dict[str, int] = {}
+    done: set[tuple[str, ...]] = set()
+    failed = []
     for step in steps:
         try:
             file, *own = step.format_map(layers).split()
@@ -83,12 +88,12 @@ def main() -> None:
             failed.append(step)
             payload = error.payload if isinstance(error, IncompleteError) else {"experiment": None}
         if payload["experiment"] == "exp3":
-            layers["born"] = birth_layer(payload["results"])
+            layers["born"] = birth_layer(catalogue.concluded(payload))
         elif payload["experiment"] == "head_analysis":
             layers["read"] = payload["results"]["ranking"][0]["layer"]
-    sys.argv = ["verify_claims.py", str(folder)]
     found = verify_claims.find(folder).get(options.model_name, {})
-    verify_claims.verify(folder, options.model_name, of_model(found, this))
+    with carried_out("verify_claims.py", [str(folder)]):
+        verify_claims.verify(folder, options.model_name, of_model(found, this))
     if failed:
         raise cli.UserError(f"without a whole result: {', '.join(failed)}")
 
@@ -96,8 +101,8 @@ def main() -> None:
 def of_model(files: verify_claims.Files, this: dict[str, Any]) -> verify_claims.Files:
     """What of verify_claims.find's files of one name is of one model."""
     return {
-        experiment: [payload for payload in payloads if identity.of(payload["provenance"]) == identity.of(this)]
-        for experiment, payloads in files.items()
+        experiment: [file for file in found if identity.of(file.result.provenance) == identity.of(this)]
+        for experiment, found in files.items()
     }
 
 
@@ -114,14 +119,15 @@ def shared_flags(options: Options, idle: dict[str, str]) -> list[str]:
 
 def carry_out(script: ModuleType, command: list[str], lm: LanguageModel, force: bool) -> dict[str, Any]:
     """The payload of one command, measured now unless it is there already."""
-    sys.argv = command  # what the provenance names
-    options = cli.parse(script.Options, script.__doc__)
+    file, *flags = command
+    options = cli.parse(script.Options, script.__doc__, flags)
     experiment = script.EXPERIMENT if hasattr(script, "EXPERIMENT") else script.chosen(options)[0]
     path = options.output_dir / experiment.json.format(**result_files.config(options))
-    if not force and already_there(experiment, options, lm):
-        print(f"{path} is there already")
-    else:
-        execute(experiment, options, lm)
+    with carried_out(file, flags):
+        if not force and already_there(experiment, options, lm):
+            print(f"{path} is there already")
+        else:
+            execute(experiment, options, lm)
     return result_files.load(path, experiment.name)
 
 

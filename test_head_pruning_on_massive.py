@@ -3,10 +3,10 @@
     python test_head_pruning_on_massive.py --model gpt2 --nsamples 20 --savedir results/head_pruning_massive/
 
 TOP heads attend most to the first token, BOTTOM heads least; they come from the model's own ranking on the same
-windows (for GPT-2's weights: the seed study's sets), from --config (written by analyze_heads_simple.py), or from --top
-and --bottom. A head is off when its slice of the input of the attention output projection is zero; the bias stays. The
-null for each set are other heads of the same layers: all draws that are possible, or NULL of them, at the followed
-place; --n_random of these are run whole.
+windows (for GPT-2's weights: the seed study's sets), from --pruning_config (written by analyze_heads_simple.py), or
+from --top and --bottom. A head is off when its slice of the input of the attention output projection is zero; the bias
+stays. The null for each set are other heads of the same layers: all draws that are possible, or NULL of them, at the
+followed place; --n_random of these are run whole.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.head_pruning import figures, text
-from lib.experiment import Experiment, execute
+from experiments.head_pruning import text
+from lib.experiment import Drawings, Experiment, execute
 from lib.run import cli
 
 if TYPE_CHECKING:
-    from experiments.head_pruning.measure import Pruning
+    from experiments.head_pruning.results import Results
     from lib.core.data import Windows
     from lib.model.models import LanguageModel
 
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Options(cli.Options):
     dataset_config: str | None = cli.flag(None, "configuration of a hub dataset")
-    config: Path | None = cli.flag(None, "pruning configuration of analyze_heads_simple.py", type=cli.path)
+    config: Path | None = cli.flag(
+        None, "pruning configuration of analyze_heads_simple.py", type=cli.path, aliases=["--pruning_config"]
+    )
     top: tuple[str, ...] = cli.flag((), "TOP heads as layer.head, for example 2.7 5.1 6.1", nargs="+")
     bottom: tuple[str, ...] = cli.flag((), "BOTTOM heads as layer.head", nargs="+")
     n_random: int = cli.flag(5, "draws of random heads for each set that are run whole")
@@ -40,10 +42,20 @@ class Options(cli.Options):
         return super().idle() | ({"config": "--top and --bottom name all heads"} if self.top and self.bottom else {})
 
 
-def run(lm: LanguageModel, windows: Windows, options: Options) -> Pruning:
+def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:
     from experiments.head_pruning import measure
 
     return measure.run(lm, windows, options)
+
+
+def figures() -> Drawings:
+    from experiments.head_pruning import figures
+
+    return {
+        "Prune_TOP_Heads_comparison.png": lambda result: figures.pruning_comparison(result, "top"),
+        "Prune_BOTTOM_Heads_comparison.png": lambda result: figures.pruning_comparison(result, "bottom"),
+        "summary_comparison.png": figures.pruning_summary,
+    }
 
 
 EXPERIMENT = Experiment(
@@ -53,11 +65,7 @@ EXPERIMENT = Experiment(
     run=run,
     summary=text.summarise,
     details=text.details,
-    figures={
-        "Prune_TOP_Heads_comparison.png": lambda payload: figures.pruning_comparison(payload, "top"),
-        "Prune_BOTTOM_Heads_comparison.png": lambda payload: figures.pruning_comparison(payload, "bottom"),
-        "summary_comparison.png": figures.pruning_summary,
-    },
+    figures=figures,
 )
 if __name__ == "__main__":
     cli.main(lambda: execute(EXPERIMENT, cli.parse(Options, __doc__)))

@@ -9,41 +9,84 @@ experiment, the one with most tokens counts, then the newest; results under an a
 choice are left aside. For GPT-2's weights our values stand beside the published ones, reference/gpt2_published.json.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lib import catalogue
+from lib.core.evidence import Cell, Conclusion, conclusion
 from lib.core.provenance import environment
-from lib.report import identity, result_files, tables
+from lib.report import identity, result_files, tables, upgrades
 from lib.run import checkout, cli
 from lib.run.errors import cause
 
+if TYPE_CHECKING:  # SciPy takes a second to import, and --help needs none of it
+    from lib.claims.judging import AnsweredTest, JudgedClaim
+
 PUBLISHED = checkout.ROOT / "reference" / "gpt2_published.json"
 NEEDED = ("results", "config.model_name", "provenance.model.name", "provenance.time", "provenance.data.seqlen")
-Files = dict[str, list[dict[str, Any]]]  # of one model: the payloads of each experiment, the one that counts first
+
 CHOSEN_PLACE = ("dim", "position", "dims", "mlps_off", "heads_off")
 
 
 @dataclass(frozen=True)
-class Verdicts:
-    """claims: as lib.claims.judging.judge gives them. files: {experiment: the results they rest on}. published: for
-    gpt2, {name, published, ours (None: no result), gap (ours - published), source}; otherwise empty."""
+class File:
+    """A result: its path below the folder, what the JSON holds, and the same typed and judged."""
 
-    claims: list[dict[str, Any]]
-    files: Files
-    published: list[dict[str, Any]]
-    conclusion: dict[str, Any]
+    path: str
+    payload: dict[str, Any]
+    result: result_files.Result[Any, Any]
+
+    @property
+    def size(self) -> tuple[int, str]:
+        """Tokens, and when it was measured."""
+        data = self.result.provenance["data"]
+        return data["windows"] * data["seqlen"], self.result.provenance["time"]
+
+
+Files = dict[str, list[File]]  # of one model, by experiment, the one that counts first
+
+
+@dataclass(frozen=True)
+class UsedFile:
+    path: str
+    data: dict[str, Any]
+    model: dict[str, Any]
+    git: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class PublishedFigure:
+    """ours: None where there is no result; gap: ours - published."""
+
+    name: str
+    published: float
+    ours: float | None
+    gap: float | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """files: those that the claims rest on, by experiment. published: of GPT-2 alone."""
+
+    claims: list[JudgedClaim]
+    files: dict[str, list[UsedFile]]
+    published: list[PublishedFigure]
+    conclusion: Conclusion[dict[str, int]]
 
 
 def find(folder: Path) -> dict[str, Files]:
     """The files of each model, by its name, of all result files below a folder.
 
-    A payload gets the key `path`, below the folder. Raises UserError for a result of ours that is not whole.
+    Raises UserError for a result of ours that is not whole.
     """
-    found = {}
+    models: dict[str, Files] = {}
     for path in sorted(folder.rglob("*.json")):
         payload = _read(path) if path.is_file() else None
         if payload is None:
@@ -51,23 +94,23 @@ def find(folder: Path) -> dict[str, Files]:
         try:
             for key in NEEDED:
                 result_files.lookup(payload, key)
-            payload["results"] = catalogue.judged(payload["experiment"], payload["results"])
+            result = catalogue.concluded(payload)
         except (LookupError, TypeError, ValueError) as error:
             what = f"{type(error).__name__}: {cause(error)}"
             raise cli.UserError(f"{path} is not a whole result ({what})") from error
-        if any(payload["config"].get(name) not in (None, []) for name in CHOSEN_PLACE):
+        if any(result.config.get(name) not in (None, []) for name in CHOSEN_PLACE):
             continue
-        of = found.setdefault(payload["config"]["model_name"], {})
-        of.setdefault(payload["experiment"], []).append(payload | {"path": str(path.relative_to(folder))})
-    for of in found.values():
-        for payloads in of.values():
-            payloads.sort(key=_counts, reverse=True)
-    return found
+        files = models.setdefault(result.config["model_name"], {})
+        files.setdefault(result.experiment, []).append(File(str(path.relative_to(folder)), payload, result))
+    for files in models.values():
+        for found in files.values():
+            found.sort(key=lambda file: file.size, reverse=True)
+    return models
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     """The payload of an experiment's result, or None where a file is none of ours or of another version."""
-    from lib.claims.results import SCRIPTS
+    from lib.claims.measured import SCRIPTS
 
     try:
         payload = result_files.read_json(path)
@@ -78,7 +121,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     experiment, version = payload.get("experiment"), payload.get("schema_version")
     if version is None or experiment not in list(SCRIPTS):
         return None
-    if version != result_files.SCHEMA_VERSION:
+    if version not in upgrades.READABLE:
         print(f"left out: {path} has schema version {version}", file=sys.stderr)
         return None
     return result_files.load(path, experiment)
@@ -97,163 +140,168 @@ def by_dtype(model_name: str, files: Files, model: str | None = None) -> dict[st
 
     Raises UserError if they are of different weights, unless just one of these was called `model` when it ran.
     """
-    every = [payload for payloads in files.values() for payload in payloads]
-    weights = {}
-    for payload in every:
-        weights.setdefault(identity.of(payload["provenance"])[0], []).append(payload)
-    called = [of for of, payloads in weights.items() if model in (p["provenance"]["model"]["name"] for p in payloads)]
+    weights: dict[str, list[File]] = {}
+    for file in _all(files):
+        weights.setdefault(identity.of(file.result.provenance)[0], []).append(file)
+    called = [
+        model_of
+        for model_of, found in weights.items()
+        if model in (file.result.provenance["model"]["name"] for file in found)
+    ]
     if len(weights) > 1 and len(called) != 1:
-        first = [of[0] for of in weights.values()]
+        first = [found[0] for found in weights.values()]
         raise cli.UserError(
-            f"results of different weights are called {model_name}: {', '.join(of['path'] for of in first)} (of "
-            f"{', '.join(identity.described(of['provenance']) for of in first)}); give --model as it was typed for one "
-            "of them, or a folder that holds only one"
+            f"results of different weights are called {model_name}: {', '.join(file.path for file in first)} (of "
+            f"{', '.join(identity.described(file.result.provenance) for file in first)}); give --model as it was typed "
+            "for one of them, or a folder that holds only one"
         )
-    split = {}
-    for experiment, payloads in files.items():
-        for payload in payloads:
-            weights_of, dtype = identity.of(payload["provenance"])
+    split: dict[str | None, Files] = {}
+    for experiment, found in files.items():
+        for file in found:
+            weights_of, dtype = identity.of(file.result.provenance)
             if len(weights) == 1 or weights_of == called[0]:
-                split.setdefault(dtype, {}).setdefault(experiment, []).append(payload)
+                split.setdefault(dtype, {}).setdefault(experiment, []).append(file)
     return split
 
 
-def _counts(payload: dict[str, Any]) -> tuple[int, str]:
-    data = payload["provenance"]["data"]
-    return data["windows"] * data["seqlen"], payload["provenance"]["time"]
+def _all(files: Files) -> list[File]:
+    return [file for found in files.values() for file in found]
 
 
 def judge(files: Files, model_name: str) -> Verdicts:
     """The Verdicts on one model's files of `find`."""
     from lib.claims import judging
     from lib.claims.every import CLAIMS
-    from lib.claims.results import SCRIPTS, Results
+    from lib.claims.measured import SCRIPTS, Measured
 
-    results = Results(files)
-    judged = [judging.judge(claim, results) for claim in CLAIMS]
-    counts = {verdict: sum(of["verdict"] == verdict for of in judged) for verdict in judging.VERDICTS}
-    used = {name: [_described(payload) for payload in files.get(name, [])] for name in SCRIPTS}
+    measured = Measured({experiment: [file.result for file in found] for experiment, found in files.items()})
+    judged = [judging.judge(claim, measured) for claim in CLAIMS]
+    counts = {verdict: sum(claim.verdict == verdict for claim in judged) for verdict in judging.VERDICTS}
     return Verdicts(
         claims=judged,
-        files=used,
+        files={name: [_used(file) for file in files.get(name, [])] for name in SCRIPTS},
         published=beside_published(files) if _is_gpt2(files, model_name) else [],
-        conclusion={
-            "verdict": ", ".join(f"{n} {verdict}" for verdict, n in counts.items()),
-            "rule": "each claim by its own rule; cannot tell: a result is missing, an interval holds a threshold, or "
+        conclusion=conclusion(
+            ", ".join(f"{n} {verdict}" for verdict, n in counts.items()),
+            "each claim by its own rule; cannot tell: a result is missing, an interval holds a threshold, or "
             "causality made the outcome certain beforehand",
-            "values": counts,
-        },
+            counts,
+        ),
     )
 
 
-def _described(payload: dict[str, Any]) -> dict[str, Any]:
-    provenance = payload["provenance"]
-    return {"path": payload["path"]} | {key: provenance[key] for key in ("data", "model", "git")}
+def _used(file: File) -> UsedFile:
+    provenance = file.result.provenance
+    return UsedFile(file.path, provenance["data"], provenance["model"], provenance["git"])
 
 
 def _is_gpt2(files: Files, model_name: str) -> bool:
-    every = [payload for payloads in files.values() for payload in payloads]
-    return all(identity.is_gpt2(p["provenance"]) for p in every) if every else model_name == "gpt2"
+    every = _all(files)
+    return all(identity.is_gpt2(file.result.provenance) for file in every) if every else model_name == "gpt2"
 
 
-def beside_published(files: Files) -> list[dict[str, Any]]:
+def beside_published(files: Files) -> list[PublishedFigure]:
     """Every published figure of GPT-2 beside ours."""
     rows = []
     for figure in result_files.read_json(PUBLISHED)["figures"]:
-        payloads = files.get(figure["experiment"], [])
+        found = files.get(figure["experiment"], [])
         if figure["layer"] is not None:
-            payloads = [p for p in payloads if p["results"]["layer"] == figure["layer"]]
+            found = [file for file in found if file.result.results.layer == figure["layer"]]
         try:
-            ours = result_files.lookup(payloads[0], figure["path"]) if payloads else None
+            ours = result_files.lookup(found[0].payload, figure["path"]) if found else None
         except LookupError as error:
-            raise cli.UserError(f"{payloads[0]['path']} has no {figure['path']}: is it of GPT-2 small?") from error
+            raise cli.UserError(f"{found[0].path} has no {figure['path']}: is it of GPT-2 small?") from error
         gap = None if ours is None else ours - figure["published"]
-        rows.append({"name": figure["name"], "published": figure["published"], "ours": ours, "gap": gap})
-        rows[-1]["source"] = figure["source"]
+        rows.append(PublishedFigure(figure["name"], figure["published"], ours, gap, figure["source"]))
     return rows
 
 
-def summarise(payload: dict[str, Any]) -> str:
-    from lib.claims.results import SCRIPTS
+def summarise(verdicts: Verdicts, model_name: str, command: str) -> str:
+    from lib.claims.measured import SCRIPTS
 
-    r, model_name = payload["results"], payload["config"]["model_name"]
     title = f"Claims about massive activations, by the results of {model_name}"
+    no_gpt2 = "Results of this model do not refute the seed study's figures, which are of GPT-2."
     parts = [
         title,
         "=" * len(title),
-        f"command  {payload['provenance']['command']}",
+        f"command  {command}",
         "",
         f"Here: {model_name}, on the texts below. What does not hold here may hold elsewhere.",
-        *(["Results of this model do not refute the seed study's figures, which are of GPT-2."] * (not r["published"])),
+        *([] if verdicts.published else [no_gpt2]),
         "",
         "Results that count",
     ]
     used = []
-    for name, files in r["files"].items():
-        data = files[0]["data"] if files else None
+    for name, files in verdicts.files.items():
+        data = files[0].data if files else None
         described = f"{data['windows']} x {data['seqlen']} tokens of {data['dataset']}" if data else "-"
-        used.append([SCRIPTS[name], " ".join(f["path"] for f in files[:2]) or "missing", described])
+        used.append([SCRIPTS[name], " ".join(file.path for file in files[:2]) or "missing", described])
     parts += [tables.table(["script", "file", "data"], used)]
-    rows = [[of["row"], of["verdict"], of["claim"]] for of in r["claims"]]
+    rows = [[claim.row, claim.verdict, claim.claim] for claim in verdicts.claims]
     parts += [tables.table(["row", "verdict", "claim"], rows), "Of each the numbers, the rule, the nearest threshold"]
-    for of in r["claims"]:
-        parts += [f"{of['row']}: {of['verdict']}: {numbers(of)}", f"    {of['rule']}"]
-        if of["tests"]:
-            parts.append(f"    nearest threshold: {_threshold(nearest(of))}")
-    if r["published"]:
-        rows = [
-            [
-                f["name"],
-                "no result" if f["ours"] is None else tables.number(f["ours"]),
-                tables.number(f["published"]),
-                "-" if f["ours"] is None else tables.number(f["gap"], True),
-                "-" if f["ours"] is None else tables.percent(f["published"], f["ours"]),
-                f["source"],
-            ]
-            for f in r["published"]
-        ]
-        compared = sum(f["ours"] is not None for f in r["published"])
-        parts += ["", "Published figures of GPT-2", f"{compared} of {len(rows)} compared"]
-        parts += [tables.table(["figure", "ours", "published", "gap", "per cent", "source"], rows)]
+    for claim in verdicts.claims:
+        parts += [f"{claim.row}: {claim.verdict}: {numbers(claim)}", f"    {claim.rule}"]
+        if claim.tests:
+            parts.append(f"    nearest threshold: {_threshold(nearest(claim))}")
+    if verdicts.published:
+        parts += ["", "Published figures of GPT-2", _published_text(verdicts.published)]
     elif model_name == "gpt2":
         why = "these are not known to be its weights (on the hub: gpt2)"
         parts += ["", f"Published figures of GPT-2 are left out: {why}"]
-    return "\n".join([*parts, "", f"Conclusion: {r['conclusion']['verdict']}", f"Rule: {r['conclusion']['rule']}", ""])
+    verdict, rule = verdicts.conclusion.verdict, verdicts.conclusion.rule
+    return "\n".join([*parts, "", f"Conclusion: {verdict}", f"Rule: {rule}", ""])
 
 
-def numbers(claim: dict[str, Any]) -> str:
+def _published_text(figures: Sequence[PublishedFigure]) -> str:
+    rows = [
+        [
+            figure.name,
+            "no result" if figure.ours is None else tables.number(figure.ours),
+            tables.number(figure.published),
+            tables.number(figure.gap, True),
+            "-" if figure.ours is None else tables.percent(figure.published, figure.ours),
+            figure.source,
+        ]
+        for figure in figures
+    ]
+    compared = sum(figure.ours is not None for figure in figures)
+    table = tables.table(["figure", "ours", "published", "gap", "per cent", "source"], rows)
+    return f"{compared} of {len(rows)} compared\n{table}"
+
+
+def numbers(claim: JudgedClaim) -> str:
     """The numbers of a judged claim in one line, behind the reason, if it cannot be told."""
-    values = [f"{name} {_text(value)}" for name, value in claim["values"].items()]
-    return "; ".join([claim["reason"]] * bool(claim["reason"]) + values)
+    values = [f"{name} {_text(value)}" for name, value in claim.values.items()]
+    return "; ".join([claim.reason, *values] if claim.reason else values)
 
 
-def nearest(claim: dict[str, Any]) -> dict[str, Any]:
+def nearest(claim: JudgedClaim) -> AnsweredTest:
     """Of a judged claim's tests that on which its verdict hangs: the nearest to its threshold; if it does not hold, of
     those that say so the furthest, for all of them would have to turn."""
-    against = [test for test in claim["tests"] if test["answer"] is False]
-    if claim["reason"] is None and against:
+    against = [test for test in claim.tests if test.answer is False]
+    if claim.reason is None and against:
         return max(against, key=_distance)
-    return min(claim["tests"], key=_distance)
+    return min(claim.tests, key=_distance)
 
 
-def _distance(test: dict[str, Any]) -> float:
+def _distance(test: AnsweredTest) -> float:
     """In parts of the threshold, which makes those of several units comparable."""
-    return abs(test["distance"] or 0) / (abs(test["threshold"] or 0) or 1)
+    return abs(test.distance or 0) / (abs(test.threshold or 0) or 1)
 
 
-def _threshold(test: dict[str, Any]) -> str:
-    if test["threshold"] is None:
-        measured, asked = test["side"], test["wanted"]
+def _threshold(test: AnsweredTest) -> str:
+    if test.threshold is None or test.mean is None:
+        measured, asked = test.side, test.wanted
     else:
-        measured = _text({"mean": test["mean"], "ci95": test["interval"]})
-        asked = f"{test['wanted']} {tables.number(test['threshold'])}"
-    away = f"{tables.number(test['distance'], True)} away" if test["answer"] is not None else test["side"]
-    return f"{test['what']} {measured}, asked: {asked}; {away}"
+        measured = _text(Cell(test.mean, test.interval))
+        asked = f"{test.wanted} {tables.number(test.threshold)}"
+    away = f"{tables.number(test.distance, True)} away" if test.answer is not None else test.side
+    return f"{test.what} {measured}, asked: {asked}; {away}"
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        exact = value["ci95"] == [value["mean"]] * 2
+def _text(value: Cell | str | float | None) -> str:
+    if isinstance(value, Cell):
+        exact = value.ci95 == (value.mean, value.mean)
         return tables.mean(value) if exact else tables.interval(value)
     return str(value) if isinstance(value, (str, int)) else tables.number(value)
 
@@ -263,8 +311,9 @@ def verify(folder: Path, model_name: str, files: Files, label: str | None = None
     label = label or model_name
     names = {"json": f"{label}_claims.json", "txt": f"{label}_claims.txt"}
     config = {"folder": folder, "model_name": model_name}
-    payload = result_files.payload("claims", config, environment(0), judge(files, model_name), names)
-    text = summarise(payload)
+    verdicts, origin = judge(files, model_name), environment(0)
+    payload = result_files.payload("claims", config, origin, verdicts, names)
+    text = summarise(verdicts, model_name, origin["command"])
     result_files.write_json(folder / names["json"], payload)
     result_files.write_text(folder / names["txt"], text)
     print(text)

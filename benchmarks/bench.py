@@ -12,7 +12,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from benchmarks import compare, figures
+from benchmarks import compare
 from benchmarks.worker import Worker
 from lib.experiment import Experiment, execute
 from lib.report import tables
@@ -57,8 +57,8 @@ def run(lm, windows, options):
 
     load = {"average": os.getloadavg()[0], "cpus": os.cpu_count()}
     torch.set_num_threads(options.threads)
-    shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(cli.Options)}
-    shared = cli.Options(**shared | {"model": lm.model.name_or_path})
+    values = {f.name: getattr(options, f.name) for f in dataclasses.fields(cli.Options)}
+    shared = cli.Options(**values | {"model": lm.model.name_or_path})
     workers = {}
     with ExitStack() as stack:
         for name in tqdm(ENTRIES, unit="entry", desc="values", disable=None):
@@ -92,8 +92,8 @@ def run(lm, windows, options):
     return Benchmark(RULES, load, list(rows.values()), differences, [target.judge(rows) for target in TARGETS])
 
 
-def summarise(payload):
-    r, config = payload["results"], payload["config"]
+def summarise(result):
+    r, config = result.results, result.config
     load = r["load"]
     rows, failed = [], []
     for row in r["entries"]:
@@ -103,13 +103,14 @@ def summarise(payload):
         rows.append([row["tool"], row["label"], gives, *_cells(row["seconds"], 3), *_cells(row["ratio"], 2)])
         rows[-1].append("-" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}")
     equal = [
-        f"{key}: {of['relative']:.1e}, between {' and '.join(of['between'])}" for key, of in r["differences"].items()
+        f"{key}: {difference['relative']:.1e}, between {' and '.join(difference['between'])}"
+        for key, difference in r["differences"].items()
     ]
     targets = [[t["text"], "-" if t["value"] is None else f"{t['value']:.2f}", t["verdict"]] for t in r["targets"]]
     heads = ["tool", "entry", "gives", "seconds", "min", "max", "x bare", "min", "max", "peak MiB"]
     return "\n".join(
         [
-            tables.header(payload, "The cost of measuring"),
+            tables.header(result, "The cost of measuring"),
             f"seconds a window: median, min, max of {config['rounds']} rounds; {config['threads']} threads",
             f"load average before: {load['average']:.1f} on {load['cpus']} CPUs; well over 1, others were at work and",
             "neither times nor ratios can be relied on",
@@ -124,8 +125,14 @@ def summarise(payload):
     )
 
 
-def _cells(of, digits):
-    return ["-"] * 3 if of is None else [f"{of[key]:.{digits}f}" for key in ("median", "min", "max")]
+def _cells(cell, digits):
+    return ["-"] * 3 if cell is None else [f"{cell[key]:.{digits}f}" for key in ("median", "min", "max")]
+
+
+def figures():
+    from benchmarks import figures
+
+    return {"{model_name}_bench.png": figures.benchmark}
 
 
 BENCHMARK = Experiment(
@@ -134,7 +141,7 @@ BENCHMARK = Experiment(
     txt="{model_name}_bench.txt",
     run=run,
     summary=summarise,
-    figures={"{model_name}_bench.png": figures.benchmark},
+    figures=figures,
 )
 
 

@@ -20,7 +20,7 @@ def require_equal(values):
     An entry may give fewer layers (axis 1) than another: the first ones. Raises UserError if two entries differ by
     more than TOLERANCE, or one gives another number of values.
     """
-    largest = {}
+    largest: dict[str, dict] = {}
     for one, other in combinations(values, 2):
         for key in sorted(values[one].keys() & values[other].keys()):
             relative = _difference(np.asarray(values[one][key]), np.asarray(values[other][key]))
@@ -54,17 +54,17 @@ def ratios(row, other):
 
 @dataclass(frozen=True)
 class AtMost:
-    """`entry` takes at most `bound` x the time of entry `of`."""
+    """`entry` takes at most `bound` x the time of entry `other`."""
 
     entry: str
-    of: str
+    other: str
     bound: float
 
     def judge(self, rows):
         return _judged(
-            f"{rows[self.entry]['label']}: at most {self.bound:g} x {rows[self.of]['label']}",
-            [rows[self.entry], rows[self.of]],
-            lambda: (value := ratios(rows[self.entry], rows[self.of])["median"], value <= self.bound),
+            f"{rows[self.entry]['label']}: at most {self.bound:g} x {rows[self.other]['label']}",
+            [rows[self.entry], rows[self.other]],
+            lambda: (value := ratios(rows[self.entry], rows[self.other])["median"], value <= self.bound),
         )
 
 
@@ -105,17 +105,17 @@ class LeastMemory:
 
 @dataclass(frozen=True)
 class FlatMemory:
-    """`entry` has a peak of at most `bound` x that of entry `of`."""
+    """`entry` has a peak of at most `bound` x that of entry `other`."""
 
     entry: str
-    of: str
+    other: str
     bound: float
 
     def judge(self, rows):
         return _judged(
-            f"peak memory of {rows[self.entry]['label']}: at most {self.bound:g} x that of {rows[self.of]['label']}",
-            [rows[self.entry], rows[self.of]],
-            lambda: (value := rows[self.entry]["peak_mib"] / rows[self.of]["peak_mib"], value <= self.bound),
+            f"peak memory of {rows[self.entry]['label']}: at most {self.bound:g} x that of {rows[self.other]['label']}",
+            [rows[self.entry], rows[self.other]],
+            lambda: (value := rows[self.entry]["peak_mib"] / rows[self.other]["peak_mib"], value <= self.bound),
         )
 
 

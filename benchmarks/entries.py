@@ -6,13 +6,16 @@ Where a pass measures many alike, its `units` say how many, and its time is that
 To add an entry, write its function under @entry; what must hold of it goes into TARGETS.
 """
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.compare import AtMost, Faster, FlatMemory, LeastMemory, Within
+from lib.run.cli import Options
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,10 @@ class Entry:
     tool: str
     gives: str
     timed: bool
-    prepare: object
+    prepare: Callable
 
 
-ENTRIES = {}
+ENTRIES: dict[str, Entry] = {}
 
 
 def entry(label, tool, gives, timed=True):
@@ -44,7 +47,7 @@ OURS, TRANSFORMERS, LENS, NNSIGHT = "this repository", "transformers", "Transfor
 NOTHING, LAYERS, BOTH = "nothing", "layers", "layers + heads"
 MLPS_OFF, HEADS_OFF, CENSUS = "without MLPs", "without heads", "census"
 HEAD_AT_PLACE, HEAD_WHOLE = "a head off: value", "a head off: value, sinks, loss"
-TARGETS = [
+TARGETS: list[AtMost | Faster | LeastMemory | FlatMemory | Within] = [
     AtMost("layers_heads", "bare", 1.10),
     Faster("layers_heads", NNSIGHT, 1.25),
     Faster("layers_heads", TRANSFORMERS, 1.4),
@@ -67,16 +70,18 @@ def load(options):
     return models.load(options)
 
 
-def by_window(options, measure, units=1):
+@dataclass(frozen=True)
+class ByWindow:
     """A pass from `measure`, (batch, seq) token ids -> {key: array with one row a window}."""
 
-    def run(ids):
-        with torch.inference_mode():
-            parts = [measure(batch) for batch in ids.split(options.batch_size)]
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    options: Options
+    measure: Callable
+    units: int = 1
 
-    run.units = units
-    return run
+    def __call__(self, ids):
+        with torch.inference_mode():
+            parts = [self.measure(batch) for batch in ids.split(self.options.batch_size)]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def statistics(hidden):
@@ -97,7 +102,7 @@ def largest(hidden):
 @entry("bare forward", TRANSFORMERS, NOTHING)
 def bare(options):
     model = load(options).model.base_model
-    return by_window(options, lambda ids: {"output": largest(model(ids, use_cache=False).last_hidden_state)})
+    return ByWindow(options, lambda ids: {"output": largest(model(ids, use_cache=False).last_hidden_state)})
 
 
 @entry("layerwise pass", OURS, LAYERS)
@@ -115,7 +120,7 @@ def layers(options):
         found.end_batch()
         return {"layers": found.rows.array}
 
-    return by_window(options, measure)
+    return ByWindow(options, measure)
 
 
 @entry("layerwise + heads pass", OURS, BOTH)
@@ -135,7 +140,7 @@ def layers_heads(options):
         heads.end_batch()
         return {"layers": found.rows.array, "heads": heads.scores}
 
-    return by_window(options, measure)
+    return ByWindow(options, measure)
 
 
 @entry("output_hidden_states", TRANSFORMERS, LAYERS)
@@ -164,7 +169,7 @@ def _transformers(options, **wanted):
             values["heads"] = stacked(attention[..., 0].mean(-1) for attention in output.attentions)
         return values
 
-    return by_window(options, measure)
+    return ByWindow(options, measure)
 
 
 @entry("run_with_cache", LENS, BOTH)
@@ -190,7 +195,7 @@ def _lens(options, **wanted):
             "heads": stacked(cache[f"{block}.attn.hook_pattern"][..., 0].mean(-1) for block in blocks),
         }
 
-    return by_window(options, measure)
+    return ByWindow(options, measure)
 
 
 @entry("trace of base_model", NNSIGHT, LAYERS)
@@ -224,7 +229,7 @@ def _nnsight(options, heads):
                 rows.append(statistics(block.output))
         return {"layers": stacked(rows)} | ({"heads": stacked(scores)} if heads else {})
 
-    return by_window(options, measure)
+    return ByWindow(options, measure)
 
 
 def changed(options, what, manager):
@@ -243,7 +248,7 @@ def changed(options, what, manager):
             hooks.forward(lm, ids)
         return values
 
-    return by_window(options, measure)
+    return ByWindow(options, measure)
 
 
 def zeroed(arch, role, inputs):
@@ -309,8 +314,8 @@ def at_first(ids, lm, dim):
     from lib.core.place import Place
     from lib.core.stats import independent
 
-    first = np.zeros(len(ids), dtype=int)
-    return Place(dim, first, "", *np.empty((2, len(ids), lm.arch.n_layers)), first, independent(len(ids)))
+    first, unknown = np.zeros(len(ids), dtype=int), np.empty((len(ids), lm.arch.n_layers))
+    return Place(dim, first, "", unknown, unknown, first, independent(len(ids)))
 
 
 @entry("each head off, position 0: sweep.at_place, time a head", OURS, HEAD_AT_PLACE)
@@ -323,10 +328,10 @@ def head_at_place(options):
 
     def measure(ids):
         windows = data.Windows(ids, len(ids), False, "")
-        values = sweep.at_place(lm, windows, at_first(ids, lm, dim), list(changes.values()), options.batch_size)
+        values = sweep.values_at_place(lm, windows, at_first(ids, lm, dim), list(changes.values()), options.batch_size)
         return {HEAD_AT_PLACE: values[changes[middle_head(lm.arch)].name]}
 
-    return by_window(options, measure, len(changes))
+    return ByWindow(options, measure, len(changes))
 
 
 @entry("one head off, whole window: output_hidden_states", TRANSFORMERS, HEAD_AT_PLACE)
@@ -339,12 +344,12 @@ def head_forward(options):
         output = model(ids, use_cache=False, output_hidden_states=True)
         return {HEAD_AT_PLACE: stacked(hidden[:, 0, dim] for hidden in output.hidden_states[1:-1])}
 
-    return by_window(options, measure)
+    return ByWindow(options, measure)
 
 
-def switch_off(lm, of):
+def switch_off(lm, which):
     """Zero a head's part of the input of its layer's attention output projection, for good."""
-    layer, head = of
+    layer, head = which
     columns = slice(head * lm.arch.head_dim, (head + 1) * lm.arch.head_dim)
 
     def zero(_module, args):
@@ -383,7 +388,8 @@ def _passes(options, resumed):
         """What a sweep measures once, for all its changes."""
         key = ids.numpy().tobytes()
         if resumed and key not in known:
-            kept, passes = {}, sweep.Passes(lm, place)
+            kept: dict[int, Any] = {}
+            passes = sweep.Passes(lm, place)
             with hooks.keep_block_outputs(lm.arch, kept):
                 passes.run(ids, rows)
             known[key] = kept, passes
@@ -397,7 +403,7 @@ def _passes(options, resumed):
             passes.run(ids, rows, first, before)
         return whole(*passes.arrays(rows))
 
-    return by_window(options, measure)
+    return ByWindow(options, measure)
 
 
 @entry("one head off: output_hidden_states, eager output_attentions", TRANSFORMERS, HEAD_WHOLE)
@@ -419,7 +425,7 @@ def head_transformers(options):
             stacked(attention[:, :, :SINK_WINDOW, 0].mean(2) for attention in output.attentions),
         )
 
-    return by_window(options, measure)
+    return ByWindow(options, measure)
 
 
 CENSUS_TOKENS = 1024

@@ -5,33 +5,34 @@ import numpy as np
 from lib.report.figures import PALETTE, make_axes, make_title
 
 
-def benchmark(payload):
+def benchmark(result):
     """Time and peak memory of every entry of a benchmark, one row each; colours are tools."""
-    results, config = payload["results"], payload["config"]
+    results, config = result.results, result.config
     rows = [row for row in results["entries"] if not row["error"]]
     tools = list(dict.fromkeys(row["tool"] for row in rows))
     colors = [PALETTE[tools.index(row["tool"])] for row in rows]
     labels = [f"{row['label']}\n{row['tool']}: {row['gives']}" for row in rows]
-    at = np.arange(len(rows))
+    heights = np.arange(len(rows))
     figure, axes = make_axes(1, 2, size=(12, 1.8 + 0.48 * len(rows)), sharey=True)
+    peaks = np.array([row["peak_mib"] for row in rows])
     ratios = np.array([[row["ratio"][k] if row["ratio"] else np.nan for k in ("median", "min", "max")] for row in rows])
-    axes[0].barh(at, ratios[:, 0], color=colors)
-    axes[0].hlines(at, ratios[:, 1], ratios[:, 2], color="black", lw=1)
+    axes[0].barh(heights, ratios[:, 0], color=colors)
+    axes[0].hlines(heights, ratios[:, 1], ratios[:, 2], color="black", lw=1)
     axes[0].axvline(1, color="black", lw=0.8, ls="--")
     axes[0].set_xlabel("time / bare forward's (line: min to max)")
-    axes[1].barh(at, [row["peak_mib"] for row in rows], color=colors)
+    axes[1].barh(heights, peaks, color=colors)
     axes[1].set_xlabel("peak memory of the process (MiB)")
     times = [f"{ratio:.3g} x" if np.isfinite(ratio) else "not timed" for ratio in ratios[:, 0]]
-    texts = (times, [f"{row['peak_mib']:,.0f}" for row in rows])
+    texts = (times, [f"{peak:,.0f}" for peak in peaks])
     on_white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     style = {"textcoords": "offset points", "va": "center", "fontsize": 9, "bbox": on_white}
-    for ax, values, ends in zip(axes, texts, (ratios[:, 2], [row["peak_mib"] for row in rows]), strict=True):
-        for y, text, x in zip(at, values, np.nan_to_num(ends), strict=True):
+    for ax, values, ends in zip(axes, texts, (ratios[:, 2], peaks), strict=True):
+        for y, text, x in zip(heights, values, np.nan_to_num(ends), strict=True):
             ax.annotate(text, (x, y), xytext=(4, 0), **style)
         ax.set_xlim(0, 1.2 * np.nanmax(ends))
-    axes[0].set_yticks(at, labels, fontsize=9)
+    axes[0].set_yticks(heights, labels, fontsize=9)
     axes[0].invert_yaxis()
     axes[0].margins(y=0.02)
-    title = make_title(payload, f"The cost of measuring ({config['rounds']} rounds, {config['threads']} threads)")
+    title = make_title(result, f"The cost of measuring ({config['rounds']} rounds, {config['threads']} threads)")
     figure.suptitle(title, fontsize=11)
     return figure

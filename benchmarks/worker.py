@@ -24,11 +24,14 @@ class Worker:
 
     def __init__(self, name, options, ids, threads):
         """ids: (windows, seq) array of token ids."""
-        self.error, self.seconds = None, []
+        self.error: str | None = None
+        self.seconds: list[float] = []
         self.connection, theirs = CONTEXT.Pipe()
         self.process = CONTEXT.Process(target=_work, args=(theirs, name, options, threads), daemon=True)
         self.process.start()
         theirs.close()
+        self.values: dict | None
+        self.peak_mib: float | None
         self.values, self.peak_mib = self._ask(ids) or (None, None)
 
     def run(self, window):

@@ -7,18 +7,25 @@ change without a model.
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
+import msgspec
+
+from lib.core.evidence import Conclusion
 from lib.report import result_files
+from lib.report.result_files import Result
+from lib.report.upgrades import upgraded
 
 
 @dataclass(frozen=True)
 class Entry:
-    """folder: below experiments/. command: the script, with the flags that choose this experiment of it.
+    """folder: below experiments/; its results.py has the class Results.
 
-    study: the further flags of each of study.py's runs, in which {born} is the layer of the ledger's birth and {read}
-    that of the head that attends most to the first token. judge: the function of the folder's judge.py, if it has one:
-    stored results -> lib.core.evidence.conclusion. seed: whether the seed study has it.
+    command: the script, with the flags that choose this experiment of it. study: the further flags of each of
+    study.py's runs, in which {born} is the layer of the ledger's birth and {read} that of the head that attends most to
+    the first token. judge: the function of the folder's judge.py, if it has one: Results -> Conclusion.
+    seed: whether the seed study has it.
     """
 
     folder: str
@@ -36,7 +43,9 @@ EXPERIMENTS = {  # by the name that the JSON has
     "head_pruning": Entry("head_pruning", "test_head_pruning_on_massive.py", study=("",), judge="judge", seed=True),
     "exp1": Entry("ablation", "exp1_feasibility_test.py", study=("",), judge="judge", seed=True),
     "exp2a": Entry("ablation", "exp2a_mlp_feasibility_test.py", study=("",), judge="judge", seed=True),
-    "exp2c": Entry("mlp_internal", "exp2c_mlp_internal_analysis.py", study=("--layer_id {born}",), seed=True),
+    "exp2c": Entry(
+        "mlp_internal", "exp2c_mlp_internal_analysis.py", study=("--layer_id {born}",), judge="judge", seed=True
+    ),
     "compare_3d": Entry(
         "before_after",
         "compare_3d_before_after_pruning.py",
@@ -53,15 +62,47 @@ EXPERIMENTS = {  # by the name that the JSON has
 }
 
 
-def judge_of(experiment: str) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
-    """The judge of an experiment's stored results, or None where there is no verdict."""
+def judge_of(experiment: str) -> Callable[[Any], Conclusion[Any]] | None:
+    """The judge of an experiment's Results, or None where there is no verdict."""
     entry = EXPERIMENTS.get(experiment)
-    if entry is None or entry.judge is None:
-        return None
-    return getattr(importlib.import_module(f"experiments.{entry.folder}.judge"), entry.judge)
+    return None if entry is None or entry.judge is None else getattr(_module(experiment, "judge"), entry.judge)
+
+
+def _module(experiment: str, name: str) -> ModuleType:
+    return importlib.import_module(f"experiments.{EXPERIMENTS[experiment].folder}.{name}")
+
+
+def typed(experiment: str, results: Any) -> Any:
+    """The experiment's Results, of what its JSON holds; JSON types of one that is not listed here, as the benchmark.
+
+    Raises msgspec.ValidationError, which says where, if it is something else.
+    """
+    if experiment not in EXPERIMENTS:
+        return results
+    return msgspec.convert(results, _module(experiment, "results").Results, str_keys=True)
 
 
 def judged(experiment: str, results: Any) -> dict[str, Any]:
-    """`results` (a dataclass or what a JSON holds) as JSON types, with their conclusion, if they have a judge."""
-    results, judge = result_files.plain(results), judge_of(experiment)
-    return results if judge is None else results | {"conclusion": result_files.plain(judge(results))}
+    """Results, or what their JSON holds, as JSON types with their conclusion, if they have a judge."""
+    stored, judge = result_files.plain(results), judge_of(experiment)
+    if judge is None:
+        return stored
+    return stored | {"conclusion": result_files.plain(judge(typed(experiment, stored)))}
+
+
+def concluded(payload: dict[str, Any]) -> Result[Any, Any]:
+    """A result's JSON, typed, and judged by the rules of today; a stored conclusion is never read.
+
+    Raises msgspec.ValidationError if `results` are not those of the experiment.
+    """
+    experiment = payload["experiment"]
+    results = typed(experiment, upgraded(experiment, payload["schema_version"], payload["results"]))
+    judge = judge_of(experiment)
+    return Result(
+        experiment=experiment,
+        provenance=payload["provenance"],
+        config=payload["config"],
+        results=results,
+        conclusion=None if judge is None else judge(results),
+        files=payload["files"],
+    )

@@ -12,21 +12,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
-
 from lib import catalogue
 from lib.core import provenance
-from lib.report import figures, identity, result_files
+from lib.report import identity, result_files
 from lib.run import processes
 from lib.run.cli import Options, require_only_replot
 from lib.run.errors import UserError, cause
 
-if TYPE_CHECKING:  # torch takes seconds to import, and --help and --replot need none of it
+if TYPE_CHECKING:  # torch takes seconds to import, matplotlib a second, and --help needs none of them
+    from matplotlib.figure import Figure
+
     from lib.core.data import Windows
     from lib.model.models import LanguageModel
 
 CPU_TOKENS = 1024  # of a batch with --batch_size auto; more are no faster there
 GPU_WINDOWS = 128  # to begin with, there
+
+
+Drawings = dict[str, Callable[[Any], "Figure"]]  # by file name, from the Result
 
 
 class IncompleteError(UserError):
@@ -45,15 +48,15 @@ class Experiment:
     json: str
     txt: str
     run: Callable[[LanguageModel, Windows, Any], Any]
-    """Gives a dataclass, the `results` of the JSON. Its options are of the script's own class."""
-    summary: Callable[[dict[str, Any]], str]
-    """What is printed and begins the TXT, of the payload of the JSON."""
-    figures: dict[str, Callable[[dict[str, Any]], Figure]]
-    """By file name, drawn from the payload."""
-    details: Callable[[dict[str, Any]], str] | None = None
+    """Gives the experiment's Results. Its options are of the script's own class."""
+    summary: Callable[[Any], str]
+    """What is printed and begins the TXT, of the lib.report.result_files.Result."""
+    figures: Callable[[], Drawings]
+    """Called when they are drawn: matplotlib takes a second to import."""
+    details: Callable[[Any], str] | None = None
     """The rest of the TXT."""
-    extra: dict[str, Callable[[dict[str, Any]], str]] = field(default_factory=dict)
-    """Further text files by name, from the payload."""
+    extra: dict[str, Callable[[Any], str]] = field(default_factory=dict)
+    """Further text files by name, from the Result."""
     windows: Callable[[Any, LanguageModel], Windows] | None = None
     """What is measured; None: the windows of `data.load`."""
 
@@ -71,9 +74,9 @@ def execute(experiment: Experiment, options: Options, lm: LanguageModel | None =
         with _of_file(options.replot):
             payload["files"] |= _drawn_today(experiment, payload["config"], made.folder)
             identity.require_same(made.folder / payload["files"]["json"], payload["provenance"])
-            payload["results"] = catalogue.judged(experiment.name, payload["results"])
-        made.add(payload["files"]["txt"], _write_summary, experiment, payload)
-        _draw(experiment, payload, made, f"from {options.replot}")
+            result = catalogue.concluded(payload)
+        made.add(payload["files"]["txt"], _write_summary, experiment, result)
+        _draw(experiment, result, payload, made, f"from {options.replot}")
     else:
         made = _Made(options.output_dir)
         result_files.check_writable(made.folder, _flat(_files(experiment, result_files.config(options))))
@@ -82,11 +85,12 @@ def execute(experiment: Experiment, options: Options, lm: LanguageModel | None =
             return
         files = payload["files"]
         made.add(files["json"], result_files.write_json, payload)
-        made.add(files["txt"], _write_summary, experiment, payload)
+        result = catalogue.concluded(payload)
+        made.add(files["txt"], _write_summary, experiment, result)
         for name, make in zip(files["extra"], experiment.extra.values(), strict=True):
-            made.add(name, lambda path, make=make: result_files.write_text(path, make(payload)))
-        _draw(experiment, payload, made, f"(redraw it with --replot {made.folder / files['json']})")
-        print(experiment.summary(payload))
+            made.add(name, lambda path, make=make: result_files.write_text(path, make(result)))
+        _draw(experiment, result, payload, made, f"(redraw it with --replot {made.folder / files['json']})")
+        print(experiment.summary(result))
     for path in made.paths:
         print(path)
     if made.failed:
@@ -140,14 +144,16 @@ def _drawn_today(experiment: Experiment, config: dict[str, Any], folder: Path) -
     return files
 
 
-def _draw(experiment: Experiment, payload: dict[str, Any], made: _Made, about: str) -> None:
-    for name, draw in zip(payload["files"]["figures"], experiment.figures.values(), strict=True):
-        made.add(name, figures.write, draw, payload, about=about)
+def _draw(experiment: Experiment, result: Any, payload: dict[str, Any], made: _Made, about: str) -> None:
+    from lib.report import figures
+
+    for name, draw in zip(payload["files"]["figures"], experiment.figures().values(), strict=True):
+        made.add(name, figures.write, draw, result, about=about)
 
 
-def _write_summary(path: Path, experiment: Experiment, payload: dict[str, Any]) -> None:
-    details = "\n" + experiment.details(payload) if experiment.details else ""
-    result_files.write_text(path, experiment.summary(payload) + details)
+def _write_summary(path: Path, experiment: Experiment, result: Any) -> None:
+    details = "\n" + experiment.details(result) if experiment.details else ""
+    result_files.write_text(path, experiment.summary(result) + details)
 
 
 def already_there(experiment: Experiment, options: Options, lm: LanguageModel) -> bool:
@@ -187,7 +193,7 @@ def _files(experiment: Experiment, config: dict[str, Any]) -> dict[str, Any]:
         "json": experiment.json.format(**config),
         "txt": experiment.txt.format(**config),
         "extra": [name.format(**config) for name in experiment.extra],
-        "figures": [name.format(**config) for name in experiment.figures],
+        "figures": [name.format(**config) for name in experiment.figures()],
     }
 
 
@@ -214,8 +220,14 @@ def _measure(experiment: Experiment, options: Options, lm: LanguageModel | None)
     warnings += _warned(massive.limit_warning(lm, largest))
     if warnings:
         origin["warning"] = "; ".join(warnings)
-    results = catalogue.judged(experiment.name, results)
-    return result_files.payload(experiment.name, config, origin, results, _files(experiment, config))
+    files = _files(experiment, config)
+    try:
+        results = catalogue.judged(experiment.name, results)
+    except Exception:  # what was measured is not lost
+        if processes.rank() == 0:
+            result_files.write_json(path, result_files.payload(experiment.name, config, origin, results, files))
+        raise
+    return result_files.payload(experiment.name, config, origin, results, files)
 
 
 def _misfit(lm: LanguageModel, windows: Windows) -> str | None:

@@ -18,9 +18,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from lib.core import sinks
 from lib.model import models as model_models
 from lib.model.arch import Architecture
-from lib.run import resume
+from lib.report import figures
+from lib.run import unfinished
 from lib.run.cli import Options
-from tests import reference
+from tests import architectures, cases, reference, undrawn
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -216,7 +217,7 @@ def _own_datasets_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def own_unfinished_sweeps(tmp_path, monkeypatch):
-    monkeypatch.setattr(resume, "folder", lambda: tmp_path / "unfinished")
+    monkeypatch.setattr(unfinished, "folder", lambda: tmp_path / "unfinished")
 
 
 @pytest.fixture(scope="session")
@@ -243,6 +244,17 @@ def tiny_gpt2_folder(tmp_path_factory, tokenizer):
 @pytest.fixture(scope="session")
 def tiny_llama_folder(tmp_path_factory, tokenizer):
     return save(tmp_path_factory.mktemp("models") / "tiny-llama", tiny_model("llama"), tokenizer)
+
+
+@pytest.fixture(name="undrawn")
+def _undrawn(monkeypatch):
+    monkeypatch.setattr(figures, "save", undrawn.put_away)
+
+
+@pytest.fixture(params=architectures.CASES, ids=": ".join, scope="module")
+def case(request):
+    """One variant of a supported architecture."""
+    return cases.case_of(*request.param)
 
 
 @pytest.fixture(params=["log sum exp", "column"])

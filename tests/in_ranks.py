@@ -14,7 +14,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from lib.run import processes
-from tests.test_scripts import run
+from tests.scripts.test_scripts import run
 
 codes = []
 jobs = Path(sys.argv[1])

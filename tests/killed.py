@@ -1,4 +1,4 @@
-"""Start writing, and kill it at any moment.
+"""Write, and be killed at each of many moments.
 
     python -m tests.killed results RESULT.json FOLDER
     python -m tests.killed cache GGUF FOLDER
@@ -7,22 +7,40 @@ Every killed writer has a folder of its own, FOLDER/0, FOLDER/1, ...; two that g
 """
 
 import json
+import multiprocessing
 import os
-import random
 import signal
 import sys
-import time
 from pathlib import Path
 
 KILLS = 12
+FILE_EVENTS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir"}
+watched = {}  # folder: what is called before each of FILE_EVENTS in it
 
 
-def child(work, folder, started):
-    """Do `work` in a fork of this process; returns its id."""
+@sys.addaudithook
+def _tell(event, arguments):
+    if event in FILE_EVENTS and watched:
+        path = str(arguments[0])
+        for folder, step in watched.items():
+            if path.startswith(str(folder)):
+                step()
+
+
+def write(work, folder, step):
+    """`work(folder, step)`, which calls `step` inside files; it is called before every file event as well."""
+    watched.clear()
+    watched[folder] = step
+    work(folder, step)
+    watched.clear()
+
+
+def child(work, folder, step):
+    """The same in a fork of this process; returns its id."""
     pid = os.fork()
     if pid == 0:
         try:
-            work(folder, started)
+            write(work, folder, step)
             os._exit(0)
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
@@ -30,48 +48,50 @@ def child(work, folder, started):
     return pid
 
 
-def kill_at_random(work, folder):
-    """`work(folder, started)` calls `started` when it begins to write."""
-    times = []
+def at_step(number, action):
+    """A step that does `action` when it is called for the `number`th time."""
+    steps = iter(range(1, number + 1))
+    return lambda: action() if next(steps, None) == number else None
+
+
+def kill_at_every_stage(work, folder):
+    steps = []
     for name in ("first", "whole"):  # the first imports what it needs
-        work(folder / name, lambda: times.append(time.monotonic()))
-    seconds = time.monotonic() - times[-1]
-    random.seed(0)
-    for kill in range(KILLS):
-        heard, ready = os.pipe()
-        pid = child(work, folder / str(kill), lambda ready=ready: os.write(ready, b"."))
-        os.read(heard, 1)
-        time.sleep(seconds * (kill + random.random()) / KILLS)  # from the beginning to the end
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    pair = [child(work, folder / "both", list) for _ in range(2)]
+        steps.clear()
+        write(work, folder / name, lambda: steps.append(None))
+    for kill in range(KILLS):  # from the first step to the last
+        number = 1 + kill * (len(steps) - 1) // (KILLS - 1)
+        pid = child(work, folder / str(kill), at_step(number, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    together = multiprocessing.get_context("fork").Barrier(2)
+    pair = [child(work, folder / "both", at_step(1, together.wait)) for _ in range(2)]
     sys.exit(sum(os.waitpid(pid, 0)[1] for pid in pair) > 0)
 
 
 def results(path):
-    """Writes what `main_llm.py --exp2` writes, without measuring anew, and slowly, so that kills hit files."""
+    """Writes what `main_llm.py --exp2` writes, without measuring anew, and each file in pieces."""
     import main_llm
     from lib import experiment
     from lib.report import figures
 
-    def slowly(path, content):
-        with open(path, "wb") as file:
-            for start in range(0, len(content), 1 + len(content) // 20):
-                file.write(content[start : start + 1 + len(content) // 20])
-                file.flush()
-                time.sleep(0.02)
-
-    def save_slowly(figure, path, save=figures.save):
-        save(figure, path)
-        slowly(path, Path(path).read_bytes())
-
-    Path.write_text = lambda path, text, encoding: slowly(path, text.encode(encoding))
-    figures.save = save_slowly
     payload = json.loads(path.read_text(encoding="utf-8"))
     experiment._measure = lambda *_: payload
+    save = figures.save
 
-    def work(folder, started):
-        started()
+    def work(folder, step):
+        def in_pieces(path, content):
+            with open(path, "wb") as file:
+                for start in range(0, len(content), 1 + len(content) // 20):
+                    file.write(content[start : start + 1 + len(content) // 20])
+                    file.flush()
+                    step()
+
+        def save_in_pieces(figure, path):
+            save(figure, path)
+            in_pieces(path, Path(path).read_bytes())
+
+        Path.write_text = lambda path, text, encoding: in_pieces(path, text.encode(encoding))
+        figures.save = save_in_pieces
         experiment.execute(main_llm.LAYERWISE, main_llm.Options(savedir=folder))
 
     return work
@@ -79,12 +99,11 @@ def results(path):
 
 def cache(path):
     from lib.model import models
-    from lib.run import atomic, storage
+    from lib.run import storage
 
-    def work(folder, started):
+    def work(folder, _step):
         folder.mkdir(exist_ok=True)
         storage.find = lambda _name: folder / "model"
-        atomic.remove_leftovers = lambda *_args: started()  # called when the model is dequantised
         models._converted(path.stem, "0" * 64, lambda: [path])
 
     return work
@@ -92,4 +111,4 @@ def cache(path):
 
 if __name__ == "__main__":
     what, path, folder = sys.argv[1], *map(Path, sys.argv[2:])
-    kill_at_random({"results": results, "cache": cache}[what](path), folder)
+    kill_at_every_stage({"results": results, "cache": cache}[what](path), folder)

@@ -10,6 +10,7 @@ import unicodedata
 
 from lib import catalogue
 from lib.claims.judging import VERDICTS
+from lib.core.evidence import Cell
 from lib.report.result_files import read_json
 from lib.report.tables import fraction, interval, mean, number
 from lib.run import cli
@@ -45,9 +46,12 @@ CHINESE = read_json(ROOT / "tests" / "readme_chinese.json")
 
 @functools.cache
 def result(name, path=None):
-    """The results of an experiment, judged anew."""
-    payload = read_json(path or MODEL / FILES[name])
-    return catalogue.judged(payload["experiment"], payload["results"])
+    """The lib.report.result_files.Result of an experiment, judged anew."""
+    return catalogue.concluded(read_json(path or MODEL / FILES[name]))
+
+
+def results(name):
+    return result(name).results
 
 
 def english(word):
@@ -64,7 +68,7 @@ READMES = {ROOT / "README.md": english, ROOT / "README_CN.md": chinese}
 
 
 def verdict(name, say):
-    return shown(result(name)["conclusion"]["verdict"], say)
+    return shown(result(name).conclusion.verdict, say)
 
 
 def shown(word, say):
@@ -103,7 +107,7 @@ def judged(name, say, *cells):
 
 
 def perplexity(run):
-    return number(run["perplexity"]["value"])
+    return number(run.perplexity.value)
 
 
 def arrow(before, after):
@@ -111,19 +115,18 @@ def arrow(before, after):
 
 
 def finding(say):
-    exp3, layers = result("exp3"), result("layerwise")["layers"]
-    place, values = exp3["place"], exp3["conclusion"]["values"]
-    peak = max(layers, key=lambda layer: layer["top1"]["mean"])
-    where = {"dim": place["dim"], "position": next(iter(place["positions"]))}
-    where |= dict(zip(("first", "last"), values["plateau"], strict=True))
-    size = {"value": mean(peak["top1"]), "ratio": f"{peak['ratio']['mean']:,.0f}"}
+    place, values = results("exp3").place, result("exp3").conclusion.values
+    peak = max(results("layerwise").layers, key=lambda layer: layer.top1.mean)
+    where = {"dim": place.dim, "position": next(iter(place.positions))}
+    where |= dict(zip(("first", "last"), values.plateau, strict=True))
+    size = {"value": mean(peak.top1), "ratio": f"{peak.ratio.mean:,.0f}"}
 
     def left(name):
-        of, exact = result(name), result(name)["first_tokens"]
-        kept = number(exact["retained"]) if exact else interval(of["conclusion"]["values"]["retained"])
+        exact = results(name).first_tokens
+        kept = number(exact.retained) if exact else interval(result(name).conclusion.values.retained)
         return say("{verdict}, {left} of it left").format(verdict=verdict(name, say), left=kept)
 
-    costs = interval(result("exp5")["conclusion"]["values"]["counterfactual"]["loss_change"], True)
+    costs = interval(result("exp5").conclusion.values.counterfactual.loss_change, True)
     needed = say("{verdict}; without it {loss} nats a token").format(verdict=verdict("exp5", say), loss=costs)
     return table(
         [say("question"), say("answer"), say("by")],
@@ -131,7 +134,7 @@ def finding(say):
         [say("How large?"), say("{value}, {ratio} x the median").format(**size), "layerwise"],
         [say("Who writes it?"), verdict("exp3", say), "exp3"],
         [say("Which of its neurons?"), verdict("exp4", say), "exp4"],
-        [say("Who takes it away?"), writers(values["erasers"], say), "exp3"],
+        [say("Who takes it away?"), writers(values.erasers, say), "exp3"],
         [say("Without any head?"), left("exp1"), "exp1"],
         [say("Without any MLP?"), left("exp2a"), "exp2a"],
         [say("Does the model need it?"), needed, "exp5"],
@@ -140,61 +143,65 @@ def finding(say):
 
 
 def writers(writes, say):
-    return say("; ").join(f"{w['name']} ({number(w['value'], True)})" for w in writes[:SHOWN]) or say("none")
+    return say("; ").join(f"{write.name} ({number(write.value, True)})" for write in writes[:SHOWN]) or say("none")
 
 
 def layerwise(say):
     """The first layer with something massive, the largest, the last of at least half of it, the last."""
-    r = result("layerwise")
-    layers = r["layers"]
-    top = [layer["top1"]["mean"] for layer in layers]
+    layers = results("layerwise").layers
+    top = [layer.top1.mean for layer in layers]
     kept = [i for i, value in enumerate(top) if value >= max(top) / 2]
-    layers_shown = {*(m["layer"] for m in r["massive"][:1]), top.index(max(top)), kept[-1], len(top) - 1}
+    layers_shown = {
+        *(entry.layer for entry in results("layerwise").massive[:1]),
+        top.index(max(top)),
+        kept[-1],
+        len(top) - 1,
+    }
     rows = []
     for i in sorted(layers_shown):
-        layer, at = layers[i], layers[i]["at"][0]
-        numbers = {"dim": at["dim"], "position": at["position"], "n": at["sequences"], "of": layer["top1"]["n"]}
+        layer, place = layers[i], layers[i].at[0]
+        numbers = {"dim": place.dim, "position": place.position, "n": place.sequences, "of": layer.top1.n}
         where = say("dim {dim}, position {position}, {n} of {of} windows").format(**numbers)
-        ratio = f"{layer['ratio']['mean']:,.0f}"
-        rows.append([i, interval(layer["top1"]), mean(layer["median"]), ratio, where])
+        ratio = f"{layer.ratio.mean:,.0f}"
+        rows.append([i, interval(layer.top1), mean(layer.median), ratio, where])
     return table([say(word) for word in ("layer", "top-1", "median", "top-1 / median", "where")], *rows)
 
 
 def head_analysis(say):
-    r = result("head_analysis")
+    r = results("head_analysis")
     ends = []
     for which, rank in (("highest, head {name}", 0), ("lowest, head {name}", -1)):
-        layer, head = r["ranking"][rank]["layer"], r["ranking"][rank]["head"]
-        ends.append((say(which).format(name=f"{layer}.{head}"), interval(r["scores"][layer][head])))
-    evenly = (say("if spread evenly"), number(r["uniform"]))
-    return record(*ends, evenly, (say("sink rate"), interval(r["sink_rate"])))
+        layer, head = r.ranking[rank].layer, r.ranking[rank].head
+        ends.append((say(which).format(name=f"{layer}.{head}"), interval(r.scores[layer][head])))
+    evenly = (say("if spread evenly"), number(r.uniform))
+    return record(*ends, evenly, (say("sink rate"), interval(r.sink_rate)))
 
 
 def head_pruning(say):
-    r = result("head_pruning")
-    rows = [[say("none"), "", "", "", perplexity(r["conditions"]["baseline"])]]
+    r, judged_sets = results("head_pruning"), result("head_pruning").conclusion.values
+    rows = [[say("none"), "", "", "", perplexity(r.conditions["baseline"])]]
     for name in ("top", "bottom"):
-        values, null = r["conclusion"]["values"][name], r["null"][name]
-        heads = " ".join(f"{layer}.{head}" for layer, head in r["sets"][name])
-        others = say("{n} of {of}").format(n=null["at_least_as_large"], of=null["possible"])
-        change = interval(values["absolute_change"])
-        row = [f"{name.upper()}: {heads}", shown(values["verdict"], say), change, others]
-        rows.append([*row, perplexity(r["conditions"][name])])
+        values, null = judged_sets.named(name), r.null.named(name)
+        heads = " ".join(map(str, r.sets.named(name)))
+        others = say("{n} of {of}").format(n=null.at_least_as_large, of=null.possible)
+        change = interval(values.absolute_change)
+        row = [f"{name.upper()}: {heads}", shown(values.verdict, say), change, others]
+        rows.append([*row, perplexity(r.conditions[name])])
     heads = ("heads off", "verdict", "change of the value", "other sets as large", "perplexity")
     return table([say(word) for word in heads], *rows)
 
 
 def all_off(name, condition):
     def block(say):
-        r = result(name)
-        before, after = r["conditions"]["baseline"], r["conditions"][condition]
-        values, exact = r["conclusion"]["values"], r["conclusion"]["values"]["first_tokens"]
-        cells = [(say("left, layer {layer}").format(layer=r["places"][0]["layer"]), interval(values["retained"]))]
+        r, values = results(name), result(name).conclusion.values
+        before, after = r.conditions["baseline"], r.conditions[condition]
+        exact = values.first_tokens
+        cells = [(say("left, layer {layer}").format(layer=r.places[0].layer), interval(values.retained))]
         if exact:
-            n = f"{exact['tokens']:,}"
-            cells.append((say("left, all {n} first tokens").format(n=n), number(exact["retained"])))
+            n = f"{exact.tokens:,}"
+            cells.append((say("left, all {n} first tokens").format(n=n), number(exact.retained)))
         cells.append((say("perplexity"), arrow(perplexity(before), perplexity(after))))
-        cells.append((say("sink rate"), arrow(mean(before["sink_rate"]), mean(after["sink_rate"]))))
+        cells.append((say("sink rate"), arrow(mean(before.sink_rate), mean(after.sink_rate))))
         return judged(name, say, *cells)
 
     return block
@@ -202,15 +209,13 @@ def all_off(name, condition):
 
 def exp2b(say):
     """The layers that the verdict names."""
-    r = result("exp2b")
-    values = r["conclusion"]["values"]
-    named = [tuple(part) for word in ("necessary", "sufficient", "repaired") for part in values[word]]
-    named += [(kind, layer) for _word, kind, layer in values["cannot_tell"]]
+    values = result("exp2b").conclusion.values
+    named = [*values.necessary, *values.sufficient, *values.repaired, *(part.part for part in values.cannot_tell)]
     rows = []
     for kind, layer in list(dict.fromkeys(named))[:SHOWN]:
-        row = r["kinds"][kind][layer]
-        cells = [row["write"], row["alone"]["retained"], row.get("only_with_first", {}).get("retained")]
-        cells.append(row["repair"] and row["repair"]["ratio"])
+        row = results("exp2b").kinds[kind][layer]
+        with_first = row.only_with_first and row.only_with_first.retained
+        cells = [row.write, row.alone.retained, with_first, row.repair and row.repair.ratio]
         rows.append([f"{kind} {layer}", *(interval(cell) if cell else "-" for cell in cells)])
     heads = ("part", "it writes", "left without it", "left with it and MLP 0 alone", "self-repair")
     said = wrapped(f"**{say('verdict')}** {verdict('exp2b', say)}")
@@ -218,13 +223,13 @@ def exp2b(say):
 
 
 def exp2c(say):
-    r = result("exp2c")
+    r = results("exp2c")
     cells = []
-    for row in r["contributions"][: min(2, len(r["conclusion"]["values"]["neurons"]))]:
-        product = f"{number(row['activation'])} x {number(row['weight'])} = {number(row['contribution'])}"
-        cells.append((say("neuron {n}").format(n=row["neuron"]), f"{product}, {fraction(row['share'])}"))
-    actual, run = (r["replaced"][name] for name in ("actual", "identity"))
-    name = say("perplexity, {actual} → {other}").format(actual=actual["label"], other=run["label"])
+    for row in r.contributions[: min(2, len(result("exp2c").conclusion.values.neurons))]:
+        product = f"{number(row.activation)} x {number(row.weight)} = {number(row.contribution)}"
+        cells.append((say("neuron {n}").format(n=row.neuron), f"{product}, {fraction(row.share)}"))
+    actual, run = (r.replaced[name] for name in ("actual", "identity"))
+    name = say("perplexity, {actual} → {other}").format(actual=actual.label, other=run.label)
     return judged("exp2c", say, *cells, (name, arrow(perplexity(actual), perplexity(run))))
 
 
@@ -234,86 +239,82 @@ def compare_3d(say):
         raise cli.UserError(f"no results of compare_3d_before_after_pruning.py below {MODEL}")
     rows = []
     for path in paths:
-        r = result("compare_3d", path)
-        largest = r["downstream"][r["layer"]]["largest"]
-        head = say("layer {layer}, head {head}").format(layer=r["layer"], head=r["head"])
-        costs = arrow(*(number(r["perplexity"][when]) for when in ("before", "after")))
-        rows.append([head, arrow(number(largest["before"]), number(largest["after"])), costs])
-    figure = paths[0].with_name(f"layer{result('compare_3d', paths[0])['layer']}_3d_comparison.png")
+        r = result("compare_3d", path).results
+        largest = r.downstream[r.layer].largest
+        head = say("layer {layer}, head {head}").format(layer=r.layer, head=r.head)
+        costs = arrow(number(r.perplexity.before), number(r.perplexity.after))
+        rows.append([head, arrow(number(largest.before), number(largest.after)), costs])
+    figure = paths[0].with_name(f"layer{result('compare_3d', paths[0]).results.layer}_3d_comparison.png")
     heading = [say("head off"), say("largest value, its layer"), say("perplexity")]
     return f"![{say('before and after')}]({figure.relative_to(ROOT)})\n\n{table(heading, *rows)}"
 
 
 def exp3(say):
-    r = result("exp3")
-    values = r["conclusion"]["values"]
-    first, last = values["plateau"]
+    values = result("exp3").conclusion.values
+    first, last = values.plateau
     return judged(
         "exp3",
         say,
-        (say("birth"), writers([values["birth"]] if values["birth"] else [], say)),
+        (say("birth"), writers([values.birth] if values.birth else [], say)),
         (say("plateau"), say("layers {first} to {last}").format(first=first, last=last)),
-        (say("erasers"), writers(values["erasers"], say)),
-        (say("relative error of the sum"), f"{r['check']['relative_error']:.0e}"),
+        (say("erasers"), writers(values.erasers, say)),
+        (say("relative error of the sum"), f"{results('exp3').check.relative_error:.0e}"),
     )
 
 
 def exp4(say):
-    r = result("exp4")
-    draws = r["null"]["draws"]
-    alone, without = ([draw[run]["share"]["mean"] for draw in draws] for run in ("keep_only", "remove_only"))
+    r = results("exp4")
+    draws = r.null.draws
+    alone, without = ([getattr(draw, run).share.mean for draw in draws] for run in ("keep_only", "remove_only"))
     random = f"{number(max(alone))}; {number(min(without))}" if draws else "-"
     return judged(
         "exp4",
         say,
-        (say("kept by them alone"), interval(r["keep_only_share"])),
-        (say("left without them"), interval(r["remove_share"])),
+        (say("kept by them alone"), interval(r.keep_only_share)),
+        (say("left without them"), interval(r.remove_share)),
         (say("{n} random sets: most kept; least left").format(n=len(draws)), random),
     )
 
 
 def exp5(say):
-    r = result("exp5")
+    changes = results("exp5").changes
     names = {
         "neurons_off_there": "its neurons off there",
         "put_back": "the same, mean put back",
         "mean_onward": "held at its mean",
         "zero_onward": "held at zero",
     }
-    epsilon = str(r["conclusion"]["values"]["counterfactual"]["epsilon"])
+    epsilon = result("exp5").conclusion.values.counterfactual.epsilon
     rows = [
-        [say(label), interval(of["loss_change"], True), interval(of["sink_rate_changes"][epsilon], True)]
-        for label, of in ((label, r["conditions"][name]) for name, label in names.items() if name in r["conditions"])
+        [say(label), interval(change.loss_change, True), interval(change.sink_rate_changes[epsilon], True)]
+        for label, change in ((label, changes[name]) for name, label in names.items() if name in changes)
     ]
     return table([verdict("exp5", say), say("loss, nats a token"), say("sink rate")], *rows)
 
 
 def exp6(say):
-    r = result("exp6")
-    census, shares = r["census"], r["shares"]
-    first = say("spike as first, of {n}").format(n=f"{census['tokens']:,}")
-    where = {"moved": "behind text", "repeated": "behind itself", "behind_bos": "behind BOS"}
-    cells = [(say(where[key]), interval(shares[key])) for key in where if shares[key]]
-    return judged("exp6", say, (first, f"{census['n_spiking'] / census['tokens']:.2%}"), *cells)
+    census, shares = results("exp6").census, results("exp6").shares
+    first = say("spike as first, of {n}").format(n=f"{census.tokens:,}")
+    where = {"behind text": shares.moved, "behind itself": shares.repeated, "behind BOS": shares.behind_bos}
+    cells = [(say(label), interval(share)) for label, share in where.items() if share]
+    return judged("exp6", say, (first, f"{census.n_spiking / census.tokens:.2%}"), *cells)
 
 
 def exp7(say):
-    r = result("exp7")
-
     def largest(cells):
-        (layer, head), cell = max(cells.items(), key=lambda item: abs(item[1]["mean"]))
-        return f"{layer}.{head}: {interval(cell | {'ci95': cell['family95']}, True)}"
+        (layer, head), cell = max(cells.items(), key=lambda item: abs(item[1].mean))
+        return f"{layer}.{head}: {interval(Cell(cell.mean, cell.together), True)}"
 
-    heads = {(of["layer"], of["head"]): of["zero"] for of in r["heads"]}
-    value = {name: zero["end"]["relative"] for name, zero in heads.items() if zero.get("end")}
-    loss = {name: zero["loss"] for name, zero in heads.items()}
-    found = r["conclusion"]["values"]["correlations"]["score_loss"]
+    heads = {(row.layer, row.head): row.zero for row in results("exp7").heads}
+    value = {name: zero.end.relative for name, zero in heads.items() if zero.end}
+    loss = {name: zero.loss for name, zero in heads.items()}
+    correlation = result("exp7").conclusion.values.correlations.score_loss
     return judged(
         "exp7",
         say,
         (say("largest change of the value"), largest(value)),
         (say("of the loss"), largest(loss)),
-        (say("attention and loss, rank correlation"), f"{found['rho']:+.2f}"),
+        (say("attention and loss, rank correlation"), f"{correlation.rho:+.2f}"),
     )
 
 
@@ -321,7 +322,7 @@ def claims(say):
     """What holds, what does not, what cannot be told; without the seed study's figures, which stand in brackets."""
     translated = CHINESE["claims"] if say is chinese else {}
     listed = {word: [] for word in VERDICTS}
-    for claim in result("claims")["claims"]:
+    for claim in results("claims")["claims"]:
         text = re.sub(r" \([^()]*\)", "", claim["claim"])
         listed[claim["verdict"]].append(f"*{claim['row']}* {translated.get(text, text)}")
     said = say("- **{verdict}** ({n}): {claims}.")
@@ -335,16 +336,15 @@ def claims(say):
 def dtypes(say):
     """What each dtype gives at the layers of the `layerwise` block."""
     before, after = (
-        result(dtype, RESULTS / "dtypes" / dtype / "smollm2-135m_layerwise.json")["layers"] for dtype in DTYPES
+        result(dtype, RESULTS / "dtypes" / dtype / "smollm2-135m_layerwise.json").results.layers for dtype in DTYPES
     )
-    top = [layer["top1"]["mean"] for layer in before]
+    top = [layer.top1.mean for layer in before]
     kept = [i for i, value in enumerate(top) if value >= max(top) / 2]
     rows = []
     for i in sorted({top.index(max(top)), kept[-1], len(top) - 1}):
         row = [i]
-        for key in ("top1", "median"):
-            values = [of[i][key]["mean"] for of in (before, after)]
-            row += [*map(number, values), f"{values[1] / values[0] - 1:+.2%}"]
+        for one, other in ((before[i].top1, after[i].top1), (before[i].median, after[i].median)):
+            row += [number(one.mean), number(other.mean), f"{other.mean / one.mean - 1:+.2%}"]
         rows.append(row)
     heads = ("layer", "top-1, float32", DTYPES[1], "change", "median, float32", DTYPES[1], "change")
     return table([word if word in DTYPES else say(word) for word in heads], *rows)
@@ -354,7 +354,7 @@ def bench(say):
     """How many targets of the benchmark each model meets, and which it does not."""
     said = ""
     for name in BENCHED:
-        targets = result("bench", RESULTS / "bench" / f"{name}_bench.json")["targets"]
+        targets = result("bench", RESULTS / "bench" / f"{name}_bench.json").results["targets"]
         missed = [f"{t['text']} ({number(t['value'])})" for t in targets if t["verdict"] != "met"]
         counts = {"name": name, "n": len(targets) - len(missed), "of": len(targets)}
         text = say("- {name}: {n} of {of}; not met: {missed}")

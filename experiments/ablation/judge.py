@@ -1,10 +1,12 @@
 """Experiments 1 and 2A: is a massive activation still there with all heads, or all MLPs, off?"""
 
 from bisect import bisect
-from typing import Any
 
+from experiments.ablation.results import PlaceWord, Results, Values, Verdict
 from lib.core import evidence
 from lib.core.definitions import BOUNDS, COLLAPSES, FATES, MOST, PERSISTS, PLATEAU
+from lib.core.evidence import Cell, Test
+from lib.core.results import AblatedPlace, FirstTokens
 
 MIXED = "on average; mixed by token"
 RULE = (
@@ -19,41 +21,45 @@ RULE = (
 )
 
 
-def judge(results: dict[str, Any]) -> dict[str, Any]:
-    return evidence.conclusion(*judged_places(results["places"], results["first_tokens"], RULE))
+def judge(results: Results) -> Verdict:
+    verdict, values, tests = judged_places(results.places, results.first_tokens)
+    return evidence.conclusion(verdict, RULE, values, tests)
 
 
 def judged_places(
-    places: list[dict[str, Any]], first_tokens: dict[str, Any] | None, rule: str
-) -> tuple[str, str, dict[str, Any], list[evidence.Test]]:
-    """(verdict on the largest place, rule, values, tests) of one condition's results.places, as `conclusion` takes
-    them; first_tokens: the exact numbers of the largest place, or None. values.places: the word of every place;
-    values.note: MIXED where the verdict is an average of unlike fates."""
+    places: list[AblatedPlace], first_tokens: FirstTokens | None
+) -> tuple[str, Values | None, list[Test]]:
+    """(verdict on the largest place, its values, its tests) of the places of one condition; first_tokens: the exact
+    numbers of the largest place, or None."""
     if not places:
-        return evidence.NONE_FOUND, rule, {}, []
+        return evidence.NONE_FOUND, None, []
     largest = places[0]
-    cells = [place["retained"] for place in places]
+    cells: list[Cell] = [place.retained for place in places]
     if first_tokens is not None:
-        cells[0] = evidence.exact(first_tokens["retained"])
+        cells[0] = evidence.exact(first_tokens.retained)
     every = [_tests(place, cell) for place, cell in zip(places, cells, strict=True)]
     words = [_word(cell, tests) for cell, tests in zip(cells, every, strict=True)]
-    kept = ("retained", "absolute_change", "still_massive", "size_baseline", "size_ablated")
-    values = {name: largest[name] for name in kept} | {
-        "first_tokens": first_tokens,
-        "note": MIXED if first_tokens is not None and max(first_tokens["shares"].values()) <= MOST else None,
-        "places": [[place["position"], place["dim"], word] for place, word in zip(places, words, strict=True)],
-    }
-    return words[0], rule, values, every[0]
+    values = Values(
+        retained=largest.retained,
+        absolute_change=largest.absolute_change,
+        still_massive=largest.still_massive,
+        size_baseline=largest.size_baseline,
+        size_ablated=largest.size_ablated,
+        first_tokens=first_tokens,
+        note=MIXED if first_tokens is not None and max(first_tokens.shares.values()) <= MOST else None,
+        places=[PlaceWord(place.position, place.dim, word) for place, word in zip(places, words, strict=True)],
+    )
+    return words[0], values, every[0]
 
 
-def _tests(place: dict[str, Any], cell: dict[str, Any]) -> list[evidence.Test]:
+def _tests(place: AblatedPlace, cell: Cell) -> list[Test]:
     """Of the bounds on both sides of what is left."""
-    where = "position 0" if place["position"] == "first" else "later positions"
-    what = f"retained, dim {place['dim']}, {where}"
-    region = bisect(BOUNDS, cell["mean"])
-    low = [evidence.Test(what, cell, "above", bound) for bound in BOUNDS[region - 1 : region] if region]
-    return low + [evidence.Test(what, cell, "below", bound) for bound in BOUNDS[region : region + 1]]
+    where = "position 0" if place.position == "first" else "later positions"
+    what = f"retained, dim {place.dim}, {where}"
+    region = bisect(BOUNDS, cell.mean)
+    low = [Test(what, cell, "above", bound) for bound in BOUNDS[region - 1 : region] if region]
+    return low + [Test(what, cell, "below", bound) for bound in BOUNDS[region : region + 1]]
 
 
-def _word(cell: dict[str, Any], tests: list[evidence.Test]) -> str:
-    return FATES[bisect(BOUNDS, cell["mean"])] if evidence.every(tests) else evidence.CANNOT_TELL
+def _word(cell: Cell, tests: list[Test]) -> str:
+    return FATES[bisect(BOUNDS, cell.mean)] if evidence.every(tests) else evidence.CANNOT_TELL

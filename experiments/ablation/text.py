@@ -1,38 +1,42 @@
 """The TXT of an ablation: what is left of the massive activations, place by place."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
+from experiments.ablation.results import PlaceWord, Stored
 from lib.core import definitions
+from lib.core.evidence import Average, Cell
+from lib.core.results import AblatedCondition, AblatedPlace, LayerChanges
 from lib.report import tables
 
 
-def summary(payload: dict[str, Any], title: str, question: str) -> str:
+def summary(result: Stored, title: str, question: str) -> str:
     """The short part of an ablation's TXT: what is massive, what is left of it, every condition, the conclusion."""
-    r = payload["results"]
-    parts = [tables.header(payload, title), question, "", tables.massive_table(r["massive"], r["definition"])]
-    if r["places"]:
-        parts.append(places_table(r["places"], r["conclusion"]["values"]["places"]) + tables.first_tokens_text(r))
-    return "\n".join([*parts, conditions_table(r["conditions"]), tables.conclusion_text(r["conclusion"])])
+    results, values = result.results, result.conclusion.values
+    parts = [tables.header(result, title), question, "", tables.massive_table(results.massive, results.definition)]
+    if values is not None:
+        first_tokens = tables.first_tokens_text(results.places[0], results.first_tokens)
+        parts.append(places_table(results.places, values.places) + first_tokens)
+    note = None if values is None else values.note
+    return "\n".join([*parts, conditions_table(results.conditions), tables.conclusion_text(result.conclusion, note)])
 
 
-def places_table(places: list[dict[str, Any]], words: list[list[Any]], at_most: int = 12) -> str:
-    """What is left of each place of results.places; words: [[position, dim, word], ...] of its conclusion."""
+def places_table(places: Sequence[AblatedPlace], words: Sequence[PlaceWord], at_most: int = 12) -> str:
+    """What is left of each place, and the word for it."""
     rows = [
         [
-            "0" if place["position"] == "first" else "later",
-            repr(place["token"]),
-            place["dim"],
-            place["windows"],
-            place["layer"],
-            tables.mean(place["value"], True),
-            tables.mean(place["ablated"], True),
-            tables.interval(place["retained"]),
-            tables.interval(place["absolute_change"]),
-            f"{place['massive']['mean']:.0%} -> {place['still_massive']['mean']:.0%}",
-            word,
+            "0" if place.position == "first" else "later",
+            repr(place.token),
+            place.dim,
+            place.windows,
+            place.layer,
+            tables.mean(place.value, True),
+            tables.mean(place.ablated, True),
+            tables.interval(place.retained),
+            tables.interval(place.absolute_change),
+            f"{place.massive.mean:.0%} -> {place.still_massive.mean:.0%}",
+            judged.word,
         ]
-        for place, (_position, _dim, word) in list(zip(places, words, strict=True))[:at_most]
+        for place, judged in list(zip(places, words, strict=True))[:at_most]
     ]
     heads = ["position", "most frequent token", "dim", "windows", "after layer", "value", "ablated", "retained"]
     more = f"and {len(places) - at_most} more places, in the JSON\n" if len(places) > at_most else ""
@@ -44,36 +48,40 @@ def places_table(places: list[dict[str, Any]], words: list[list[Any]], at_most: 
     )
 
 
-def details(payload: dict[str, Any], names: Sequence[str] | None = None) -> str:
-    """Every layer of the named conditions (default: of all): top-1 and the followed dims."""
-    r = payload["results"]
-    baseline = r["conditions"]["baseline"]
+def details(result: Stored) -> str:
+    """Every layer of every condition: top-1 and the followed dims."""
+    results = result.results
+    return condition_details(results.conditions, results.changes, results.dims)
+
+
+def condition_details(
+    conditions: Mapping[str, AblatedCondition], changes: Mapping[str, list[LayerChanges]], dims: Iterable[int]
+) -> str:
+    """Every layer of the conditions that have `changes`: top-1 and the followed dims."""
     parts = []
-    for name in names or r["changes"]:
-        changes = r["changes"][name]
-        condition = r["conditions"][name]
-        parts.append(f"{condition['label']}: every layer, mean over windows, before -> after")
+    for name, differences in changes.items():
+        parts.append(f"{conditions[name].label}: every layer, mean over windows, before -> after")
         parts.append("change: paired difference with its 95 % interval\n")
-        parts.append(_layers_table(baseline, condition, changes, "top1", "top 1"))
-        for dim in r["dims"]:
+        layers = list(zip(conditions["baseline"].layers, conditions[name].layers, differences, strict=True))
+        parts.append(_layers_table("top 1", [(b.layer, b.top1, a.top1, change.top1) for b, a, change in layers]))
+        for dim in dims:
             parts.append(f"dim {dim}, signed, at the position where it peaks in the baseline (the same in both runs)")
-            parts.append(_layers_table(baseline, condition, changes, str(dim), f"dim {dim}"))
+            rows = [(b.layer, b.dims[dim], a.dims[dim], change.dims[dim]) for b, a, change in layers]
+            parts.append(_layers_table(f"dim {dim}", rows))
     return "\n".join(parts)
 
 
-def conditions_table(conditions: dict[str, Any]) -> str:
-    rows = []
-    for condition in conditions.values():
-        perplexity = condition["perplexity"]
-        rows.append(
-            [
-                condition["label"],
-                tables.interval({"mean": perplexity["value"], "ci95": perplexity["ci95"]}),
-                tables.interval(condition["sink_rate"]),
-                tables.interval(condition["sink_rate_change"], True) if condition["sink_rate_change"] else "-",
-                tables.interval(condition["massive_positions"]),
-            ]
-        )
+def conditions_table(conditions: Mapping[str, AblatedCondition]) -> str:
+    rows = [
+        [
+            condition.label,
+            tables.interval(Cell(condition.perplexity.value, condition.perplexity.ci95)),
+            tables.interval(condition.sink_rate),
+            tables.interval(condition.sink_rate_change, True) if condition.sink_rate_change else "-",
+            tables.interval(condition.massive_positions),
+        ]
+        for condition in conditions.values()
+    ]
     heads = ["condition", "perplexity", "sink rate", "its change", "positions with a massive activation"]
     return tables.table(heads, rows) + (
         f"sink rate: share of all heads, off or on, with more than {definitions.SINK_EPSILON} of their attention on "
@@ -83,19 +91,16 @@ def conditions_table(conditions: dict[str, Any]) -> str:
     )
 
 
-def _layers_table(
-    baseline: dict[str, Any], condition: dict[str, Any], changes: list[dict[str, Any]], key: str, label: str
-) -> str:
-    rows = []
-    for before, after, change in zip(baseline["layers"], condition["layers"], changes, strict=True):
-        b, a = tables.cell(before, key), tables.cell(after, key)
-        rows.append(
-            [
-                before["layer"],
-                tables.mean(b),
-                tables.mean(a),
-                tables.interval(tables.cell(change, key), True),
-                tables.percent(b["mean"], a["mean"]),
-            ]
-        )
+def _layers_table(label: str, layers: Iterable[tuple[int, Average, Average, Average]]) -> str:
+    """layers: (layer, before, after, change)."""
+    rows = [
+        [
+            layer,
+            tables.mean(before),
+            tables.mean(after),
+            tables.interval(change, True),
+            tables.percent(before.mean, after.mean),
+        ]
+        for layer, before, after, change in layers
+    ]
     return tables.table(["layer", f"{label} before", "after", "change", "per cent"], rows)

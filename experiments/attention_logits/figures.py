@@ -1,24 +1,23 @@
 """Attention logits of one layer, queries x keys: the mean over heads, and every head."""
 
-from typing import Any
-
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from experiments.attention_logits.results import Stored
 from lib.report.figures import DIVERGING, tick_tokens
 
 
-def attention_logits(payload: dict[str, Any], columns: int = 4) -> Figure:
+def attention_logits(result: Stored, columns: int = 4) -> Figure:
     """Logits of one layer, queries x keys: the mean over heads with the tokens, and every head in small."""
-    results = payload["results"]
-    heads = np.array([_triangle(head) for head in results["logits"]])
+    results = result.results
+    heads = np.array([_triangle(head) for head in results.logits])
     rows = -(-len(heads) // columns)
     figure = plt.figure(figsize=(13, max(5.0, 1.7 * rows + 0.8)), layout="constrained")
     ((left, right),) = figure.subfigures(1, 2, squeeze=False, width_ratios=[1, 1.15])
     ax = left.subplots()
-    average = _triangle(results["mean"])
+    average = _triangle(results.mean)
     annotate = {"annot": True, "fmt": ".1f", "annot_kws": {"size": 7}} if len(average) <= 16 else {}
     limit = np.nanmax(np.abs(average)) or 1.0
     sns.heatmap(
@@ -34,7 +33,7 @@ def attention_logits(payload: dict[str, Any], columns: int = 4) -> Figure:
         **annotate,
     )
     for axis in (ax.xaxis, ax.yaxis):
-        tick_tokens(axis, results["tokens"])
+        tick_tokens(axis, results.tokens)
     ax.tick_params(axis="x", rotation=90, labelsize=8)
     ax.tick_params(axis="y", rotation=0, labelsize=8)
     ax.set_xlabel("key")
@@ -42,15 +41,14 @@ def attention_logits(payload: dict[str, Any], columns: int = 4) -> Figure:
     ax.set_title(f"mean over {len(heads)} heads", fontsize=11)
     limit = np.nanmax(np.abs(heads)) or 1.0
     small = right.subplots(rows, columns, squeeze=False)
-    for head, of in enumerate(small.flat):
-        of.set_axis_off()
+    for head, ax in enumerate(small.flat):
+        ax.set_axis_off()
         if head < len(heads):
-            image = of.imshow(heads[head], cmap=DIVERGING, vmin=-limit, vmax=limit)
-            of.set_title(f"head {head}", fontsize=9)
+            image = ax.imshow(heads[head], cmap=DIVERGING, vmin=-limit, vmax=limit)
+            ax.set_title(f"head {head}", fontsize=9)
     right.colorbar(image, ax=small, label="attention logit, one scale for all heads", shrink=0.7)
     figure.suptitle(
-        f"{payload['config']['model_name']}, layer {results['layer']}: attention logits before softmax "
-        "(blank: not visible)",
+        f"{result.config['model_name']}, layer {results.layer}: attention logits before softmax (blank: not visible)",
         fontsize=11,
     )
     return figure

@@ -1,7 +1,5 @@
 """One text before and after a head is off: the layer in 3D, and the change there and downstream."""
 
-from typing import Any
-
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
@@ -9,6 +7,7 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from experiments.before_after.results import Stored
 from lib.report.figures import (
     DIVERGING,
     LINES,
@@ -23,29 +22,29 @@ from lib.report.figures import (
 from lib.report.tables import number
 
 
-def before_after(payload: dict[str, Any]) -> Figure:
+def before_after(result: Stored) -> Figure:
     """One layer in 3D before and after the head is removed, on one scale."""
-    results = payload["results"]
-    before, after = np.abs(results["before"]), np.abs(results["after"])
+    results = result.results
+    before, after = np.abs(results.before), np.abs(results.after)
     top = max(before.max(), after.max())
-    here = [entry for entry in results["massive"] if entry["layer"] == results["layer"]]
+    here = [entry for entry in results.massive if entry.layer == results.layer]
     dims = dims_to_label(here, before)
     figure = plt.figure(figsize=(13, 5.4))
     for column, (values, label) in enumerate(
-        [(before, "before"), (after, f"after removing head {results['head']} of layer {results['layer']}")], 1
+        [(before, "before"), (after, f"after removing head {results.head} of layer {results.layer}")], 1
     ):
         ax = figure.add_subplot(1, 2, column, projection="3d", computed_zorder=False)
-        draw_surface(ax, values, results["tokens"], dims, top)
+        draw_surface(ax, values, results.tokens, dims, top)
         ax.set_title(label, fontsize=11)
-    figure.suptitle(f"{payload['config']['model_name']}, output of layer {results['layer']}")
+    figure.suptitle(f"{result.config['model_name']}, output of layer {results.layer}")
     figure.subplots_adjust(left=0.0, right=0.95, bottom=0.07, top=0.9, wspace=0.06)
     return figure
 
 
-def difference(payload: dict[str, Any], columns: int = 12) -> Figure:
+def difference(result: Stored, columns: int = 12) -> Figure:
     """Signed change in the head's layer where it is largest, and how the change travels downstream."""
-    results = payload["results"]
-    delta = np.array(results["after"]) - np.array(results["before"])
+    results = result.results
+    delta = np.array(results.after) - np.array(results.before)
     dims = np.sort(np.abs(delta).max(0).argsort()[::-1][:columns])
     limit = float(np.abs(delta).max()) or 1.0
     figure, (local, downstream) = make_axes(1, 2, size=(13, 4.8))
@@ -62,33 +61,30 @@ def difference(payload: dict[str, Any], columns: int = 12) -> Figure:
             "format": FuncFormatter(lambda x, _position: number(x, signed=True)),
         },
     )
-    tick_tokens(local.yaxis, results["tokens"])
+    tick_tokens(local.yaxis, results.tokens)
     local.tick_params(axis="y", rotation=0, labelsize=8)
     local.set_xlabel(f"the {len(dims)} most changed dims of {delta.shape[1]}")
-    local.set_title(f"change in the output of layer {results['layer']}", fontsize=11)
-    rows = results["downstream"]
+    local.set_title(f"change in the output of layer {results.layer}", fontsize=11)
+    layers = results.downstream
     for i, (label, values) in enumerate(
         [
-            ("largest |activation| before", [abs(r["largest"]["before"]) for r in rows]),
-            (
-                "largest |change| anywhere",
-                [abs(r["most_changed"]["after"] - r["most_changed"]["before"]) for r in rows],
-            ),
-            ("|change| at the largest activation", [abs(r["largest"]["after"] - r["largest"]["before"]) for r in rows]),
-            ("median |activation| before", [r["median"] for r in rows]),
+            ("largest |activation| before", [abs(layer.largest.before) for layer in layers]),
+            ("largest |change| anywhere", [abs(layer.most_changed.change) for layer in layers]),
+            ("|change| at the largest activation", [abs(layer.largest.change) for layer in layers]),
+            ("median |activation| before", [layer.median for layer in layers]),
         ]
     ):
         shown = np.where(np.array(values) > 0, values, np.nan)
         size = 8 if i == 1 else 4  # the largest change may lie under the change at the largest activation
         downstream.plot(shown, label=label, color=PALETTE[i], marker=MARKERS[i], ms=size, ls=LINES[i])
-    downstream.axvline(results["layer"], color="black", lw=0.8, ls="--")
+    downstream.axvline(results.layer, color="black", lw=0.8, ls="--")
     downstream.text(
-        results["layer"], 1.0, " head removed here", transform=downstream.get_xaxis_transform(), va="top", fontsize=8
+        results.layer, 1.0, " head removed here", transform=downstream.get_xaxis_transform(), va="top", fontsize=8
     )
     downstream.set_yscale("log")
     downstream.set_ylabel("log scale; no point: no change")
-    label_layers(downstream, len(rows))
+    label_layers(downstream, len(layers))
     downstream.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
-    title = f"{payload['config']['model_name']}: head {results['head']} of layer {results['layer']} removed"
+    title = f"{result.config['model_name']}: head {results.head} of layer {results.layer} removed"
     figure.suptitle(title, fontsize=11)
     return figure

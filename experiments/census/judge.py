@@ -1,9 +1,8 @@
 """Experiment 6: the simplest cause of the spike whose predictions hold in every manipulation."""
 
-from typing import Any
-
+from experiments.census.results import Cause, Measured, Prediction, Results, Share, Values, Verdict
 from lib.core.definitions import HARDLY_ANY, MOST, NEARLY_ALL
-from lib.core.evidence import CANNOT_TELL, NONE_FOUND, Test, conclusion, every, exact, reasons
+from lib.core.evidence import CANNOT_TELL, NONE_FOUND, Test, conclusion, every, reasons
 
 NAMED = 20
 NONE_OF_THESE = "none of these"
@@ -75,60 +74,63 @@ RULE = (
 )
 
 
-def judge(results: dict[str, Any]) -> dict[str, Any]:
-    cells = _cells(results)
+def judge(results: Results) -> Verdict:
+    cells, census, shares = _cells(results), results.census, results.shares
     tests = {cause: _tests(needs, cells) for cause, needs in CAUSES.items()}
-    fits = {cause: every([test for _word, test in of.values()]) for cause, of in tests.items()}
+    fits = {cause: every(test for _word, test in predicted.values()) for cause, predicted in tests.items()}
     possible = next((cause for cause in CAUSES if fits[cause] is not False), None)
-    if not results["spiking"]:
+    if not results.spiking:
         verdict, shown = NONE_FOUND, []
     elif possible is None:
         verdict = NONE_OF_THESE
-        shown = [next(test for _word, test in of.values() if test.answer is False) for of in tests.values()]
+        shown = [
+            next(test for _word, test in predicted.values() if test.answer is False) for predicted in tests.values()
+        ]
     else:
         verdict = possible if fits[possible] else CANNOT_TELL
         shown = [test for _word, test in tests[possible].values()]
-    census = results["census"]
-    values = {
-        CENSUS: cells[CENSUS]["mean"],
-        **{name: cells[name] for name in ("moved", "repeated", "own", "follows")},
-        "tokens": [t["token"] for t in census["spiking"]] if census["n_spiking"] <= NAMED else None,
-        "simplest_possible": possible,
-        "note": _behind_bos(cells["behind_bos"], tests[possible]) if verdict == possible else None,
-        "why": reasons(shown) or None,
-        "measured": {
-            name: {"label": label, "cell": cells[name], "tells": tells}
-            for name, (label, _leaves, tells) in MANIPULATIONS.items()
+    values = Values(
+        first_token_share=census.n_spiking / census.tokens,
+        moved=shares.moved,
+        repeated=_repeated(results),
+        own=shares.own,
+        follows=shares.follows,
+        tokens=[token.token for token in census.spiking] if census.n_spiking <= NAMED else None,
+        simplest_possible=possible,
+        note=_behind_bos(shares.behind_bos, tests[verdict]) if verdict in tests else None,
+        why=reasons(shown) or None,
+        measured={name: Measured(label, cells[name], tells) for name, (label, _leaves, tells) in MANIPULATIONS.items()},
+        causes={
+            cause: Cause(fits[cause], {name: Prediction(word, test.answer) for name, (word, test) in predicted.items()})
+            for cause, predicted in tests.items()
         },
-        "causes": {
-            cause: {
-                "fits": fits[cause],
-                "predictions": {name: {"word": word, "answer": test.answer} for name, (word, test) in of.items()},
-            }
-            for cause, of in tests.items()
-        },
-    }
+    )
     return conclusion(verdict, RULE, values, [test for i, test in enumerate(shown) if test not in shown[:i]])
 
 
-def _cells(results: dict[str, Any]) -> dict[str, Any]:
-    """{manipulation: share}, exact where no draw of tokens could change it."""
-    census, shares = results["census"], results["shares"]
-    same = float(census["n_spiking"] > 0)  # those tried spike as the first token, or no token does
-    certain = shares["there"] is None and shares["repeated"]["mean"] == same
-    cells = shares | {CENSUS: exact(census["n_spiking"] / census["tokens"])}
-    return cells | {"repeated": exact(same)} if certain else cells
+def _cells(results: Results) -> dict[str, Share | None]:
+    """{manipulation: share}."""
+    census = Share.exact(results.census.n_spiking / results.census.tokens)
+    return vars(results.shares) | {CENSUS: census, "repeated": _repeated(results)}
 
 
-def _behind_bos(cell: dict[str, Any] | None, tests: dict[str, tuple[str, Test]]) -> str | None:
+def _repeated(results: Results) -> Share:
+    """Behind itself, exact where no draw of tokens could change it."""
+    shares = results.shares
+    same = float(results.census.n_spiking > 0)  # those tried spike as the first token, or no token does
+    certain = shares.there is None and shares.repeated.mean == same
+    return Share.exact(same) if certain else shares.repeated
+
+
+def _behind_bos(cell: Share | None, tests: dict[str, tuple[str, Test]]) -> str | None:
     """The exception that a verdict makes of BOS, if it needs it."""
     if cell is None or tests.get("behind_bos", ("",))[0] != "few":
         return None
     hardly_any = Test("behind BOS: share", cell, "below", HARDLY_ANY).answer
-    return None if hardly_any else f"behind BOS, {cell['mean']:.1%} still spike"
+    return None if hardly_any else f"behind BOS, {cell.mean:.1%} still spike"
 
 
-def _tests(needs: tuple[str, ...], cells: dict[str, Any]) -> dict[str, tuple[str, Test]]:
+def _tests(needs: tuple[str, ...], cells: dict[str, Share | None]) -> dict[str, tuple[str, Test]]:
     """{manipulation: (predicted, in a word, Test)} of a cause, of what is measured."""
     wanted = {CENSUS: ("part", "below", NEARLY_ALL) if CERTAIN in needs else ("all", "above", NEARLY_ALL)}
     for name, (_label, leaves, _tells) in MANIPULATIONS.items():
@@ -141,7 +143,7 @@ def _tests(needs: tuple[str, ...], cells: dict[str, Any]) -> dict[str, tuple[str
     if POSITION in needs or ALONE in needs:
         wanted["first"] = ("most", "above", MOST)
     return {
-        name: (word, Test(f"{MANIPULATIONS[name][0]}: share", cells[name], side, threshold))
+        name: (word, Test(f"{MANIPULATIONS[name][0]}: share", cell, side, threshold))
         for name, (word, side, threshold) in wanted.items()
-        if cells[name] is not None
+        if (cell := cells[name]) is not None
     }

@@ -1,15 +1,27 @@
 """What triggers a spike: every token as the first one; then tokens elsewhere, behind text, behind themselves and behind
 BOS, and with position embeddings swapped."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from experiments.census.results import (
+    Bos,
+    Census,
+    Elsewhere,
+    Ordinary,
+    Outcome,
+    Results,
+    Share,
+    Shares,
+    Spike,
+    TokenValue,
+    Tried,
+)
 from lib.core.data import Windows
 from lib.core.definitions import ABSOLUTE, RELATIVE
-from lib.core.evidence import exact
 from lib.core.massive import is_massive
 from lib.core.place import find
 from lib.core.stats import Draws, independent
@@ -66,9 +78,9 @@ class Probe:
     def spikes(self, values: np.ndarray) -> np.ndarray:
         return is_massive(values, self.median) & (np.sign(values) == self.sign)
 
-    def summary(self, values: np.ndarray, draws: Draws) -> dict[str, Any]:
-        """Averages of (n,) values and the share of them that spike."""
-        return {"value": draws.averages(values), "spikes": float(self.spikes(values).mean())}
+    def outcome(self, values: np.ndarray) -> Outcome:
+        """Of (n,) values of as many tokens, drawn one by one."""
+        return Outcome(independent(len(values)).averages(values), float(self.spikes(values).mean()))
 
 
 def every_token(probe: Probe) -> np.ndarray:
@@ -82,33 +94,29 @@ def every_token(probe: Probe) -> np.ndarray:
     return values
 
 
-def distribution(probe: Probe, values: np.ndarray) -> dict[str, Any]:
-    """results.census of a report. mean, std and quantiles are of the whole vocabulary, so no interval is needed.
-
-    failing: the tokens that do not spike, smallest first; spiking: those that do, largest first; LISTED at most.
-    values: by token id, to 5 significant digits; null for embedding rows without a token.
-    """
+def distribution(probe: Probe, values: np.ndarray) -> Census:
+    """values: of every_token."""
     ids = np.flatnonzero(~np.isnan(values))
     ids = ids[np.abs(values[ids]).argsort(kind="stable")]
     known, spikes = values[ids], probe.spikes(values[ids])
 
-    def listed(chosen):
+    def listed(chosen: np.ndarray) -> list[TokenValue]:
         tokenizer = probe.lm.tokenizer
-        return [{"id": i, "token": text_of(tokenizer, i), "value": values[i]} for i in chosen[:LISTED].tolist()]
+        return [TokenValue(i, text_of(tokenizer, i), float(values[i])) for i in chosen[:LISTED].tolist()]
 
-    return {
-        "tokens": len(ids),
-        "left_out": len(values) - len(ids),
-        "mean": known.mean(),
-        "std": known.std(),
-        "quantiles": dict(zip(QUANTILES, np.quantile(known, QUANTILES), strict=True)),
-        "n_spiking": int(spikes.sum()),
-        "n_failing": int((~spikes).sum()),
-        "below_1000": int((np.abs(known) < 1000).sum()),
-        "failing": listed(ids[~spikes]),
-        "spiking": listed(ids[spikes][::-1]),
-        "values": [_short(value) for value in values.tolist()],
-    }
+    return Census(
+        tokens=len(ids),
+        left_out=len(values) - len(ids),
+        mean=float(known.mean()),
+        std=float(known.std()),
+        quantiles=dict(zip(QUANTILES, np.quantile(known, QUANTILES).tolist(), strict=True)),
+        n_spiking=int(spikes.sum()),
+        n_failing=int((~spikes).sum()),
+        below_1000=int((np.abs(known) < 1000).sum()),
+        failing=listed(ids[~spikes]),
+        spiking=listed(ids[spikes][::-1]),
+        values=[_short(value) for value in values.tolist()],
+    )
 
 
 def _short(value: float) -> float | None:
@@ -116,25 +124,25 @@ def _short(value: float) -> float | None:
     return None if np.isnan(value) else round(value) if abs(value) >= 1e4 else float(f"{value:.5g}")
 
 
-def to_try(probe: Probe, values: np.ndarray, at_place: np.ndarray, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+def to_try(probe: Probe, values: np.ndarray, at_place: np.ndarray, seed: int) -> tuple[np.ndarray, Tried]:
     """(tokens to try elsewhere, results.tried): those that spike as the first one, by `values` of every_token; where
     none does, those of (n,) `at_place`. At most TRIED of them, drawn at random."""
     spiking = np.flatnonzero(probe.spikes(values))
     every = spiking if len(spiking) else np.unique(at_place)
     tokens = every if len(every) <= TRIED else np.random.default_rng(seed).choice(every, TRIED, replace=False)
-    return tokens, {
-        "of": "tokens that spike as the first one" if len(spiking) else "tokens at the place",
-        "possible": len(every),
-        "tokens": len(tokens),
-        "enumerated": len(tokens) == len(every),
-        "pairs": TRIED,
-    }
+    return tokens, Tried(
+        of="tokens that spike as the first one" if len(spiking) else "tokens at the place",
+        possible=len(every),
+        tokens=len(tokens),
+        enumerated=len(tokens) == len(every),
+        pairs=TRIED,
+    )
 
 
 def elsewhere(
     probe: Probe, ids: torch.Tensor, n_bos: int, tokens: np.ndarray, enumerated: bool, batch_size: int, seed: int
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any] | None]]:
-    """(results.elsewhere, shares of results.shares): TRIED pairs of a token and a position p = 1, 2, 4, ...
+) -> tuple[list[Elsewhere], Shares]:
+    """(results.elsewhere, results.shares as far as told here): TRIED pairs of a token and a position p = 1, 2, 4, ...
 
     moved: behind p tokens of text, a random piece of the windows `ids` without the first `n_bos` tokens. repeated:
     behind itself p times. there, at_0: the position embeddings of 0 and p swapped, the token behind text at p, and
@@ -144,11 +152,11 @@ def elsewhere(
     text, rng, pair = ids[:, n_bos:], np.random.default_rng(seed), np.arange(TRIED)
     positions = _powers(min(text.shape[1] + 1, ids.shape[1]))
     turn, which = divmod(pair, len(tokens))
-    at = np.array(positions)[(turn + which) % len(positions)]  # each token in its turn at each position
+    position = np.array(positions)[(turn + which) % len(positions)]  # each token in its turn at each position
     learned = probe.lm.arch.position_embedding is not None
     values = {name: np.zeros(TRIED) for name in ("moved", "repeated", *(("there", "at_0") if learned else ()))}
     for p in positions:
-        here = at == p
+        here = position == p
         these = torch.from_numpy(tokens[which[here]])[:, None]
         window, start = (torch.from_numpy(rng.integers(n, size=(len(these), 1))) for n in (len(text), _starts(text, p)))
         moved = torch.cat([text[window, start + torch.arange(p)], these], dim=1)
@@ -160,18 +168,29 @@ def elsewhere(
                 values["there"][here] = probe.values(moved, batch_size, f"embedding of 0 at {p}")[:, p]
                 values["at_0"][here] = probe.values(repeated, batch_size, f"embedding of {p} at 0")[:, 0]
     rows = [
-        {"position": p, "tokens": int((at == p).sum())}
-        | {name: probe.summary(of[at == p], independent((at == p).sum())) for name, of in values.items()}
+        Elsewhere(
+            position=p,
+            tokens=int((position == p).sum()),
+            **{name: probe.outcome(every[position == p]) for name, every in values.items()},
+        )
         for p in positions
     ]
-    spikes = {name: probe.spikes(of) for name, of in values.items()}
+    spikes = {name: probe.spikes(every) for name, every in values.items()}
     if learned:
         spikes["follows"] = spikes["there"] & ~spikes["at_0"]
-    shares = dict.fromkeys(("moved", "repeated", "there", "at_0", "follows"))
-    for name, hits in spikes.items():
-        of_token_alone = name in ("repeated", "at_0")
-        shares[name] = exact(hits.mean()) if enumerated and of_token_alone else independent(TRIED).share(hits)
-    return rows, shares
+    shares = {
+        name: _share(hits, None if enumerated and name in ("repeated", "at_0") else independent(TRIED))
+        for name, hits in spikes.items()
+    }
+    return rows, Shares(**shares)
+
+
+def _share(hits: np.ndarray, draws: Draws | None) -> Share:
+    """Of (n,) truth values; draws: None if they are all there are."""
+    if draws is None:
+        return Share.exact(float(hits.mean()))
+    share = draws.share(hits)
+    return Share(share.mean, share.ci95, share.n)
 
 
 def _powers(length: int) -> list[int]:
@@ -186,7 +205,7 @@ def _starts(text: torch.Tensor, p: int) -> int:
 
 def behind_bos(
     probe: Probe, values: np.ndarray, tokens: np.ndarray, enumerated: bool, batch_size: int
-) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+) -> tuple[Bos | None, Share | None]:
     """(results.bos, share of the tokens that spike at position 1, behind BOS); None where the tokenizer has no BOS
     token or, of the share, where no other is to be tried. values: of every_token."""
     bos = probe.lm.tokenizer.bos_token_id
@@ -195,40 +214,21 @@ def behind_bos(
     others, behind, share = torch.from_numpy(tokens[tokens != bos])[:, None], None, None
     if len(others):
         got = probe.values(torch.cat([torch.full_like(others, bos), others], dim=1), batch_size, "behind BOS")[:, 1]
-        draws, hits = independent(len(others)), probe.spikes(got)
-        behind, share = probe.summary(got, draws), exact(hits.mean()) if enumerated else draws.share(hits)
-    return {
-        "id": bos,
-        "token": text_of(probe.lm.tokenizer, bos),
-        "value": values[bos],
-        "spikes": bool(probe.spikes(values[bos])),
-        "tokens": len(others),
-        "first": probe.summary(values[tokens], independent(len(tokens))),
-        "behind": behind,
-    }, share
+        behind = probe.outcome(got)
+        share = _share(probe.spikes(got), None if enumerated else independent(len(others)))
+    of_bos = Bos(
+        id=bos,
+        token=text_of(probe.lm.tokenizer, bos),
+        value=float(values[bos]),
+        spikes=bool(probe.spikes(values[bos])),
+        tokens=len(others),
+        first=probe.outcome(values[tokens]),
+        behind=behind,
+    )
+    return of_bos, share
 
 
-@dataclass(frozen=True)
-class TriggerCensus:
-    """spike: what counts as one. ordinary: the place in the windows as they are; spiking: how many of them spike.
-    census: every token as the first one. tried: the tokens of what follows. elsewhere: values and the share that
-    spikes, by position; bos: behind BOS, null without a BOS token. shares: of all positions; null where not measured;
-    own, first: of the spiking windows, those whose token spikes as the first one, those whose place is at 0.
-    """
-
-    place: dict[str, Any]
-    layer: int
-    spike: dict[str, Any]
-    ordinary: dict[str, Any]
-    spiking: int
-    census: dict[str, Any]
-    tried: dict[str, Any]
-    elsewhere: list[dict[str, Any]]
-    bos: dict[str, Any] | None
-    shares: dict[str, Any]
-
-
-def run(lm: LanguageModel, windows: Windows, options: Any) -> TriggerCensus:
+def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     if options.layer_id is not None:
         lm.arch.check_layer(options.layer_id)
     place = find(lm, windows, options.batch_size, options.dim, options.position, options.seed)
@@ -238,22 +238,23 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> TriggerCensus:
 
     values = every_token(probe)
     tokens, tried = to_try(probe, values, place.tokens[spikes] if spikes.any() else place.tokens, options.seed)
-    how = tokens, tried["enumerated"], options.batch_size
+    how = tokens, tried.enumerated, options.batch_size
     moved, shares = elsewhere(probe, windows.ids, windows.bos, *how, options.seed)
     bos, share = behind_bos(probe, values, *how)
     draws, rows = place.draws.of(spikes), np.flatnonzero(spikes)
-    own, first = probe.spikes(values[place.tokens[rows]]), place.positions[rows] == 0
-    return TriggerCensus(
+    shares = replace(shares, behind_bos=share)
+    if len(rows):
+        own, first = probe.spikes(values[place.tokens[rows]]), place.positions[rows] == 0
+        shares = replace(shares, own=_share(own, draws), first=_share(first, draws))
+    return Results(
         place=place.described(),
         layer=layer,
-        spike={"rule": SPIKES, "threshold": probe.threshold, "median": probe.median, "sign": probe.sign},
-        ordinary={"value": place.draws.averages(place.values[:, layer]), "spikes": place.draws.share(spikes)},
+        spike=Spike(SPIKES, probe.threshold, probe.median, probe.sign),
+        ordinary=Ordinary(place.draws.averages(place.values[:, layer]), place.draws.share(spikes)),
         spiking=len(rows),
         census=distribution(probe, values),
         tried=tried,
         elsewhere=moved,
         bos=bos,
-        shares=shares
-        | {"behind_bos": share}
-        | {name: draws.share(of) if len(rows) else None for name, of in (("own", own), ("first", first))},
+        shares=shares,
     )

@@ -1,179 +1,173 @@
 """TOP and BOTTOM heads off, beside random heads of the same layers."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, product
 from math import comb, prod
 from typing import Any
 
 import numpy as np
 
-from experiments.head_pruning.judge import SETS
+from experiments.head_pruning.results import SETS, Null, OfSets, Results, Sets
 from lib.core import ablation, first_tokens, provenance, pruning, sinks, sweep
 from lib.core.data import Windows
 from lib.core.heads import HeadsSet, label
 from lib.core.massive import DEFINITION
 from lib.core.place import Place, find
+from lib.core.pruning import Heads
+from lib.core.results import FirstTokens, Head
 from lib.model.arch import Architecture
 from lib.model.models import LanguageModel
 from lib.report import identity
 from lib.run.errors import UserError
 
-Heads = tuple[tuple[int, int], ...]  # (layer, head) of each
 NULL = 200  # draws of random heads
-SEED_STUDY = {"top": ((2, 7), (5, 1), (6, 1)), "bottom": ((0, 1), (4, 11), (11, 8))}
+SEED_STUDY = Sets(
+    (Head(2, 7), Head(5, 1), Head(6, 1)),
+    (Head(0, 1), Head(4, 11), Head(11, 8)),
+    "the seed study's sets for GPT-2",
+)
 
 
-@dataclass(frozen=True)
-class Pruning:
-    """Conditions `top`, `bottom` and random draws beside the baseline; see lib.core.ablation.Comparison.
-
-    place: of lib.core.place. sets: the heads and where they come from. first_tokens: {set: of the largest place, see
-    lib.core.ablation.Feasibility}. null: {set: see `null_of`}.
-    """
-
-    definition: str
-    place: dict[str, Any]
-    sets: dict[str, Any]
-    conditions: dict[str, Any]
-    changes: dict[str, Any]
-    places: dict[str, Any]
-    first_tokens: dict[str, Any]
-    massive: list[dict[str, Any]]
-    dims: list[int]
-    null: dict[str, Any]
-
-
-def run(lm: LanguageModel, windows: Windows, options: Any) -> Pruning:
+def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     sets = choose_sets(lm, windows, options)
     draws = {name: random_heads(lm.arch, sets, name, options.seed) for name in SETS}
-    conditions = [ablation.Condition(name, f"{name.upper()} heads off", heads=sets[name]) for name in SETS]
+    conditions = [ablation.Condition(name, f"{name.upper()} heads off", heads=sets.named(name)) for name in SETS]
     whole = {
         name: [
-            ablation.Condition(f"random_like_{name}_{i}", f"random heads off, layers of {name.upper()}, draw {i}", of)
-            for i, of in enumerate(draws[name][0][: options.n_random])
+            ablation.Condition(
+                f"random_like_{name}_{i}", f"random heads off, layers of {name.upper()}, draw {i}", heads
+            )
+            for i, heads in enumerate(draws[name][0][: options.n_random])
         ]
         for name in SETS
     }
     result = ablation.compare(lm, windows, [*conditions, *whole["top"], *whole["bottom"]], options, options.dims)
+    perplexities = {
+        name: {condition.name: result.conditions[condition.name].perplexity.value for condition in whole[name]}
+        for name in SETS
+    }
     place = find(lm, windows, options.batch_size, seed=options.seed)
-    null = null_of(lm, windows, place, sets, draws, options)
-    for name in SETS:
-        names = [condition.name for condition in whole[name]]
-        perplexities = [result.conditions[of]["perplexity"]["value"] for of in names]
-        null[name] |= {"run_whole": names, "perplexity": perplexities}
-    exact = exact_of(lm, windows, result, conditions)
-    return Pruning(
-        DEFINITION, place.described(), sets, result.conditions, result.changes, result.places, exact, result.massive,
-        result.dims, null,
-    )  # fmt: skip
+    return Results(
+        definition=DEFINITION,
+        place=place.described(),
+        sets=sets,
+        conditions=result.conditions,
+        changes=result.changes,
+        places=result.places,
+        first_tokens=exact_of(lm, windows, result, conditions),
+        massive=result.massive,
+        dims=result.dims,
+        null=null_of(lm, windows, place, sets, draws, perplexities, options.batch_size),
+    )
 
 
-def choose_sets(lm: LanguageModel, windows: Windows, options: Any) -> dict[str, Any]:
-    """{"top", "bottom": ((layer, head), ...), "source"}. Raises UserError for heads out of range."""
+def choose_sets(lm: LanguageModel, windows: Windows, options: Any) -> Sets:
+    """TOP and BOTTOM, as the options say. Raises UserError for heads out of range."""
     top, bottom = pruning.parse_heads(options.top), pruning.parse_heads(options.bottom)
     if options.config:
-        ranked, source = pruning.read_config(options.config), options.config.name
+        ranked = Sets(*pruning.read_config(options.config), options.config.name)
     elif top and bottom:
-        ranked, source = (top, bottom), "--top and --bottom"
+        ranked = Sets(top, bottom, "--top and --bottom")
     elif identity.is_gpt2(provenance.of_model(options, lm)) and (lm.arch.n_layers, lm.arch.n_heads) == (12, 12):
-        ranked, source = (SEED_STUDY["top"], SEED_STUDY["bottom"]), "the seed study's sets for GPT-2"
+        ranked = SEED_STUDY
     else:
         scores = sinks.measure(lm, windows, options.batch_size).scores.mean(0)
-        cells = [(cell["layer"], cell["head"]) for cell in sinks.rank(scores)]
-        ranked = (tuple(cells[: pruning.OVERALL]), tuple(cells[::-1][: pruning.OVERALL]))
-        source = "this model's ranking on these windows"
-    sets = {"top": top or ranked[0], "bottom": bottom or ranked[1], "source": source}
-    for layer, head in (*sets["top"], *sets["bottom"]):
-        lm.arch.check_head(layer, head)
+        heads = tuple(Head(score.layer, score.head) for score in sinks.rank(scores))
+        highest, lowest = heads[: pruning.OVERALL], heads[::-1][: pruning.OVERALL]
+        ranked = Sets(highest, lowest, "this model's ranking on these windows")
+    sets = Sets(top or ranked.top, bottom or ranked.bottom, ranked.source)
+    for head in (*sets.top, *sets.bottom):
+        lm.arch.check_head(*head)
     return sets
 
 
-def random_heads(arch: Architecture, sets: dict[str, Any], name: str, seed: int) -> tuple[list[Heads], int]:
+def random_heads(arch: Architecture, sets: Sets, name: str, seed: int) -> tuple[list[Heads], int]:
     """(draws, how many are possible) of as many heads in the same layers, none in either set, in random order: all that
     are possible, or NULL different ones.
 
     Raises UserError if a layer has too few other heads for one draw.
     """
     rng = np.random.default_rng([seed, name == "bottom"])
-    taken = {*sets["top"], *sets["bottom"]}
-    free, wanted = {}, Counter(layer for layer, _head in sets[name])
+    taken = {*sets.top, *sets.bottom}
+    free, wanted = {}, Counter(head.layer for head in sets.named(name))
     for layer in sorted(wanted):
         free[layer] = [head for head in range(arch.n_heads) if (layer, head) not in taken]
         if len(free[layer]) < wanted[layer]:
             raise UserError(
                 f"layer {layer} has only {len(free[layer])} heads outside TOP and BOTTOM to draw random heads from"
             )
-    possible = prod(comb(len(of), wanted[layer]) for layer, of in free.items())
+    possible = prod(comb(len(others), wanted[layer]) for layer, others in free.items())
     if possible <= NULL:
-        every = product(*(combinations(of, wanted[layer]) for layer, of in free.items()))
-        draws = [tuple(_pairs(free, heads)) for heads in every]
+        every = product(*(combinations(others, wanted[layer]) for layer, others in free.items()))
+        draws = [_heads(free, heads) for heads in every]
         return [draws[i] for i in rng.permutation(possible)], possible
     drawn: dict[Heads, None] = {}
     while len(drawn) < NULL:
-        heads = [sorted(rng.choice(of, size=wanted[layer], replace=False).tolist()) for layer, of in free.items()]
-        drawn[tuple(_pairs(free, heads))] = None
+        heads = [
+            sorted(rng.choice(others, size=wanted[layer], replace=False).tolist()) for layer, others in free.items()
+        ]
+        drawn[_heads(free, heads)] = None
     return list(drawn), possible
 
 
-def _pairs(layers: Iterable[int], heads: Iterable[Iterable[int]]) -> list[tuple[int, int]]:
-    return [(layer, head) for layer, of in zip(layers, heads, strict=True) for head in of]
+def _heads(layers: Iterable[int], heads: Iterable[Iterable[int]]) -> Heads:
+    """heads: of each layer."""
+    return tuple(Head(layer, head) for layer, here in zip(layers, heads, strict=True) for head in here)
 
 
 def null_of(
     lm: LanguageModel,
     windows: Windows,
     place: Place,
-    sets: dict[str, Any],
-    draws: dict[str, tuple[list[Heads], int]],
-    options: Any,
-) -> dict[str, dict[str, Any]]:
-    """{set: its absolute change at the followed place, beside that of the draws}.
+    sets: Sets,
+    draws: Mapping[str, tuple[list[Heads], int]],
+    perplexities: Mapping[str, Mapping[str, float]],
+    batch_size: int,
+) -> OfSets[Null]:
+    """draws: of each set, as `random_heads` gives them; perplexities: of each set, of the draws that were run whole, by
+    the condition's name."""
+    end, spiking = place.plateau[1], place.spiking
+    off = {label(heads): heads for name in SETS for heads in (sets.named(name), *draws[name][0])}
+    changes = [HeadsSet(name, dict.fromkeys(heads, 0.0)) for name, heads in off.items()]
+    values = sweep.values_at_place(lm, windows, place, changes, batch_size) if place.massive else {}
+    size = np.abs(place.values[spiking, end]).sum()
 
-    Each has possible, enumerated (whether all possible draws are here), draws, absolute_change (of each: sum of
-    |change| over sum of |baseline|, after the end of the plateau, over the windows that have the spike), of_set,
-    at_least_as_large (how many draws) and p, (that + 1) / (draws + 1). impossible: None, or why no head of these layers
-    can change it, which leaves no p; nothing is compared where nothing is massive.
-    """
-    end, has = place.plateau[1], place.spiking
-    off = {label(of): of for name in SETS for of in (sets[name], *draws[name][0])} if place.massive else {}
-    changes = [HeadsSet(name, dict.fromkeys(of, 0.0)) for name, of in off.items()]
-    values = sweep.at_place(lm, windows, place, changes, options.batch_size) if changes else {}
-    before = place.values[has, end]
+    def changed(heads: Heads) -> float:
+        difference = values[label(heads)][spiking, end] - values[sweep.BASELINE][spiking, end]
+        return float(np.abs(difference).sum() / size)
 
-    def changed(of):
-        return float(np.abs(values[label(of)][has, end] - values[sweep.BASELINE][has, end]).sum() / size)
-
-    size = np.abs(before).sum()
-    null: dict[str, dict[str, Any]] = {}
-    for name in SETS:
+    def null(name: str) -> Null:
         drawn, possible = draws[name]
-        null[name] = {
-            "possible": possible,
-            "enumerated": len(drawn) == possible,
-            "draws": drawn,
-            "absolute_change": [changed(of) for of in drawn] if place.massive else [],
-            "of_set": changed(sets[name]) if place.massive else None,
-            "impossible": None,
-            "at_least_as_large": None,
-            "p": None,
-        }
-        if min(layer for layer, _head in sets[name]) > end:
-            null[name]["impossible"] = f"causality: all of its heads run after layer {end}"
-        elif place.massive:
-            k = sum(change >= null[name]["of_set"] for change in null[name]["absolute_change"])
-            null[name] |= {"at_least_as_large": k, "p": (k + 1) / (len(drawn) + 1)}
-    return null
+        of_set = changed(sets.named(name)) if place.massive else None
+        absolute_change = [changed(heads) for heads in drawn] if place.massive else []
+        late = min(head.layer for head in sets.named(name)) > end
+        as_large = None
+        if of_set is not None and not late:
+            as_large = sum(change >= of_set for change in absolute_change)
+        return Null(
+            possible=possible,
+            enumerated=len(drawn) == possible,
+            draws=drawn,
+            absolute_change=absolute_change,
+            of_set=of_set,
+            impossible=f"causality: all of its heads run after layer {end}" if late else None,
+            at_least_as_large=as_large,
+            p=None if as_large is None else (as_large + 1) / (len(drawn) + 1),
+            run_whole=list(perplexities[name]),
+            perplexity=list(perplexities[name].values()),
+        )
+
+    return OfSets(*map(null, SETS))
 
 
 def exact_of(
     lm: LanguageModel, windows: Windows, result: ablation.Comparison, conditions: Sequence[ablation.Condition]
-) -> dict[str, Any]:
-    """{set: lib.core.first_tokens of the largest place, or None where that is not the first position}."""
+) -> OfSets[FirstTokens | None]:
+    """lib.core.first_tokens of the largest place, or None where that is not the first position."""
     largest = next(iter(result.places["top"]), None)
-    if largest is None or largest["position"] != "first":
-        return dict.fromkeys(SETS)
-    medians = {name: [layer["median"]["mean"] for layer in of["layers"]] for name, of in result.conditions.items()}
-    found = first_tokens.measure(lm, windows, largest["dim"], largest["layer"], conditions, medians)
-    return found or dict.fromkeys(SETS)
+    if largest is None or largest.position != "first":
+        return OfSets(None, None)
+    medians = {name: [layer.median.mean for layer in here.layers] for name, here in result.conditions.items()}
+    exact = first_tokens.measure(lm, windows, largest.dim, largest.layer, conditions, medians)
+    return OfSets(None, None) if exact is None else OfSets(**exact)

@@ -1,32 +1,29 @@
 """The TXT of head pruning: what is left of each place, beside random heads of the same layers."""
 
-from typing import Any
-
 from experiments.ablation import text
-from experiments.head_pruning.judge import SETS
+from experiments.head_pruning.results import SETS, Stored
 from lib.report import tables
 
 
-def summarise(payload: dict[str, Any]) -> str:
-    r = payload["results"]
-    words = ", ".join(_said(name, r["conclusion"]["values"][name]) for name in SETS)
+def summarise(result: Stored) -> str:
+    results, values = result.results, result.conclusion.values
     return "\n".join(
         [
-            tables.header(payload, "Removing single heads"),
-            f"TOP and BOTTOM heads: {r['sets']['source']}",
+            tables.header(result, "Removing single heads"),
+            f"TOP and BOTTOM heads: {results.sets.source}",
             "",
-            tables.massive_table(r["massive"], r["definition"]),
-            *(_places(r, name) for name in SETS if r["places"][name]),
-            text.conditions_table(r["conditions"]),
-            tables.place_text(r["place"]),
-            f"Absolute change after layer {r['place']['plateau'][1]}, relative to its size (windows with the spike),",
+            tables.massive_table(results.massive, results.definition),
+            *(_places(result, name) for name in SETS if results.places[name]),
+            text.conditions_table(results.conditions),
+            tables.place_text(results.place),
+            f"Absolute change after layer {results.place.plateau[1]}, relative to its size (windows with the spike),",
             "beside random heads of the same layers; p: the share of draws, the set among them, that change it as much",
             tables.table(
                 ["set", "heads", "change", "random, lowest to highest", "draws", "at least as large", "p"],
-                [_null_row(r, name) for name in SETS],
+                [_null_row(result, name) for name in SETS],
             ),
-            f"{words}\n",
-            tables.conclusion_text(r["conclusion"]),
+            ", ".join(_said(result, name) for name in SETS) + "\n",
+            tables.conclusion_text(result.conclusion, None if values is None else values.note),
             "Heads of later layers cannot change earlier ones, and no attention score can change position 0, which",
             "sees only itself: a set is fairly compared only with the random heads of its own layers.",
             "",
@@ -34,31 +31,35 @@ def summarise(payload: dict[str, Any]) -> str:
     )
 
 
-def details(payload: dict[str, Any]) -> str:
+def details(result: Stored) -> str:
     """Every layer without the TOP heads, and without the BOTTOM heads."""
-    return text.details(payload, SETS)
+    results = result.results
+    return text.condition_details(results.conditions, {name: results.changes[name] for name in SETS}, results.dims)
 
 
-def _said(name: str, values: dict[str, Any]) -> str:
-    return f"{name.upper()} {values['verdict']}" + (f" ({values['note']})" if values.get("note") else "")
+def _said(result: Stored, name: str) -> str:
+    if result.conclusion.values is None:
+        return f"{name.upper()} {result.conclusion.verdict}"
+    values = result.conclusion.values.named(name)
+    return f"{name.upper()} {values.verdict}" + (f" ({values.note})" if values.note else "")
 
 
-def _places(r: dict[str, Any], name: str) -> str:
+def _places(result: Stored, name: str) -> str:
     """What is left of each place without one set of heads."""
-    places = r["places"][name]
-    exact = {"places": places, "first_tokens": r["first_tokens"][name]}
-    table = text.places_table(places, r["conclusion"]["values"][name]["places"])
-    return f"{name.upper()} heads off. {table}{tables.first_tokens_text(exact)}"
+    assert result.conclusion.values is not None  # there are places
+    places, words = result.results.places[name], result.conclusion.values.named(name).places
+    exact = tables.first_tokens_text(places[0], result.results.first_tokens.named(name))
+    return f"{name.upper()} heads off. {text.places_table(places, words)}{exact}"
 
 
-def _null_row(r: dict[str, Any], name: str) -> list[str]:
-    null = r["null"][name]
-    heads = " ".join(f"{layer}.{head}" for layer, head in r["sets"][name])
-    draws = f"{'all ' if null['enumerated'] else ''}{len(null['draws'])} of {null['possible']:,}"
-    row = [name.upper(), heads, tables.number(null["of_set"])]
-    if null["impossible"]:
-        return [*row, null["impossible"], draws, "-", "-"]
-    changes = null["absolute_change"]
+def _null_row(result: Stored, name: str) -> list[str]:
+    null = result.results.null.named(name)
+    heads = " ".join(f"{layer}.{head}" for layer, head in result.results.sets.named(name))
+    draws = f"{'all ' if null.enumerated else ''}{len(null.draws)} of {null.possible:,}"
+    row = [name.upper(), heads, tables.number(null.of_set)]
+    if null.impossible:
+        return [*row, null.impossible, draws, "-", "-"]
+    changes = null.absolute_change
     spread = f"{tables.number(min(changes))} to {tables.number(max(changes))}" if changes else "-"
-    larger = "-" if null["p"] is None else str(null["at_least_as_large"])
-    return [*row, spread, draws, larger, tables.number(null["p"])]
+    larger = "-" if null.p is None else str(null.at_least_as_large)
+    return [*row, spread, draws, larger, tables.number(null.p)]

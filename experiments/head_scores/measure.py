@@ -1,10 +1,10 @@
 """Attention of every head to the first token."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from experiments.head_scores.results import Results
 from lib.core import definitions, sinks
 from lib.core.data import Windows
 from lib.model.models import LanguageModel
@@ -12,32 +12,12 @@ from lib.model.models import LanguageModel
 NEIGHBOURS = 10
 
 
-@dataclass(frozen=True)
-class HeadAnalysis:
-    """scores, scores_without_first_query: [layer][head] averages; ranking: highest first, ties in layer order.
-
-    uniform: the score of a head that attends evenly to all it can see; floor: the lowest possible score.
-    neighbours: of the NEIGHBOURS highest heads, paired differences of each to the next.
-    sink_rate: share of heads over `sink_epsilon` in windows of `sink_window` tokens.
-    """
-
-    scores: list[list[dict[str, Any]]]
-    scores_without_first_query: list[list[dict[str, Any]]]
-    ranking: list[dict[str, Any]]
-    uniform: float
-    floor: float
-    neighbours: list[dict[str, Any]]
-    sink_rate: dict[str, Any]
-    sink_epsilon: float
-    sink_window: int
-
-
-def run(lm: LanguageModel, windows: Windows, options: Any) -> HeadAnalysis:
+def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     heads = sinks.measure(lm, windows, options.batch_size)
     seqlen, draws = windows.ids.shape[1], windows.draws(options.seed)
     ranking = sinks.rank(heads.scores.mean(0))
-    highest = np.stack([heads.scores[:, of["layer"], of["head"]] for of in ranking[:NEIGHBOURS]], axis=1)
-    return HeadAnalysis(
+    highest = np.stack([heads.scores[:, head.layer, head.head] for head in ranking[:NEIGHBOURS]], axis=1)
+    return Results(
         scores=draws.averages(heads.scores),
         scores_without_first_query=draws.averages(heads.later),
         ranking=ranking,

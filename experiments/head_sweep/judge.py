@@ -1,13 +1,29 @@
 """Experiment 7: which single heads move the massive activation, and which does the model miss?"""
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Literal, TypeAlias
 
+from experiments.head_sweep.results import (
+    KINDS,
+    VALUE_EFFECTS,
+    ByKind,
+    Correlation,
+    Correlations,
+    Effect,
+    Kind,
+    Move,
+    Results,
+    SingleHead,
+    ValueEffect,
+    Values,
+    Verdict,
+)
 from lib.core import evidence, stats
 from lib.core.definitions import COST, MOVES
+from lib.core.results import Head
 
-Judged = dict[tuple[int, int], tuple[str, evidence.Test]]  # of each (layer, head) the word and the nearer threshold
-KINDS = ("zero", "mean")
-FAMILY = "family95"
+Judged: TypeAlias = dict[Head, tuple[str, evidence.Test]]
+"""The word, "above", "below", "between" or CANNOT_TELL, and the Test of the nearer threshold."""
 LISTED = 8  # of the heads that cannot be told, those with the largest changes, have their thresholds printed
 RULE = (
     f"a head moves the value if its removal changes it, along the spike's sign, by more than {MOVES:.0%} of the "
@@ -23,74 +39,68 @@ RULE = (
 )
 
 
-def judge(results: dict[str, Any]) -> dict[str, Any]:
-    """values: moves {kind: [[layer, head, "lowers" or "raises", effect]]}, cannot_tell {kind: [[layer, head]]} (at the
-    plateau), cannot_tell_last (at the last layer), costs, gains, costs_cannot_tell [[layer, head]], correlations."""
-    keys = [key for key in results["shown"] if key in ("birth", "end", "last")]
-    place = {kind: {key: _judged(results, kind, key) for key in keys} for kind in KINDS}
-    plateau = [key for key in keys if key != "last"]
+def judge(results: Results) -> Verdict:
+    shown = [effect for effect in VALUE_EFFECTS if effect in results.shown]
+    plateau = [effect for effect in shown if effect != "last"]
+    later = [effect for effect in shown if effect == "last"]
+    zero, mean = ({effect: _judged(results, kind, effect) for effect in shown} for kind in KINDS)
     loss = _judged(results, "zero", "loss")
-    moves = {kind: _moves(of) for kind, of in place.items()}
-    unclear = {kind: _unclear([of[key] for key in plateau]) for kind, of in place.items()}
-    values = {
-        "moves": moves,
-        "cannot_tell": unclear,
-        "cannot_tell_last": {kind: _unclear([of[key] for key in keys if key == "last"]) for kind, of in place.items()},
-        "costs": [list(head) for head, (word, _test) in loss.items() if word == "above"],
-        "gains": [list(head) for head, (word, _test) in loss.items() if word == "below"],
-        "costs_cannot_tell": _unclear([loss]),
-        "correlations": {
-            f"{x}_{effect}": _correlation(results["heads"], x, key)
-            for effect, key in (("place", "end"), ("loss", "loss"))
-            for x in ("score", "write")
-        },
-    }
-    tests = [test for of in (*place["zero"].values(), loss) for test in _decisive(of)]
-    named = {f"{layer}.{head} {does}": None for layer, head, does, key in moves["zero"] if key in plateau}
-    if not results["place"]["massive"]:
+    moves, unclear = _moves(zero), _unclear(zero[effect] for effect in plateau)
+    values = Values(
+        moves=ByKind(moves, _moves(mean)),
+        cannot_tell=ByKind(unclear, _unclear(mean[effect] for effect in plateau)),
+        cannot_tell_last=ByKind(_unclear(zero[effect] for effect in later), _unclear(mean[effect] for effect in later)),
+        costs=[head for head, (word, _test) in loss.items() if word == "above"],
+        gains=[head for head, (word, _test) in loss.items() if word == "below"],
+        costs_cannot_tell=_unclear([loss]),
+        correlations=_correlations(results.heads),
+    )
+    tests = [test for judged in (*zero.values(), loss) for test in _decisive(judged)]
+    named = dict.fromkeys(f"{move.layer}.{move.head} {move.does}" for move in moves if move.effect in plateau)
+    if not results.place.massive:
         verdict = evidence.NONE_FOUND
     else:
-        verdict = ", ".join(named) or (evidence.CANNOT_TELL if unclear["zero"] else "no single head")
+        verdict = ", ".join(named) or (evidence.CANNOT_TELL if unclear else "no single head")
     return evidence.conclusion(verdict, RULE, values, tests)
 
 
-def _judged(results: dict[str, Any], kind: str, key: str) -> Judged:
-    """{(layer, head): ("above", "below", "between" or CANNOT_TELL, the Test of the nearer threshold)} of the heads
-    whose removal can have this effect; empty for the value where nothing is massive."""
-    judged = {}
-    for row in results["heads"]:
-        cell, threshold = row[kind][key], COST
-        if key != "loss":
-            cell, threshold = cell and cell["relative"], MOVES
+def _judged(results: Results, kind: Kind, effect: Effect) -> Judged:
+    """The heads whose removal can have this effect; empty for the value where nothing is massive."""
+    judged: Judged = {}
+    for head in results.heads:
+        change = head.changes(kind).effect(effect)
+        if change is None:
+            continue
+        cell, threshold = (change, COST) if effect == "loss" else (change.relative, MOVES)
         if cell is None:
             continue
-        what = f"{row['layer']}.{row['head']}: {'loss' if key == 'loss' else f'relative change, {key}'}"
+        what = f"{head.layer}.{head.head}: {'loss' if effect == 'loss' else f'relative change, {effect}'}"
         tests = [
-            evidence.Test(what, cell, "above", threshold, FAMILY),
-            evidence.Test(what, cell, "below", -threshold, FAMILY),
+            evidence.Test(what, cell, "above", threshold, "family95"),
+            evidence.Test(what, cell, "below", -threshold, "family95"),
         ]
-        nearer, answers = tests[cell["mean"] < 0], [test.answer for test in tests]
+        nearer, answers = tests[cell.mean < 0], [test.answer for test in tests]
         word = nearer.wanted if True in answers else "between" if None not in answers else evidence.CANNOT_TELL
-        judged[row["layer"], row["head"]] = word, nearer
+        judged[Head(head.layer, head.head)] = word, nearer
     return judged
 
 
-def _moves(place: dict[str, Judged]) -> list[list[Any]]:
-    does = {"above": "raises", "below": "lowers"}
+def _moves(place: dict[ValueEffect, Judged]) -> list[Move]:
+    does: dict[str, Literal["lowers", "raises"]] = {"above": "raises", "below": "lowers"}
     return [
-        [*head, does[word], key]
-        for key, judged in place.items()
+        Move(*head, does[word], effect)
+        for effect, judged in place.items()
         for head, (word, _test) in judged.items()
         if word in does
     ]
 
 
-def _unclear(several: list[Judged]) -> list[list[int]]:
+def _unclear(several: Iterable[Judged]) -> list[Head]:
     """Heads that cannot be told in one of these and are not named in another."""
-    words = [{head: word for head, (word, _test) in of.items()} for of in several]
-    named = {head for of in words for head, word in of.items() if word in ("above", "below")}
-    unclear = {head for of in words for head, word in of.items() if word == evidence.CANNOT_TELL}
-    return [list(head) for head in sorted(unclear - named)]
+    words = [(head, word) for judged in several for head, (word, _test) in judged.items()]
+    named = {head for head, word in words if word in ("above", "below")}
+    unclear = {head for head, word in words if word == evidence.CANNOT_TELL}
+    return sorted(unclear - named)
 
 
 def _decisive(judged: Judged) -> list[evidence.Test]:
@@ -99,16 +109,33 @@ def _decisive(judged: Judged) -> list[evidence.Test]:
     for word, test in judged.values():
         by[word if word in by else "named"].append(test)
     for tests in by.values():
-        tests.sort(key=lambda test: -abs(test.cell["mean"]))
+        tests.sort(key=lambda test: -abs(test.cell.mean))
     nearest = sorted(by["between"], key=lambda test: abs(test.distance or 0))[:1]
     return [*by["named"], *by[evidence.CANNOT_TELL][:LISTED], *nearest]
 
 
-def _correlation(heads: list[dict[str, Any]], name: str, key: str) -> dict[str, Any]:
-    """Of |score| or |write| and what the removal changes: |value|, or the loss."""
-    able = [row for row in heads if row["zero"][key]]
-    x = [abs(row[name]) for row in able]
-    changes = [row["zero"][key]["mean"] for row in able]
-    effect = changes if key == "loss" else [abs(change) for change in changes]
-    within, p = stats.stratified_spearman(x, effect, [row["layer"] for row in able])
-    return {"rho": stats.spearman(x, effect), "within_layers": within, "p": p, "heads": len(able)}
+def _correlations(heads: list[SingleHead]) -> Correlations:
+    able = [(head, abs(head.zero.end.mean)) for head in heads if head.zero.end]
+    losses = [(head, head.zero.loss.mean) for head in heads]
+    return Correlations(
+        score_place=_correlation(able, _score),
+        write_place=_correlation(able, _write),
+        score_loss=_correlation(losses, _score),
+        write_loss=_correlation(losses, _write),
+    )
+
+
+def _score(head: SingleHead) -> float:
+    return head.score
+
+
+def _write(head: SingleHead) -> float:
+    return abs(head.write)
+
+
+def _correlation(changes: list[tuple[SingleHead, float]], size: Callable[[SingleHead], float]) -> Correlation:
+    """Of the heads' sizes and what their removal changes."""
+    heads, effects = [head for head, _effect in changes], [effect for _head, effect in changes]
+    sizes = [size(head) for head in heads]
+    within, p = stats.stratified_spearman(sizes, effects, [head.layer for head in heads])
+    return Correlation(stats.spearman(sizes, effects), within, p, len(heads))

@@ -7,19 +7,29 @@ there. What the model would be in without the value is a counterfactual state: t
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
+from experiments.interventions.results import (
+    EVERYWHERE,
+    LAYER,
+    MEAN,
+    MEDIAN,
+    MLP_OFF,
+    NEURONS_OFF,
+    ONWARD,
+    ORDINARY,
+    PUT_BACK,
+    RESAMPLED,
+    THERE,
+    ZERO,
+    Writers,
+)
 from experiments.interventions.sites import Pair, Sites
 from lib.model import hooks
 from lib.model.arch import Architecture
 
-LAYER, ONWARD = "layer", "onward"
-ZERO, MEAN, MEDIAN, ORDINARY, RESAMPLED = "zero", "mean", "median", "ordinary", "resampled"
-THERE, EVERYWHERE = "there", "everywhere"
-NEURONS_OFF, MLP_OFF, PUT_BACK = "neurons off", "mlp off", "put back"
 QUESTIONS: dict[str | tuple[str, str], str] = {
     (NEURONS_OFF, THERE): "what if the neurons that write it had not done so there?",
     (NEURONS_OFF, EVERYWHERE): "what if the neurons that write it were not in the model?",
@@ -39,13 +49,15 @@ Wanted = tuple[str | float, str]  # what is set, or off, and where; a number: ti
 @dataclass(frozen=True)
 class Intervention:
     """A change for lib.core.sweep: the sites' `values`, (sites, layers from theirs on), put there in the output of
-    their layer (`where` is LAYER) or of that and all later ones (ONWARD)."""
+    their layer (`where` is LAYER) or of that and all later ones (ONWARD). factor: times what the model has, if it is
+    set to that."""
 
     set_to: str
     where: str
     question: str
     sites: Sites
     values: np.ndarray
+    factor: float | None = None
 
     @property
     def name(self) -> str:
@@ -85,6 +97,7 @@ class WriterOff:
     layer: int
     neurons: tuple[int, ...] | None
     there: np.ndarray | None
+    factor = None
 
     @property
     def set_to(self) -> str:
@@ -116,10 +129,10 @@ class WriterOff:
         return self.layer
 
     def hooks(self, arch: Architecture, rows: slice) -> AbstractContextManager[None]:
-        at = None if self.there is None else torch.from_numpy(self.there[rows])
+        there = None if self.there is None else torch.from_numpy(self.there[rows])
         if self.neurons is not None:
-            return hooks.neurons_off(arch, self.layer, self.neurons, at)
-        return hooks.mlps_off(arch, [self.layer]) if at is None else hooks.mlp_off_at(arch, self.layer, at)
+            return hooks.neurons_off(arch, self.layer, self.neurons, there)
+        return hooks.mlps_off(arch, [self.layer]) if there is None else hooks.mlp_off_at(arch, self.layer, there)
 
 
 @dataclass(frozen=True)
@@ -130,6 +143,7 @@ class PutBack:
     held: Intervention
     set_to = PUT_BACK
     where = THERE
+    factor = None
     question = QUESTIONS[PUT_BACK]
     name = "put_back"
 
@@ -155,18 +169,19 @@ def changes_of(
     sites: Sites,
     estimation: Sites,
     sizes: np.ndarray,
-    mlp: dict[str, Any] | None,
+    mlp: Writers | None,
     shape: tuple[int, ...],
     seed: int,
 ) -> list[Change]:
     """What lib.core.sweep is to apply. sizes: (layers,) medians of |block output|; mlp: of find_writers; shape: of the
     windows' ids."""
     there = sites.there(shape)
-    writer = (tuple(row["neuron"] for row in mlp["neurons"]) or None) if mlp else None
+    writer = (tuple(row.neuron for row in mlp.neurons) or None) if mlp else None
 
     def held(set_to: str | float, where: str) -> Intervention:
         if not isinstance(set_to, str):
-            return Intervention(f"times {set_to:.10g}", where, FACTOR_QUESTION, sites, set_to * sites.values)
+            values = set_to * sites.values
+            return Intervention(f"times {set_to:.10g}", where, FACTOR_QUESTION, sites, values, set_to)
         if set_to == RESAMPLED:
             values = _resampled(sites, estimation, np.random.default_rng(seed))
         else:
@@ -179,8 +194,8 @@ def changes_of(
         if set_to == PUT_BACK:
             changes.append(PutBack(WriterOff(sites.layer, writer, there), held(MEAN, LAYER)))
         elif set_to == MLP_OFF or (set_to == NEURONS_OFF and writer):
-            of = writer if set_to == NEURONS_OFF else None
-            changes.append(WriterOff(sites.layer, of, there if where == THERE else None))
+            neurons = writer if set_to == NEURONS_OFF else None
+            changes.append(WriterOff(sites.layer, neurons, there if where == THERE else None))
         elif set_to != NEURONS_OFF:
             changes.append(held(set_to, where))
     return changes
@@ -193,7 +208,7 @@ def _constants(set_to: str, estimation: Sites, sizes: np.ndarray) -> dict[Pair, 
         ZERO: {pair: np.zeros_like(mean) for pair, mean in means.items()},
         MEAN: means,
         MEDIAN: {pair: np.sign(mean) * sizes for pair, mean in means.items()},
-        ORDINARY: {(at, dim): estimation.ordinary[dim] for at, dim in means},
+        ORDINARY: {(position, dim): estimation.ordinary[dim] for position, dim in means},
     }[set_to]
 
 

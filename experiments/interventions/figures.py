@@ -1,32 +1,43 @@
 """Massive activations set to something else, or not written: the cost, and whether the value comes back."""
 
-from typing import Any
+from collections.abc import Callable
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.interventions.judge import nearest_epsilon
+from experiments.interventions.results import LAYER, ONWARD, Change, Results, SingleStored, Stored
 from lib.core.definitions import COST
+from lib.core.evidence import Average
 from lib.report.figures import PALETTE, PLAIN, draw_curve, label_layers, make_axes
 from lib.report.tables import number
 
+OFF = "off"
+KINDS = (OFF, LAYER, ONWARD)
+TITLES = {
+    OFF: "what writes it at layer {} off",
+    LAYER: "set at layer {} alone",
+    ONWARD: "set from layer {} on",
+}
 
-def interventions(payload: dict[str, Any]) -> Figure:
+
+def interventions(result: Stored) -> Figure:
     """Loss and sink rate without the value (its writer off) and with it set to something else, beside the baseline."""
-    results = payload["results"]
-    conditions = results["conditions"]
+    results = result.results
     epsilon = nearest_epsilon(results)
-    rows, drawn = _intervention_rows(conditions)
+    rows, drawn = _intervention_rows(results)
     figure, (loss, sinks) = make_axes(1, 2, size=(13, 2.6 + 0.42 * max(2, len(rows))), sharey=True)
-    labels = ("writer off", f"set at layer {results['layer']} alone", f"set at layer {results['layer']} and all later")
-    for ax, of, signed in (
-        (loss, lambda c: c["loss_change"], True),
-        (sinks, lambda c: c["sink_rates"][epsilon], False),
-    ):
+    labels = ("writer off", f"set at layer {results.layer} alone", f"set at layer {results.layer} and all later")
+    shown: list[tuple[Axes, Callable[[Change], Average], bool]] = [
+        (loss, lambda change: change.loss_change, True),
+        (sinks, lambda change: change.sink_rates[epsilon], False),
+    ]
+    for ax, average_of, signed in shown:
         for style, label in enumerate(labels):
             color = PALETTE[(2, 0, 1)[style]]
-            for i, (row, condition) in enumerate(drawn[style]):
-                average = of(condition)
-                value, ci95 = average["mean"], average["ci95"]
+            for i, (row, change) in enumerate(drawn[style]):
+                average = average_of(change)
+                value, ci95 = average.mean, average.ci95
                 if ci95:
                     ax.plot(ci95, [row, row], color=color, lw=2)
                 ax.plot(value, row, "Dos"[style], color=color, ms=6, label=None if i else label)
@@ -41,75 +52,68 @@ def interventions(payload: dict[str, Any]) -> Figure:
     low, high = loss.get_xlim()
     loss.set_xlim(low, max(1, 6 * high))  # room for the numbers
     loss.set_xlabel("change of the loss, nats a token (linear up to 0.1, then log)")
-    baseline = conditions["baseline"]["sink_rates"][epsilon]
-    sinks.axvline(baseline["mean"], color="black", lw=0.8, ls="--")
-    if baseline["ci95"]:
-        sinks.axvspan(*baseline["ci95"], color="black", alpha=0.08, lw=0)
+    baseline = results.baseline.sink_rates[epsilon]
+    sinks.axvline(baseline.mean, color="black", lw=0.8, ls="--")
+    if baseline.ci95:
+        sinks.axvspan(*baseline.ci95, color="black", alpha=0.08, lw=0)
     sinks.set_xlim(-0.03, 1.2)  # room for the numbers
     sinks.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-    sinks.set_xlabel(f"sink rate at epsilon {epsilon} (baseline {number(baseline['mean'])})")
+    sinks.set_xlabel(f"sink rate at epsilon {epsilon} (baseline {number(baseline.mean)})")
     loss.set_yticks(range(len(rows)), rows, fontsize=9)
     loss.set_ylim(max(1, len(rows)) - 0.5, -0.5)
     figure.legend(*loss.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=5)
     for ax in (loss, sinks):
         if not rows:
             ax.text(0.5, 0.6, "no massive activation to change", ha="center", transform=ax.transAxes)
-    verdict = results["conclusion"]["verdict"]
-    title = f"Without the massive activations of layer {results['layer']}: {verdict} (line, band: 95 % interval)"
-    figure.suptitle(_measured_title(payload, title), fontsize=11)
+    verdict = result.conclusion.verdict
+    title = f"Without the massive activations of layer {results.layer}: {verdict} (line, band: 95 % interval)"
+    figure.suptitle(_measured_title(result, title), fontsize=11)
     return figure
 
 
-def _intervention_rows(conditions: dict[str, Any]) -> tuple[list[str], list[list[tuple[float, dict[str, Any]]]]]:
-    """(labels of the rows, [[(row, condition)] of what is off, set at the layer alone, set onward])."""
-    off, alone, onward = (
-        [c for c in conditions.values() if "set_to" in c and _kind(c) == kind] for kind in ("off", "layer", "onward")
-    )
-    values = list(dict.fromkeys(c["set_to"] for c in (*alone, *onward)))
-    at = {value: len(off) + i for i, value in enumerate(values)}
-    drawn: list[list[tuple[float, dict[str, Any]]]] = [
+def _intervention_rows(results: Results) -> tuple[list[str], list[list[tuple[float, Change]]]]:
+    """(labels of the rows, [[(row, change)] of what is off, set at the layer alone, set onward])."""
+    off, alone, onward = (_of_kind(results, kind) for kind in KINDS)
+    values = list(dict.fromkeys(change.set_to for change in (*alone, *onward)))
+    row = {value: len(off) + i for i, value in enumerate(values)}
+    drawn: list[list[tuple[float, Change]]] = [
         [*enumerate(off)],
-        [(at[c["set_to"]] - 0.17, c) for c in alone],
-        [(at[c["set_to"]] + 0.17, c) for c in onward],
+        [(row[change.set_to] - 0.17, change) for change in alone],
+        [(row[change.set_to] + 0.17, change) for change in onward],
     ]
-    return [*(c["label"] for c in off), *values], drawn
+    return [*(change.label for change in off), *values], drawn
 
 
-def _kind(condition: dict[str, Any]) -> str:
-    """off, layer or onward."""
-    return condition["where"] if condition["where"] in ("layer", "onward") else "off"
+def _of_kind(results: Results, kind: str | None) -> list[Change]:
+    """kind: of KINDS; None: none."""
+    return [change for change in results.changes.values() if kind == (change.where if change.held else OFF)]
 
 
-def interventions_over_layers(payload: dict[str, Any]) -> Figure:
+def interventions_over_layers(result: Stored | SingleStored) -> Figure:
     """The signed value at the followed place, by layer, in the baseline and in each intervention."""
-    results = payload["results"]
-    conditions, place = results["conditions"], results["place"]
-    changed = [c for c in conditions.values() if "set_to" in c]
-    kinds = [kind for kind in ("off", "layer", "onward") if any(_kind(c) == kind for c in changed)]
+    results = result.results
+    place, baseline = results.place, results.baseline
+    kinds = [kind for kind in KINDS if _of_kind(results, kind)]
     panels: list[str | None] = [*kinds] or [None]
     figure, axes = make_axes(1, len(panels), size=(6.2 * len(panels), 5.4), squeeze=False, sharey=True)
     for ax, kind in zip(axes[0], panels, strict=True):
-        for i, condition in enumerate([conditions["baseline"], *(c for c in changed if _kind(c) == kind)]):
-            name = condition["label"] if kind == "off" else condition.get("set_to", "baseline")
-            draw_curve(ax, condition["values"], i, f"{name} (perplexity {number(condition['perplexity']['value'])})")
-        ax.axvline(results["layer"], color="black", lw=0.8, ls="--")
+        changes = _of_kind(results, kind)
+        named = [(change.label if kind == OFF else change.set_to, change) for change in changes]
+        for i, (name, condition) in enumerate([(baseline.label, baseline), *named]):
+            draw_curve(ax, condition.values, i, f"{name} (perplexity {number(condition.perplexity.value)})")
+        ax.axvline(results.layer, color="black", lw=0.8, ls="--")
         ax.axhline(0, color="black", lw=0.8)
         ax.yaxis.set_major_formatter(PLAIN)
-        label_layers(ax, len(place["values"]))
-        titles = {
-            "off": "what writes it at layer {} off",
-            "layer": "set at layer {} alone",
-            "onward": "set from layer {} on",
-            None: "nothing massive at layer {}",
-        }
-        ax.set_title(titles[kind].format(results["layer"]) + " (dashed line)", fontsize=11)
-        columns = 1 if kind == "off" else 2
+        label_layers(ax, len(place.values))
+        title = TITLES[kind] if kind else "nothing massive at layer {}"
+        ax.set_title(title.format(results.layer) + " (dashed line)", fontsize=11)
+        columns = 1 if kind == OFF else 2
         ax.legend(frameon=False, fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.17))
-    axes[0][0].set_ylabel(f"dim {place['dim']}, signed (band: 95 % interval)")
-    figure.suptitle(_measured_title(payload, "The value at the followed place: does it come back?"), fontsize=11)
+    axes[0][0].set_ylabel(f"dim {place.dim}, signed (band: 95 % interval)")
+    figure.suptitle(_measured_title(result, "The value at the followed place: does it come back?"), fontsize=11)
     return figure
 
 
-def _measured_title(payload: dict[str, Any], text: str) -> str:
-    n, seqlen = payload["results"]["sites"]["windows"], payload["provenance"]["data"]["seqlen"]
-    return f"{text}\n{payload['config']['model_name']}, {n} measured window{'s' * (n > 1)} of {seqlen} tokens"
+def _measured_title(result: Stored | SingleStored, text: str) -> str:
+    n, seqlen = result.results.sites.windows, result.provenance["data"]["seqlen"]
+    return f"{text}\n{result.config['model_name']}, {n} measured window{'s' * (n > 1)} of {seqlen} tokens"

@@ -1,7 +1,25 @@
 """Experiment 5's verdict, and that of a single intervention."""
 
-from typing import Any
-
+from experiments.interventions.results import (
+    LAYER,
+    MEAN,
+    MLP_OFF,
+    NEURONS_OFF,
+    ONWARD,
+    ORDINARY,
+    PUT_BACK,
+    RESAMPLED,
+    THERE,
+    ZERO,
+    Change,
+    Counterfactual,
+    HeldLosses,
+    Results,
+    SingleValues,
+    SingleVerdict,
+    Values,
+    Verdict,
+)
 from lib.core.definitions import COLLAPSES, COST, SINK_EPSILON
 from lib.core.evidence import CANNOT_TELL, NONE_FOUND, Test, conclusion, every, reasons, within
 
@@ -21,87 +39,82 @@ RULE = (
 )
 SINGLE_RULE = f"{COST_RULE}; {NONE_FOUND} if there is no site to change"
 WORDS = {True: "costs", False: "free", None: CANNOT_TELL}
-COUNTERFACTUALS = ("neurons_off_there", "mlp_off_there")
-HELD = ("zero", "mean", "ordinary", "resampled")
+HELD = (ZERO, MEAN, ORDINARY, RESAMPLED)
 
 
-def judge(results: dict[str, Any]) -> dict[str, Any]:
-    """values: the counterfactual that the verdict rests on, the loss changes of what is set at the layer and onward,
-    and what every condition costs; why: the reason if the verdict is CANNOT_TELL."""
-    changed = _changed(results)
-    if not changed:
-        return conclusion(NONE_FOUND, RULE, {})
-    costs = _costs(changed)
-    name = next(name for name in COUNTERFACTUALS if name in changed)
-    verdict, why, tests = _verdict(changed[name], changed["put_back"], costs[name], costs["mean_onward"])
-    values = {
-        "counterfactual": _counterfactual(name, changed[name], costs[name], nearest_epsilon(results)),
-        **{where: {of: changed[f"{of}_{where}"]["loss_change"] for of in HELD} for where in ("layer", "onward")},
-        "costs": {of: WORDS[test.answer] for of, test in costs.items()},
-        "why": why,
-    }
+def judge(results: Results) -> Verdict:
+    changes = results.changes
+    if not changes:
+        return conclusion(NONE_FOUND, RULE, None)
+    costs = _costs(changes)
+    names = {(change.set_to, change.where): name for name, change in changes.items()}
+    name = names.get((NEURONS_OFF, THERE)) or names[MLP_OFF, THERE]
+    put_back = changes[names[PUT_BACK, THERE]]
+    verdict, why, tests = _verdict(changes[name], put_back, costs[name], costs[names[MEAN, ONWARD]])
+    layer, onward = (
+        HeldLosses(*(changes[names[set_to, where]].loss_change for set_to in HELD)) for where in (LAYER, ONWARD)
+    )
+    values = Values(
+        counterfactual=_counterfactual(name, changes[name], costs[name], nearest_epsilon(results)),
+        layer=layer,
+        onward=onward,
+        costs={name: WORDS[test.answer] for name, test in costs.items()},
+        why=why,
+    )
     return conclusion(verdict, RULE, values, tests)
 
 
-def judge_single(results: dict[str, Any]) -> dict[str, Any]:
+def judge_single(results: Results) -> SingleVerdict:
     """The verdict where one change alone is looked at: what it costs."""
-    changed = _changed(results)
-    if not changed:
-        return conclusion(NONE_FOUND, SINGLE_RULE, {})
-    costs = _costs(changed)
-    ((name, test),) = costs.items()
-    values = {"loss_change": changed[name]["loss_change"], "costs": {name: WORDS[test.answer]}}
-    return conclusion(WORDS[test.answer], SINGLE_RULE, values, [test])
+    changes = results.changes
+    if not changes:
+        return conclusion(NONE_FOUND, SINGLE_RULE, None)
+    ((name, test),) = _costs(changes).items()
+    word = WORDS[test.answer]
+    return conclusion(word, SINGLE_RULE, SingleValues(changes[name].loss_change, {name: word}), [test])
 
 
-def nearest_epsilon(results: dict[str, Any]) -> str:
-    """The key of the epsilon that is nearest to the usual one."""
-    return str(min(results["epsilons"], key=lambda epsilon: abs(epsilon - SINK_EPSILON)))
+def nearest_epsilon(results: Results) -> float:
+    """The epsilon that is nearest to the usual one."""
+    return min(results.baseline.sink_rates, key=lambda epsilon: abs(epsilon - SINK_EPSILON))
 
 
-def _changed(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {name: condition for name, condition in results["conditions"].items() if "set_to" in condition}
+def _costs(changes: dict[str, Change]) -> dict[str, Test]:
+    return {name: Test(f"loss, {change.label}", change.loss_change, "above", COST) for name, change in changes.items()}
 
 
-def _costs(changed: dict[str, dict[str, Any]]) -> dict[str, Test]:
-    return {
-        name: Test(f"loss, {condition['label']}", condition["loss_change"], "above", COST)
-        for name, condition in changed.items()
-    }
-
-
-def _counterfactual(name: str, condition: dict[str, Any], cost: Test, epsilon: str) -> dict[str, Any]:
-    back = condition["comes_back"]
-    return {
-        "condition": name,
-        "cost": WORDS[cost.answer],
-        "loss_change": condition["loss_change"],
-        "sink_rate_change": condition["sink_rate_changes"][epsilon],
-        "epsilon": float(epsilon),
-        "left": condition["left"],
-        "comes_back": back and back["share"],
-    }
+def _counterfactual(name: str, change: Change, cost: Test, epsilon: float) -> Counterfactual:
+    return Counterfactual(
+        condition=name,
+        cost=WORDS[cost.answer],
+        loss_change=change.loss_change,
+        sink_rate_change=change.sink_rate_changes[epsilon],
+        epsilon=epsilon,
+        left=change.left,
+        comes_back=change.comes_back.share if change.comes_back else None,
+    )
 
 
 def _verdict(
-    counterfactual: dict[str, Any], put_back: dict[str, Any], costs: Test, constant: Test
+    counterfactual: Change, put_back: Change, costs: Test, constant: Test
 ) -> tuple[str, str | None, list[Test]]:
     """(verdict, why it cannot be told or None, the Tests that it rests on)."""
-    if counterfactual["left"] is None:
+    if counterfactual.left is None:
         return CANNOT_TELL, "the followed place is massive at this layer in no measured window", [costs]
-    gone = within("share of the value left at the layer", counterfactual["left"], COLLAPSES)
+    gone = within("share of the value left at the layer", counterfactual.left, COLLAPSES)
     if every(gone) is not True:
         why = "the counterfactual does not take the value away: what this layer's MLP writes there is not it"
         return CANNOT_TELL, reasons(gone) or why, [*gone, costs]
     if costs.answer is None:
         return CANNOT_TELL, costs.reason, [*gone, costs]
     if not costs.answer:
-        back = counterfactual["comes_back"]
-        away = within("share of the value at the end of the plateau", back["share"], COLLAPSES) if back else []
+        back = counterfactual.comes_back
+        away = within("share of the value at the end of the plateau", back.share, COLLAPSES) if back else []
         why = "the value comes back in later layers: the model does not go without it"
         tests = [*gone, costs, *away]
         return ("not needed", None, tests) if every(away) else (CANNOT_TELL, reasons(away) or why, tests)
-    missed = Test(f"loss recovered, {put_back['label']}", put_back["recovered"], "above", COST)
+    assert put_back.recovered is not None
+    missed = Test(f"loss recovered, {put_back.label}", put_back.recovered, "above", COST)
     tests = [*gone, costs, missed, constant]
     if not missed.answer:
         why = "the value put back does not recover the loss: what is missed is what else is written with it"

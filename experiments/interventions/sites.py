@@ -50,14 +50,14 @@ class Sites:
 
     def by_pair(self) -> dict[Pair, list[int]]:
         """Indices of the sites of each pair."""
-        found: dict[Pair, list[int]] = {}
+        indices: dict[Pair, list[int]] = {}
         for i, pair in enumerate(self.pairs):
-            found.setdefault(pair, []).append(i)
-        return found
+            indices.setdefault(pair, []).append(i)
+        return indices
 
     def means(self) -> dict[Pair, np.ndarray]:
         """(layers,) of each pair, over its sites."""
-        return {pair: self.values[of].mean(0) for pair, of in self.by_pair().items()}
+        return {pair: self.values[indices].mean(0) for pair, indices in self.by_pair().items()}
 
     def there(self, shape: tuple[int, ...]) -> np.ndarray:
         """(windows, seq) bool: the positions that hold a site."""
@@ -71,14 +71,14 @@ def find_massive(lm: LanguageModel, windows: Windows, layer: int, batch_size: in
 
     Raises UserError for non-finite values.
     """
-    found = []
+    parts = []
 
     def see(_layer, hidden):
         magnitude = hidden.abs().float()
         hooks.require_finite(layer, magnitude)
         median = medians(magnitude.flatten(1)).to(hidden.device)
         index = is_massive(magnitude, median[:, None, None]).nonzero().cpu().numpy()
-        found.append(index + np.array([rows.start, 0, 0]))
+        parts.append(index + np.array([rows.start, 0, 0]))
 
     with (
         processes.progress(len(windows.ids), batch_size, "sites") as progress,
@@ -88,37 +88,37 @@ def find_massive(lm: LanguageModel, windows: Windows, layer: int, batch_size: in
         for rows, ids in windows.batches(batch_size):  # noqa: B007 (`see` reads rows)
             hooks.forward(lm, ids)
             progress.update(len(ids))
-    return np.concatenate([np.zeros((0, 3), dtype=int), *processes.gather(found)])
+    return np.concatenate([np.zeros((0, 3), dtype=int), *processes.gather(parts)])
 
 
 def find_sites(
     lm: LanguageModel,
     windows: Windows,
-    of: np.ndarray,
+    chosen: np.ndarray,
     massive: np.ndarray,
     pairs: set[Pair],
     layer: int,
     batch_size: int,
 ) -> Sites:
-    """The Sites of `layer` in the windows `of` (indices; sites count windows within them).
+    """The Sites of `layer` in the windows `chosen` (indices; sites count windows within them).
 
     massive: of find_massive; pairs: those to change.
     """
     massive_here = {
         (window, position, dim)
-        for window, original in enumerate(of.tolist())
+        for window, original in enumerate(chosen.tolist())
         for position, dim in massive[massive[:, 0] == original, 1:].tolist()
     }
-    first = {(window, 0, dim) for window in range(len(of)) for at, dim in pairs if at == FIRST}
+    first = {(window, 0, dim) for window in range(len(chosen)) for where, dim in pairs if where == FIRST}
     later = {site for site in massive_here if site[1] and (LATER, site[2]) in pairs}
     index = np.array(sorted(first | later))
-    dims = sorted({dim for _at, dim in pairs})
+    dims = sorted({dim for _where, dim in pairs})
     column = np.searchsorted(dims, index[:, 2])
-    ordinary = np.ones(windows.ids[of].shape, dtype=bool)
+    ordinary = np.ones(windows.ids[chosen].shape, dtype=bool)
     for window, position, _dim in massive_here:
         ordinary[window, position] = False
     parts = []
-    for rows, ids in processes.batches(windows.ids[of], batch_size):
+    for rows, ids in processes.batches(windows.ids[chosen], batch_size):
         columns = _columns(lm, ids, layer, dims)
         here = (index[:, 0] >= rows.start) & (index[:, 0] < rows.stop)
         values = columns[index[here, 0] - rows.start, index[here, 1], column[here]]

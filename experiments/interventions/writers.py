@@ -1,15 +1,16 @@
 """Who writes the value: the neurons of the layer's MLP whose removal is the counterfactual."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
+from experiments.interventions.results import Writers
 from lib.core import mlp, neurons
 from lib.core.data import Windows
 from lib.core.definitions import CARRIED, WRITTEN
 from lib.core.massive import is_massive
 from lib.core.place import Place
+from lib.core.results import smallest_set
 from lib.model.models import LanguageModel
 
 NEURONS_RULE = (
@@ -22,24 +23,26 @@ NEURONS_RULE = (
 
 def find_writers(
     lm: LanguageModel, windows: Windows, place: Place, rows: np.ndarray, layer: int, batch_size: int
-) -> dict[str, Any]:
-    """results.mlp: by NEURONS_RULE, from the windows `rows` (indices)."""
-    found: dict[str, Any] = {"rule": NEURONS_RULE, "share": None, "neurons": [], "left_out": None}
-    of = place.of(rows)
-    of_spiking = is_massive(of.values[:, layer], of.medians[:, layer])
-    if not of_spiking.any():
-        return found | {"left_out": f"the followed place is not massive in the output of layer {layer}"}
-    there, ids = place.of(rows[of_spiking]), windows.ids[rows[of_spiking]]
-    values = neurons.at_place(lm, replace(windows, ids=ids), there, layer, batch_size)
+) -> Writers:
+    """By NEURONS_RULE, from the windows `rows` (indices)."""
+    here = place.of(rows)
+    rows = rows[is_massive(here.values[:, layer], here.medians[:, layer])]
+    if not len(rows):
+        left_out = f"the followed place is not massive in the output of layer {layer}"
+        return Writers(NEURONS_RULE, None, [], left_out)
+    there, ids = place.of(rows), windows.ids[rows]
+    values = neurons.checkpoints_at_place(lm, replace(windows, ids=ids), there, layer, batch_size)
     added = lm.arch.write_scale * values.get("mlp_write", values[mlp.OUTPUT])[:, place.dim].numpy()
-    found["share"] = share = there.draws.ratios(added, there.values[:, layer])
-    if share["mean"] < WRITTEN:
-        return found | {"left_out": f"MLP {layer} adds {share['mean']:.1%} of the value at the followed place"}
+    share = there.draws.ratios(added, there.values[:, layer])
+    if share.mean < WRITTEN:
+        left_out = f"MLP {layer} adds {share.mean:.1%} of the value at the followed place"
+        return Writers(NEURONS_RULE, share, [], left_out)
     output = values[mlp.OUTPUT][:, place.dim].mean().item()
     activation = values[mlp.neuron_output(lm.arch)].mean(0)
     contributions = mlp.contributions(lm.arch, layer, place.dim, activation, output)
     check = mlp.contribution_check(lm.arch, layer, place.dim, contributions, output)
-    count = mlp.smallest_set(contributions, check, CARRIED)
+    count = smallest_set(contributions, check, CARRIED)
     if count is None:
-        return found | {"left_out": f"no set of neurons gives {CARRIED:.0%} of what MLP {layer} writes there"}
-    return found | {"neurons": contributions[:count]}
+        left_out = f"no set of neurons gives {CARRIED:.0%} of what MLP {layer} writes there"
+        return Writers(NEURONS_RULE, share, [], left_out)
+    return Writers(NEURONS_RULE, share, contributions[:count], None)

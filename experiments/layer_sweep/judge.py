@@ -1,11 +1,11 @@
 """Experiment 2B: which layers' MLPs and attention blocks the value at the place needs, and which make it."""
 
-from typing import Any
+from typing import Literal
 
+from experiments.layer_sweep.results import Kind, OpenPart, Part, Results, SweptLayer, Values, Verdict, Word
 from lib.core.definitions import COLLAPSES, PERSISTS, REPAIRS, WRITES
-from lib.core.evidence import NONE_FOUND, Test, conclusion, every, exact, within
+from lib.core.evidence import NONE_FOUND, Cell, Test, conclusion, every, exact, within
 
-WORDS = ("necessary", "sufficient", "redundant", "repaired")
 RULE = (
     "retained = sum of the values at the place, at the end of the plateau, over the sum of the baseline's, each along "
     "the baseline's sign in its window, over the windows that have the spike; it persists between "
@@ -23,65 +23,64 @@ RULE = (
 )
 
 
-def judge(results: dict[str, Any]) -> dict[str, Any]:
-    """values: necessary, sufficient, redundant, repaired: [[kind, layer]]; with_first: those of `sufficient` that are
-    so with MLP 0 kept alone; cannot_tell: [[word, kind, layer]]; all_off: {kind: retained}."""
-    kinds = results["kinds"]
-    values: dict[str, Any] = {word: [] for word in (*WORDS, "with_first", "cannot_tell")}
-    values["all_off"] = _all_off(results)
-    if not results["place"]["massive"]:
+def judge(results: Results) -> Verdict:
+    values = Values([], [], [], [], [], [], _all_off(results))
+    if not results.place.massive:
         return conclusion(NONE_FOUND, RULE, values)
     tests: dict[tuple[str, str], Test] = {}
-    for kind, rows in kinds.items():
-        ways = [
-            _ways(kind, rows, row, values["all_off"][kind])
-            for row in rows
-            if row["layer"] <= results["place"]["plateau"][1]
-        ]
-        for layer, of in enumerate(ways):
-            answers = {word: _any(of[word]) for word in of}
+    for kind, layers in results.kinds.items():
+        judged = [layer for layer in layers if layer.layer <= results.place.plateau[1]]
+        ways = [_ways(kind, layers[0], layer, values.all_off[kind]) for layer in judged]
+        for layer, by_word in zip(judged, ways, strict=True):
+            part = Part(kind, layer.layer)
+            answers = {word: _any(by_word[word]) for word in by_word}
             answers["redundant"] = _both(answers["sufficient"], _not(answers["necessary"]))
             for word, answer in answers.items():
                 if answer:
-                    values[word].append([kind, layer])
+                    values.words[word].append(part)
                 elif answer is None:
-                    values["cannot_tell"].append([word, kind, layer])
-            if answers["sufficient"] and not every(of["sufficient"][0]):
-                values["with_first"].append([kind, layer])
+                    values.cannot_tell.append(OpenPart(word, *part))
+            if answers["sufficient"] and not every(by_word["sufficient"][0]):
+                values.with_first.append(part)
         for word in ways[0]:
-            tests |= {(test.what, test.wanted): test for of in _shown([of[word] for of in ways]) for test in of}
-    said = [f"{word}: {_named(word, values)}" for word in WORDS]
+            shown = _shown([by_word[word] for by_word in ways])
+            tests |= {(test.what, test.wanted): test for way in shown for test in way}
+    said = [f"{word}: {_named(word, values)}" for word in values.words]
     return conclusion("; ".join(said), RULE, values, tests.values())
 
 
-def _all_off(results: dict[str, Any]) -> dict[str, Any]:
+def _all_off(results: Results) -> dict[Kind, Cell | None]:
     """What is retained with all of a kind off."""
-    exactly = results["first_tokens"]
-    if exactly is not None:
-        return {kind: exact(of["retained"]) for kind, of in exactly.items()}
-    return {kind: rows[-1]["from_front"]["retained"] for kind, rows in results["kinds"].items()}
+    if results.first_tokens is not None:
+        return {kind: exact(measured.retained) for kind, measured in results.first_tokens.items()}
+    return {kind: layers[-1].from_front.retained for kind, layers in results.kinds.items()}
 
 
-def _ways(
-    kind: str, rows: list[dict[str, Any]], row: dict[str, Any], all_off: dict[str, Any]
-) -> dict[str, list[list[Test]]]:
-    """{word: [the Tests that together make it true, of each way in which it can be]}."""
+def _ways(kind: Kind, first: SweptLayer, layer: SweptLayer, all_off: Cell | None) -> dict[Word, list[list[Test]]]:
+    """{word: [the Tests that together make it true, of each way in which it can be]}; first: layer 0 of the kind."""
 
-    def retained(what, of, bounds, interval="family95"):
-        return within(f"retained {what}", of["retained"], bounds, interval)
+    def retained(
+        what: str, cell: Cell | None, bounds: tuple[float, float], interval: Literal["ci95", "family95"] = "family95"
+    ) -> list[Test]:
+        assert cell is not None  # what is massive is not 0
+        return within(f"retained {what}", cell, bounds, interval)
 
-    part = f"{kind} {row['layer']}"
-    ways = {"necessary": [retained(f"without {part}", row["alone"], COLLAPSES)], "sufficient": [], "repaired": []}
-    if "only" in row:
-        alone = retained(f"with {part} as the only one of its kind", row["only"], PERSISTS)
-        none = within(f"retained without any {kind}", all_off, COLLAPSES)
+    part = _name(Part(kind, layer.layer))
+    ways: dict[Word, list[list[Test]]] = {
+        "necessary": [retained(f"without {part}", layer.alone.retained, COLLAPSES)],
+        "sufficient": [],
+        "repaired": [],
+    }
+    if layer.only is not None:
+        alone = retained(f"with {part} as the only one of its kind", layer.only.retained, PERSISTS)
+        none = retained(f"without any {kind}", all_off, COLLAPSES, "ci95")
         ways["sufficient"].append(alone + none)
-    if row["layer"] and "only_with_first" in row:
-        both = retained(f"with {part} and mlp 0 as the only MLPs", row["only_with_first"], PERSISTS)
-        first = retained("with mlp 0 as the only MLP", rows[0]["only"], COLLAPSES, "ci95")
-        ways["sufficient"].append(both + first)
-    if row["repair"]:
-        ratio = row["repair"]["ratio"]
+    if layer.layer and layer.only_with_first is not None and first.only is not None:
+        both = retained(f"with {part} and mlp 0 as the only MLPs", layer.only_with_first.retained, PERSISTS)
+        only_first = retained("with mlp 0 as the only MLP", first.only.retained, COLLAPSES, "ci95")
+        ways["sufficient"].append(both + only_first)
+    if layer.repair is not None:
+        ratio = layer.repair.ratio
         ways["repaired"].append([Test(f"self-repair without {part}", ratio, "above", REPAIRS, "family95")])
     return ways
 
@@ -102,18 +101,18 @@ def _both(one: bool | None, other: bool | None) -> bool | None:
 def _shown(layers: list[list[list[Test]]]) -> list[list[Test]]:
     """Of each layer's ways: the tests that carry what is said, or leave it open; of those where the word is false, only
     the layer nearest to its threshold."""
-    shown, false = [], []
+    shown: list[list[Test]] = []
+    false: list[Test] = []
     for ways in layers:
         for answer in (True, None):
-            of = [test for way in ways if every(way) is answer for test in way]
-            if of:
-                shown.append(of)
+            carrying = [test for way in ways if every(way) is answer for test in way]
+            if carrying:
+                shown.append(carrying)
                 break
         else:
             # false, and so is every way: each would have to pass the test that it fails by most
-            false += [[max(_failed(way), key=_distance)] for way in ways]
-    nearest = min(false, key=lambda of: _distance(of[0]), default=None)
-    return shown if nearest is None else [*shown, nearest]
+            false += [max(_failed(way), key=_distance) for way in ways]
+    return shown + [[nearest] for nearest in sorted(false, key=_distance)[:1]]
 
 
 def _failed(way: list[Test]) -> list[Test]:
@@ -124,16 +123,12 @@ def _distance(test: Test) -> float:
     return abs(test.distance or 0)
 
 
-def _named(word: str, values: dict[str, Any]) -> str:
-    named = [_name(at) + (" (with mlp 0 kept)" if _by_first(word, at, values) else "") for at in values[word]]
-    open_ = [_name(at) for of, *at in values["cannot_tell"] if of == word]
+def _named(word: Word, values: Values) -> str:
+    by_first = values.with_first if word in ("sufficient", "redundant") else []
+    named = [_name(part) + (" (with mlp 0 kept)" if part in by_first else "") for part in values.words[word]]
+    open_ = [_name(unclear.part) for unclear in values.cannot_tell if unclear.word == word]
     return (", ".join(named) or "none") + (f" (cannot tell: {', '.join(open_)})" if open_ else "")
 
 
-def _by_first(word: str, at: list[Any], values: dict[str, Any]) -> bool:
-    return word in ("sufficient", "redundant") and at in values["with_first"]
-
-
-def _name(at: list[Any]) -> str:
-    kind, layer = at
-    return f"{kind} {layer}"
+def _name(part: Part) -> str:
+    return f"{part.kind} {part.layer}"

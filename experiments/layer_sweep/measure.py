@@ -1,37 +1,54 @@
 """Every layer's MLP and attention block off, kept, and off from either end: what becomes of the value at the place."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from experiments.layer_sweep.results import (
+    Baseline,
+    Elsewhere,
+    Kind,
+    Rebuilt,
+    Repair,
+    Results,
+    Run,
+    Swept,
+    SweptLayer,
+    SweptWindows,
+)
 from lib.core import attribution, first_tokens, sweep
 from lib.core.ablation import Condition
 from lib.core.attribution import Write
+from lib.core.changes import Change
 from lib.core.data import Windows
 from lib.core.definitions import WRITES
+from lib.core.evidence import Average
 from lib.core.massive import LayerStatistics
 from lib.core.place import Place, find
 from lib.core.stats import Draws
 from lib.core.sweep import Measured
+from lib.core.versions import each_batch
 from lib.model import hooks
 from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
 from lib.run import processes
 from lib.run.errors import UserError
 
-KINDS = ("mlp", "attention")
+KINDS: tuple[Kind, ...] = ("mlp", "attention")
+
+Spot = tuple[int, int, int, int]  # sequence, layer, position, dim
 
 
-def off_sets(kind: str, n_layers: int) -> dict[str, dict[int, tuple[int, ...]]]:
+def off_sets(kind: Kind, n_layers: int) -> dict[Run, dict[int, tuple[int, ...]]]:
     """{run: {layer: the layers that are off}}; what would leave nothing off is left out.
 
     only_with_first, of MLPs alone: MLP 0, without which a trained model's residual stream is hardly its own, stays.
     """
     every = range(n_layers)
-    runs: dict[str, dict[int, tuple[int, ...]]] = {
+    runs: dict[Run, dict[int, tuple[int, ...]]] = {
         "alone": {layer: (layer,) for layer in every},
         "only": {layer: tuple(i for i in every if i != layer) for layer in every},
         "only_with_first": {layer: tuple(i for i in every if i not in (0, layer)) for layer in every},
@@ -40,17 +57,17 @@ def off_sets(kind: str, n_layers: int) -> dict[str, dict[int, tuple[int, ...]]]:
     }
     if kind != "mlp":
         del runs["only_with_first"]
-    return {run: {layer: off for layer, off in of.items() if off} for run, of in runs.items()}
+    return {run: {layer: off for layer, off in sets.items() if off} for run, sets in runs.items()}
 
 
-def _without(name: str, kind: str, layers: tuple[int, ...]) -> Condition:
+def _without(name: str, kind: Kind, layers: tuple[int, ...]) -> Condition:
     return Condition(name, "", mlps=layers) if kind == "mlp" else Condition(name, "", attention=layers)
 
 
 def sweep_layers(
     lm: LanguageModel, windows: Windows, place: Place, n_whole: int, batch_size: int
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """(windows, baseline, kinds) of exp2b's results.
+) -> tuple[SweptWindows, Baseline, dict[Kind, list[SweptLayer]]]:
+    """The windows, the baseline and every layer of each kind.
 
     The place is measured in all windows, cut after it; losses and sink rates in `n_whole` of them. What is said of the
     value is of the windows that have the spike (of all, if none has): elsewhere there is nothing to lose.
@@ -60,42 +77,45 @@ def sweep_layers(
     changes = {
         (kind, off): _without(f"{kind} {off}", kind, off)
         for kind in KINDS
-        for of in sets[kind].values()
-        for off in of.values()
+        for by_layer in sets[kind].values()
+        for off in by_layer.values()
     }
-    values = sweep.at_place(lm, windows, place, list(changes.values()), batch_size)
+    values = sweep.values_at_place(lm, windows, place, list(changes.values()), batch_size)
     rows = windows.spread(n_whole)
     some, there = replace(windows, ids=windows.ids[rows]), place.of(rows)
     whole = _Whole(sweep.measure(lm, some, there, list(changes.values()), batch_size), there.draws)
-    at = _AtPlace(values, place)
-    kinds = {}
-    for kind, runs in sets.items():
-        layers: list[dict[str, Any]] = [{"layer": layer} for layer in range(n_layers)]
-        for run, of in runs.items():
-            names = [changes[kind, off].name for off in of.values()]
-            for layer, described in zip(of, at.described(names, whole), strict=True):
-                layers[layer][run] = described
-        kinds[kind] = layers
+    at_place = _AtPlace(values, place)
     writes = attribution.measure(lm, windows, place, Condition("baseline", "baseline"), batch_size).writes
-    able = {}  # condition: the row whose write it removes
-    for kind, layers in kinds.items():
-        each = [_write(writes, kind, layer) for layer in range(n_layers)]
-        alone = [changes[kind, (layer,)] for layer in range(n_layers)]
-        repairs = at.repairs(each, [change.name for change in alone])
-        for row, write, repair, change in zip(layers, each, repairs, alone, strict=True):
-            row["write"], row["repair"] = at.draws.averages(write[at.rows]), repair
-            if repair:
-                able[change] = row
-    for change, found in elsewhere(lm, some, there, list(able), batch_size).items():
-        able[change]["repair"]["elsewhere"] = found
-    counted = {"all": len(windows.ids), "spiking": place.draws.share(place.spiking), "whole": len(some.ids)}
-    (baseline,) = at.described([sweep.BASELINE], whole)
-    return counted, {key: baseline[key] for key in ("value", "values", "perplexity", "sink_rate")}, kinds
+    each = {kind: [_write(writes, kind, layer) for layer in range(n_layers)] for kind in KINDS}
+    alone = {kind: [changes[kind, (layer,)] for layer in range(n_layers)] for kind in KINDS}
+    repairs = {change: repair for kind in KINDS for change, repair in at_place.repairs(each[kind], alone[kind]).items()}
+    for change, rebuilt in elsewhere(lm, some, there, list(repairs), batch_size).items():
+        repairs[change] = replace(repairs[change], elsewhere=rebuilt)
+    kinds: dict[Kind, list[SweptLayer]] = {}
+    for kind in KINDS:
+        runs: list[dict[str, Any]] = [{} for _ in range(n_layers)]
+        for run, by_layer in sets[kind].items():
+            names = [changes[kind, off].name for off in by_layer.values()]
+            for layer, swept in zip(by_layer, at_place.described(names, whole), strict=True):
+                runs[layer][run] = swept
+        kinds[kind] = [
+            SweptLayer(
+                layer=layer,
+                **runs[layer],
+                write=at_place.draws.averages(each[kind][layer][at_place.rows]),
+                repair=repairs.get(alone[kind][layer]),
+            )
+            for layer in range(n_layers)
+        ]
+    counted = SweptWindows(len(windows.ids), place.draws.share(place.spiking), len(some.ids))
+    (baseline,) = at_place.described([sweep.BASELINE], whole)
+    return counted, Baseline(baseline.value, baseline.values, baseline.perplexity, baseline.sink_rate), kinds
 
 
-def _write(writes: Sequence[Write], kind: str, layer: int) -> np.ndarray:
+def _write(writes: Sequence[Write], kind: Kind, layer: int) -> np.ndarray:
     """(windows,) what a layer's MLP, or its attention with all heads and bias, adds to the place."""
-    return np.sum([of.values for of in writes if of.layer == layer and (of.component == "mlp") == (kind == "mlp")], 0)
+    parts = [write for write in writes if write.layer == layer and (write.kind == "mlp") == (kind == "mlp")]
+    return np.sum([write.values for write in parts], 0)
 
 
 class _Whole:
@@ -106,10 +126,11 @@ class _Whole:
         self.before = measured[sweep.BASELINE]
 
     def described(self, name: str) -> dict[str, Any]:
-        of, rates = self.measured[name], self.measured[name].sink_rates()
+        measured = self.measured[name]
+        rates = measured.sink_rates()
         return {
-            "perplexity": self.draws.perplexity(of.losses),
-            "loss_change": self.draws.averages(of.losses - self.before.losses),
+            "perplexity": self.draws.perplexity(measured.losses),
+            "loss_change": self.draws.averages(measured.losses - self.before.losses),
             "sink_rate": self.draws.averages(rates),
             "sink_rate_change": self.draws.averages(rates - self.before.sink_rates()),
         }
@@ -123,7 +144,7 @@ class _AtPlace:
 
     def __init__(self, values: Mapping[str, np.ndarray], place: Place) -> None:
         self.rows = place.spiking if place.massive else np.ones(len(place.positions), dtype=bool)
-        self.values = {name: of[self.rows] for name, of in values.items()}
+        self.values = {name: array[self.rows] for name, array in values.items()}
         self.draws, self.end = place.draws.of(self.rows), place.plateau[1]
         self.before = self.values[sweep.BASELINE][:, self.end]
         self.sign = np.sign(self.before)
@@ -133,87 +154,81 @@ class _AtPlace:
         """(windows, arrays), signed so that the baseline's values are positive."""
         return self.sign[:, None] * np.stack(arrays, axis=1)
 
-    def described(self, names: Sequence[str], whole: _Whole) -> list[dict[str, Any]]:
-        """[value, retained and so on] of the versions of one run, whose `retained` are one family."""
+    def described(self, names: Sequence[str], whole: _Whole) -> list[Swept]:
+        """Of the versions of one run, whose `retained` are one family."""
         after = [self.values[name][:, self.end] for name in names]
-        retained = self.draws.ratios(self._along(after), np.abs(self.before), family=True)
+        retained: Sequence[Average | None] = [None] * len(names)
+        if self.before.any():
+            retained = self.draws.ratios(self._along(after), np.abs(self.before), family=True)
         values = self.draws.averages(np.stack(after, axis=1))
         return [
-            {
-                "value": value,
-                "retained": share,
-                "values": self.values[name].mean(0),
-                **whole.described(name),
-            }
+            Swept(value=value, values=self.values[name].mean(0).tolist(), retained=share, **whole.described(name))
             for name, value, share in zip(names, values, retained, strict=True)
         ]
 
-    def repairs(self, writes: Sequence[np.ndarray], names: Sequence[str]) -> list[dict[str, Any] | None]:
-        """[self-repair of each removed write, or None: too small, or after the plateau]; names: without each."""
+    def repairs(self, writes: Sequence[np.ndarray], changes: Sequence[Condition]) -> dict[Condition, Repair]:
+        """Self-repair of each removed write that is large enough and not after the plateau; changes: without each.
+        What stands elsewhere is not looked for."""
         along = self._along([write[self.rows] for write in writes])
-        able = np.flatnonzero(np.abs(along.mean(0)) >= WRITES * self.peak)
-        able = able[able <= self.end].tolist()
-        repairs: list[dict[str, Any] | None] = [None] * len(writes)
-        if able:
-            free = np.stack([self.values[names[i]][:, self.end] for i in able], axis=1)
-            frozen = self.before[:, None] - np.stack([writes[i][self.rows] for i in able], axis=1)
-            made_good = self.sign[:, None] * (free - frozen)
-            cells = (
-                self.draws.averages(frozen),
-                self.draws.averages(free),
-                self.draws.ratios(made_good, along[:, able], family=True),
-            )
-            for i, of in zip(able, zip(*cells, strict=True), strict=True):
-                repairs[i] = dict(zip(("frozen", "free", "ratio"), of, strict=True))
-        return repairs
+        size = np.abs(along.mean(0))
+        able = [i for i in range(self.end + 1) if size[i] and size[i] >= WRITES * self.peak]
+        if not able:
+            return {}
+        free = np.stack([self.values[changes[i].name][:, self.end] for i in able], axis=1)
+        frozen = self.before[:, None] - np.stack([writes[i][self.rows] for i in able], axis=1)
+        made_good = self.sign[:, None] * (free - frozen)
+        cells = zip(
+            self.draws.averages(frozen),
+            self.draws.averages(free),
+            self.draws.ratios(made_good, along[:, able], family=True),
+            strict=True,
+        )
+        return {changes[i]: Repair(*of_write, elsewhere=None) for i, of_write in zip(able, cells, strict=True)}
 
 
 def elsewhere(
     lm: LanguageModel, windows: Windows, place: Place, conditions: Sequence[Condition], batch_size: int
-) -> dict[Condition, dict[str, Any] | None]:
-    """{condition: {"share", "largest"}, or None where no window has the spike} of what is massive with it alone.
-
-    share: of the windows that have the spike, those with a massive activation off the place, at a (position, dim) where
-    the baseline has none in that layer. largest: {layer, position, token, dim, value}, or None. One pass a condition.
-    """
-    found: dict[Condition, list[dict[str, Any] | None]] = {condition: [] for condition in conditions}
+) -> dict[Condition, Elsewhere | None]:
+    """What is massive with each condition alone; None where no window has the spike. One pass a condition."""
+    found: dict[str, list[Rebuilt | None]] = {condition.name: [] for condition in conditions}
     if not conditions:
         return {}
-    with processes.progress(len(windows.ids), batch_size, "elsewhere", 1 + len(conditions)) as progress:
-        for rows, ids in windows.batches(batch_size):
-            kept: dict[int, Any] = {}
-            with hooks.keep_block_outputs(lm.arch, kept):
-                before = _massive(lm, ids)
-            progress.update(len(ids))
-            here = {(i, position, place.dim) for i, position in enumerate(place.positions[rows].tolist())}
-            for condition in conditions:
-                with hooks.resume_at(lm.arch, condition.first_layer, kept), condition.hooks(lm.arch):
-                    after = _massive(lm, ids)
-                new: list[list[dict[str, Any]]] = [[] for _ in ids]
-                for (i, layer, position, dim), value in after.items():
-                    if (i, layer, position, dim) not in before and (i, position, dim) not in here:
-                        token = text_of(lm.tokenizer, ids[i, position].item())
-                        new[i].append(
-                            {"layer": layer, "position": position, "token": token, "dim": dim, "value": value}
-                        )
-                found[condition] += [max(of, key=lambda e: abs(e["value"]), default=None) for of in new]
-                progress.update(len(ids))
-    return {condition: _told(processes.gather(of), place) for condition, of in found.items()}
+    before: dict[Spot, float] = {}
+
+    def run(condition: Change | None, ids: torch.Tensor, rows: slice) -> None:
+        nonlocal before
+        massive = _massive(lm, ids)
+        if condition is None:
+            before = massive
+            return
+        here = {(i, position, place.dim) for i, position in enumerate(place.positions[rows].tolist())}
+        new: list[list[Rebuilt]] = [[] for _ in ids]
+        for (i, layer, position, dim), value in massive.items():
+            if (i, layer, position, dim) not in before and (i, position, dim) not in here:
+                new[i].append(Rebuilt(layer, position, text_of(lm.tokenizer, int(ids[i, position])), dim, value))
+        found[condition.name] += map(_largest, new)
+
+    for _rows in each_batch(lm, windows, conditions, batch_size, "elsewhere", run):
+        pass
+    return {condition: _told(processes.gather(found[condition.name]), place) for condition in conditions}
 
 
-def _told(largest: list[dict[str, Any] | None], place: Place) -> dict[str, Any] | None:
+def _largest(rebuilt: Iterable[Rebuilt]) -> Rebuilt | None:
+    return max(rebuilt, key=lambda activation: abs(activation.value), default=None)
+
+
+def _told(largest: list[Rebuilt | None], place: Place) -> Elsewhere | None:
+    """largest: of each window."""
     spiking = place.spiking
     if not spiking.any():
         return None
-    largest = [of for of, has in zip(largest, spiking, strict=True) if has]
-    return {
-        "share": place.draws.of(spiking).share([of is not None for of in largest]),
-        "largest": max(filter(None, largest), key=lambda e: abs(e["value"]), default=None),
-    }
+    largest = [rebuilt for rebuilt, has in zip(largest, spiking, strict=True) if has]
+    share = place.draws.of(spiking).share([rebuilt is not None for rebuilt in largest])
+    return Elsewhere(share, _largest(filter(None, largest)))
 
 
-def _massive(lm: LanguageModel, ids: torch.Tensor) -> dict[tuple[int, int, int, int], float]:
-    """The values of one pass by sequence, layer, position and dim."""
+def _massive(lm: LanguageModel, ids: torch.Tensor) -> dict[Spot, float]:
+    """The values of one pass."""
     statistics = LayerStatistics(lm.arch, lm.tokenizer)
     statistics.begin_batch(ids)
     with hooks.watch_outputs(lm.arch, "block", statistics.update):
@@ -224,32 +239,14 @@ def _massive(lm: LanguageModel, ids: torch.Tensor) -> dict[tuple[int, int, int, 
     }
 
 
-@dataclass(frozen=True)
-class LayerSweep:
-    """place: see lib.core.place. windows: {all, spiking: the share that has the spike, whole: how many are run whole}.
-    baseline: value, values, perplexity and sink rate of the model as it is.
-
-    kinds: {"mlp", "attention": [per layer {layer, write, alone, only, only_with_first (MLPs), from_front, from_back:
-    {value, retained, values (mean at every layer), perplexity, loss_change, sink_rate, sink_rate_change}, repair: None
-    or {frozen, free, ratio, elsewhere: {share, largest}}}]}. first_tokens: {kind: of lib.core.first_tokens, with all of
-    its kind off}, or None where the place is not position 0.
-    """
-
-    place: dict[str, Any]
-    windows: dict[str, Any]
-    baseline: dict[str, Any]
-    kinds: dict[str, list[dict[str, Any]]]
-    first_tokens: dict[str, Any] | None
-
-
-def run(lm: LanguageModel, windows: Windows, options: Any) -> LayerSweep:
+def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     if options.n_whole < 1:
         raise UserError("--n_whole: at least 1")
     place = find(lm, windows, options.batch_size, options.dim, options.position, options.seed)
     every = tuple(range(lm.arch.n_layers))
-    all_off = [_without(kind, kind, every) for kind in KINDS]
-    return LayerSweep(
+    exactly = first_tokens.at_plateau(lm, windows, place, [_without(kind, kind, every) for kind in KINDS])
+    return Results(
         place.described(),
         *sweep_layers(lm, windows, place, options.n_whole, options.batch_size),
-        first_tokens=first_tokens.at_plateau(lm, windows, place, all_off),
+        first_tokens=None if exactly is None else {kind: exactly[kind] for kind in KINDS},
     )

@@ -1,77 +1,82 @@
 """The TXT of the layer sweep: what is left in each run, self-repair, what is rebuilt elsewhere."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
 
+from experiments.layer_sweep.results import Kind, Part, Rebuilt, Run, Stored, Swept, SweptLayer, Values
 from lib.report import tables
 
+RUNS: dict[Run, str] = {
+    "alone": "off alone",
+    "only": "kept alone",
+    "only_with_first": "kept with MLP 0",
+    "from_front": "off up to",
+    "from_back": "off from",
+}
 
-def summarise(payload: dict[str, Any]) -> str:
-    r = payload["results"]
-    baseline, windows = r["baseline"], r["windows"]
+
+def summarise(result: Stored) -> str:
+    results = result.results
+    baseline, windows = results.baseline, results.windows
+    exactly = results.first_tokens or {}
     return "\n".join(
         [
-            tables.header(payload, "Experiment 2B: layers off, kept, and off from either end"),
-            tables.place_text(r["place"]),
-            f"Windows: {windows['all']}; share that has the spike: {tables.interval(windows['spiking'])} (what is said "
+            tables.header(result, "Experiment 2B: layers off, kept, and off from either end"),
+            tables.place_text(results.place),
+            f"Windows: {windows.all}; share that has the spike: {tables.interval(windows.spiking)} (what is said "
             "of the value is of these; of all, if none has it); run whole, for perplexity, loss, sink rate and what is "
-            f"rebuilt elsewhere: {windows['whole']}",
-            f"Baseline at the end of the plateau: {tables.interval(baseline['value'], True)}; perplexity "
-            f"{tables.number(baseline['perplexity']['value'])}; sink rate {tables.interval(baseline['sink_rate'])}",
+            f"rebuilt elsewhere: {windows.whole}",
+            f"Baseline at the end of the plateau: {tables.interval(baseline.value, True)}; perplexity "
+            f"{tables.number(baseline.perplexity.value)}; sink rate {tables.interval(baseline.sink_rate)}",
             "",
             "off alone ... off from: share of the baseline's value at the place that is left at the end of the plateau",
             "sink rate: of all heads, those of attention that is off, too",
-            *(_table(r, kind) for kind in r["kinds"]),
-            _elsewhere(r["kinds"]),
-            *(f"Without any {kind}: {tables.exact_text(of)}" for kind, of in (r["first_tokens"] or {}).items()),
-            tables.conclusion_text(r["conclusion"]),
+            *(_table(kind, layers, result.conclusion.values) for kind, layers in results.kinds.items()),
+            _elsewhere(results.kinds),
+            *(f"Without any {kind}: {tables.exact_text(exact)}" for kind, exact in exactly.items()),
+            tables.conclusion_text(result.conclusion),
         ]
     )
 
 
-def _table(results: dict[str, Any], kind: str) -> str:
-    runs = {
-        "alone": "off alone",
-        "only": "kept alone",
-        "only_with_first": "kept with MLP 0",
-        "from_front": "off up to",
-        "from_back": "off from",
-    }
-    layers = results["kinds"][kind]
-    runs = {run: label for run, label in runs.items() if any(run in row for row in layers)}
+def _table(kind: Kind, layers: Sequence[SweptLayer], values: Values) -> str:
+    runs = [run for run in RUNS if any(run in layer.runs for layer in layers)]
     rows = [
         [
-            row["layer"],
-            tables.mean(row["write"], True),
-            *(tables.mean(row[run]["retained"], True) if run in row else "-" for run in runs),
-            tables.interval(row["repair"]["ratio"], True) if row["repair"] else "-",
-            tables.number(row["alone"]["perplexity"]["value"]),
-            tables.interval(row["alone"]["loss_change"], True),
-            tables.mean(row["alone"]["sink_rate"]),
-            tables.interval(row["alone"]["sink_rate_change"], True),
-            _judged(results["conclusion"]["values"], [kind, row["layer"]]),
+            layer.layer,
+            tables.mean(layer.write, True),
+            *(_retained(layer.runs.get(run)) for run in runs),
+            tables.interval(layer.repair.ratio, True) if layer.repair else "-",
+            tables.number(layer.alone.perplexity.value),
+            tables.interval(layer.alone.loss_change, True),
+            tables.mean(layer.alone.sink_rate),
+            tables.interval(layer.alone.sink_rate_change, True),
+            _judged(Part(kind, layer.layer), values),
         ]
-        for row in layers
+        for layer in layers
     ]
-    heads = ["layer", "write", *runs.values(), "self-repair", "perplexity, off alone"]
+    heads = ["layer", "write", *(RUNS[run] for run in runs), "self-repair", "perplexity, off alone"]
     heads += ["change of loss (nats a token)", "sink rate", "its change", "judged (?: cannot tell)"]
     return f"{kind} of every layer\n" + tables.table(heads, rows)
 
 
-def _judged(values: dict[str, Any], part: list[Any]) -> str:
-    words = ("necessary", "sufficient", "redundant", "repaired")
-    said = [word for word in words if part in values[word]]
-    return " ".join(said + [f"{word}?" for word, *at in values["cannot_tell"] if at == part]) or "-"
+def _retained(swept: Swept | None) -> str:
+    return "-" if swept is None or swept.retained is None else tables.mean(swept.retained, True)
 
 
-def _elsewhere(kinds: dict[str, Any]) -> str:
+def _judged(part: Part, values: Values) -> str:
+    said = [word for word, parts in values.words.items() if part in parts]
+    return " ".join([*said, *(f"{unclear.word}?" for unclear in values.cannot_tell if unclear.part == part)]) or "-"
+
+
+def _elsewhere(kinds: Mapping[Kind, Sequence[SweptLayer]]) -> str:
     """What stands elsewhere when a large write is removed."""
     rows = []
     for kind, layers in kinds.items():
-        for row in layers:
-            found = row["repair"] and row["repair"]["elsewhere"]
-            if found:
-                share = f"{tables.interval(found['share'])} of {found['share']['n']}"
-                rows.append([f"{kind} {row['layer']}", share, _largest(found["largest"])])
+        for layer in layers:
+            elsewhere = layer.repair and layer.repair.elsewhere
+            if elsewhere:
+                share = f"{tables.interval(elsewhere.share)} of {elsewhere.share.n}"
+                rows.append([f"{kind} {layer.layer}", share, _largest(elsewhere.largest)])
     if not rows:
         return ""
     return (
@@ -81,8 +86,8 @@ def _elsewhere(kinds: dict[str, Any]) -> str:
     )
 
 
-def _largest(at: dict[str, Any] | None) -> str:
-    if at is None:
+def _largest(rebuilt: Rebuilt | None) -> str:
+    if rebuilt is None:
         return "-"
-    place = f"dim {at['dim']} at position {at['position']} ({at['token']!r}), layer {at['layer']}"
-    return f"{tables.number(at['value'], True)} in {place}"
+    place = f"dim {rebuilt.dim} at position {rebuilt.position} ({rebuilt.token!r}), layer {rebuilt.layer}"
+    return f"{tables.number(rebuilt.value, True)} in {place}"

@@ -1,8 +1,8 @@
 """Statistics of every layer in one pass."""
 
-from dataclasses import dataclass
 from typing import Any
 
+from experiments.layerwise.results import Results
 from lib.core.data import Windows
 from lib.core.massive import DEFINITION, LayerStatistics
 from lib.model import hooks
@@ -10,16 +10,7 @@ from lib.model.models import LanguageModel
 from lib.run import processes
 
 
-@dataclass(frozen=True)
-class Layerwise:
-    """layers: averages of top-1..3, median and ratio; massive: every (layer, position, dim) that passes the test."""
-
-    definition: str
-    layers: list[dict[str, Any]]
-    massive: list[dict[str, Any]]
-
-
-def run(lm: LanguageModel, windows: Windows, options: Any) -> Layerwise:
+def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     statistics = LayerStatistics(lm.arch, lm.tokenizer)
     with (
         processes.progress(len(windows.ids), options.batch_size, "layerwise") as progress,
@@ -31,4 +22,4 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Layerwise:
             statistics.end_batch()
             progress.update(len(ids))
     statistics.gather()
-    return Layerwise(DEFINITION, statistics.layers(windows.draws(options.seed)), statistics.massive())
+    return Results(DEFINITION, statistics.layers(windows.draws(options.seed)), statistics.massive())

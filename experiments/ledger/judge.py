@@ -1,9 +1,9 @@
 """Experiment 3: which component gives birth to the value at the place, and which take it away."""
 
-from typing import Any
-
+from experiments.ledger.results import NamedWrite, Peak, Results, Values, Verdict
 from lib.core.definitions import PLATEAU, WRITES
-from lib.core.evidence import CANNOT_TELL, NONE_FOUND, Test, conclusion
+from lib.core.evidence import CANNOT_TELL, NONE_FOUND, Test, conclusion, lies_above
+from lib.core.results import LedgerWrite
 
 RULE = (
     "size = mean |block output| at the place over the windows that have the spike, peak = its largest, s its sign; "
@@ -16,56 +16,49 @@ RULE = (
 )
 
 
-def judge(results: dict[str, Any]) -> dict[str, Any]:
-    profile, writes = results["profile"], results["writes"]
-    size = profile["size"]
-    peak = max(range(len(size)), key=size.__getitem__)
-    values: dict[str, Any] = {
-        "birth": None,
-        "generators": [],
-        "plateau": None,
-        "erasers": [],
-        "cannot_tell": [],
-        "peak": {"layer": peak, "value": profile["sign"] * size[peak]},
-    }
-    if not profile["spiking"]["mean"]:
-        return conclusion(NONE_FOUND, RULE, values)
-    kept = [layer for layer, of in enumerate(size) if of >= PLATEAU * size[peak]]
-    values["plateau"] = [kept[0], kept[-1]]
-    tests = [_test(write, "above", WRITES) for write in writes if _order(write) <= peak]
-    able = [write for write in writes if _order(write) <= peak]
-    generators = [w for w, test in zip(able, tests, strict=True) if test.answer]
-    generators.sort(key=lambda write: -write["share"]["mean"])
+def judge(results: Results) -> Verdict:
+    profile, writes = results.profile, results.writes
+    size = profile.size
+    layer = max(range(len(size)), key=size.__getitem__)
+    peak = Peak(layer, profile.sign * size[layer])
+    if not profile.spiking.mean:
+        return conclusion(NONE_FOUND, RULE, Values(None, [], None, [], [], peak))
+    kept = [i for i, value in enumerate(size) if value >= PLATEAU * size[layer]]
+    able = [write for write in writes if write.order <= layer]
+    tests = [_test(write, "above", WRITES) for write in able]
+    generators = [write for write, test in zip(able, tests, strict=True) if test.answer]
+    generators.sort(key=lambda write: -write.share.mean)
     birth, verdict = _birth(generators)
-    after = _order(birth) if birth else peak
-    later = [write for write in writes if _order(write) > after]
+    later = [write for write in writes if write.order > (birth.order if birth else layer)]
     erasing = [_test(write, "below", -WRITES) for write in later]
-    erasers = [w for w, test in zip(later, erasing, strict=True) if test.answer]
+    erasers = [write for write, test in zip(later, erasing, strict=True) if test.answer]
     unclear = [w for w, test in zip(able + later, tests + erasing, strict=True) if test.answer is None]
-    values |= {
-        "birth": birth and _listed(birth),
-        "generators": [_listed(write) for write in generators],
-        "erasers": [_listed(write) for write in sorted(erasers, key=lambda write: write["share"]["mean"])],
-        "cannot_tell": [_listed(write) for write in unclear],
-    }
+    values = Values(
+        birth=None if birth is None else _named(birth),
+        generators=[*map(_named, generators)],
+        plateau=(kept[0], kept[-1]),
+        erasers=[_named(write) for write in sorted(erasers, key=lambda write: write.share.mean)],
+        cannot_tell=[*map(_named, unclear)],
+        peak=peak,
+    )
     if verdict is None:
         verdict = CANNOT_TELL if any(write in unclear for write in able) else "no single component"
-    decisive = [t for t in tests + erasing if t.answer is not False]
+    decisive = [test for test in tests + erasing if test.answer is not False]
     return conclusion(verdict, RULE, values, decisive + _nearest(tests + erasing, decisive))
 
 
-def _birth(generators: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, str | None]:
+def _birth(generators: list[LedgerWrite]) -> tuple[LedgerWrite | None, str | None]:
     """(the write, or None; the verdict, or None where there are no generators) of the largest first."""
     if not generators:
         return None, None
     first, *others = generators
-    if others and first["share"]["family95"][0] <= others[0]["share"]["family95"][1]:
-        return None, f"{CANNOT_TELL}: {first['name']} or {others[0]['name']}"
-    return first, first["name"]
+    if others and not lies_above(first.share.together, others[0].share.together):
+        return None, f"{CANNOT_TELL}: {first.name} or {others[0].name}"
+    return first, first.name
 
 
-def _test(write: dict[str, Any], wanted: str, threshold: float) -> Test:
-    return Test(f"share of {write['name']}", write["share"], wanted, threshold, "family95")
+def _test(write: LedgerWrite, wanted: str, threshold: float) -> Test:
+    return Test(f"share of {write.name}", write.share, wanted, threshold, "family95")
 
 
 def _nearest(tests: list[Test], decisive: list[Test]) -> list[Test]:
@@ -74,9 +67,5 @@ def _nearest(tests: list[Test], decisive: list[Test]) -> list[Test]:
     return sorted(others, key=lambda test: abs(test.distance or 0))[:1]
 
 
-def _order(write: dict[str, Any]) -> int:
-    return -1 if write["layer"] is None else write["layer"]
-
-
-def _listed(write: dict[str, Any]) -> dict[str, Any]:
-    return {key: write[key] for key in ("layer", "component", "name", "value")}
+def _named(write: LedgerWrite) -> NamedWrite:
+    return NamedWrite(write.layer, write.kind, write.head, write.name, write.value)

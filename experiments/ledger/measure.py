@@ -1,50 +1,32 @@
 """Who writes a massive activation and who takes it away, in the model as it is or with parts off."""
 
-from dataclasses import dataclass
 from typing import Any
 
+from experiments.ledger.results import LedgerCondition, Results
 from lib.core import attribution
 from lib.core.ablation import Condition
 from lib.core.data import Windows
 from lib.core.place import find
 from lib.core.pruning import parse_heads
+from lib.core.results import Head
 from lib.model.arch import Architecture
 from lib.model.models import LanguageModel
 from lib.run.errors import UserError
 
 
-@dataclass(frozen=True)
-class Lifecycle:
-    """place: of the model as it is; everything else is under `condition`.
-
-    writes: lib.core.attribution.Ledger.listed; profile, drop: its own.
-    layers: per layer, averages of the sum of its heads, of its attention bias (None without one) and of its MLP.
-    residual: per layer, averages of the block output at the place. check: the sum of all writes against it.
-    """
-
-    condition: dict[str, Any]
-    place: dict[str, Any]
-    writes: list[dict[str, Any]]
-    layers: list[dict[str, Any]]
-    residual: list[dict[str, Any]]
-    profile: dict[str, Any]
-    drop: dict[str, Any] | None
-    check: dict[str, Any]
-
-
-def run(lm: LanguageModel, windows: Windows, options: Any) -> Lifecycle:
+def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     condition = condition_of(lm.arch, options)
     place = find(lm, windows, options.batch_size, options.dim, options.position, options.seed)
-    found = attribution.measure(lm, windows, place, condition, options.batch_size)
-    return Lifecycle(
-        condition={"label": condition.label, "mlps_off": condition.mlps, "heads_off": condition.heads},
+    ledger = attribution.measure(lm, windows, place, condition, options.batch_size)
+    return Results(
+        condition=LedgerCondition(condition.label, list(condition.mlps), [Head(*head) for head in condition.heads]),
         place=place.described(),
-        writes=found.listed(),
-        layers=found.layers(),
-        residual=place.draws.averages(found.place.values),
-        profile=found.profile(),
-        drop=found.drop(),
-        check=found.check(),
+        writes=ledger.listed(),
+        layers=ledger.layers(),
+        residual=place.draws.averages(ledger.place.values),
+        profile=ledger.profile(),
+        drop=ledger.drop(),
+        check=ledger.check(),
     )
 
 

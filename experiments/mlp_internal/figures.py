@@ -1,63 +1,64 @@
 """The inside of one MLP: its checkpoints, its neurons, its activation function replaced."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from experiments.mlp_internal.results import Stored
+from lib.core.definitions import MADE
+from lib.core.results import Neuron
 from lib.report.figures import PALETTE, PLAIN, make_axes, make_title
 from lib.report.tables import fraction, number
 
 
-def activation_flow(payload: dict[str, Any]) -> Figure:
+def activation_flow(result: Stored) -> Figure:
     """Maxima and medians of the checkpoints, and the followed dim through those of its width."""
-    results = payload["results"]
-    followed = results["followed"]
+    results = result.results
+    followed, points = results.followed, results.checkpoints
     figure, (maxima, place) = make_axes(1, 2, size=(13, 4.8), width_ratios=[1.35, 1])
-    rows = results["checkpoints"]
-    y = np.arange(len(rows))
-    maxima.barh(
-        y - 0.2, [r["max"] for r in rows], height=0.38, color=PALETTE[0], label="maximum of |value|, all tokens"
-    )
-    maxima.barh(y + 0.2, [r["median"] for r in rows], height=0.38, color=PALETTE[1], label="median of |value|")
-    for i, r in enumerate(rows):
-        text = f" {number(r['max'])} (position {r['at']['position']}, index {r['at']['index']})"
-        maxima.text(r["max"], i - 0.2, text, va="center", fontsize=8)
+    y = np.arange(len(points))
+    largest = [point.max for point in points]
+    maxima.barh(y - 0.2, largest, height=0.38, color=PALETTE[0], label="maximum of |value|, all tokens")
+    medians = [point.median for point in points]
+    maxima.barh(y + 0.2, medians, height=0.38, color=PALETTE[1], label="median of |value|")
+    for i, point in enumerate(points):
+        text = f" {number(point.max)} (position {point.at.position}, index {point.at.index})"
+        maxima.text(point.max, i - 0.2, text, va="center", fontsize=8)
     maxima.set_xscale("log")
-    maxima.set_xlim(right=max(r["max"] for r in rows) * 1e5)
-    maxima.set_yticks(y, [f"{r['label']} ({r['width']})" for r in rows], fontsize=9)
+    maxima.set_xlim(right=max(largest) * 1e5)
+    maxima.set_yticks(y, [f"{point.label} ({point.width})" for point in points], fontsize=9)
     maxima.invert_yaxis()
     maxima.set_xlabel("|value| (log scale); each maximum may sit at another token")
     maxima.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.4, -0.13), ncols=2)
-    values = followed["values"]
-    means = [v["value"]["mean"] for v in values]
-    place.barh(range(len(values)), means, color=PALETTE[2])
-    for i in range(len(values)):
-        inside = abs(means[i]) > 0.6 * max(map(abs, means))
+    means = [point.value.mean for point in followed.values]
+    place.barh(range(len(means)), means, color=PALETTE[2])
+    for i, mean in enumerate(means):
+        inside = abs(mean) > 0.6 * max(map(abs, means))
         place.text(
-            0 if inside else max(means[i], 0), i, f" {number(means[i], True)}", va="center", fontsize=9,
-            color="white" if inside else "black", ha="left" if means[i] >= 0 or not inside else "right",
+            0 if inside else max(mean, 0), i, f" {number(mean, True)}", va="center", fontsize=9,
+            color="white" if inside else "black", ha="left" if mean >= 0 or not inside else "right",
         )  # fmt: skip
     place.axvline(0, color="black", lw=0.8)
-    place.set_yticks(range(len(values)), [v["label"] for v in values], fontsize=9)
+    place.set_yticks(range(len(means)), [point.label for point in followed.values], fontsize=9)
     place.invert_yaxis()
     place.xaxis.set_major_formatter(PLAIN)
-    place.set_xlabel(f"dim {followed['dim']}, signed, where followed\n(mean of {followed['sequences']} windows)")
-    figure.suptitle(make_title(payload, f"Through the MLP of layer {results['layer']}"), fontsize=11)
+    place.set_xlabel(f"dim {followed.dim}, signed, where followed\n(mean of {followed.sequences} windows)")
+    figure.suptitle(make_title(result, f"Through the MLP of layer {results.layer}"), fontsize=11)
     return figure
 
 
-def dimension_analysis(payload: dict[str, Any], top: int = 12) -> Figure:
+def dimension_analysis(result: Stored, top: int = 12) -> Figure:
     """The neurons that make the followed output, how fast they add up, and the largest weights for contrast."""
-    results = payload["results"]
-    contributions, output = results["contributions"], results["contribution_check"]["output"]
+    results = result.results
+    contributions, output = results.contributions, results.contribution_check.output
     figure, (bars, cumulative, weights) = make_axes(1, 3, size=(14, 4.8))
-    _neuron_bars(bars, contributions[:top], "contribution", PALETTE[2])
-    bars.set_xlabel(f"activation \u00d7 weight to dim {results['followed']['dim']}")
+    _neuron_bars(bars, contributions[:top], [row.contribution for row in contributions[:top]], PALETTE[2])
+    bars.set_xlabel(f"activation \u00d7 weight to dim {results.followed.dim}")
     bars.set_title("largest contributions", fontsize=11)
-    share = np.cumsum([c["contribution"] for c in contributions]) / (output or np.nan)
+    share = np.cumsum([row.contribution for row in contributions]) / (output or np.nan)
     cumulative.plot(np.arange(1, len(share) + 1), share, color=PALETTE[2], marker="o", ms=3)
     cumulative.axhline(1, color="black", lw=0.8, ls="--")
     cumulative.set_xscale("log")
@@ -65,52 +66,48 @@ def dimension_analysis(payload: dict[str, Any], top: int = 12) -> Figure:
     cumulative.set_ylim(bottom=0)
     cumulative.set_xlabel("neurons, largest contribution first (log scale)")
     cumulative.set_ylabel("cumulative share of the output")
-    cumulative.set_title(f"90 % of {number(output, True)}: {results['conclusion']['verdict']}", fontsize=11)
-    _neuron_bars(weights, results["by_weight"], "weight", PALETTE[7])
+    cumulative.set_title(f"{100 * MADE:.0f} % of {number(output, True)}: {result.conclusion.verdict}", fontsize=11)
+    _neuron_bars(weights, results.by_weight, [row.weight for row in results.by_weight], PALETTE[7])
     weights.set_yticks(
-        range(len(results["by_weight"])),
-        [f"{c['neuron']} (rank {c['rank_by_contribution']}, {fraction(c['share'])})" for c in results["by_weight"]],
+        range(len(results.by_weight)),
+        [f"{row.neuron} (rank {row.rank_by_contribution}, {fraction(row.share)})" for row in results.by_weight],
         fontsize=9,
     )
     weights.set_xlabel("weight alone")
     weights.set_title("contrast: largest weights\n(rank and share by contribution)", fontsize=11)
-    figure.suptitle(make_title(payload, f"Neurons behind the largest output of MLP {results['layer']}"), fontsize=11)
+    figure.suptitle(make_title(result, f"Neurons behind the largest output of MLP {results.layer}"), fontsize=11)
     return figure
 
 
-def _neuron_bars(ax: Axes, rows: list[dict[str, Any]], key: str, color: tuple[float, float, float]) -> None:
-    ax.barh(range(len(rows)), [row[key] for row in rows], color=color)
-    ax.set_yticks(range(len(rows)), [f"neuron {row['neuron']}" for row in rows], fontsize=9)
+def _neuron_bars(ax: Axes, rows: Sequence[Neuron], values: Sequence[float], color: tuple[float, float, float]) -> None:
+    ax.barh(range(len(rows)), values, color=color)
+    ax.set_yticks(range(len(rows)), [f"neuron {row.neuron}" for row in rows], fontsize=9)
     ax.invert_yaxis()
     ax.axvline(0, color="black", lw=0.8)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
     ax.xaxis.set_major_formatter(PLAIN)
 
 
-def activation_function_impact(payload: dict[str, Any]) -> Figure:
+def activation_function_impact(result: Stored) -> Figure:
     """The followed output and the perplexity with the activation function of this layer replaced."""
-    results = payload["results"]
-    replaced = list(results["replaced"].values())
+    results = result.results
+    replaced = list(results.replaced.values())
     figure, (place, loss) = make_axes(1, 2, size=(10, 4.4))
-    labels = [f["label"] + (" (the model's)" if i == 0 else "") for i, f in enumerate(replaced)]
-    for i, f in enumerate(replaced):
-        place.bar(i, f["mlp_output"]["mean"], color=PALETTE[i])
-        if f["mlp_output"]["ci95"]:
-            place.plot([i, i], f["mlp_output"]["ci95"], color="black", lw=1.5)
-        loss.bar(i, f["perplexity"]["value"], color=PALETTE[i])
-        if f["perplexity"]["ci95"]:
-            loss.plot([i, i], f["perplexity"]["ci95"], color="black", lw=1.5)
-        for ax, value in ((place, f["mlp_output"]["mean"]), (loss, f["perplexity"]["value"])):
+    labels = [function.label + (" (the model's)" if i == 0 else "") for i, function in enumerate(replaced)]
+    for i, function in enumerate(replaced):
+        output, perplexity = function.mlp_output, function.perplexity
+        for ax, value, ci95 in ((place, output.mean, output.ci95), (loss, perplexity.value, perplexity.ci95)):
+            ax.bar(i, value, color=PALETTE[i])
+            if ci95:
+                ax.plot([i, i], ci95, color="black", lw=1.5)
             ax.annotate(
                 f" {number(value)}", (i, value), textcoords="offset points", xytext=(6, 3), fontsize=9, ha="left"
             )
-    place.set_ylabel(f"MLP output in dim {results['followed']['dim']}, same places (black: 95 %)")
+    place.set_ylabel(f"MLP output in dim {results.followed.dim}, same places (black: 95 %)")
     place.axhline(0, color="black", lw=0.8)
     place.yaxis.set_major_formatter(PLAIN)
     loss.set_ylabel("perplexity (black: 95 %)")
     for ax in (place, loss):
         ax.set_xticks(range(len(labels)), labels)
-    figure.suptitle(
-        make_title(payload, f"Another activation function in the MLP of layer {results['layer']}"), fontsize=11
-    )
+    figure.suptitle(make_title(result, f"Another activation function in the MLP of layer {results.layer}"), fontsize=11)
     return figure

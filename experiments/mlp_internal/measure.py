@@ -3,15 +3,27 @@
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from experiments.mlp_internal.results import (
+    Checkpoint,
+    Followed,
+    FollowedValue,
+    HeavyNeuron,
+    Largest,
+    NeuronInside,
+    Replaced,
+    Results,
+)
 from lib.core import mlp
 from lib.core.data import Windows
+from lib.core.evidence import Average
 from lib.core.massive import medians
+from lib.core.results import ContributionCheck, Neuron
 from lib.core.stats import Draws, Samples
 from lib.model import hooks
 from lib.model.models import LanguageModel
@@ -19,9 +31,17 @@ from lib.model.tokens import text_of
 from lib.run import processes
 from lib.run.errors import UserError
 
-SHARE = 0.9  # of the output, that the smallest set gives
 REPLACEMENTS = {"identity": lambda x: x, "relu": torch.relu}
+FIRST, HEAVIEST = 10, 5  # neurons that are listed with all their checkpoints, and by weight alone
 NEURONS = ("gate", "up", "product", "after_linear1", "after_activation")  # checkpoints with one value a neuron
+
+
+class Maximum(NamedTuple):
+    """A checkpoint's width, and its largest |value| so far."""
+
+    width: int
+    size: float
+    at: Largest
 
 
 class Internals:
@@ -34,7 +54,7 @@ class Internals:
     def __init__(self, lm: LanguageModel, layer: int, position: int | None = None, dim: int | None = None) -> None:
         self.lm, self.layer, self.position, self.dim = lm, layer, position, dim
         self.points = mlp.checkpoints_of(lm.arch, layer)
-        self.maxima: dict[str, dict[str, Any]] = {}
+        self.maxima: dict[str, Maximum] = {}
         self.medians = {name: Samples() for name, *_ in self.points}
         self.losses = {name: Samples() for name in ("actual", *REPLACEMENTS)}
         self.by_dim: dict[int, dict[str, Any]] = {}
@@ -88,7 +108,7 @@ class Internals:
             magnitude = magnitude[:, self.dim : self.dim + 1]
         if self.position is not None:
             magnitude = magnitude[self.position : self.position + 1]
-        position, dim = divmod(magnitude.argmax().item(), magnitude.shape[1])
+        position, dim = divmod(int(magnitude.argmax()), magnitude.shape[1])
         return position + (self.position or 0), dim + (self.dim or 0)
 
     def _reduce(self, name: str, value: torch.Tensor, ids: torch.Tensor) -> None:
@@ -96,24 +116,21 @@ class Internals:
         hooks.require_finite(self.layer, magnitude)
         self.medians[name].extend(medians(magnitude).tolist())
         largest = magnitude.max().item()
-        if name not in self.maxima or largest > self.maxima[name]["max"]:
-            sequence, index = divmod(magnitude.argmax().item(), magnitude.shape[1])
+        if name not in self.maxima or largest > self.maxima[name].size:
+            sequence, index = divmod(int(magnitude.argmax()), magnitude.shape[1])
             position, index = divmod(index, value.shape[2])
-            self.maxima[name] = {
-                "width": value.shape[2],
-                "max": largest,
-                "at": {
-                    "sequence": self.sequences + sequence,
-                    "position": position,
-                    "token": text_of(self.lm.tokenizer, ids[sequence, position].item()),
-                    "index": index,
-                    "value": value[sequence, position, index].item(),
-                },
-            }
+            place = Largest(
+                sequence=self.sequences + sequence,
+                position=position,
+                token=text_of(self.lm.tokenizer, int(ids[sequence, position])),
+                index=index,
+                value=value[sequence, position, index].item(),
+            )
+            self.maxima[name] = Maximum(value.shape[2], largest, place)
 
     def _follow(self, window: int, vectors: dict[str, torch.Tensor], position: int, dim: int) -> None:
         """Add one window's vectors at its followed position to the means of its dim."""
-        of = self.by_dim.setdefault(
+        followed = self.by_dim.setdefault(
             dim,
             {
                 "positions": Counter(),
@@ -124,14 +141,14 @@ class Internals:
                 "replaced": {r: {mlp.OUTPUT: Samples(), "block_output": Samples()} for r in REPLACEMENTS},
             },
         )
-        of["positions"][position] += 1
-        of["windows"].extend([window])
-        of["largest"].extend([vectors[mlp.neuron_output(self.lm.arch)].abs().max().item()])
+        followed["positions"][position] += 1
+        followed["windows"].extend([window])
+        followed["largest"].extend([vectors[mlp.neuron_output(self.lm.arch)].abs().max().item()])
         for name, vector in vectors.items():
             if name in NEURONS:
-                of["sums"][name] += vector.double().cpu()
+                followed["sums"][name] += vector.double().cpu()
             else:
-                of["values"][name].extend([vector[dim].item()])
+                followed["values"][name].extend([vector[dim].item()])
 
     def gather(self) -> None:
         """Take in the windows of all processes; call it after the last batch."""
@@ -141,114 +158,95 @@ class Internals:
         self.sequences, self.maxima = 0, {}
         for sequences, maxima in everyone:
             for name, largest in maxima.items():
-                if name not in self.maxima or largest["max"] > self.maxima[name]["max"]:
-                    largest["at"]["sequence"] += self.sequences
-                    self.maxima[name] = largest
+                if name not in self.maxima or largest.size > self.maxima[name].size:
+                    place = replace(largest.at, sequence=self.sequences + largest.at.sequence)
+                    self.maxima[name] = largest._replace(at=place)
             self.sequences += sequences
 
-    def checkpoints(self) -> list[dict[str, Any]]:
-        """results.checkpoints: maximum of |value| over all tokens and windows, mean of the windows' medians."""
+    def checkpoints(self) -> list[Checkpoint]:
         rows = []
         for name, label, *_ in self.points:
-            largest = self.maxima[name]
-            median = self.medians[name].array.mean()
-            ratio = largest["max"] / median if median else float("inf")
-            rows.append({"name": name, "label": label, **largest, "median": median, "ratio": ratio})
+            width, largest, place = self.maxima[name]
+            median = self.medians[name].array.mean().item()
+            rows.append(Checkpoint(name, label, width, largest, place, median, largest / median if median else None))
         return rows
 
-    def followed(self, draws: Draws) -> dict[str, Any]:
-        """results.followed, for the dim whose outputs are largest in sum."""
-        size = {dim: abs(of["values"][mlp.OUTPUT].array).sum() for dim, of in self.by_dim.items()}
+    def followed(self, draws: Draws) -> Followed:
+        """The dim whose outputs are largest in sum."""
+        size = {dim: abs(followed["values"][mlp.OUTPUT].array).sum() for dim, followed in self.by_dim.items()}
         dim = max(size, key=size.__getitem__)
-        of = self.by_dim[dim]
+        followed, there = self.by_dim[dim], self._draws(dim, draws)
         labels = {name: label for name, label, *_ in self.points}
-        draws = draws.of(of["windows"].array.astype(int))
-        return {
-            "dim": dim,
-            "positions": dict(of["positions"].most_common()),
-            "sequences": of["positions"].total(),
-            "of": self.sequences,
-            "activation_function": mlp.activation_name(self.lm.arch, self.layer),
-            "neuron_checkpoints": list(of["sums"]),
-            "values": [
-                {"name": name, "label": labels[name], "value": draws.averages(samples.array)}
-                for name, samples in of["values"].items()
+        return Followed(
+            dim=dim,
+            positions=dict(followed["positions"].most_common()),
+            sequences=followed["positions"].total(),
+            of=self.sequences,
+            activation_function=mlp.activation_name(self.lm.arch, self.layer),
+            neuron_checkpoints=list(followed["sums"]),
+            values=[
+                FollowedValue(name, labels[name], there.averages(samples.array))
+                for name, samples in followed["values"].items()
             ],
-        }
-
-    def largest_activation(self, dim: int, draws: Draws) -> dict[str, Any]:
-        """results.largest_activation: of any neuron, in parts of |MLP output| at the followed place: ratio of sums."""
-        of = self.by_dim[dim]
-        return draws.of(of["windows"].array.astype(int)).ratios(
-            of["largest"].array, abs(of["values"][mlp.OUTPUT].array)
         )
 
+    def _draws(self, dim: int, draws: Draws) -> Draws:
+        """Of the windows in which this dim is followed."""
+        return draws.of(self.by_dim[dim]["windows"].array.astype(int))
+
+    def largest_activation(self, dim: int, draws: Draws) -> Average | None:
+        """Of any neuron, in parts of |MLP output| at the followed place: ratio of sums."""
+        followed = self.by_dim[dim]
+        sizes = abs(followed["values"][mlp.OUTPUT].array)
+        return self._draws(dim, draws).ratios(followed["largest"].array, sizes) if sizes.any() else None
+
     def _means(self, dim: int) -> dict[str, torch.Tensor]:
-        of = self.by_dim[dim]
-        return {name: of_windows.total / of["positions"].total() for name, of_windows in of["sums"].items()}
+        followed = self.by_dim[dim]
+        return {name: vectors.total / followed["positions"].total() for name, vectors in followed["sums"].items()}
 
-    def contributions(self, dim: int) -> list[dict[str, Any]]:
-        """results.contributions: every neuron's {neuron, activation, weight, contribution, share}, the largest
-        along the output's sign first. activation: mean input of the down projection at the followed place."""
+    def contributions(self, dim: int) -> list[Neuron]:
+        """Every neuron's, the largest along the output's sign first; its activation is the mean input of the down
+        projection at the followed place."""
         activation = self._means(dim)[mlp.neuron_output(self.lm.arch)]
-        output = self.by_dim[dim]["values"][mlp.OUTPUT].array.mean()
-        return mlp.contributions(self.lm.arch, self.layer, dim, activation, output)
+        return mlp.contributions(self.lm.arch, self.layer, dim, activation, self._output(dim))
 
-    def check(self, dim: int, contributions: list[dict[str, Any]]) -> dict[str, Any]:
-        """results.contribution_check: contributions + bias against the down projection's own output."""
-        output = self.by_dim[dim]["values"][mlp.OUTPUT].array.mean()
-        return mlp.contribution_check(self.lm.arch, self.layer, dim, contributions, output)
+    def check(self, dim: int, contributions: list[Neuron]) -> ContributionCheck:
+        return mlp.contribution_check(self.lm.arch, self.layer, dim, contributions, self._output(dim))
 
-    def neurons(self, dim: int, contributions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """results.neurons: these rows of `contributions`, with the neuron's mean at every checkpoint of its width."""
+    def _output(self, dim: int) -> float:
+        """Mean output of the down projection at the followed place."""
+        return self.by_dim[dim]["values"][mlp.OUTPUT].array.mean().item()
+
+    def neurons(self, dim: int, contributions: list[Neuron]) -> list[NeuronInside]:
+        """These `contributions`, with the neuron's mean at every checkpoint of its width."""
         means = self._means(dim)
-        return [{**{name: mean[row["neuron"]].item() for name, mean in means.items()}, **row} for row in contributions]
 
-    def replaced(self, dim: int, draws: Draws) -> dict[str, dict[str, Any]]:
-        """results.replaced: the followed place and perplexity with each activation function in this layer; changes are
-        paired, with it - with the model's own, that of the output relative to the latter's size."""
-        of = self.by_dim[dim]
-        there = draws.of(of["windows"].array.astype(int))
-        actual = {name: of["values"][name] for name in (mlp.OUTPUT, "block_output")}
+        def inside(row: Neuron) -> NeuronInside:
+            own: dict[str, Any] = {name: mean[row.neuron].item() for name, mean in means.items()}
+            return NeuronInside(**vars(row), **own)
+
+        return [*map(inside, contributions)]
+
+    def replaced(self, dim: int, draws: Draws) -> dict[str, Replaced]:
+        """The followed place and perplexity with each activation function in this layer, "actual" first."""
+        followed, there = self.by_dim[dim], self._draws(dim, draws)
         labels = {"actual": mlp.activation_name(self.lm.arch, self.layer), "identity": "identity", "relu": "ReLU"}
-        before, losses = actual[mlp.OUTPUT].array, self.losses["actual"].array
+        before, losses = followed["values"][mlp.OUTPUT].array, self.losses["actual"].array
+        sizes = np.full_like(before, before.mean())
         return {
-            name: {
-                "label": labels[name],
-                **{key: there.averages(samples.array) for key, samples in places.items()},
-                "mlp_output_change": there.ratios(
-                    places[mlp.OUTPUT].array - before, np.full_like(before, before.mean())
-                ),
-                "perplexity": draws.perplexity(self.losses[name].array),
-                "loss_change": draws.averages(self.losses[name].array - losses),
-            }
-            for name, places in {"actual": actual, **of["replaced"]}.items()
+            name: Replaced(
+                label=labels[name],
+                mlp_output=there.averages(values[mlp.OUTPUT].array),
+                block_output=there.averages(values["block_output"].array),
+                mlp_output_change=there.ratios(values[mlp.OUTPUT].array - before, sizes) if sizes.any() else None,
+                perplexity=draws.perplexity(self.losses[name].array),
+                loss_change=draws.averages(self.losses[name].array - losses),
+            )
+            for name, values in {"actual": followed["values"], **followed["replaced"]}.items()
         }
 
 
-@dataclass(frozen=True)
-class MlpInternal:
-    """checkpoints: maximum of |value| over all tokens of all windows, and the mean of the windows' medians.
-
-    followed: the followed dim and its windows, averages of its value at each checkpoint with that width.
-    contributions: every neuron's mean activation (the input of the down projection) x weight, largest first.
-    largest_activation: in each window of any neuron there, in parts of the MLP's output, a ratio of sums. by_weight:
-    the largest weights alone, for contrast. replaced: the same place with another activation function.
-    """
-
-    layer: int
-    checkpoints: list[dict[str, Any]]
-    followed: dict[str, Any]
-    contributions: list[dict[str, Any]]
-    contribution_check: dict[str, Any]
-    largest_activation: dict[str, Any]
-    neurons: list[dict[str, Any]]
-    by_weight: list[dict[str, Any]]
-    replaced: dict[str, dict[str, Any]]
-    conclusion: dict[str, Any]
-
-
-def run(lm: LanguageModel, windows: Windows, options: Any) -> MlpInternal:
+def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     lm.arch.check_layer(options.layer_id)
     if options.dim is not None:
         lm.arch.check_dim(options.dim)
@@ -262,25 +260,17 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> MlpInternal:
     inside.gather()
     draws = windows.draws(options.seed)
     followed = inside.followed(draws)
-    contributions = inside.contributions(followed["dim"])
-    check = inside.check(followed["dim"], contributions)
-    needed = mlp.smallest_set(contributions, check, SHARE)
-    by_rank = {row["neuron"]: rank for rank, row in enumerate(contributions, 1)}
-    heaviest = sorted(contributions, key=lambda row: -abs(row["weight"]))[:5]
-    return MlpInternal(
+    contributions = inside.contributions(followed.dim)
+    by_rank = {row.neuron: rank for rank, row in enumerate(contributions, 1)}
+    heaviest = sorted(contributions, key=lambda row: -abs(row.weight))[:HEAVIEST]
+    return Results(
         layer=options.layer_id,
         checkpoints=inside.checkpoints(),
         followed=followed,
         contributions=contributions,
-        contribution_check=check,
-        largest_activation=inside.largest_activation(followed["dim"], draws),
-        neurons=inside.neurons(followed["dim"], contributions[:10]),
-        by_weight=[row | {"rank_by_contribution": by_rank[row["neuron"]]} for row in heaviest],
-        replaced=inside.replaced(followed["dim"], draws),
-        conclusion={
-            "verdict": "none" if needed is None else f"{needed} of {len(contributions)} neurons",
-            "rule": "smallest number of neurons, largest contributions along the output's sign first, that give "
-            f"{SHARE:.0%} of the output; none if all together do not",
-            "values": {"neurons": [row["neuron"] for row in contributions[: needed or 0]][:50]},
-        },
+        contribution_check=inside.check(followed.dim, contributions),
+        largest_activation=inside.largest_activation(followed.dim, draws),
+        neurons=inside.neurons(followed.dim, contributions[:FIRST]),
+        by_weight=[HeavyNeuron(**vars(row), rank_by_contribution=by_rank[row.neuron]) for row in heaviest],
+        replaced=inside.replaced(followed.dim, draws),
     )

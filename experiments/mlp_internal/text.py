@@ -1,85 +1,84 @@
 """The TXT of the inside of an MLP: its checkpoints, the followed place, the neurons behind it."""
 
-import re
-from typing import Any
-
+from experiments.mlp_internal.results import Checkpoint, Stored
+from lib.core.definitions import MADE
+from lib.core.results import Neuron
 from lib.report import tables
 
 
-def summarise(payload: dict[str, Any]) -> str:
-    r = payload["results"]
-    followed, check, activation = r["followed"], r["contribution_check"], r["followed"]["activation_function"]
+def summarise(result: Stored) -> str:
+    results, conclusion = result.results, result.conclusion
+    followed, check = results.followed, results.contribution_check
     checkpoints = [
-        [c["label"], c["width"], tables.number(c["max"]), tables.number(c["median"]), _ratio(c), _place(c)]
-        for c in r["checkpoints"]
+        [point.label, point.width, tables.number(point.max), tables.number(point.median), _ratio(point), _place(point)]
+        for point in results.checkpoints
     ]
-    values = [[c["label"], tables.interval(c["value"], True)] for c in followed["values"]]
+    values = [[point.label, tables.interval(point.value, True)] for point in followed.values]
     neurons = [
-        [n["neuron"], *(tables.number(n[key], True) for key in followed["neuron_checkpoints"]), *_contribution(n)]
-        for n in r["neurons"]
+        [
+            row.neuron,
+            *(tables.number(getattr(row, name), True) for name in followed.neuron_checkpoints),
+            *_contribution(row),
+        ]
+        for row in results.neurons
     ]
     by_weight = [
         [
-            n["neuron"],
-            f"{n['weight']:+.4f}",
-            tables.number(n["activation"], True),
-            *_contribution(n)[1:],
-            n["rank_by_contribution"],
+            row.neuron,
+            f"{row.weight:+.4f}",
+            tables.number(row.activation, True),
+            *_contribution(row)[1:],
+            row.rank_by_contribution,
         ]
-        for n in r["by_weight"]
+        for row in results.by_weight
     ]
     replaced = [
         [
-            f["label"],
-            tables.interval(f["mlp_output"], True),
-            tables.interval(f["block_output"], True),
-            tables.number(f["perplexity"]["value"]),
+            function.label,
+            tables.interval(function.mlp_output, True),
+            tables.interval(function.block_output, True),
+            tables.number(function.perplexity.value),
         ]
-        for f in r["replaced"].values()
+        for function in results.replaced.values()
     ]
-    positions = ", ".join(f"{n} at {position}" for position, n in followed["positions"].items())
+    largest = tables.interval(results.largest_activation) if results.largest_activation else "-"
+    positions = ", ".join(f"{n} at {position}" for position, n in followed.positions.items())
     return "\n".join(
         [
-            tables.header(payload, f"Experiment 2C: inside the MLP of layer {r['layer']}"),
+            tables.header(result, f"Experiment 2C: inside the MLP of layer {results.layer}"),
             "Maxima of |value| over all tokens of all windows (each may sit at another token), and the mean of the",
             "windows' medians",
             tables.table(["checkpoint", "width", "max", "median", "ratio", "where the maximum is"], checkpoints),
-            f"Followed: dim {followed['dim']}, in {followed['sequences']} of {followed['of']} windows where it is the "
+            f"Followed: dim {followed.dim}, in {followed.sequences} of {followed.of} windows where it is the "
             f"MLP's largest output (position: {positions})",
-            tables.table(["checkpoint", f"dim {followed['dim']}, signed"], values),
+            tables.table(["checkpoint", f"dim {followed.dim}, signed"], values),
             "The neurons behind it at that position, means over these windows",
-            tables.table(["neuron", *followed["neuron_checkpoints"], "weight", "contribution", "share"], neurons),
-            f"All contributions {tables.number(check['sum'], True)} + bias {tables.number(check['bias'], True)} = "
-            f"{tables.number(check['sum'] + check['bias'], True)}; output of the down projection "
-            f"{tables.number(check['output'], True)}; relative error {tables.number(check['relative_error'])}",
-            f"Largest activation of a neuron there, in parts of the output: {tables.interval(r['largest_activation'])}",
+            tables.table(["neuron", *followed.neuron_checkpoints, "weight", "contribution", "share"], neurons),
+            f"All contributions {tables.number(check.sum, True)} + bias {tables.number(check.bias, True)} = "
+            f"{tables.number(check.sum + check.bias, True)}; output of the down projection "
+            f"{tables.number(check.output, True)}; relative error {tables.number(check.relative_error)}",
+            f"Largest activation of a neuron there, in parts of the output: {largest}",
             "",
             "For contrast, the largest weights to this dim, whatever the neurons do (this is no contribution)",
             tables.table(["neuron", "weight", "activation", "contribution", "share", "rank"], by_weight),
-            f"{activation} replaced in this layer",
+            f"{followed.activation_function} replaced in this layer",
             tables.table(["activation function", "MLP output there", "block output there", "perplexity"], replaced),
-            f"Conclusion: {r['conclusion']['verdict']} give at least {_share(r['conclusion']['rule'])} of the output",
-            f"Rule: {r['conclusion']['rule']}",
+            f"Conclusion: {conclusion.verdict} give at least {MADE:.0%} of the output",
+            f"Rule: {conclusion.rule}",
             "",
         ]
     )
 
 
-def _share(rule: str) -> str:
-    """The share that the rule asks for."""
-    found = re.search(r"\d+%", rule)
-    return found[0] if found else "a share"
-
-
-def _ratio(checkpoint: dict[str, Any]) -> str:
+def _ratio(checkpoint: Checkpoint) -> str:
     """The median may be zero: ReLU leaves most neurons at exactly that."""
-    return "inf" if checkpoint["ratio"] is None else f"{checkpoint['ratio']:,.0f}"
+    return "inf" if checkpoint.ratio is None else f"{checkpoint.ratio:,.0f}"
 
 
-def _place(checkpoint: dict[str, Any]) -> str:
-    at = checkpoint["at"]
-    return f"window {at['sequence']}, position {at['position']} {at['token']!r}, index {at['index']}"
+def _place(checkpoint: Checkpoint) -> str:
+    place = checkpoint.at
+    return f"window {place.sequence}, position {place.position} {place.token!r}, index {place.index}"
 
 
-def _contribution(n: dict[str, Any]) -> list[str]:
-    return [f"{n['weight']:+.4f}", tables.number(n["contribution"], True), tables.fraction(n["share"])]
+def _contribution(row: Neuron) -> list[str]:
+    return [f"{row.weight:+.4f}", tables.number(row.contribution, True), tables.fraction(row.share)]

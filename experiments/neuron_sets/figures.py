@@ -1,26 +1,25 @@
 """The smallest set of neurons, and what they read."""
 
-from typing import Any
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from experiments.neuron_sets.results import Stored
 from lib.report.figures import PALETTE, PLAIN, make_axes, make_title
 from lib.report.tables import number
 
 
-def neuron_sets(payload: dict[str, Any]) -> Figure:
+def neuron_sets(result: Stored) -> Figure:
     """How fast the neurons add up, and the place with the smallest set alone and removed, beside random sets."""
-    results = payload["results"]
-    size, dim, wanted = len(results["minimal_set"]), results["place"]["dim"], results["conclusion"]["values"]["share"]
+    results, conclusion = result.results, result.conclusion
+    size, dim, wanted = len(results.minimal_set), results.place.dim, conclusion.values.share
     figure, (curve, place) = make_axes(1, 2, size=(13, 4.8), width_ratios=[1, 1.25])
-    share = np.array(results["cumulative"], dtype=float)
+    share = np.array(results.cumulative, dtype=float)
     curve.plot(np.arange(1, len(share) + 1), share, color=PALETTE[2], marker="o", ms=3, label="cumulative share")
     curve.axhline(wanted, color="black", lw=0.8, ls="--", label=f"{wanted:.0%} of the output")
     if size:
-        curve.axvline(size, color=PALETTE[1], lw=1.5, ls=":", label=f"smallest set: {size} of {results['width']}")
+        curve.axvline(size, color=PALETTE[1], lw=1.5, ls=":", label=f"smallest set: {size} of {results.width}")
     curve.set_xscale("log")
     curve.set_xlim(0.8, 1.25 * len(share))
     curve.xaxis.set_major_formatter(PLAIN)
@@ -30,20 +29,28 @@ def neuron_sets(payload: dict[str, Any]) -> Figure:
     curve.legend(frameon=False, fontsize=9, loc="lower right")
     curve.set_title(f"activation \u00d7 weight to dim {dim}", fontsize=11)
 
+    runs, draws = results.runs, results.null.draws
     labels = []
-    for row, (name, run) in enumerate(results["runs"].items()):
-        value, at = run["value"], max(0, 2 * row - 1)
-        labels.append((at, run["label"]))
-        place.barh(at, value["mean"], height=0.6, color=PALETTE[7] if name == "baseline" else PALETTE[row - 1])
-        if value["ci95"]:
-            place.plot(value["ci95"], [at, at], color="black", lw=1.5)
-        text = number(value["mean"], True) + (f" ({100 * run['share']['mean']:.1f} %)" if run["share"] else "")
-        _beside(place, max(0, value["mean"], *(value["ci95"] or [])), at, text)
-        draws = [draw[name]["value"]["mean"] for draw in results["null"]["draws"]] if name != "baseline" else []
-        if draws:
-            labels.append((at + 1, f"{run['label'].replace('the set', 'random')} ({len(draws)} next in activity)"))
-            place.plot(draws, np.full(len(draws), at + 1), "x", color="black", ms=6)
-            _beside(place, max(0, *draws), at + 1, f"{number(min(draws), True)} to {number(max(draws), True)}")
+    for y, run, color in (
+        (0, runs.baseline, PALETTE[7]),
+        (1, runs.keep_only, PALETTE[0]),
+        (3, runs.remove_only, PALETTE[1]),
+    ):
+        value = run.value
+        labels.append((y, run.label))
+        place.barh(y, value.mean, height=0.6, color=color)
+        if value.ci95:
+            place.plot(value.ci95, [y, y], color="black", lw=1.5)
+        text = number(value.mean, True) + (f" ({100 * run.share.mean:.1f} %)" if run.share else "")
+        _beside(place, max(0, value.mean, *(value.ci95 or [])), y, text)
+    for y, label, values in (
+        (2, "only random on", [draw.keep_only.value.mean for draw in draws]),
+        (4, "random off", [draw.remove_only.value.mean for draw in draws]),
+    ):
+        if values:
+            labels.append((y, f"{label} ({len(values)} next in activity)"))
+            place.plot(values, np.full(len(values), y), "x", color="black", ms=6)
+            _beside(place, max(0, *values), y, f"{number(min(values), True)} to {number(max(values), True)}")
     place.axvline(0, color="black", lw=0.8)
     place.set_yticks(*zip(*labels, strict=True), fontsize=9)
     place.invert_yaxis()
@@ -51,10 +58,9 @@ def neuron_sets(payload: dict[str, Any]) -> Figure:
     place.set_xlim(right=high + 0.4 * (high - low))  # room for the numbers
     place.xaxis.set_major_locator(MaxNLocator(nbins=6))
     place.xaxis.set_major_formatter(PLAIN)
-    place.set_xlabel(f"output of layer {results['layer']} in dim {dim}, signed (black line: 95 % interval)")
+    place.set_xlabel(f"output of layer {results.layer} in dim {dim}, signed (black line: 95 % interval)")
     place.set_title("the same places in each run (share of the baseline's value)", fontsize=11)
-    title = f"MLP {results['layer']}, dim {dim}: {results['conclusion']['verdict']}"
-    figure.suptitle(make_title(payload, title), fontsize=11)
+    figure.suptitle(make_title(result, f"MLP {results.layer}, dim {dim}: {conclusion.verdict}"), fontsize=11)
     return figure
 
 
@@ -62,32 +68,31 @@ def _beside(ax: Axes, x: float, y: float, text: str) -> None:
     ax.annotate(text, (x, y), (7, 0), textcoords="offset points", va="center", fontsize=9)
 
 
-def neurons_read(payload: dict[str, Any], at_most: int = 3) -> Figure:
+def neurons_read(result: Stored, at_most: int = 3) -> Figure:
     """The input dims that add up to the pre-activations of the first neurons of the smallest set."""
-    results = payload["results"]
-    rows = results["reads"]["neurons"][:at_most]
-    roles = list(rows[0]["projections"]) if rows else ["up"]
+    layer, reads = result.results.layer, result.results.reads
+    rows = reads.neurons[:at_most]
+    roles = list(rows[0].projections) if rows else ["up"]
     size = (5.6 * len(roles) + 0.8, 1.2 + 2.7 * max(1, len(rows)))
     figure, axes = make_axes(max(1, len(rows)), len(roles), size=size, squeeze=False)
     for line, neuron in zip(axes, rows, strict=False):
-        for ax, (role, of) in zip(line, neuron["projections"].items(), strict=True):
-            inputs = of["inputs"]
-            ax.barh(range(len(inputs)), [i["contribution"] for i in inputs], color=PALETTE[roles.index(role)])
-            labels = [f"dim {i['dim']} = {number(i['residual'], True)}" for i in inputs]
+        for i, (ax, (role, projection)) in enumerate(zip(line, neuron.projections.items(), strict=True)):
+            inputs = projection.inputs
+            ax.barh(range(len(inputs)), [row.contribution for row in inputs], color=PALETTE[i])
+            labels = [f"dim {row.dim} = {number(row.residual, True)}" for row in inputs]
             ax.set_yticks(range(len(inputs)), labels, fontsize=8)
             ax.invert_yaxis()
             ax.axvline(0, color="black", lw=0.8)
             ax.xaxis.set_major_locator(MaxNLocator(nbins=6))
             ax.xaxis.set_major_formatter(PLAIN)
-            half = f"half of it in {of['dims_to_half'] or '-'} of {results['reads']['dims']} dims"
-            value = number(of["pre_activation"], True)
-            ax.set_title(f"neuron {neuron['neuron']}, {role}: {value}, {half}", fontsize=10)
+            half = f"half of it in {projection.dims_to_half or '-'} of {reads.dims} dims"
+            value = number(projection.pre_activation, True)
+            ax.set_title(f"neuron {neuron.neuron}, {role}: {value}, {half}", fontsize=10)
     for ax in axes[-1]:
         ax.set_xlabel("normed value \u00d7 weight")
     if not rows:
         axes[0][0].text(0.5, 0.5, "no set of neurons", ha="center")
         axes[0][0].set_axis_off()
-    norm = results["reads"]["norm"] or "no norm"
-    title = f"What the first neurons of MLP {results['layer']} read (dim = value before {norm})"
-    figure.suptitle(make_title(payload, title), fontsize=11)
+    title = f"What the first neurons of MLP {layer} read (dim = value before {reads.norm or 'no norm'})"
+    figure.suptitle(make_title(result, title), fontsize=11)
     return figure

@@ -1,9 +1,8 @@
 """Experiment 4: whether the smallest set of neurons carries the massive activation, and no random set does."""
 
-from typing import Any
-
+from experiments.neuron_sets.results import Results, Values, Verdict
 from lib.core.definitions import CARRIED, COLLAPSES, PERSISTS, WRITTEN
-from lib.core.evidence import CANNOT_TELL, NONE_FOUND, Test, conclusion, every, reasons, within
+from lib.core.evidence import CANNOT_TELL, NONE_FOUND, Average, Test, conclusion, every, reasons, within
 
 NAMED = 50
 GIVE = f"they give at least {CARRIED:.0%} of the MLP's output"
@@ -20,45 +19,42 @@ RULE = (
 )
 
 
-def judge(results: dict[str, Any]) -> dict[str, Any]:
-    verdict, tests = _verdict(results)
-    chosen = [row["neuron"] for row in results["minimal_set"]]
-    values = {
-        "share": CARRIED,
-        "layer": results["layer"],
-        "neurons": chosen[:NAMED],
-        "written_share": results["written"]["share"],
-        "note": GIVE if verdict.startswith(_named(results)) else None,
-        "why": reasons(tests) if verdict == CANNOT_TELL else None,
-    }
+def judge(results: Results) -> Verdict:
+    verdict, confirmed, tests = _verdict(results)
+    values = Values(
+        share=CARRIED,
+        layer=results.layer,
+        neurons=[row.neuron for row in results.minimal_set][:NAMED],
+        written_share=results.written.share,
+        note=None if confirmed is None else GIVE,
+        why=reasons(tests) if verdict == CANNOT_TELL else None,
+        confirmed=confirmed,
+    )
     return conclusion(verdict, RULE, values, tests)
 
 
-def _verdict(results: dict[str, Any]) -> tuple[str, list[Test]]:
-    n, kept, left = len(results["minimal_set"]), results["keep_only_share"], results["remove_share"]
-    if kept is None:
-        return NONE_FOUND, []
-    written = Test("the MLP's part of the block output", results["written"]["share"], "above", WRITTEN)
+def _verdict(results: Results) -> tuple[str, bool | None, list[Test]]:
+    """(verdict, whether the runs confirm the set, tests)."""
+    kept, left, share = results.keep_only_share, results.remove_share, results.written.share
+    if kept is None or left is None or share is None:
+        return NONE_FOUND, None, []
+    written = Test("the MLP's part of the block output", share, "above", WRITTEN)
     if not written.answer:
-        return CANNOT_TELL if written.answer is None else "not written by this MLP", [written]
-    if not n:
-        return "no set of neurons", [written]
+        return CANNOT_TELL if written.answer is None else "not written by this MLP", None, [written]
+    if not results.minimal_set:
+        return "no set of neurons", None, [written]
     tests = [*within("kept by the set alone", kept, PERSISTS), *within("left without the set", left, COLLAPSES)]
-    draws = results["null"]["draws"]
-    if draws:
-        most = max((draw["keep_only"]["share"] for draw in draws), key=_mean)
-        least = min((draw["remove_only"]["share"] for draw in draws), key=_mean)
+    alone, without = results.null.shares
+    if alone and without:
+        most, least = max(alone, key=_mean), min(without, key=_mean)
         tests += [
             Test("kept by the random set that keeps most", most, "below", PERSISTS[0], "family95"),
             Test("left without the random set that leaves least", least, "above", COLLAPSES[1], "family95"),
         ]
-    confirmed, named = every(tests), _named(results)
-    return {True: named, False: f"{named}, not confirmed", None: CANNOT_TELL}[confirmed], [written, *tests]
+    confirmed, named = every(tests), f"{len(results.minimal_set)} of {results.width} neurons"
+    verdict = {True: named, False: f"{named}, not confirmed", None: CANNOT_TELL}[confirmed]
+    return verdict, confirmed, [written, *tests]
 
 
-def _named(results: dict[str, Any]) -> str:
-    return f"{len(results['minimal_set'])} of {results['width']} neurons"
-
-
-def _mean(cell: dict[str, Any]) -> float:
-    return cell["mean"]
+def _mean(cell: Average) -> float:
+    return cell.mean

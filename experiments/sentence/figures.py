@@ -1,25 +1,24 @@
 """The activations of one layer in one text, in 3D."""
 
-from typing import Any
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.sentence.results import Stored
 from lib.report.figures import dims_to_label, draw_surface
 from lib.report.tables import number
 
 
-def sentence(payload: dict[str, Any]) -> Figure:
+def sentence(result: Stored) -> Figure:
     """|activation| of one layer over tokens x dims, in 3D, with the largest dims on the axis."""
-    results = payload["results"]
+    results = result.results
     figure = plt.figure(figsize=(8, 5.6))
     ax = figure.add_subplot(projection="3d", computed_zorder=False)
-    values = np.abs(results["values"])
-    draw_surface(ax, values, results["tokens"], dims_to_label(results["massive"], values), values.max())
+    values = np.abs(results.values)
+    draw_surface(ax, values, results.tokens, dims_to_label(results.massive, values), values.max())
     ax.set_title(
-        f"{payload['config']['model_name']}, output of layer {results['layer']}\n"
-        f"median |activation| {number(results['median'])}, {len(results['massive'])} massive"
+        f"{result.config['model_name']}, output of layer {results.layer}\n"
+        f"median |activation| {number(results.median)}, {len(results.massive)} massive"
     )
     figure.subplots_adjust(left=0.0, right=0.92, bottom=0.05, top=0.9)
     return figure

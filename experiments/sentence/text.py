@@ -1,25 +1,26 @@
 """The TXT of the activations of one layer in one text."""
 
-from typing import Any
-
+from experiments.sentence.results import Stored
 from lib.report import tables
 
 
-def summarise(payload: dict[str, Any]) -> str:
-    r = payload["results"]
-    largest = sorted(((abs(v), v, t, d) for t, row in enumerate(r["values"]) for d, v in enumerate(row)), reverse=True)
+def summarise(result: Stored) -> str:
+    results = result.results
+    largest = sorted(
+        ((abs(v), v, t, d) for t, row in enumerate(results.values) for d, v in enumerate(row)), reverse=True
+    )
     rows = [
-        [k, t, repr(r["tokens"][t]), d, tables.number(v, signed=True), f"{size / r['median']:,.0f}"]
+        [k, t, repr(results.tokens[t]), d, tables.number(v, signed=True), f"{size / results.median:,.0f}"]
         for k, (size, v, t, d) in enumerate(largest[:5], 1)
     ]
     return "\n".join(
         [
-            tables.header(payload, f"Activations of layer {r['layer']} in one text"),
-            f"text: {payload['config']['text']!r}",
-            f"median |activation|: {tables.number(r['median'])}",
+            tables.header(result, f"Activations of layer {results.layer} in one text"),
+            f"text: {result.config['text']!r}",
+            f"median |activation|: {tables.number(results.median)}",
             "",
             tables.table(["rank", "position", "token", "dim", "value", "x median"], rows),
-            f"Massive here ({r['definition']}): {len(r['massive'])}",
+            f"Massive here ({results.definition}): {len(results.massive)}",
             "",
         ]
     )

@@ -1,8 +1,9 @@
 """Claims about what is left without all heads or without all MLPs."""
 
-from lib.claims.cells import TOGETHER, all_within, exactly, in_parts_of, largest_of, less, together, up_to
+from experiments.ablation.results import Stored
+from lib.claims.cells import TOGETHER, all_within, in_parts_of, largest_of, less, retained, together, up_to
 from lib.claims.judging import Judged, claim
-from lib.claims.results import Results
+from lib.claims.measured import Measured, documents, of_something
 from lib.core import evidence
 from lib.core.definitions import COLLAPSES, LOST, PERSISTS, SLIGHTLY
 from lib.core.evidence import within
@@ -14,18 +15,17 @@ from lib.core.evidence import within
     f"experiment 1 at the largest place: {PERSISTS[0]} to {PERSISTS[1]} retained, exact over first tokens where it "
     "is position 0",
 )
-def persist_without_heads(results: Results) -> Judged:
-    return _retained(results, "exp1", PERSISTS)
+def persist_without_heads(measured: Measured) -> Judged:
+    return _retained(measured.without_heads, PERSISTS)
 
 
-def _retained(results: Results, experiment: str, bounds: tuple[float, float]) -> Judged:
-    conclusion = results.verdict(experiment)
-    retained = exactly(conclusion["values"], "retained")
-    values = {"verdict": conclusion["verdict"], "retained": retained}
-    exact = conclusion["values"].get("first_tokens")
-    if exact:
-        values |= {"exact over first tokens": exact["tokens"], "in the windows": conclusion["values"]["retained"]}
-    return within("retained", retained, bounds), values
+def _retained(result: Stored, bounds: tuple[float, float]) -> Judged:
+    there = of_something(result.conclusion)
+    left = retained(there)
+    values = {"verdict": result.conclusion.verdict, "retained": left}
+    if there.first_tokens:
+        values |= {"exact over first tokens": there.first_tokens.tokens, "in the windows": there.retained}
+    return within("retained", left, bounds), values
 
 
 @claim(
@@ -35,13 +35,13 @@ def _retained(results: Results, experiment: str, bounds: tuple[float, float]) ->
     f"the paired change of top-1 is within {SLIGHTLY:.0%} of the baseline's mean in every layer but the last; "
     f"intervals {TOGETHER}",
 )
-def layers_hardly_change(results: Results) -> Judged:
-    before = results["exp1"]["conditions"]["baseline"]["layers"][:-1]
+def layers_hardly_change(measured: Measured) -> Judged:
+    results = measured.without_heads.results
+    before, after = results.conditions["baseline"].layers[:-1], results.changes["all_heads_off"][:-1]
     changes = {
-        layer["layer"]: in_parts_of(layer["top1"]["mean"], change["top1"])
-        for layer, change in zip(before, results["exp1"]["changes"]["all_heads_off"][:-1], strict=True)
+        layer.layer: in_parts_of(layer.top1.mean, change.top1) for layer, change in zip(before, after, strict=True)
     }
-    changes = together(changes, results.documents("exp1"))
+    changes = together(changes, documents(measured.without_heads))
     worst = largest_of(changes)
     return all_within("change of top-1, layer", changes, up_to(SLIGHTLY)), {
         f"largest change (layer {worst})": changes[worst]
@@ -54,8 +54,8 @@ def layers_hardly_change(results: Results) -> Judged:
     f"experiment 2A at the largest place: {COLLAPSES[0]} to {COLLAPSES[1]} retained, exact over first tokens where "
     "it is position 0",
 )
-def collapse_without_mlps(results: Results) -> Judged:
-    return _retained(results, "exp2a", COLLAPSES)
+def collapse_without_mlps(measured: Measured) -> Judged:
+    return _retained(measured.without_mlps, COLLAPSES)
 
 
 @claim(
@@ -63,6 +63,6 @@ def collapse_without_mlps(results: Results) -> Judged:
     "Without MLPs about 61 % of the massive value is lost (GPT-2: compared across layers and signs)",
     f"at the same layer, position and dim, signed, {LOST[0]:.0%} to {LOST[1]:.0%} is lost",
 )
-def how_much_is_lost(results: Results) -> Judged:
-    lost = less(evidence.exact(1.0), exactly(results.verdict("exp2a")["values"], "retained"))
+def how_much_is_lost(measured: Measured) -> Judged:
+    lost = less(evidence.exact(1.0), retained(of_something(measured.without_mlps.conclusion)))
     return within("lost", lost, LOST), {"lost": lost}

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lib.claims.results import SCRIPTS, CannotTellError, Results
+from lib.claims.measured import SCRIPTS, CannotTellError, Measured
 from lib.core import evidence
-from lib.core.evidence import Answer, Stored
+from lib.core.evidence import Answer, Conclusion, StoredTest
 
 Judged = tuple[Sequence[Answer], dict[str, Any]]  # the tests that decide, and {name: number} that they rest on
 
@@ -25,35 +25,42 @@ class Claim:
     row: str
     text: str
     rule: str
-    judge: Callable[[Results], Judged]
+    judge: Callable[[Measured], Judged]
 
 
-def claim(row: str, text: str, rule: str) -> Callable[[Callable[[Results], Judged]], Claim]:
+def claim(row: str, text: str, rule: str) -> Callable[[Callable[[Measured], Judged]], Claim]:
     """Make the function below the judge of a claim, and its name that of the claim."""
     return lambda judge: Claim(row, text, rule, judge)
 
 
-def judge(claim: Claim, results: Results) -> Stored:
-    """{row, claim, rule, verdict, values, tests, reason}."""
+@dataclass(frozen=True)
+class AnsweredTest(StoredTest):
+    answer: bool | None
+
+
+@dataclass(frozen=True)
+class JudgedClaim:
+    """values: {name: a number, a text or a Cell}, which it rests on. reason: why it cannot be told."""
+
+    row: str
+    claim: str
+    rule: str
+    verdict: str
+    values: dict[str, Any]
+    tests: list[AnsweredTest]
+    reason: str | None
+
+
+def judge(claim: Claim, measured: Measured) -> JudgedClaim:
     tests: Sequence[Answer]
     try:
-        tests, values = claim.judge(results)
+        tests, values = claim.judge(measured)
         verdict = {True: HOLDS, False: FAILS, None: CANNOT_TELL}[evidence.every(tests)]
         reason = evidence.reasons(tests) if verdict == CANNOT_TELL else None
     except CannotTellError as error:
         verdict, tests, values, reason = CANNOT_TELL, [], {}, str(error)
-    except LookupError as error:
-        verdict, tests, values = CANNOT_TELL, [], {}
-        reason = f"its results have no {error}: measure them anew"
-    return {
-        "row": claim.row,
-        "claim": claim.text,
-        "rule": claim.rule,
-        "verdict": verdict,
-        "values": values,
-        "tests": [test.listed() | {"answer": test.answer} for test in tests],
-        "reason": reason,
-    }
+    answered = [AnsweredTest(**vars(test.listed()), answer=test.answer) for test in tests]
+    return JudgedClaim(claim.row, claim.text, claim.rule, verdict, values, answered, reason)
 
 
 @dataclass(frozen=True)
@@ -61,29 +68,30 @@ class Said:
     """Whether an experiment's own verdict is this one: an evidence.Answer, of which its own tests are the numbers."""
 
     experiment: str
-    conclusion: Stored
+    conclusion: Conclusion[Any]
     wanted: str
+    why: str | None = None
 
     @property
     def answer(self) -> bool | None:
-        verdict = self.conclusion["verdict"]
+        verdict = self.conclusion.verdict
         return None if verdict == evidence.CANNOT_TELL else verdict == self.wanted
 
     @property
     def reason(self) -> str:
-        open_ = [test["what"] for test in self.conclusion["tests"] if test["side"] not in ("above", "below")]
-        why = self.conclusion["values"].get("why") or ", ".join(open_) or "see there"
+        open_ = [test.what for test in self.conclusion.tests if test.side not in ("above", "below")]
+        why = self.why or ", ".join(open_) or "see there"
         return f"{SCRIPTS[self.experiment]} cannot tell: {why}"
 
-    def listed(self) -> Stored:
+    def listed(self) -> StoredTest:
         """distance: of its nearest threshold."""
-        told = [test["distance"] for test in self.conclusion["tests"] if test["distance"] is not None]
-        return {
-            "what": f"the verdict of {SCRIPTS[self.experiment]}",
-            "mean": None,
-            "interval": None,
-            "wanted": self.wanted,
-            "threshold": None,
-            "side": self.conclusion["verdict"],
-            "distance": min(told, key=abs, default=None),
-        }
+        told = [test.distance for test in self.conclusion.tests if test.distance is not None]
+        return StoredTest(
+            what=f"the verdict of {SCRIPTS[self.experiment]}",
+            mean=None,
+            interval=None,
+            wanted=self.wanted,
+            threshold=None,
+            side=self.conclusion.verdict,
+            distance=min(told, key=abs, default=None),
+        )

@@ -1,11 +1,14 @@
 """Claims about MLPs: which is the source, and what happens inside."""
 
+from experiments.mlp_internal.results import Replaced
+from experiments.neuron_sets.results import Stored as NeuronSets
 from lib.claims.cells import HIGHEST, counted, together, up_to
 from lib.claims.judging import Judged, claim
-from lib.claims.results import SCRIPTS, CannotTellError, Results
+from lib.claims.measured import SCRIPTS, CannotTellError, Measured, documents, of_something
 from lib.core import evidence
 from lib.core.definitions import COLLAPSES, COST, HARDLY, MANY, MOST, PERSISTS, REPAIRS, WRITES
-from lib.core.evidence import Stored, Test, within
+from lib.core.evidence import Cell, Test, within
+from lib.core.results import LedgerWrite, Neuron
 
 
 @claim(
@@ -16,14 +19,14 @@ from lib.core.evidence import Stored, Test, within
     f"({COLLAPSES[0]} to {COLLAPSES[1]} retained with it off alone, at the end of the plateau); whether it suffices is "
     "row 7c",
 )
-def one_is_the_source(results: Results) -> Judged:
-    born, values = results.birth_layer, results.verdict("exp2b")["values"]
-    writes = [of for of in results["exp3"]["writes"] if (of["layer"] or 0) <= results.place["peak_layer"]]
-    shares = together({_part(of): of["share"] for of in writes}, results.documents("exp3"))
+def one_is_the_source(measured: Measured) -> Judged:
+    born, values = measured.birth_layer, of_something(measured.layer_sweep.conclusion)
+    writes = [write for write in measured.ledger.results.writes if write.order <= measured.place.peak_layer]
+    shares = together({_part(write): write.share for write in writes}, documents(measured.ledger))
     answers = {part: Test("", cell, "above", WRITES).answer for part, cell in shares.items()}
     sure, open_ = ({part for part in answers if answers[part] is answer} for answer in (True, None))
-    necessary = {_mlp(layer) for kind, layer in values["necessary"] if kind == "mlp"}
-    perhaps = {_mlp(layer) for word, kind, layer in values["cannot_tell"] if (word, kind) == ("necessary", "mlp")}
+    necessary = {_mlp(part.layer) for part in values.necessary if part.kind == "mlp"}
+    perhaps = {_mlp(part.layer) for part in values.cannot_tell if (part.word, part.kind) == ("necessary", "mlp")}
     both = sure & necessary
     either = (sure | open_) & (necessary | perhaps)
     tests = [
@@ -31,18 +34,22 @@ def one_is_the_source(results: Results) -> Judged:
         *within("number of necessary MLPs", counted(necessary, perhaps), (0.5, 1.5)),
         Test("number of necessary MLPs that write it", counted(both, either - both), "above", 0.5),
     ]
-    listed = {"write it": _listed(sure), "perhaps": _listed(open_), "necessary": _listed(necessary)}
-    listed["perhaps necessary"] = _listed(perhaps)
-    listed[f"retained without MLP {born}"] = results["exp2b"]["kinds"]["mlp"][born]["alone"]["retained"]
-    return tests, listed
+    listed = {
+        "write it": _listed(sure),
+        "perhaps": _listed(open_),
+        "necessary": _listed(necessary),
+        "perhaps necessary": _listed(perhaps),
+    }
+    retained = measured.layer_sweep.results.kinds["mlp"][born].alone.retained
+    return tests, listed | {f"retained without MLP {born}": retained}
 
 
-def _part(write: Stored) -> str:
-    return write["component"] if write["layer"] is None else f"{write['component']} of layer {write['layer']}"
+def _part(write: LedgerWrite) -> str:
+    return write.component if write.layer is None else f"{write.component} of layer {write.layer}"
 
 
 def _mlp(layer: int) -> str:
-    return _part({"component": "mlp", "layer": layer})
+    return f"mlp of layer {layer}"
 
 
 def _listed(parts: set[str]) -> str:
@@ -55,16 +62,16 @@ def _listed(parts: set[str]) -> str:
     f"the MLP of the birth is sufficient: {PERSISTS[0]} to {PERSISTS[1]} retained with all other MLPs, or all but MLP "
     "0, off (a trained model without MLP 0 is hardly that model)",
 )
-def one_suffices(results: Results) -> Judged:
-    results.check_mlp_gives_birth()
-    layer, values = results.birth_layer, results.verdict("exp2b")["values"]
-    sure = ("mlp", layer) in map(tuple, values["sufficient"])
-    open_ = ("sufficient", "mlp", layer) in map(tuple, values["cannot_tell"])
-    row = results["exp2b"]["kinds"]["mlp"][layer]
-    names = {"only": f"with MLP {layer} as the only one", "only_with_first": f"with MLP {layer} and MLP 0"}
-    listed = {name: row[run]["retained"] for run, name in names.items() if run in row}
-    of = {"mean": int(sure), "ci95": [int(sure), int(sure or open_)]}
-    return [Test(f"whether MLP {layer} is sufficient (1) or not (0)", of, "above", 0.5)], listed
+def one_suffices(measured: Measured) -> Judged:
+    measured.check_mlp_gives_birth()
+    layer, values = measured.birth_layer, of_something(measured.layer_sweep.conclusion)
+    sure = ("mlp", layer) in values.sufficient
+    open_ = ("sufficient", "mlp", layer) in values.cannot_tell
+    row = measured.layer_sweep.results.kinds["mlp"][layer]
+    runs = {f"with MLP {layer} as the only one": row.only, f"with MLP {layer} and MLP 0": row.only_with_first}
+    listed = {name: run.retained for name, run in runs.items() if run}
+    answer = Cell(int(sure), (int(sure), int(sure or open_)))
+    return [Test(f"whether MLP {layer} is sufficient (1) or not (0)", answer, "above", 0.5)], listed
 
 
 @claim(
@@ -74,19 +81,18 @@ def one_suffices(results: Results) -> Judged:
     f"good at the place, at that end, or a massive activation appears elsewhere in more than {MOST:.0%} of the windows "
     "that had the spike; erasers, which write later, are not looked at",
 )
-def compensation(results: Results) -> Judged:
-    results.verdict("exp2b")
-    able = [row for row in results["exp2b"]["kinds"]["mlp"] if row["repair"]]
+def compensation(measured: Measured) -> Judged:
+    of_something(measured.layer_sweep.conclusion)
+    able = [(row, row.repair) for row in measured.layer_sweep.results.kinds["mlp"] if row.repair]
     if not able:
         raise CannotTellError(f"no MLP before the end of the plateau writes {WRITES:.0%} of the peak")
-    row = max(able, key=lambda row: abs(row["write"]["mean"]))
-    repair = row["repair"]
-    ratio = together({"": repair["ratio"]}, results.documents("exp2b"))[""]
-    removed = f"what MLP {row['layer']} writes removed"
+    row, repair = max(able, key=lambda pair: abs(pair[0].write.mean))
+    ratio = together({"": repair.ratio}, documents(measured.layer_sweep))[""]
+    removed = f"what MLP {row.layer} writes removed"
     tests = [Test(f"self-repair ratio, {removed}", ratio, "above", REPAIRS)]
     values = {f"self-repair ratio, {removed}": ratio}
-    if repair["elsewhere"]:
-        share = repair["elsewhere"]["share"]
+    if repair.elsewhere:
+        share = repair.elsewhere.share
         tests.append(Test("windows in which something else becomes massive", share, "above", MOST))
         values["massive elsewhere"] = share
     return _one_is_enough(tests), values
@@ -107,27 +113,29 @@ def _one_is_enough(tests: list[Test]) -> list[Test]:
     "the neurons of the smallest set that carries the value, in the MLP of the birth, are the ones with the largest "
     "|weight| to the dim, however many they are",
 )
-def heaviest_contribute_most(results: Results) -> Judged:
-    sets, inside = results.in_mlp("exp4"), results.in_mlp("exp2c")
-    chosen = {row["neuron"] for row in _confirmed(sets)}
-    if sets["place"]["dim"] != inside["followed"]["dim"]:
-        raise CannotTellError(f"experiment 2C follows dim {inside['followed']['dim']}, 4 dim {sets['place']['dim']}")
-    heaviest = sorted(inside["contributions"], key=lambda row: -abs(row["weight"]))[: len(chosen)]
-    others = [row["neuron"] for row in heaviest if row["neuron"] not in chosen]
+def heaviest_contribute_most(measured: Measured) -> Judged:
+    sets, inside = measured.neuron_sets, measured.mlp_internal.results
+    smallest = _confirmed(sets)
+    chosen = {row.neuron for row in smallest}
+    dim, other = sets.results.place.dim, inside.followed.dim
+    if dim != other:
+        raise CannotTellError(f"experiment 2C follows dim {other}, 4 dim {dim}")
+    heaviest = sorted(inside.contributions, key=lambda row: -abs(row.weight))[: len(chosen)]
+    others = [row.neuron for row in heaviest if row.neuron not in chosen]
     values = {
-        "smallest set": " ".join(str(row["neuron"]) for row in sets["minimal_set"][:HIGHEST]),
-        "largest weights": " ".join(str(row["neuron"]) for row in heaviest[:HIGHEST]),
+        "smallest set": " ".join(str(row.neuron) for row in smallest[:HIGHEST]),
+        "largest weights": " ".join(str(row.neuron) for row in heaviest[:HIGHEST]),
     }
     return [Test("of the largest weights, outside the set", evidence.exact(len(others)), "below", 0.5)], values
 
 
-def _confirmed(sets: Stored) -> list[Stored]:
+def _confirmed(sets: NeuronSets) -> list[Neuron]:
     """The smallest set of experiment 4. Raises CannotTellError unless its runs confirm it."""
-    verdict = sets["conclusion"]["verdict"]
-    if verdict != f"{len(sets['minimal_set'])} of {sets['width']} neurons":
-        why = sets["conclusion"]["values"]["why"]
-        raise CannotTellError(f"{SCRIPTS['exp4']} says: {verdict}" + (f" ({why})" if why else ""))
-    return sets["minimal_set"]
+    values = sets.conclusion.values
+    if not values.confirmed:
+        why = f" ({values.why})" if values.why else ""
+        raise CannotTellError(f"{SCRIPTS['exp4']} says: {sets.conclusion.verdict}{why}")
+    return sets.results.minimal_set
 
 
 @claim(
@@ -135,19 +143,21 @@ def _confirmed(sets: Stored) -> list[Stored]:
     "Many moderate contributions add up to the massive value",
     f"more than {MANY:.0%} of the neurons of the MLP of the birth are in the smallest set that carries the value",
 )
-def many_add_up(results: Results) -> Judged:
-    sets = results.in_mlp("exp4")
-    n = len(_confirmed(sets))
+def many_add_up(measured: Measured) -> Judged:
+    sets = measured.neuron_sets.results
+    n = len(_confirmed(measured.neuron_sets))
     values = {
         "neurons": n,
-        "of": sets["width"],
-        "kept by them alone": sets["keep_only_share"],
-        "left without them": sets["remove_share"],
+        "of": sets.width,
+        "kept by them alone": sets.keep_only_share,
+        "left without them": sets.remove_share,
     }
-    return [Test("share of the neurons", evidence.exact(n / sets["width"]), "above", MANY)], values
+    return [Test("share of the neurons", evidence.exact(n / sets.width), "above", MANY)], values
 
 
-REPLACED = ("identity", "relu")
+def _replaced(measured: Measured) -> list[Replaced]:
+    """Runs of experiment 2C with another activation function."""
+    return [run for name, run in measured.mlp_internal.results.replaced.items() if name != "actual"]
 
 
 @claim(
@@ -156,9 +166,10 @@ REPLACED = ("identity", "relu")
     "with it replaced by the identity and by ReLU, the paired change of the MLP's output at the place is within "
     f"{HARDLY:.0%}",
 )
-def activation_has_no_part(results: Results) -> Judged:
-    of = results.in_mlp("exp2c")["replaced"]
-    changes = {of[name]["label"]: of[name]["mlp_output_change"] for name in REPLACED}
+def activation_has_no_part(measured: Measured) -> Judged:
+    changes = {run.label: run.mlp_output_change for run in _replaced(measured) if run.mlp_output_change}
+    if not changes:
+        raise CannotTellError("the MLP writes nothing there")
     tests = [test for name, cell in changes.items() for test in within(f"change by {name}", cell, up_to(HARDLY))]
     return tests, changes
 
@@ -168,9 +179,8 @@ def activation_has_no_part(results: Results) -> Judged:
     "The activation function of that layer does not matter",
     f"with it replaced by the identity and by ReLU, the loss rises by less than {COST} nats a token (paired)",
 )
-def activation_does_not_matter(results: Results) -> Judged:
-    of = results.in_mlp("exp2c")["replaced"]
-    rises = {f"{of[name]['label']}, loss": of[name]["loss_change"] for name in REPLACED}
+def activation_does_not_matter(measured: Measured) -> Judged:
+    rises = {f"{run.label}, loss": run.loss_change for run in _replaced(measured)}
     return [Test(name, cell, "below", COST) for name, cell in rises.items()], rises
 
 
@@ -180,11 +190,11 @@ def activation_does_not_matter(results: Results) -> Judged:
     "the maxima of all checkpoints from the residual stream to the MLP's output sit at the same token (of these "
     "windows: exact)",
 )
-def one_value_runs_through(results: Results) -> Judged:
-    points = results.in_mlp("exp2c")["checkpoints"]
-    at = [(point["at"]["sequence"], point["at"]["position"]) for point in points if point["name"] != "block_output"]
-    test = Test("different tokens", evidence.exact(len(set(at))), "below", 1.5)
-    return [test], {"different tokens": len(set(at)), "checkpoints": len(at)}
+def one_value_runs_through(measured: Measured) -> Judged:
+    maxima = [point.at for point in measured.mlp_internal.results.checkpoints if point.name != "block_output"]
+    different = len({(largest.sequence, largest.position) for largest in maxima})
+    test = Test("different tokens", evidence.exact(different), "below", 1.5)
+    return [test], {"different tokens": different, "checkpoints": len(maxima)}
 
 
 @claim(
@@ -192,13 +202,15 @@ def one_value_runs_through(results: Results) -> Judged:
     "The value explodes at the down projection, the neurons before it are moderate (GPT-2: 62.91 to 2,342)",
     f"at the place the largest activation of a neuron is below {MANY:.0%} of the MLP's output in the dim",
 )
-def explodes_at_the_end(results: Results) -> Judged:
-    inside = results.in_mlp("exp2c")
-    share, largest = inside["largest_activation"], max(inside["contributions"], key=lambda row: abs(row["activation"]))
+def explodes_at_the_end(measured: Measured) -> Judged:
+    inside = measured.mlp_internal.results
+    share, largest = inside.largest_activation, max(inside.contributions, key=lambda row: abs(row.activation))
+    if share is None:
+        raise CannotTellError("the MLP writes nothing there")
     values = {
-        "largest activation": largest["activation"],
-        "of neuron": largest["neuron"],
-        "output": inside["contribution_check"]["output"],
+        "largest activation": largest.activation,
+        "of neuron": largest.neuron,
+        "output": inside.contribution_check.output,
         "in parts of it": share,
     }
     return [Test("largest activation, in parts of the output", share, "below", MANY)], values

@@ -2,10 +2,10 @@
 
 from lib.claims.cells import in_parts_of
 from lib.claims.judging import Judged, Said, claim
-from lib.claims.results import CannotTellError, Results, of_something
+from lib.claims.measured import CannotTellError, Measured, of_something
 from lib.core import evidence
 from lib.core.definitions import COLLAPSES, DROPS
-from lib.core.evidence import Test, within
+from lib.core.evidence import Cell, Test, within
 
 
 @claim(
@@ -14,15 +14,15 @@ from lib.core.evidence import Test, within
     "experiment 5's verdict at the birth: without what writes them there the loss rises, and held at their mean from "
     "there on it does not",
 )
-def as_a_constant(results: Results) -> Judged:
-    conclusion = of_something(results.at_birth("exp5")["conclusion"])
-    of, onward = conclusion["values"]["counterfactual"], conclusion["values"]["onward"]
-    values = {
-        "verdict": conclusion["verdict"],
-        f"loss, {of['condition'].replace('_', ' ')}": of["loss_change"],
-        "loss, mean": onward["mean"],
+def as_a_constant(measured: Measured) -> Judged:
+    conclusion = measured.interventions.conclusion
+    told = of_something(conclusion)
+    listed = {
+        "verdict": conclusion.verdict,
+        f"loss, {told.counterfactual.condition.replace('_', ' ')}": told.counterfactual.loss_change,
+        "loss, mean": told.onward.mean,
     }
-    return [Said("exp5", conclusion, "needed, a constant is enough")], values
+    return [Said("exp5", conclusion, "needed, a constant is enough", told.why)], listed
 
 
 @claim(
@@ -33,22 +33,21 @@ def as_a_constant(results: Results) -> Judged:
     "put back, where that was run, they are not (paired); by every epsilon alike, else it cannot be told; sinks of "
     "layers before the birth are counted, too, and cannot change",
 )
-def sinks_hang_on_it(results: Results) -> Judged:
-    experiment = results.at_birth("exp5")
-    of = of_something(experiment["conclusion"])["values"]["counterfactual"]
-    gone = [] if of["left"] is None else within("value left", of["left"], COLLAPSES)
+def sinks_hang_on_it(measured: Measured) -> Judged:
+    removal = of_something(measured.interventions.conclusion).counterfactual
+    gone = [] if removal.left is None else within("value left", removal.left, COLLAPSES)
     if not gone or not evidence.every(gone):
-        raise CannotTellError(f"{of['condition'].replace('_', ' ')} is not sure to take the value away")
-    conditions = experiment["conditions"]
-    asked = {of["condition"]: "below", "put_back": "above"}
-    by_epsilon: dict[str, list[Test]] = {}
-    values = {}
-    for epsilon, before in conditions["baseline"]["sink_rates"].items():
-        if not before["mean"]:
+        raise CannotTellError(f"{removal.condition.replace('_', ' ')} is not sure to take the value away")
+    baseline, changes = measured.interventions.results.baseline, measured.interventions.results.changes
+    asked = {removal.condition: "below", "put_back": "above"}
+    by_epsilon: dict[float, list[Test]] = {}
+    values: dict[str, Cell] = {}
+    for epsilon, before in baseline.sink_rates.items():
+        if not before.mean:
             continue
         values[f"sink rate, epsilon {epsilon}"] = before
-        for name in (name for name in asked if name in conditions):
-            change = in_parts_of(before["mean"], conditions[name]["sink_rate_changes"][epsilon])
+        for name in (name for name in asked if name in changes):
+            change = in_parts_of(before.mean, changes[name].sink_rate_changes[epsilon])
             what = f"change of the sink rate, in parts of it, {name.replace('_', ' ')}, epsilon {epsilon}"
             by_epsilon.setdefault(epsilon, []).append(Test(what, change, asked[name], -DROPS))
             values[what] = change
@@ -69,9 +68,10 @@ def sinks_hang_on_it(results: Results) -> Judged:
     "The first token is special for its position, whatever it is",
     "experiment 6's verdict, the simplest cause that fits all of its manipulations, is position",
 )
-def position(results: Results) -> Judged:
-    conclusion = results.verdict("exp6")
-    values = conclusion["values"]
-    listed = {"verdict": conclusion["verdict"], "tokens that spike first": values["first_token_share"]}
-    listed |= {f"spike, {name}": values[name] for name in ("moved", "repeated", "own") if values[name]}
-    return [Said("exp6", conclusion, "position")], listed
+def position(measured: Measured) -> Judged:
+    conclusion = measured.census.conclusion
+    told = of_something(conclusion)
+    shares = {"moved": told.moved, "repeated": told.repeated, "own": told.own}
+    listed = {"verdict": conclusion.verdict, "tokens that spike first": told.first_token_share}
+    listed |= {f"spike, {name}": share for name, share in shares.items() if share}
+    return [Said("exp6", conclusion, "position", told.why)], listed

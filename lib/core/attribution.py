@@ -9,16 +9,17 @@ attention in this dim it does to each head's part.
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from lib.core.changes import Everywhere
 from lib.core.data import Windows
-from lib.core.evidence import Stored
+from lib.core.evidence import Average
 from lib.core.massive import medians
 from lib.core.place import Place
+from lib.core.results import LayerWrites, LedgerWrite, Profile, SumCheck
 from lib.core.stats import Draws
 from lib.model import hooks
 from lib.model.arch import Architecture
@@ -26,6 +27,7 @@ from lib.model.models import LanguageModel
 from lib.run import processes
 
 TOLERANCE = 1e-4
+Kind = Literal["embedding", "position embedding", "head", "attention bias", "mlp"]
 CHECK = (
     "relative_error: largest |sum of all writes up to a layer - that block's output|, over layers and windows, "
     f"relative to the window's largest |block output| at the place; float32 keeps it below {TOLERANCE:.0e}"
@@ -34,22 +36,19 @@ CHECK = (
 
 @dataclass(frozen=True, eq=False)
 class Write:
-    """What one component adds to the place: (windows,) signed values. layer: None for embeddings."""
+    """What one component adds to the place: (windows,) signed values. layer: None for embeddings; head: of a head."""
 
     layer: int | None
-    component: str
+    kind: Kind
+    head: int | None
     values: np.ndarray
 
     @property
     def name(self) -> str:
         """As in "embedding", "mlp 11", "attention bias 11" and, of head 8, "head 11.8"."""
         if self.layer is None:
-            return self.component
-        kind, *head = self.component.split("head ")
-        return f"head {self.layer}.{head[0]}" if head else f"{kind} {self.layer}"
-
-    def listed(self) -> Stored:
-        return {"layer": self.layer, "component": self.component, "name": self.name}
+            return self.kind
+        return f"{self.kind} {self.layer}" + ("" if self.head is None else f".{self.head}")
 
 
 @dataclass(frozen=True)
@@ -59,37 +58,37 @@ class Ledger:
     place: Place
     writes: list[Write]
 
-    def total(self, layer: int, component: str) -> np.ndarray | None:
-        """(windows,) sum of the layer's writes whose component begins with `component`; None if there are none."""
-        of = [w.values for w in self.writes if w.layer == layer and w.component.startswith(component)]
-        return np.sum(of, axis=0) if of else None
+    def _of(self, layer: int, kind: Kind) -> list[np.ndarray]:
+        return [write.values for write in self.writes if write.layer == layer and write.kind == kind]
 
-    def layers(self) -> list[Stored]:
-        """[{layer, averages of the sum of its heads, of its attention bias (None without one) and of its MLP}]."""
-        kinds = {"heads": "head", "attention_bias": "attention bias", "mlp": "mlp"}
+    def _average(self, layer: int, kind: Kind) -> Average:
+        """Of the sum of the layer's writes of this kind."""
+        return self.place.draws.averages(np.sum(self._of(layer, kind), axis=0))
+
+    def layers(self) -> list[LayerWrites]:
         return [
-            {"layer": layer}
-            | {
-                key: None if (of := self.total(layer, kind)) is None else self.place.draws.averages(of)
-                for key, kind in kinds.items()
-            }
+            LayerWrites(
+                layer,
+                heads=self._average(layer, "head"),
+                attention_bias=self._average(layer, "attention bias") if self._of(layer, "attention bias") else None,
+                mlp=self._average(layer, "mlp"),
+            )
             for layer in range(self.place.values.shape[1])
         ]
 
-    def check(self) -> Stored:
-        """The sum of all writes beside the last block's output, means over windows, and the error of CHECK."""
+    def check(self) -> SumCheck:
         sums = np.zeros_like(self.place.values)
         for write in self.writes:
             sums[:, write.layer or 0 :] += write.values[:, None]
         largest = np.abs(self.place.values).max(1, keepdims=True)
         error = np.abs(sums - self.place.values) / np.where(largest > 0, largest, 1)
-        return {
-            "sum": sums[:, -1].mean(),
-            "residual": self.place.values[:, -1].mean(),
-            "relative_error": error.max(),
-            "tolerance": TOLERANCE,
-            "definition": CHECK,
-        }
+        return SumCheck(
+            sum=sums[:, -1].mean(),
+            residual=self.place.values[:, -1].mean(),
+            relative_error=error.max(),
+            tolerance=TOLERANCE,
+            definition=CHECK,
+        )
 
     @property
     def _there(self) -> tuple[np.ndarray, Draws]:
@@ -97,34 +96,24 @@ class Ledger:
         there = self.place.spiking if self.place.massive else np.ones(len(self.place.values), dtype=bool)
         return there, self.place.draws.of(there)
 
-    def listed(self) -> list[Stored]:
-        """results.writes: over the windows that have the spike (over all, if none has).
-
-        share: of the block output at the peak, along its sign, as ratio of sums, with simultaneous intervals over all
-        components.
-        """
+    def listed(self) -> list[LedgerWrite]:
         there, draws = self._there
         values = np.stack([write.values[there] for write in self.writes], axis=1)
         peak = np.abs(self.place.values[there, self.place.peak])
         shares = draws.ratios(self.place.sign * values, np.where(peak.any(), peak, 1), family=True)
         return [
-            write.listed() | {"value": average["mean"], "average": average, "share": share}
+            LedgerWrite(write.layer, write.kind, write.head, write.name, average.mean, average, share)
             for write, average, share in zip(self.writes, draws.averages(values), shares, strict=True)
         ]
 
-    def profile(self) -> Stored:
-        """results.profile: the share of the windows that have the spike, and of these the mean |block output| of each
-        layer and its sign at the peak."""
+    def profile(self) -> Profile:
         there, _draws = self._there
-        return {
-            "spiking": self.place.draws.share(self.place.spiking),
-            "size": np.abs(self.place.values[there]).mean(0),
-            "sign": self.place.sign,
-        }
+        size = np.abs(self.place.values[there]).mean(0).tolist()
+        return Profile(self.place.draws.share(self.place.spiking), size, self.place.sign)
 
-    def drop(self) -> Stored | None:
-        """results.drop: the last block's output relative to that of the one before, along the sign there, over the same
-        windows; None where there is nothing to drop."""
+    def drop(self) -> Average | None:
+        """The last block's output relative to that of the one before, along the sign there, over the windows that have
+        the spike; None where there is nothing to drop."""
         there, draws = self._there
         if self.place.values.shape[1] < 2:
             return None
@@ -149,16 +138,16 @@ def measure(lm: LanguageModel, windows: Windows, place: Place, condition: Everyw
     # 1 where no norm follows the projection; where the projection gives exactly 0, a norm's scale cannot be told
     norm = np.divide(seen.attention, seen.projected, out=np.zeros_like(seen.projected), where=seen.projected != 0)
     scale = arch.write_scale
-    writes = [Write(None, "embedding", seen.first - seen.position)]
+    writes = [Write(None, "embedding", None, seen.first - seen.position)]
     if arch.position_embedding is not None:
-        writes.append(Write(None, "position embedding", seen.position))
+        writes.append(Write(None, "position embedding", None, seen.position))
     for layer in range(arch.n_layers):
         factor = scale * norm[:, layer]
-        writes += [Write(layer, f"head {h}", factor * seen.heads[:, layer, h]) for h in range(arch.n_heads)]
+        writes += [Write(layer, "head", h, factor * seen.heads[:, layer, h]) for h in range(arch.n_heads)]
         bias = arch.bias(layer, "head_projection")
         if bias is not None:
-            writes.append(Write(layer, "attention bias", factor * bias[place.dim].item()))
-        writes.append(Write(layer, "mlp", scale * seen.mlps[:, layer]))
+            writes.append(Write(layer, "attention bias", None, factor * bias[place.dim].item()))
+        writes.append(Write(layer, "mlp", None, scale * seen.mlps[:, layer]))
     return Ledger(replace(place, values=seen.residual, medians=seen.medians), writes)
 
 

@@ -115,7 +115,7 @@ def load(options: Options, lm: LanguageModel) -> Windows:
         )
     chosen = torch.randperm(available, generator=torch.Generator().manual_seed(options.seed))[: options.nsamples]
     windows = ids[: available * width].reshape(available, width)[chosen.sort().values.numpy()]
-    counts = np.bincount(ids, minlength=lm.model.get_input_embeddings().weight.shape[0])
+    counts = np.bincount(ids, minlength=lm.n_embeddings)
     middles = chosen.sort().values.numpy() * width + width // 2
     return Windows(
         ids=_behind(first, windows),
@@ -138,8 +138,8 @@ def _chance(counts: np.ndarray, window: np.ndarray) -> float:
 def _documents(corpus: text.Corpus, ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """(tokens,) number of the document that each token is in, counted by characters: where the tokenizer changes the
     text, as by stripping accents, borders may be off by a few tokens."""
-    known, at = np.unique(ids, return_inverse=True)
-    lengths = np.array([len(tokens.text_of(tokenizer, token)) for token in known.tolist()])[at]
+    known, index = np.unique(ids, return_inverse=True)
+    lengths = np.array([len(tokens.text_of(tokenizer, token)) for token in known.tolist()])[index]
     ends = np.cumsum(lengths) * (len(corpus.text) / max(lengths.sum(), 1))
     return np.asarray(np.searchsorted(corpus.begins, ends - lengths / 2, side="right"))
 
@@ -163,12 +163,11 @@ def _ids(written: str, options: Options, lm: LanguageModel, what: str) -> tuple[
     if not len(ids):
         raise UserError(f"{what} is empty")
     first = _first(written, options.bos, lm.tokenizer)
-    rows = lm.model.get_input_embeddings().weight.shape[0]
     largest = max(int(ids.max()), *first, 0)
-    if largest >= rows:
+    if largest >= lm.n_embeddings:
         raise UserError(
             f"the tokenizer gives {tokens.text_of(lm.tokenizer, largest)!r} id {largest}, but the model has only "
-            f"{rows} embeddings: they do not belong together"
+            f"{lm.n_embeddings} embeddings: they do not belong together"
         )
     unknown = np.mean(ids == lm.tokenizer.unk_token_id)
     if unknown > MOST_UNKNOWN:

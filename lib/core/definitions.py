@@ -32,6 +32,7 @@ MOST = 0.5  # of the windows
 
 # sets of neurons; the value PERSISTS by the set alone and COLLAPSES without it
 CARRIED = 0.95  # of the down projection's output: what the smallest set must give
+MADE = 0.9  # of it: what the smallest set of the MLP's inside must give, which no run confirms
 WRITTEN = 0.5  # of the block output: from here on it is written by this MLP
 
 # intervals

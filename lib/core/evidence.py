@@ -5,13 +5,66 @@ An interval that holds the threshold is never a verdict, nor is a mean without a
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from msgspec import UNSET, UnsetType
 
 Stored = dict[str, Any]  # of a JSON file of results: the whole, or an object in it
-Cell = dict[str, Any]  # what lib.core.stats.Draws makes of samples
+Values = TypeVar("Values")
+OfValues = TypeVar("OfValues", covariant=True)
 
 CANNOT_TELL = "cannot tell"
 NONE_FOUND = "none found"
+
+Interval = tuple[float, float]  # low, high
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number with its 95 % interval; None where none can be told."""
+
+    mean: float
+    ci95: Interval | None
+
+    @property
+    def in_family(self) -> bool:
+        """Whether it has a simultaneous interval, too, as one of several looked at together."""
+        return False
+
+    @property
+    def together(self) -> Interval | None:
+        """The simultaneous interval; None where none can be told, and where it is not one of several."""
+        return None
+
+
+@dataclass(frozen=True)
+class Average(Cell):
+    """Over n windows, by lib.core.stats.Draws.
+
+    std: sample standard deviation over windows (n - 1); None of one window, and of a ratio. family95: `together`, where
+    it is in a family.
+    """
+
+    std: float | None
+    n: int
+    family95: Interval | UnsetType | None = UNSET
+
+    @property
+    def in_family(self) -> bool:
+        return not isinstance(self.family95, UnsetType)
+
+    @property
+    def together(self) -> Interval | None:
+        return None if isinstance(self.family95, UnsetType) else self.family95
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp of a mean loss, and of the ends of its interval."""
+
+    value: float
+    ci95: Interval | None
+    n: int
 
 
 class Answer(Protocol):
@@ -23,27 +76,50 @@ class Answer(Protocol):
     @property
     def reason(self) -> str: ...
 
-    def listed(self) -> Stored: ...
+    def listed(self) -> "StoredTest": ...
+
+
+@dataclass(frozen=True)
+class StoredTest:
+    """An Answer, as it is stored. distance: from the nearest end of the interval to the threshold, signed; 0 where the
+    interval holds it."""
+
+    what: str
+    mean: float | None
+    interval: Interval | None
+    wanted: str
+    threshold: float | None
+    side: str
+    distance: float | None
+
+
+@dataclass(frozen=True)
+class Conclusion(Generic[OfValues]):
+    """A verdict, the rule that it follows, the values it rests on, and its tests."""
+
+    verdict: str
+    rule: str
+    values: OfValues
+    tests: list[StoredTest]
 
 
 @dataclass(frozen=True)
 class Test:
     """Whether a measured number is above (or below) a threshold with all of its interval.
 
-    what: of which quantity, in words. cell: of lib.core.stats.Draws, or of `exact`. wanted: "above" or "below".
-    interval: the cell's key; "family95" where one of many is picked out.
+    what: of which quantity, in words. wanted: "above" or "below". interval: which of the cell's; "family95" where one
+    of many is picked out.
     """
 
     what: str
     cell: Cell
     wanted: str
     threshold: float
-    interval: str = "ci95"
+    interval: Literal["ci95", "family95"] = "ci95"
 
     @property
-    def limits(self) -> list[float] | None:
-        """Low and high."""
-        return self.cell.get(self.interval)
+    def limits(self) -> Interval | None:
+        return self.cell.ci95 if self.interval == "ci95" else self.cell.together
 
     @property
     def side(self) -> str:
@@ -74,22 +150,34 @@ class Test:
         low, high = self.limits
         return f"the interval of {self.what}, {low:.4g} to {high:.4g}, holds {self.threshold:.4g}"
 
-    def listed(self) -> Stored:
-        """As a conclusion stores it."""
-        cell = {"mean": self.cell["mean"], "interval": self.limits}
-        asked = {"wanted": self.wanted, "threshold": self.threshold}
-        return {"what": self.what, **cell, **asked, "side": self.side, "distance": self.distance}
+    def listed(self) -> StoredTest:
+        return StoredTest(
+            self.what,
+            self.cell.mean,
+            self.limits,
+            self.wanted,
+            self.threshold,
+            self.side,
+            self.distance,
+        )
 
 
 def exact(value: float) -> Cell:
     """The cell of a number that no sampling has a part in."""
-    return {"mean": value, "ci95": [value, value]}
+    return Cell(value, (value, value))
 
 
-def within(what: str, cell: Cell, bounds: tuple[float, float], interval: str = "ci95") -> list[Test]:
+def within(
+    what: str, cell: Cell, bounds: tuple[float, float], interval: Literal["ci95", "family95"] = "ci95"
+) -> list[Test]:
     """The two Tests of a number between `bounds`."""
     low, high = bounds
     return [Test(what, cell, "above", low, interval), Test(what, cell, "below", high, interval)]
+
+
+def lies_above(first: Interval | None, other: Interval | None) -> bool:
+    """Whether all of the first is above all of the other."""
+    return first is not None and other is not None and first[0] > other[1]
 
 
 def every(tests: Iterable[Answer]) -> bool | None:
@@ -103,6 +191,5 @@ def reasons(tests: Iterable[Answer]) -> str:
     return "; ".join(test.reason for test in tests if test.answer is None)
 
 
-def conclusion(verdict: str, rule: str, values: dict[str, Any], tests: Iterable[Answer] = ()) -> Stored:
-    """results.conclusion."""
-    return {"verdict": verdict, "rule": rule, "values": values, "tests": [test.listed() for test in tests]}
+def conclusion(verdict: str, rule: str, values: Values, tests: Iterable[Answer] = ()) -> Conclusion[Values]:
+    return Conclusion(verdict, rule, values, [test.listed() for test in tests])

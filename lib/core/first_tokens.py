@@ -9,9 +9,9 @@ import torch
 from lib.core.changes import Everywhere
 from lib.core.data import Windows
 from lib.core.definitions import BOUNDS, FATES
-from lib.core.evidence import Stored
 from lib.core.massive import is_massive
 from lib.core.place import Place
+from lib.core.results import FirstTokens
 from lib.model import hooks
 from lib.model.models import LanguageModel
 from lib.run import processes
@@ -21,7 +21,7 @@ AT_ONCE = 512  # sequences of one token
 
 def at_plateau(
     lm: LanguageModel, windows: Windows, place: Place, conditions: Iterable[Everywhere]
-) -> dict[str, Stored] | None:
+) -> dict[str, FirstTokens] | None:
     """`measure` at the end of the place's plateau; None unless the place is position 0 of every window."""
     if place.positions.any() or not place.massive:
         return None
@@ -36,7 +36,7 @@ def measure(
     layer: int,
     conditions: Iterable[Everywhere],
     medians: Mapping[str, Sequence[float] | np.ndarray],
-) -> dict[str, Stored] | None:
+) -> dict[str, FirstTokens] | None:
     """Compare one dim after one layer in each of `conditions` with the baseline, over the first tokens that have the
     spike: where its value is massive in some layer up to this one.
 
@@ -46,11 +46,8 @@ def measure(
     medians: {name: (layers,) medians of |block output|, means over windows}, of "baseline" and of those conditions
     whose `still_massive` is wanted (a token alone has no median to speak of).
 
-    Returns {name: {"dim", "layer", "tokens", "share", "value", "ablated", "retained", "absolute_change",
-    "still_massive", "shares"}}, exact numbers: how many different tokens there are, the share of the text's that has
-    the spike, and of these the means, the ratios of sums (along the baseline's sign), the share that is massive with
-    the part off, and the shares whose own ratio is each of FATES. None where the text is not known or no token has the
-    spike. Raises UserError for non-finite values.
+    Returns {name: exact numbers}; None where the text is not known or no token has the spike. Raises UserError for
+    non-finite values.
     """
     if windows.bos:
         tokens, counts = windows.ids[0, :1].numpy(), np.ones(1)
@@ -75,18 +72,18 @@ def measure(
         still = None
         if condition.name in medians:
             still = weights @ is_massive(ablated, medians[condition.name][layer])
-        found[condition.name] = {
-            "dim": dim,
-            "layer": layer,
-            "tokens": len(tokens),
-            "share": counts[spiking].sum() / counts.sum(),
-            "value": weights @ value,
-            "ablated": weights @ ablated,
-            "retained": weights @ left / size,
-            "absolute_change": weights @ np.abs(ablated - value) / size,
-            "still_massive": still,
-            "shares": dict(zip(FATES, fates, strict=True)),
-        }
+        found[condition.name] = FirstTokens(
+            dim=dim,
+            layer=layer,
+            tokens=len(tokens),
+            share=counts[spiking].sum() / counts.sum(),
+            value=weights @ value,
+            ablated=weights @ ablated,
+            retained=weights @ left / size,
+            absolute_change=weights @ np.abs(ablated - value) / size,
+            still_massive=still,
+            shares=dict(zip(FATES, fates, strict=True)),
+        )
     return found
 
 
@@ -97,15 +94,15 @@ def _values(lm: LanguageModel, ids: torch.Tensor, dim: int, layer: int) -> np.nd
         for _rows, batch in processes.batches(ids, AT_ONCE):
             seen: dict[int, torch.Tensor] = {}
 
-            def see(at: int, hidden: torch.Tensor, seen: dict[int, torch.Tensor] = seen) -> None:
-                hooks.require_finite(at, hidden)
-                seen[at] = hidden[:, 0, dim].cpu().double()
+            def see(block: int, hidden: torch.Tensor, seen: dict[int, torch.Tensor] = seen) -> None:
+                hooks.require_finite(block, hidden)
+                seen[block] = hidden[:, 0, dim].cpu().double()
 
             with (
                 hooks.watch_outputs(lm.arch, "block", see, range(layer + 1)),
                 hooks.stop_after(lm.arch, layer),
             ):
                 hooks.forward(lm, batch)
-            parts.append(torch.stack([seen[at] for at in range(layer + 1)], dim=1))
+            parts.append(torch.stack([seen[block] for block in range(layer + 1)], dim=1))
             progress.update(len(batch))
     return torch.cat(processes.gather(parts)).numpy()

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lib.core.definitions import ABSOLUTE, MASSIVE, RELATIVE
 from lib.core.evidence import Stored
+from lib.core.results import LayerAverages, MassiveActivation, TopPlace
 from lib.core.stats import Draws, Samples
 from lib.model.arch import Architecture
 from lib.model.hooks import require_finite, watch_outputs
@@ -23,7 +24,17 @@ SAMPLE = 61  # one value in so many; prime, so that all dims are among them
 DEFINITION = MASSIVE
 
 Where = tuple[int, int, bool]  # position, dim, whether the value is positive
-Found = tuple[int, int, int, int, float, float]  # of LayerStatistics.batch_massive
+
+
+class Found(NamedTuple):
+    """A massive value of a batch. sequence: in it; value: signed; ratio: to the median."""
+
+    sequence: int
+    layer: int
+    position: int
+    dim: int
+    value: float
+    ratio: float
 
 
 def is_massive(value: Any, median: Any) -> Any:  # numbers, arrays or tensors
@@ -35,7 +46,7 @@ class LayerStatistics:
     """Top-3, median and massive values of |block output|; feed `update` to `hooks.watch_outputs`.
 
     rows: per sequence (layers, 4), top-1, top-2, top-3 and median over positions x dims.
-    batch_massive: of the last batch, (sequence in batch, layer, position, dim, signed value, ratio to the median).
+    batch_massive: of the last batch.
     """
 
     def __init__(self, arch: Architecture, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -60,8 +71,8 @@ class LayerStatistics:
         median = medians(magnitude.flatten(1))
         self.batch[:, layer, :3] = top.cpu()
         self.batch[:, layer, 3] = median.cpu()
-        for sequence, of in enumerate(places.tolist()):
-            for k, (position, dim) in enumerate(of):
+        for sequence, top_places in enumerate(places.tolist()):
+            for k, (position, dim) in enumerate(top_places):
                 value = hidden[sequence, position, dim].item()
                 self.where[layer][k][position, dim, value > 0] += 1
             if is_massive(top[sequence, 0], median[sequence]):
@@ -75,7 +86,7 @@ class LayerStatistics:
         for row, dim in torch.nonzero(is_massive(hidden.float(), median)).tolist():
             position, value = positions[row], hidden[row, dim].item()
             ratio = abs(value) / median.item() if median else float("inf")
-            self.batch_massive.append((sequence, layer, position, dim, value, ratio))
+            self.batch_massive.append(Found(sequence, layer, position, dim, value, ratio))
             new: Stored = {"values": processes.Sum(), "ratios": processes.Sum(), "tokens": Counter()}
             entry = self.found.setdefault((layer, position, dim), new)
             entry["values"] += value
@@ -84,46 +95,48 @@ class LayerStatistics:
 
     def end_batch(self) -> None:
         self.rows.extend(self.batch)
-        positions = [{m[2] for m in self.batch_massive if m[0] == s} for s in range(len(self.ids))]
-        self.massive_positions.extend(len(p) for p in positions)
+        places = {(found.sequence, found.position) for found in self.batch_massive}
+        counts = Counter(sequence for sequence, _position in places)
+        self.massive_positions.extend(counts[sequence] for sequence in range(len(self.ids)))
 
     def gather(self) -> None:
         """Take in the windows of all processes; call it after the last batch."""
         own: list[Any] = [self.rows, self.massive_positions, self.where, self.found]
         self.rows, self.massive_positions, self.where, self.found = processes.merged(own)
 
-    def layers(self, draws: Draws) -> list[Stored]:
-        """results.layers of the report: averages over sequences, and where each top value sits most often."""
+    @property
+    def top1(self) -> np.ndarray:
+        """(sequences, layers)."""
+        return self.rows.array[:, :, 0]
+
+    @property
+    def medians(self) -> np.ndarray:
+        """(sequences, layers)."""
+        return self.rows.array[:, :, 3]
+
+    def layers(self, draws: Draws) -> list[LayerAverages]:
         rows = self.rows.array
-        table = draws.averages(np.concatenate([rows, rows[:, :, :1] / rows[:, :, 3:]], axis=2))
-        names = ("top1", "top2", "top3", "median", "ratio")
+        with np.errstate(divide="ignore"):
+            table = draws.averages(np.concatenate([rows, rows[:, :, :1] / rows[:, :, 3:]], axis=2))
         return [
-            {"layer": layer, **dict(zip(names, cells, strict=True)), "at": [_most_common(c) for c in self.where[layer]]}
-            for layer, cells in enumerate(table)
+            LayerAverages(
+                layer, top1, top2, top3, median, ratio if np.isfinite(ratio.mean) else None, [*map(_most_common, where)]
+            )
+            for layer, ((top1, top2, top3, median, ratio), where) in enumerate(zip(table, self.where, strict=True))
         ]
 
-    def massive(self) -> list[Stored]:
-        """results.massive of the report: one entry a (layer, position, dim), largest first within a layer.
-
-        value (signed) and ratio are means over the `sequences` in which it passes the test; token is the most
-        frequent text at that position among them.
-        """
+    def massive(self) -> list[MassiveActivation]:
+        """One entry a (layer, position, dim), largest first within a layer."""
         entries = []
         for (layer, position, dim), entry in self.found.items():
             n = entry["tokens"].total()
             token, _times = entry["tokens"].most_common(1)[0]
+            value, ratio = entry["values"].total / n, entry["ratios"].total / n
+            text = text_of(self.tokenizer, token)
             entries.append(
-                {
-                    "layer": layer,
-                    "position": position,
-                    "token": text_of(self.tokenizer, token),
-                    "dim": dim,
-                    "value": entry["values"].total / n,
-                    "ratio": entry["ratios"].total / n,
-                    "sequences": n,
-                }
+                MassiveActivation(layer, position, text, dim, value, ratio if np.isfinite(ratio) else None, n)
             )
-        return sorted(entries, key=lambda e: (e["layer"], -abs(e["value"])))
+        return sorted(entries, key=lambda entry: (entry.layer, -abs(entry.value)))
 
 
 @contextmanager
@@ -183,6 +196,6 @@ def _median(values: np.ndarray) -> np.floating:
     return np.partition(near, rank - below)[rank - below]
 
 
-def _most_common(counter: Counter[Where]) -> Stored:
+def _most_common(counter: Counter[Where]) -> TopPlace:
     (position, dim, positive), n = counter.most_common(1)[0]
-    return {"position": position, "dim": dim, "sign": "+" if positive else "-", "sequences": n}
+    return TopPlace(position, dim, "+" if positive else "-", n)

@@ -10,11 +10,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lib.core import sinks
-from lib.core.changes import Everywhere
 from lib.core.data import Windows
 from lib.core.definitions import PLATEAU
-from lib.core.evidence import Stored
 from lib.core.massive import Found, LayerStatistics, is_massive
+from lib.core.results import AblatedPlace
 from lib.core.stats import Draws, Samples
 from lib.model import hooks
 from lib.model.models import LanguageModel
@@ -41,7 +40,6 @@ class Measurements:
         self,
         lm: LanguageModel,
         ids: torch.Tensor,
-        condition: Everywhere,
         see: Callable[[int, torch.Tensor], None],
         first: int = 0,
         baseline: "Measurements | None" = None,
@@ -50,7 +48,6 @@ class Measurements:
         have. What the heads before do is the baseline's last batch."""
         self.layers.begin_batch(ids)
         with (
-            condition.hooks(lm.arch),
             sinks.watch(lm, self.heads.update, range(first, lm.arch.n_layers)),
             hooks.watch_outputs(lm.arch, "block", self.layers.update),
             hooks.watch_outputs(lm.arch, "block", see),
@@ -69,9 +66,10 @@ class Measurements:
         self.tracked = processes.gather(self.tracked)
 
 
-def values_at(hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """(sites,) values of one layer; layers may be on different devices."""
-    return hidden[tuple(index.to(hidden.device))].cpu()
+def values_at(hidden: torch.Tensor, sites: list[Sites]) -> torch.Tensor:
+    """(all sites of the batch,) values of one layer."""
+    index = torch.tensor([(s, *site) for s, own in enumerate(sites) for site in own], dtype=torch.long)
+    return hidden[tuple(index.view(-1, 3).T.to(hidden.device))].cpu()
 
 
 def sites_of(massive: list[Found], kept: dict[int, torch.Tensor], n_sequences: int, dims: Sequence[int]) -> list[Sites]:
@@ -89,15 +87,15 @@ def sites_of(massive: list[Found], kept: dict[int, torch.Tensor], n_sequences: i
 def by_sequence(gathered: dict[int, torch.Tensor], batch_sites: list[Sites]) -> list[np.ndarray]:
     """Split {layer: (all sites of the batch,)} into one (sites, layers) array a sequence."""
     values = torch.stack([gathered[layer] for layer in sorted(gathered)], dim=1).double().numpy()
-    return np.split(values, np.cumsum([len(of) for of in batch_sites])[:-1])
+    return np.split(values, np.cumsum([len(own) for own in batch_sites])[:-1])
 
 
 def dim_rows(sites: list[Sites], tracked: list[np.ndarray]) -> Rows:
     """Of each sequence and dim the site where the baseline's |value| peaks."""
     rows: Rows = {}
-    for sequence, of in enumerate(sites):
+    for sequence, own in enumerate(sites):
         best: dict[int, tuple[float, int]] = {}
-        for i, (_position, dim) in enumerate(of):
+        for i, (_position, dim) in enumerate(own):
             peak = np.abs(tracked[sequence][i]).max()
             if dim not in best or peak > best[dim][0]:
                 best[dim] = (peak, i)
@@ -120,8 +118,8 @@ class Spike:
     sites: dict[int, list[int]]
     layer: int
 
-    def compared(self, baseline: Measurements, here: Measurements, draws: Draws) -> Stored:
-        """One entry of results.places: what is left of it in `here`, after `layer`.
+    def compared(self, baseline: Measurements, here: Measurements, draws: Draws) -> AblatedPlace:
+        """What is left of it in `here`, after `layer`.
 
         It votes once, whatever the number of layers in which it is massive. share: of the windows that have it, and of
         these: value, ablated (signed), size_baseline, size_ablated (along the baseline's sign): means over positions;
@@ -129,10 +127,10 @@ class Spike:
         still_massive: the share of its positions (mean over windows) that passes the test in this layer.
         """
         windows = list(self.sites)
-        before, after = ([run.tracked[s][of, self.layer] for s, of in self.sites.items()] for run in (baseline, here))
+        before, after = ([run.tracked[s][own, self.layer] for s, own in self.sites.items()] for run in (baseline, here))
         still = []
         for run, values in ((baseline, before), (here, after)):
-            medians = [run.layers.rows.rows[s][self.layer, 3] for s in windows]
+            medians = run.layers.medians[windows, self.layer]
             still.append([is_massive(v, median).mean() for v, median in zip(values, medians, strict=True)])
         sums = np.array(
             [
@@ -143,22 +141,22 @@ class Spike:
         there = draws.of(windows)
         value, ablated, size, size_ablated = there.ratios(sums[:, :4], [len(b) for b in before])
         retained, change = there.ratios(sums[:, 3:], sums[:, 2])
-        return {
-            "position": self.position,
-            "dim": self.dim,
-            "token": self.token,
-            "windows": len(windows),
-            "share": draws.share(np.isin(np.arange(len(draws.groups)), windows)),
-            "layer": self.layer,
-            "value": value,
-            "ablated": ablated,
-            "size_baseline": size,
-            "size_ablated": size_ablated,
-            "retained": retained,
-            "absolute_change": change,
-            "massive": there.share(still[0]),
-            "still_massive": there.share(still[1]),
-        }
+        return AblatedPlace(
+            position=self.position,
+            dim=self.dim,
+            token=self.token,
+            windows=len(windows),
+            share=draws.share(np.isin(np.arange(len(draws.groups)), windows)),
+            layer=self.layer,
+            value=value,
+            ablated=ablated,
+            size_baseline=size,
+            size_ablated=size_ablated,
+            retained=retained,
+            absolute_change=change,
+            massive=there.share(still[0]),
+            still_massive=there.share(still[1]),
+        )
 
 
 def spikes(
@@ -166,19 +164,19 @@ def spikes(
 ) -> list[Spike]:
     """The Spikes of the baseline, by the sum over windows of their largest |value|, largest first."""
     found: dict[tuple[str, int], dict[int, list[tuple[int, int]]]] = {}
-    for s, of in enumerate(sites):
-        for i, ((position, dim), layers) in enumerate(of.items()):
+    for s, own in enumerate(sites):
+        for i, ((position, dim), layers) in enumerate(own.items()):
             if layers:
                 where = "later" if position else "first"
                 found.setdefault((where, dim), {}).setdefault(s, []).append((i, position))
     every: list[Spike] = []
     largest: dict[tuple[str, int], float] = {}
-    for (where, dim), at in found.items():
-        rows = {s: [i for i, _position in of] for s, of in at.items()}
-        tokens = Counter(int(windows.ids[s, position]) for s, of in at.items() for _i, position in of)
-        sizes = [np.abs(tracked[s][of]) for s, of in rows.items()]
-        by_layer = reduce(np.add, (of.sum(0) for of in sizes))
+    for (where, dim), spiking in found.items():
+        rows = {s: [i for i, _position in own] for s, own in spiking.items()}
+        tokens = Counter(int(windows.ids[s, position]) for s, own in spiking.items() for _i, position in own)
+        sizes = [np.abs(tracked[s][own]) for s, own in rows.items()]
+        by_layer = reduce(np.add, (size.sum(0) for size in sizes))
         layer = int(np.flatnonzero(by_layer >= PLATEAU * by_layer.max())[-1])
-        largest[where, dim] = sum(of.max() for of in sizes)
+        largest[where, dim] = sum(size.max() for size in sizes)
         every.append(Spike(where, dim, text_of(tokenizer, tokens.most_common(1)[0][0]), rows, layer))
     return sorted(every, key=lambda spike: -largest[spike.position, spike.dim])

@@ -2,7 +2,7 @@
 
 import torch
 
-from lib.core.evidence import Stored
+from lib.core.results import ContributionCheck, Neuron
 from lib.model.arch import Architecture
 
 OUTPUT = "mlp_output"
@@ -49,45 +49,26 @@ def neuron_output(arch: Architecture) -> str:
     return "product" if arch.is_gated else "after_activation"
 
 
-def contributions(arch: Architecture, layer: int, dim: int, activation: torch.Tensor, output: float) -> list[Stored]:
-    """Every neuron's {neuron, activation, weight, contribution, share}, the largest along the output's sign first.
+def contributions(arch: Architecture, layer: int, dim: int, activation: torch.Tensor, output: float) -> list[Neuron]:
+    """Every neuron's, the largest along the output's sign first.
 
     activation: (neurons,), the input of the down projection; output: what that projection gives in `dim`.
-    share: of the output; nan where that is zero.
     """
     weight = arch.weight(layer, "down")[dim].double().cpu()
     contribution = activation * weight
     order = (contribution * (1 if output >= 0 else -1)).argsort(descending=True).tolist()
     return [
-        {
-            "neuron": n,
-            "activation": activation[n].item(),
-            "weight": weight[n].item(),
-            "contribution": contribution[n].item(),
-            "share": ratio(contribution[n].item(), output),
-        }
+        Neuron(n, activation[n].item(), weight[n].item(), c := contribution[n].item(), c / output if output else None)
         for n in order
     ]
 
 
-def contribution_check(arch: Architecture, layer: int, dim: int, contributions: list[Stored], output: float) -> Stored:
+def contribution_check(
+    arch: Architecture, layer: int, dim: int, contributions: list[Neuron], output: float
+) -> ContributionCheck:
     """Sum of `contributions` + bias against `output`, the down projection's own in `dim`."""
     biases = arch.bias(layer, "down")
     bias = 0.0 if biases is None else biases[dim].item()
-    total = sum(row["contribution"] for row in contributions)
-    error = ratio(abs(total + bias - output), abs(output))
-    return {"sum": total, "bias": bias, "output": output, "relative_error": error}
-
-
-def ratio(part: float, whole: float) -> float:
-    return part / whole if whole else float("nan")
-
-
-def smallest_set(contributions: list[Stored], check: Stored, share: float) -> int | None:
-    """How many of `contributions`, in their order, give `share` of the output; None if all do not reach it."""
-    total = 0.0
-    for count, row in enumerate(contributions, 1):
-        total += row["contribution"]
-        if ratio(total, check["output"]) >= share:
-            return count
-    return None
+    total = sum(row.contribution for row in contributions)
+    error = abs(total + bias - output) / abs(output) if output else None
+    return ContributionCheck(total, bias, output, error)

@@ -32,7 +32,9 @@ class NeuronsOff:
         return hooks.neurons_off(arch, self.layer, self.neurons)
 
 
-def at_place(lm: LanguageModel, windows: Windows, place: Place, layer: int, batch_size: int) -> dict[str, torch.Tensor]:
+def checkpoints_at_place(
+    lm: LanguageModel, windows: Windows, place: Place, layer: int, batch_size: int
+) -> dict[str, torch.Tensor]:
     """{checkpoint of mlp.checkpoints_of: (windows, width) float64} of one layer, at the place's positions.
 
     Windows are cut after the place: by causality no later token can change it. Raises UserError for inf or nan.

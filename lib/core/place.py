@@ -8,8 +8,8 @@ import torch
 
 from lib.core.data import Windows
 from lib.core.definitions import PLATEAU
-from lib.core.evidence import Stored
 from lib.core.massive import DEFINITION, LayerStatistics, is_massive
+from lib.core.results import FollowedPlace
 from lib.core.stats import Draws, Rows
 from lib.model import hooks
 from lib.model.models import LanguageModel
@@ -54,8 +54,8 @@ class Place:
     @property
     def _typical(self) -> tuple[np.ndarray, np.ndarray]:
         """(layers,) mean |value| and mean value over the windows that have the spike, or over all."""
-        of = self.values[self.spiking] if self.massive else self.values
-        return np.abs(of).mean(0), of.mean(0)
+        values = self.values[self.spiking] if self.massive else self.values
+        return np.abs(values).mean(0), values.mean(0)
 
     @property
     def peak(self) -> int:
@@ -79,28 +79,21 @@ class Place:
         arrays = {name: getattr(self, name)[rows] for name in ("positions", "values", "medians", "tokens")}
         return replace(self, **arrays, draws=self.draws.of(rows))
 
-    def described(self) -> Stored:
-        """results.place of a report.
-
-        spiking: the share of the windows that have the spike; values: averages over all windows. first_tokens: how many
-        different tokens the windows have at position 0, where a value depends on that token alone; None if some window
-        is followed elsewhere.
-        """
-        first, last = self.plateau
-        return {
-            "rule": RULE,
-            "definition": DEFINITION,
-            "dim": self.dim,
-            "positions": dict(Counter(self.positions.tolist()).most_common()),
-            "token": self.token,
-            "massive": self.massive,
-            "peak_layer": self.peak,
-            "sign": self.sign,
-            "plateau": [first, last],
-            "spiking": self.draws.share(self.spiking),
-            "values": self.draws.averages(self.values),
-            "first_tokens": None if self.positions.any() else len(np.unique(self.tokens)),
-        }
+    def described(self) -> FollowedPlace:
+        return FollowedPlace(
+            rule=RULE,
+            definition=DEFINITION,
+            dim=self.dim,
+            positions=dict(Counter(self.positions.tolist()).most_common()),
+            token=self.token,
+            massive=self.massive,
+            peak_layer=self.peak,
+            sign=self.sign,
+            plateau=self.plateau,
+            spiking=self.draws.share(self.spiking),
+            values=self.draws.averages(self.values),
+            first_tokens=None if self.positions.any() else len(np.unique(self.tokens)),
+        )
 
 
 def find(
@@ -122,7 +115,7 @@ def find(
         raise UserError(f"position {position} is out of range: a window has 0 to {seqlen - 1}")
     statistics = LayerStatistics(lm.arch, lm.tokenizer)
     massive: list[tuple[int, float]] = []
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     with processes.progress(len(windows.ids), batch_size, "place") as progress:
         for _rows, ids in windows.batches(batch_size):
             statistics.begin_batch(ids)
@@ -130,15 +123,16 @@ def find(
                 hooks.forward(lm, ids)
             statistics.end_batch()
             largest: dict[tuple[int, int], float] = {}
-            for sequence, _layer, where, of, value, _ratio in statistics.batch_massive:
-                if position in (None, where):
-                    largest[sequence, of] = max(abs(value), largest.get((sequence, of), 0))
-            massive.extend((of, value) for (_sequence, of), value in largest.items())
+            for found in statistics.batch_massive:
+                if position in (None, found.position):
+                    one = found.sequence, found.dim
+                    largest[one] = max(abs(found.value), largest.get(one, 0))
+            massive.extend((found_dim, value) for (_sequence, found_dim), value in largest.items())
             progress.update(len(ids))
     statistics.gather()
     size: dict[int, float] = {}  # of each dim: its largest massive value in each window, summed
-    for of, value in processes.gather(massive):
-        size[of] = size.get(of, 0) + value
+    for found_dim, value in processes.gather(massive):
+        size[found_dim] = size.get(found_dim, 0) + value
     if dim is None:
         dim = max(size, key=size.__getitem__) if size else _largest_dim(statistics)
     for _rows, ids in windows.batches(batch_size):
@@ -151,15 +145,16 @@ def find(
             hooks.forward(lm, ids)
         columns = torch.stack([column[layer] for layer in sorted(column)], dim=2).double()  # (batch, seq, layers)
         peaks = columns.abs().amax(2).argmax(1)
-        at = torch.arange(len(ids)), peaks if position is None else torch.full_like(peaks, position)
-        found.append((at[1].numpy(), columns[at].numpy(), ids[at].numpy()))
-    positions, values, tokens = map(np.concatenate, zip(*processes.gather(found), strict=True))
+        followed = peaks if position is None else torch.full_like(peaks, position)
+        index = torch.arange(len(ids)), followed
+        parts.append((followed.numpy(), columns[index].numpy(), ids[index].numpy()))
+    positions, values, tokens = map(np.concatenate, zip(*processes.gather(parts), strict=True))
     (token, _n), *_others = Counter(tokens.tolist()).most_common(1)
-    medians = statistics.rows.array[:, :, 3]
+    medians = statistics.medians
     return Place(dim, positions, text_of(lm.tokenizer, token), values, medians, tokens, windows.draws(seed))
 
 
 def _largest_dim(statistics: LayerStatistics) -> int:
-    top1 = statistics.rows.array[:, :, 0].mean(0)
+    top1 = statistics.top1.mean(0)
     (_position, dim, _positive), _n = statistics.where[int(top1.argmax())][0].most_common(1)[0]
     return dim

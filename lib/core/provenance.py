@@ -4,11 +4,10 @@ import importlib.metadata
 import shlex
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lib.core.evidence import Stored
-from lib.run import checkout, processes
+from lib.run import checkout, command, processes
 from lib.run.cli import Options
 
 if TYPE_CHECKING:  # they need torch, which --help does not wait for
@@ -44,10 +43,9 @@ def environment(seconds: float) -> Stored:
 
     n = processes.size()
     start = ["python"] if n == 1 else ["torchrun", f"--nproc_per_node={n}"]
-    module = sys.modules["__main__"].__spec__  # of python -m
-    program = ["-m", module.name] if module else [Path(sys.argv[0]).name]
+    carried_out = command.current()
     return {
-        "command": shlex.join([*start, *program, *sys.argv[1:]]),
+        "command": shlex.join([*start, *carried_out.program, *carried_out.flags]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 1),
         "git": checkout.git(),

@@ -1,23 +1,22 @@
 """The pruning configuration: which heads a ranking puts at the top and at the bottom."""
 
 import configparser
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lib.core.evidence import Stored
+from lib.core.results import Head, HeadScore
 from lib.run.errors import UserError, cause
 
 PER_LAYER, OVERALL = 3, 3
 
-Heads = tuple[tuple[int, int], ...]  # (layer, head) pairs
+Heads = tuple[Head, ...]
 
 
-def config_text(payload: Stored) -> str:
-    """The TXT that analyze_heads_simple.py writes and test_head_pruning_on_massive.py --config reads."""
-    ranking = payload["results"]["ranking"]
-    layers = sorted({cell["layer"] for cell in ranking})
+def config_text(ranking: Sequence[HeadScore], model_name: str) -> str:
+    """The TXT that analyze_heads_simple.py writes and test_head_pruning_on_massive.py --pruning_config reads."""
+    layers = sorted({head.layer for head in ranking})
     lines = [
-        f"# {payload['config']['model_name']}: heads by mean attention to the first token, as layer.head",
+        f"# {model_name}: heads by mean attention to the first token, as layer.head",
         "# top: highest first; bottom: lowest first",
         "",
         "[overall]",
@@ -25,13 +24,14 @@ def config_text(payload: Stored) -> str:
         f"bottom = {_names(ranking[::-1][:OVERALL])}",
     ]
     for layer in layers:
-        of = [cell for cell in ranking if cell["layer"] == layer]
-        lines += ["", f"[layer {layer}]", f"top = {_names(of[:PER_LAYER])}", f"bottom = {_names(of[::-1][:PER_LAYER])}"]
+        here = [head for head in ranking if head.layer == layer]
+        top, bottom = here[:PER_LAYER], here[::-1][:PER_LAYER]
+        lines += ["", f"[layer {layer}]", f"top = {_names(top)}", f"bottom = {_names(bottom)}"]
     return "\n".join(lines) + "\n"
 
 
-def _names(cells: list[Stored]) -> str:
-    return " ".join(f"{cell['layer']}.{cell['head']}" for cell in cells)
+def _names(heads: Sequence[HeadScore]) -> str:
+    return " ".join(f"{head.layer}.{head.head}" for head in heads)
 
 
 def read_config(path: str | Path) -> tuple[Heads, Heads]:
@@ -56,5 +56,5 @@ def parse_heads(names: Iterable[str]) -> Heads:
         layer, dot, head = name.partition(".")
         if not (dot and layer.isdigit() and head.isdigit()):
             raise UserError(f"'{name}' is not a head; write layer.head, for example 5.1")
-        heads.append((int(layer), int(head)))
+        heads.append(Head(int(layer), int(head)))
     return tuple(dict.fromkeys(heads))

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from lib.core.data import Windows
 from lib.core.definitions import SINK_EPSILON, SINK_WINDOW
-from lib.core.evidence import Stored
+from lib.core.results import FirstTokenLogits, HeadScore
 from lib.core.stats import Samples
 from lib.model import hooks
 from lib.model.arch import Architecture
@@ -157,16 +157,11 @@ def logits(lm: LanguageModel, ids: torch.Tensor, layer: int) -> torch.Tensor:
     return seen[layer][0].double().cpu()
 
 
-def first_token_logits(head: torch.Tensor) -> dict[str, float | None]:
-    """Of one head's (seq, seq) logits, means over the queries that see the first token, without the first query.
-
-    {"first": logit on the first token, "others": mean logit on the other visible keys, "probability": on the first
-    token}; None where there is no such query.
-    """
+def first_token_logits(head: torch.Tensor) -> FirstTokenLogits:
+    """Of one head's (seq, seq) logits."""
     rows = [row[row > -torch.inf] for row in head[1:] if row[0] > -torch.inf]
     means = [(row[0], row[1:].mean(), row.softmax(0)[0]) for row in rows]
-    values = torch.tensor(means).mean(0).tolist() if means else [None] * 3
-    return dict(zip(("first", "others", "probability"), values, strict=True))
+    return FirstTokenLogits(*(torch.tensor(means).mean(0).tolist() if means else [None] * 3))
 
 
 def _masked_to_inf(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -279,14 +274,10 @@ class HeadScores:
         return (self.window > SINK_EPSILON).mean((1, 2))
 
 
-def rank(scores: Iterable[Iterable[float]]) -> list[Stored]:
-    """Heads as {"layer", "head", "score"}, highest first, of (layers, heads) mean scores; ties in layer order."""
-    cells = [
-        {"layer": layer, "head": head, "score": float(score)}
-        for layer, row in enumerate(scores)
-        for head, score in enumerate(row)
-    ]
-    return sorted(cells, key=lambda cell: -cell["score"])
+def rank(scores: Iterable[Iterable[float]]) -> list[HeadScore]:
+    """Heads, highest first, of (layers, heads) mean scores; ties in layer order."""
+    heads = [HeadScore(layer, head, float(score)) for layer, row in enumerate(scores) for head, score in enumerate(row)]
+    return sorted(heads, key=lambda head: -head.score)
 
 
 def measure(lm: LanguageModel, windows: Windows, batch_size: int, last_layer: int | None = None) -> HeadScores:

@@ -5,22 +5,24 @@ documents. Two windows of one document are no two independent looks at the model
 1997, section 3.8).
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
 from scipy.stats import beta, rankdata, t
 
 from lib.core.definitions import LEVEL, RESAMPLES
-from lib.core.evidence import Cell
+from lib.core.evidence import Average, Interval, Perplexity
 
 CELLS_AT_ONCE = 2**22  # resampled values held at the same time
 LEAST_ERROR = 1 / 3
 
-Cells: TypeAlias = Any  # a Cell, or lists of them, as deep as the values have further axes
+Averages: TypeAlias = Any  # an Average, or lists of them, as deep as the values have further axes
 Rows: TypeAlias = slice | Sequence[int] | np.ndarray  # which windows: a slice, a mask or indices
 
 
@@ -47,8 +49,7 @@ class Samples:
 class Draws:
     """How intervals are drawn. groups: (windows,) labels, equal for windows of one document. seed: of the draws.
 
-    Every average is a cell: {"mean", "std", "ci95", "n"}. std: sample standard deviation over windows (n - 1); None of
-    one window, and of a ratio. ci95: [low, high] by definitions.INTERVALS; None of a single document. n: windows.
+    Intervals are by definitions.INTERVALS; of a single document there is none.
     """
 
     groups: np.ndarray
@@ -64,59 +65,60 @@ class Draws:
         """The Draws of some of the windows."""
         return Draws(np.asarray(self.groups)[rows], self.seed)
 
-    def averages(self, values: ArrayLike, family: bool = False) -> Cells:
-        """Means over axis 0 of (windows, ...) `values`, as cells nested like the other axes. family: as in `ratios`."""
+    def averages(self, values: ArrayLike, family: bool = False) -> Averages:
+        """Means over axis 0 of (windows, ...) `values`, as Averages nested like the other axes.
+
+        family: as in `ratios`.
+        """
         values = np.asarray(values, dtype=np.float64)
         return self._cells(values, np.ones((len(values), 1)), _spreads(values), family)
 
-    def ratios(self, numerators: ArrayLike, denominators: ArrayLike, family: bool = False) -> Cells:
-        """Sums of (windows, ...) `numerators` over sums of `denominators`, of the same shape or (windows,), as cells.
+    def ratios(self, numerators: ArrayLike, denominators: ArrayLike, family: bool = False) -> Averages:
+        """Sums of (windows, ...) `numerators` over sums of `denominators`, which may be (windows,), as Averages.
 
         A ratio of sums weighs each window by what there is to lose, and no window with hardly anything of it decides.
-        family: the cells are looked at together, for example to name the largest; each has its simultaneous interval
-        beside the single one, as "family95", by the largest studentised deviation (Romano and Wolf 2005).
+        family: they are looked at together, for example to name the largest; each has its simultaneous interval
+        beside the single one, by the largest studentised deviation (Romano and Wolf 2005).
         Where a document's denominators sum to 0, there is no interval; where all do, there is no ratio: mean nan.
         """
         numerators = np.asarray(numerators, dtype=np.float64)
         denominators = np.asarray(denominators, dtype=np.float64).reshape(len(numerators), -1)
         return self._cells(numerators, denominators, None, family)
 
-    def share(self, hits: ArrayLike) -> Cell:
+    def share(self, hits: ArrayLike) -> Average:
         """The share of (windows,) truth values, with the exact binomial interval of as many effective documents."""
         hits = np.asarray(hits, dtype=np.float64)
         n = self.effective
-        low, high = binomial_interval(hits.mean() * n, n)
-        return {"mean": float(hits.mean()), "std": None, "ci95": [low, high], "n": len(hits)}
+        return Average(float(hits.mean()), binomial_interval(hits.mean() * n, n), None, len(hits))
 
-    def perplexity(self, losses: ArrayLike) -> Cell:
-        """exp of the mean of (windows,) losses (nats a token), as {"value", "ci95", "n"}."""
-        loss = self.averages(losses)
-        ci95 = loss["ci95"] and np.exp(loss["ci95"]).tolist()
-        return {"value": float(np.exp(loss["mean"])), "ci95": ci95, "n": loss["n"]}
+    def perplexity(self, losses: ArrayLike) -> Perplexity:
+        """Of (windows,) losses, in nats a token."""
+        loss: Average = self.averages(losses)
+        ci95 = None if loss.ci95 is None else tuple(np.exp(loss.ci95).tolist())
+        return Perplexity(float(np.exp(loss.mean)), ci95, loss.n)
 
     def _cells(
         self, numerators: np.ndarray, denominators: np.ndarray, spreads: list[float | None] | None, family: bool
-    ) -> Cells:
+    ) -> Averages:
         n, shape = len(numerators), numerators.shape[1:]
         labels, groups = np.unique(self.groups, return_inverse=True)
         if len(groups) != n:
             raise ValueError(f"{n} windows, but {len(groups)} labels of documents")
-        above, below = (_sums(of.reshape(n, -1), groups, len(labels)) for of in (numerators, denominators))
+        above, below = (_sums(part.reshape(n, -1), groups, len(labels)) for part in (numerators, denominators))
         below = np.broadcast_to(below, above.shape)
         means = np.divide(above.sum(0), below.sum(0), out=np.full(above.shape[1], np.nan), where=below.any(0))
-        cells: list[Cell] = [
-            {"mean": mean, "std": None if spreads is None else spreads[i], "ci95": None, "n": n}
-            | ({"family95": None} if family else {})
-            for i, mean in enumerate(means.tolist())
-        ]
+        single: list[Interval | None] = [None] * len(means)
+        together: list[Interval | None] = [None] * len(means)
         told = np.flatnonzero(below.all(0))
         if len(labels) > 1 and len(told):
-            single, together = _intervals(above[:, told], below[:, told], means[told], self.seed, family)
-            for i, interval in enumerate(single):
-                cells[told[i]]["ci95"] = interval
-            for i, interval in enumerate(together or []):
-                cells[told[i]]["family95"] = interval
-        return np.array(cells, dtype=object).reshape(shape).tolist() if shape else cells[0]
+            limits, family_limits = _intervals(above[:, told], below[:, told], means[told], self.seed, family)
+            for i, cell in enumerate(told):
+                single[cell], together[cell] = limits[i], family_limits[i] if family else None
+        cells = np.empty(len(means), dtype=object)
+        for i, mean in enumerate(means.tolist()):
+            spread = None if spreads is None else spreads[i]
+            cells[i] = Average(mean, single[i], spread, n, together[i] if family else UNSET)
+        return cells.reshape(shape).tolist() if shape else cells[0]
 
 
 def independent(n: int, seed: int = 0) -> Draws:
@@ -139,31 +141,42 @@ def _sums(values: np.ndarray, groups: np.ndarray, n: int) -> np.ndarray:
 
 def _intervals(
     above: np.ndarray, below: np.ndarray, means: np.ndarray, seed: int, family: bool
-) -> tuple[list[list[float]], list[list[float]] | None]:
-    """([low, high] of each cell, the same for all cells at once or None) of (documents, cells) sums."""
+) -> tuple[list[Interval], list[Interval]]:
+    """(interval of each cell, simultaneous intervals if they are a family) of (documents, cells) sums."""
     n, cells = above.shape
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
-    wide = np.sqrt(n / (n - 1)) * t.ppf((1 + LEVEL) / 2, n - 1)
+    counts, wide = _drawn(n, RESAMPLES, seed)
     limits: list[np.ndarray] = []
     each_error: list[np.ndarray] = []
     highest, lowest = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
     step = max(1, CELLS_AT_ONCE // RESAMPLES)
     for start in range(0, cells, step):
-        of = slice(start, start + step)
-        over, under = above[:, of], below[:, of]
+        some = slice(start, start + step)
+        over, under = above[:, some], below[:, some]
         drawn = (counts @ over) / (counts @ under)
-        limits.append(_bca(drawn, over, under, means[of], wide))
+        limits.append(_bca(drawn, over, under, means[some], wide))
         if family:
-            error, studentised = _studentised(counts, drawn, over, under, means[of])
+            error, studentised = _studentised(counts, drawn, over, under, means[some])
             each_error.append(error)
             highest, lowest = np.maximum(highest, studentised.max(1)), np.minimum(lowest, studentised.min(1))
     single = np.concatenate(limits)
     if not family:
-        return single.tolist(), None
+        return _limits(single), []
     tail, errors = (1 - LEVEL) / 2, np.concatenate(each_error)
     low = np.minimum(means - np.quantile(highest, 1 - tail) * errors, single[:, 0])
     high = np.maximum(means - np.quantile(lowest, tail) * errors, single[:, 1])
-    return single.tolist(), np.stack([low, high], axis=1).tolist()
+    return _limits(single), _limits(np.stack([low, high], axis=1))
+
+
+def _limits(pairs: np.ndarray) -> list[Interval]:
+    return [(low, high) for low, high in pairs.tolist()]
+
+
+@functools.lru_cache(maxsize=1)  # every table of an experiment asks for the same
+def _drawn(n: int, times: int, seed: int) -> tuple[np.ndarray, float]:
+    """((times, n) how often each of n documents is drawn, the normal quantile that intervals reach to)."""
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=times).astype(np.float64)
+    counts.flags.writeable = False
+    return counts, np.sqrt(n / (n - 1)) * t.ppf((1 + LEVEL) / 2, n - 1)
 
 
 def _studentised(
@@ -197,20 +210,20 @@ def _bca(drawn: np.ndarray, above: np.ndarray, below: np.ndarray, means: np.ndar
     limits = []
     for z in (-wide, wide):
         level = ndtr(bias + (bias + z) / np.maximum(1 - acceleration * (bias + z), 1e-9))
-        at = level * (RESAMPLES - 1)
-        under = np.minimum(at.astype(int), RESAMPLES - 2)
-        limit = ordered[under, cells] + (at - under) * (ordered[under + 1, cells] - ordered[under, cells])
+        position = level * (RESAMPLES - 1)
+        under = np.minimum(position.astype(int), RESAMPLES - 2)
+        limit = ordered[under, cells] + (position - under) * (ordered[under + 1, cells] - ordered[under, cells])
         limits.append(np.where(flat, means, limit))
     return np.stack(limits, axis=1)
 
 
-def binomial_interval(hits: float, n: float, of_many: int = 1) -> list[float]:
-    """[low, high] of a share of `hits` of `n`, by Clopper and Pearson (1934); they need be no whole numbers.
+def binomial_interval(hits: float, n: float, of_many: int = 1) -> Interval:
+    """Of a share of `hits` of `n`, by Clopper and Pearson (1934); they need be no whole numbers.
     of_many: of how many shares that are looked at together this is one (Bonferroni)."""
     tail = (1 - LEVEL) / 2 / of_many
     low = 0.0 if hits <= 0 else float(beta.ppf(tail, hits, n - hits + 1))
     high = 1.0 if hits >= n else float(beta.ppf(1 - tail, hits + 1, n - hits))
-    return [low, high]
+    return low, high
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
@@ -234,7 +247,7 @@ def stratified_spearman(
     product, shuffled, squares = 0.0, np.zeros(RESAMPLES), np.zeros(2)
     for stratum in np.unique(labels):
         here = labels == stratum
-        a, b = (rankdata(of[here]) - (here.sum() + 1) / 2 for of in both)
+        a, b = (rankdata(values[here]) - (here.sum() + 1) / 2 for values in both)
         product += a @ b
         squares += a @ a, b @ b
         shuffled += rng.permuted(np.tile(b, (RESAMPLES, 1)), axis=1) @ a

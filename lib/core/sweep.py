@@ -14,11 +14,12 @@ from lib.core.changes import Change, SharesAPass
 from lib.core.data import Windows
 from lib.core.place import Place
 from lib.core.sinks import SINK_WINDOW
+from lib.core.versions import BASELINE, each_batch
 from lib.model import hooks
 from lib.model.models import LanguageModel
-from lib.run import processes, resume
+from lib.run import processes
+from lib.run.unfinished import Unfinished
 
-BASELINE = "baseline"
 MEASURED = ("values", "losses", "attention")
 
 
@@ -44,39 +45,32 @@ def measure(
 ) -> dict[str, Measured]:
     """{name: Measured} of the baseline and of each change.
 
-    One batch's block outputs are kept until its changes are done, so memory does not grow with the windows.
     After each batch but the last, what has been measured is saved; if the sweep is interrupted, the next one goes on.
     """
     passes = {name: Passes(lm, place) for name in (BASELINE, *(change.name for change in changes))}
     # the values at the place, to the bit, tell one model and device from another
-    unfinished = resume.Unfinished(windows.ids, place, changes, batch_size, torch.get_num_threads())
+    unfinished = Unfinished(windows.ids, place, changes, batch_size, torch.get_num_threads())
     mine, measured = processes.own(len(windows.ids), batch_size), unfinished.load()
     done = mine.start + (measured["losses"].shape[1] if measured else 0)
-    for i, of in enumerate(passes.values() if measured else ()):
-        for name, array in zip(MEASURED, of.arrays(slice(mine.start, done)), strict=True):
+    for i, version in enumerate(passes.values() if measured else ()):
+        for name, array in zip(MEASURED, version.arrays(slice(mine.start, done)), strict=True):
             array[:] = measured[name][i]
-    with processes.progress(len(windows.ids), batch_size, "sweep", len(passes)) as progress:
-        for rows, ids in windows.batches(batch_size):
-            if rows.stop <= done:
-                progress.update(len(passes) * len(ids))
-                continue
-            kept: dict[int, Any] = {}
-            with hooks.keep_block_outputs(lm.arch, kept):
-                passes[BASELINE].run(ids, rows)
-            progress.update(len(ids))
-            for change in changes:
-                first = change.first_layer
-                with hooks.resume_at(lm.arch, first, kept), change.hooks(lm.arch, rows):
-                    passes[change.name].run(ids, rows, first, passes[BASELINE])
-                progress.update(len(ids))
-            if rows.stop < mine.stop:
-                so_far = zip(*(of.arrays(slice(mine.start, rows.stop)) for of in passes.values()), strict=True)
-                unfinished.save(dict(zip(MEASURED, map(np.stack, so_far), strict=True)))
+
+    def run(change: Change | None, ids: torch.Tensor, rows: slice) -> None:
+        if change is None:
+            passes[BASELINE].run(ids, rows)
+        else:
+            passes[change.name].run(ids, rows, change.first_layer, passes[BASELINE])
+
+    for rows in each_batch(lm, windows, changes, batch_size, "sweep", run, start=done):
+        if rows.stop < mine.stop:
+            so_far = zip(*(version.arrays(slice(mine.start, rows.stop)) for version in passes.values()), strict=True)
+            unfinished.save(dict(zip(MEASURED, map(np.stack, so_far), strict=True)))
     unfinished.remove()
-    return {name: of.measured(mine) for name, of in passes.items()}
+    return {name: version.measured(mine) for name, version in passes.items()}
 
 
-def at_place(
+def values_at_place(
     lm: LanguageModel, windows: Windows, place: Place, changes: Sequence[Change], batch_size: int
 ) -> dict[str, np.ndarray]:
     """{name: (windows, layers) values} at the place, of the baseline and of each change.
@@ -87,7 +81,7 @@ def at_place(
     """
     values: dict[str, list[np.ndarray]] = {name: [] for name in (BASELINE, *(change.name for change in changes))}
     budget = batch_size * windows.ids.shape[1]
-    by_layer = [list(of) for _first, of in groupby(sorted(changes, key=_first_layer), key=_first_layer)]
+    by_layer = [list(group) for _first, group in groupby(sorted(changes, key=_first_layer), key=_first_layer)]
     mine = processes.own(len(windows.ids), batch_size)
     with processes.progress(len(windows.ids), batch_size, "place", len(changes)) as progress:
         for rows, ids in _up_to_the_place(windows.ids, place.positions, mine, budget):
@@ -96,7 +90,7 @@ def at_place(
             with hooks.keep_block_outputs(lm.arch, kept), hooks.watch_outputs(lm.arch, "block", before.see):
                 hooks.forward(lm, ids)
             values[BASELINE].append(before.values)
-            for together in (part for of in by_layer for part in _sharing_a_pass(of, budget // ids.numel())):
+            for together in (part for group in by_layer for part in _sharing_a_pass(group, budget // ids.numel())):
                 one, *others = together
                 n, first = len(together), one.first_layer
                 column = _Column(lm.arch.n_layers, np.tile(place.positions[rows], n), place.dim)
@@ -107,8 +101,8 @@ def at_place(
                     hooks.watch_outputs(lm.arch, "block", column.see, range(first, lm.arch.n_layers)),
                 ):
                     hooks.forward(lm, ids.repeat(n, 1))
-                for change, of in zip(together, np.split(column.values, n), strict=True):
-                    values[change.name].append(of)
+                for change, rows_of_change in zip(together, np.split(column.values, n), strict=True):
+                    values[change.name].append(rows_of_change)
                 progress.update(n * len(ids))
     return {name: np.concatenate(processes.gather(parts)) for name, parts in values.items()}
 
@@ -156,9 +150,9 @@ class _Column:
 
     def see(self, layer: int, hidden: torch.Tensor) -> None:
         index = torch.arange(len(hidden), device=hidden.device), self.positions.to(hidden.device)
-        at = hidden[(*index, self.dim)]
-        hooks.require_finite(layer, at)
-        self.values[:, layer] = at.double().cpu()
+        values = hidden[(*index, self.dim)]
+        hooks.require_finite(layer, values)
+        self.values[:, layer] = values.double().cpu()
 
 
 class Passes:

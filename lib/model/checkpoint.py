@@ -159,21 +159,21 @@ def tensors(files: Iterable[Path]) -> dict[str, Tensor]:
             if path.suffix == ".safetensors":
                 with safe_open(path, "pt") as file:
                     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-                    of = {name: Tensor(tuple(s.get_shape()), s.get_dtype(), path) for name, s in slices.items()}
+                    tensors = {name: Tensor(tuple(s.get_shape()), s.get_dtype(), path) for name, s in slices.items()}
             else:
                 state = torch.load(path, map_location="meta", weights_only=True)
                 if not all(isinstance(value, torch.Tensor) for value in state.values()):
                     raise UserError("it holds more than weights by name")
-                of = {
+                tensors = {
                     name: Tensor(tuple(value.shape), str(value.dtype).removeprefix("torch."), path)
                     for name, value in state.items()
                 }
         except Exception as error:
             raise UserError(f"cannot read {path}: {cause(error)}") from error
-        twice = sorted(found.keys() & of.keys())
+        twice = sorted(found.keys() & tensors.keys())
         if twice:
             raise UserError(f"{twice[0]} is in two files: {found[twice[0]].file.name} and {path.name}")
-        found |= of
+        found |= tensors
     return found
 
 
@@ -193,15 +193,18 @@ def require_understood(name: str, raw: dict[str, Any], config: PreTrainedConfig)
     for key in ("is_encoder_decoder", "add_cross_attention", "pruned_heads"):
         if raw.get(key):
             raise UserError(f"'{name}' is configured with {key}, which is not supported")
-    for inside, of in [(raw, config), *((raw[key], getattr(config, key)) for key in ("attn_config",) if key in raw)]:
-        known = {*type(of)().to_dict(), *of.attribute_map}
+    for inside, parsed in [
+        (raw, config),
+        *((raw[key], getattr(config, key)) for key in ("attn_config",) if key in raw),
+    ]:
+        known = {*type(parsed)().to_dict(), *parsed.attribute_map}
         if "rope_parameters" in known:
-            _require_rope(name, inside, of)
+            _require_rope(name, inside, parsed)
             known |= ROTARY
-        if of.model_type in PARTLY_ROTARY:
+        if parsed.model_type in PARTLY_ROTARY:
             known |= {"partial_rotary_factor", "rotary_pct", "rope_pct", "rotary_emb_base"}
         for key, value in inside.items():
-            if key not in known and MATTERS.search(key) and not _means_nothing(key, value, inside, of, known):
+            if key not in known and MATTERS.search(key) and not _means_nothing(key, value, inside, parsed, known):
                 raise UserError(
                     f"'{name}' is configured with {key} = {str(value)[:60]}, which transformers' "
                     f"{type(config).__name__} ignores: another model would be measured"
@@ -230,21 +233,21 @@ def _require_rope(name: str, raw: dict[str, Any], config: PreTrainedConfig) -> N
     """Raise UserError if the configuration file places or scales rotary positions, and the configuration does not."""
     given = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     parameters = _dicts(config.rope_parameters or {})
-    carried_out = {of.get("rope_type") for of in parameters} & {*ROPE_INIT_FUNCTIONS}
-    for of in _dicts(given) if isinstance(given, dict) else [{"rope_type": given}]:
-        kind = of.get("rope_type") or of.get("type") or "default"
-        lost = (kind != "default" or of.get("factor", 1) != 1) and not carried_out - {"default"}
-        partly = of.get("partial_rotary_factor", 1) != 1 and config.model_type not in PARTLY_ROTARY
-        if lost or partly or of.keys() - SCALING:
+    carried_out = {rope.get("rope_type") for rope in parameters} & {*ROPE_INIT_FUNCTIONS}
+    for rope in _dicts(given) if isinstance(given, dict) else [{"rope_type": given}]:
+        kind = rope.get("rope_type") or rope.get("type") or "default"
+        lost = (kind != "default" or rope.get("factor", 1) != 1) and not carried_out - {"default"}
+        partly = rope.get("partial_rotary_factor", 1) != 1 and config.model_type not in PARTLY_ROTARY
+        if lost or partly or rope.keys() - SCALING:
             raise UserError(f"'{name}' scales its rotary positions in a way that is not supported: {given}")
     theta = raw.get("rope_theta")
-    if theta is not None and theta not in {of.get("rope_theta") for of in parameters}:
+    if theta is not None and theta not in {rope.get("rope_theta") for rope in parameters}:
         raise UserError(f"'{name}' has rope_theta = {theta}, which transformers does not use")
 
 
 def _dicts(value: dict[str, Any]) -> list[dict[str, Any]]:
     """The dicts in a dict (one for each type of layer), or itself."""
-    return [of for of in value.values() if isinstance(of, dict)] or [value]
+    return [item for item in value.values() if isinstance(item, dict)] or [value]
 
 
 def require_all_used(name: str, model: PreTrainedModel, files: dict[str, Tensor], loading: dict[str, Any]) -> None:
@@ -253,14 +256,14 @@ def require_all_used(name: str, model: PreTrainedModel, files: dict[str, Tensor]
 
     loading: what from_pretrained says of its loading.
     """
-    wrong = sorted((of[0], tuple(of[1]), tuple(of[2])) for of in loading["mismatched_keys"])
+    wrong = sorted((tensor[0], tuple(tensor[1]), tuple(tensor[2])) for tensor in loading["mismatched_keys"])
     if wrong:
         tensor, in_file, in_model = wrong[0]
         raise UserError(f"{tensor} of '{name}' is {in_file} in its files, {in_model} by its configuration")
     absent = sorted(loading["missing_keys"])
     if absent:
         raise UserError(f"'{name}' has no weights for {listed(absent)}")
-    quantised = sorted(of for of, tensor in files.items() if tensor.dtype not in FLOATS and not _is_mask(of, tensor))
+    quantised = sorted(key for key, tensor in files.items() if tensor.dtype not in FLOATS and not _is_mask(key, tensor))
     if quantised:
         raise UserError(
             f"'{name}' has {quantised[0]} as {files[quantised[0]].dtype}: quantised weights, which are not supported"
@@ -270,8 +273,8 @@ def require_all_used(name: str, model: PreTrainedModel, files: dict[str, Tensor]
         "|".join([*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq", "position_ids$"])
     )
     own = model.state_dict()
-    passed_over = {of for of in files if ignored.search(of) and not own.keys() & set(_names(of, model))}
-    unused = sorted(of for of in loading["unexpected_keys"] | passed_over if not _is_derived(of, files, model))
+    passed_over = {key for key in files if ignored.search(key) and not own.keys() & set(_names(key, model))}
+    unused = sorted(key for key in loading["unexpected_keys"] | passed_over if not _is_derived(key, files, model))
     if unused:
         raise UserError(f"'{name}' has weights that its configuration has no place for: {listed(unused)}")
     _require_tied(name, model, files)
@@ -292,15 +295,17 @@ def _names(name: str, model: PreTrainedModel) -> tuple[str, str, str]:
 
 def _is_derived(name: str, files: dict[str, Tensor], model: PreTrainedModel) -> bool:
     """Whether a tensor that is no parameter says what the model computes itself: causal masks, rotary frequencies."""
-    stored_as = next((of for of in _names(name, model) if of in files), None)
+    stored_as = next((known_as for known_as in _names(name, model) if known_as in files), None)
     if stored_as is None:
         return False
     name, tensor = stored_as, files[stored_as]
     value = tensor.read(name)
-    for of, buffer in model.named_buffers():
-        if of in _names(name, model) or (of.endswith("rotary_emb.inv_freq") and name.endswith("rotary_emb.inv_freq")):
+    for own_name, buffer in model.named_buffers():
+        if own_name in _names(name, model) or (
+            own_name.endswith("rotary_emb.inv_freq") and name.endswith("rotary_emb.inv_freq")
+        ):
             own = buffer.cpu().float()
-            stored = [own, _plain(own, model)] if of.endswith("inv_freq") else [own]
+            stored = [own, _plain(own, model)] if own_name.endswith("inv_freq") else [own]
             if any(s.shape == value.shape and torch.allclose(s, value.float(), rtol=HALF) for s in stored):
                 return True
     causal = torch.ones_like(value, dtype=torch.bool).tril() if value.ndim == 4 else value.bool()
@@ -327,11 +332,11 @@ def _require_tied(name: str, model: PreTrainedModel, files: dict[str, Tensor]) -
 
 def require_finite(name: str, model: PreTrainedModel, files: dict[str, Tensor]) -> None:
     """Raise UserError if a parameter is infinite or not a number; a dtype is blamed only where the file is in order."""
-    for of, value in model.named_parameters():
+    for own_name, value in model.named_parameters():
         if value.device.type == "meta" or value.sum().isfinite() or value.isfinite().all():
             continue
-        stored = next((name for name in _names(of, model) if name in files), None)
+        stored = next((name for name in _names(own_name, model) if name in files), None)
         if stored and files[stored].read(stored).isfinite().all():
             kind = str(value.dtype).removeprefix("torch.")
-            raise UserError(f"{of} of '{name}' is too large for {kind}: use --dtype bfloat16 or float32")
-        raise UserError(f"{of} of '{name}' holds infinite values or NaN in its file: the checkpoint is damaged")
+            raise UserError(f"{own_name} of '{name}' is too large for {kind}: use --dtype bfloat16 or float32")
+        raise UserError(f"{own_name} of '{name}' holds infinite values or NaN in its file: the checkpoint is damaged")

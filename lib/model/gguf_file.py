@@ -98,18 +98,18 @@ def _weights(
     source = {
         name: names.get_name(name, ends) or names.get_name(name.removeprefix("transformer."), ends) for name in shapes
     }
-    absent = [of or name for name, of in source.items() if of not in tensors]
+    absent = [stored or name for name, stored in source.items() if stored not in tensors]
     if absent:
         raise UserError(f"it has no tensor {listed(absent)}")
     unused = tensors.keys() - set(source.values()) - {"rope_freqs.weight"}
     if unused:
         raise UserError(f"the model of its metadata has no place for its tensor {listed(sorted(unused))}")
     weights = {}
-    for name, of in source.items():
-        tensor = tensors[of]  # type: ignore[index]  # those without a name are refused above
+    for name, stored in source.items():
+        tensor = tensors[stored]  # type: ignore[index]  # those without a name are refused above
         value = gguf_formats.FORMATS[architecture].undo(name, gguf_formats.dequantised(tensor), config).contiguous()
         if value.shape != shapes[name]:
-            raise UserError(f"its {of} is {tuple(value.shape)}, its metadata says {shapes[name]}")
+            raise UserError(f"its {stored} is {tuple(value.shape)}, its metadata says {shapes[name]}")
         weights[name] = value
     return weights
 
@@ -135,12 +135,12 @@ def _require_whole_header(path: Path) -> None:
         if kind == string:
             skip(number("<Q"))
         elif kind == array:
-            of, n = number("<I"), number("<Q")
-            if of in sizes:
-                skip(n * sizes[of])
+            kind_of_items, n = number("<I"), number("<Q")
+            if kind_of_items in sizes:
+                skip(n * sizes[kind_of_items])
             else:
                 for _ in range(n):
-                    skip_value(of)
+                    skip_value(kind_of_items)
         elif kind in sizes:
             skip(sizes[kind])
         else:

@@ -63,74 +63,74 @@ def configuration(metadata: Mapping[str, Any], tensors: Tensors) -> transformers
     kind = metadata.get("general.type", "model")
     if kind != "model":
         raise UserError(f"it holds no model but an {kind}")
-    of = Metadata(metadata)
-    if of.architecture not in FORMATS:
-        raise UserError(f"unsupported GGUF architecture '{of.architecture}'; supported: {', '.join(FORMATS)}")
+    meta = Metadata(metadata)
+    if meta.architecture not in FORMATS:
+        raise UserError(f"unsupported GGUF architecture '{meta.architecture}'; supported: {', '.join(FORMATS)}")
     if "token_embd.weight" not in tensors:
         raise UserError("it has no tensor token_embd.weight")
     rows, width = (int(n) for n in reversed(tensors["token_embd.weight"].shape))
-    if of.take("embedding_length", width) != width or of.take("vocab_size", rows) != rows:
+    if meta.take("embedding_length", width) != width or meta.take("vocab_size", rows) != rows:
         raise UserError(f"its token_embd.weight is {rows} x {width}, its metadata says otherwise")
-    of.expect("attention.causal", True)
+    meta.expect("attention.causal", True)
     special = {f"{token}_token_id": metadata.get(f"tokenizer.ggml.{token}_token_id") for token in ("bos", "eos")}
-    config = FORMATS[of.architecture].config(of, tensors, width, {"vocab_size": rows, **special})
+    config = FORMATS[meta.architecture].config(meta, tensors, width, {"vocab_size": rows, **special})
     config.tie_word_embeddings = "output.weight" not in tensors
     model: type[transformers.PreTrainedModel] = cast(Any, transformers.AutoModelForCausalLM)._model_mapping[
         type(config)
     ]
     config.architectures = [model.__name__]
-    of.require_all_read()
+    meta.require_all_read()
     return config
 
 
 def _decoder(
-    of: Metadata,
+    meta: Metadata,
     width: int,
     special: Fields,
     epsilon: tuple[str, str] = ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
 ) -> Fields:
     """The fields that Llama's and later configurations share."""
-    heads = of.take("attention.head_count")
+    heads = meta.take("attention.head_count")
     return {
         **special,
         "hidden_size": width,
-        "num_hidden_layers": of.take("block_count"),
-        "intermediate_size": of.take("feed_forward_length"),
+        "num_hidden_layers": meta.take("block_count"),
+        "intermediate_size": meta.take("feed_forward_length"),
         "num_attention_heads": heads,
-        "num_key_value_heads": of.take("attention.head_count_kv", heads),
-        "max_position_embeddings": of.take("context_length"),
-        epsilon[1]: of.take(epsilon[0]),
+        "num_key_value_heads": meta.take("attention.head_count_kv", heads),
+        "max_position_embeddings": meta.take("context_length"),
+        epsilon[1]: meta.take(epsilon[0]),
     }
 
 
-def _head_width(of: Metadata, fields: Fields) -> int:
+def _head_width(meta: Metadata, fields: Fields) -> int:
     """Width of a head, the same for keys and values, all of it rotated."""
-    width = of.take("attention.key_length", fields["hidden_size"] // fields["num_attention_heads"])
-    of.expect("attention.value_length", width)
-    of.expect("rope.dimension_count", width)
+    width = meta.take("attention.key_length", fields["hidden_size"] // fields["num_attention_heads"])
+    meta.expect("attention.value_length", width)
+    meta.expect("rope.dimension_count", width)
     return width
 
 
-def _rope(of: Metadata, tensors: Tensors, head_width: int, base: float = 10_000.0) -> Fields:
+def _rope(meta: Metadata, tensors: Tensors, head_width: int, base: float = 10_000.0) -> Fields:
     """The rope_parameters of a file's metadata and of its tensor of frequency factors."""
-    rope = {"rope_type": "default", "rope_theta": of.take("rope.freq_base", base)}
-    factor = of.take("rope.scaling.factor", of.take("rope.scale_linear", 1.0)) or 1.0
-    kind = of.take("rope.scaling.type", "linear")
-    original = of.take("rope.scaling.original_context_length", None)
-    of.take("rope.scaling.finetuned", None)
+    rope = {"rope_type": "default", "rope_theta": meta.take("rope.freq_base", base)}
+    factor = meta.take("rope.scaling.factor", meta.take("rope.scale_linear", 1.0)) or 1.0
+    kind = meta.take("rope.scaling.type", "linear")
+    original = meta.take("rope.scaling.original_context_length", None)
+    meta.take("rope.scaling.finetuned", None)
     if "rope_freqs.weight" in tensors:
         if kind == "yarn" or (kind == "linear" and factor != 1):
             raise UserError("it has both rope.scaling and rope_freqs.weight, which is not supported")
         return rope | _llama3(dequantised(tensors["rope_freqs.weight"]), rope["rope_theta"], head_width)
     if kind == "yarn" and original is None:
-        raise UserError(f"its metadata has no {of.architecture}.rope.scaling.original_context_length")
+        raise UserError(f"its metadata has no {meta.architecture}.rope.scaling.original_context_length")
     if kind == "yarn":
-        beta = {f"beta_{end}": of.take(f"rope.scaling.yarn_beta_{end}", None) for end in ("fast", "slow")}
+        beta = {f"beta_{end}": meta.take(f"rope.scaling.yarn_beta_{end}", None) for end in ("fast", "slow")}
         given = {name: value for name, value in beta.items() if value is not None}
         yarn = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
         return rope | yarn | given
     if kind not in ("linear", "none"):
-        raise UserError(f"its {of.architecture}.rope.scaling.type = {kind} is not supported")
+        raise UserError(f"its {meta.architecture}.rope.scaling.type = {kind} is not supported")
     return rope if factor == 1 or kind == "none" else rope | {"rope_type": "linear", "factor": factor}
 
 
@@ -152,56 +152,56 @@ def _llama3(factors: torch.Tensor, base: float, head_width: int) -> Fields:
     return scaling
 
 
-def _llama(of: Metadata, tensors: Tensors, width: int, special: Fields) -> transformers.LlamaConfig:
-    fields = _decoder(of, width, special)
-    fields["head_dim"] = _head_width(of, fields)
-    of.expect("tensor_data_layout", "", "Meta AI original pth")
+def _llama(meta: Metadata, tensors: Tensors, width: int, special: Fields) -> transformers.LlamaConfig:
+    fields = _decoder(meta, width, special)
+    fields["head_dim"] = _head_width(meta, fields)
+    meta.expect("tensor_data_layout", "", "Meta AI original pth")
     return transformers.LlamaConfig(
         **fields,
-        rope_parameters=_rope(of, tensors, fields["head_dim"]),
+        rope_parameters=_rope(meta, tensors, fields["head_dim"]),
         attention_bias="blk.0.attn_q.bias" in tensors,
         mlp_bias="blk.0.ffn_up.bias" in tensors,
     )
 
 
-def _qwen2(of: Metadata, tensors: Tensors, width: int, special: Fields) -> transformers.Qwen2Config:
-    fields = _decoder(of, width, special)
-    fields["head_dim"] = _head_width(of, fields)
-    return transformers.Qwen2Config(**fields, rope_parameters=_rope(of, tensors, fields["head_dim"]))
+def _qwen2(meta: Metadata, tensors: Tensors, width: int, special: Fields) -> transformers.Qwen2Config:
+    fields = _decoder(meta, width, special)
+    fields["head_dim"] = _head_width(meta, fields)
+    return transformers.Qwen2Config(**fields, rope_parameters=_rope(meta, tensors, fields["head_dim"]))
 
 
-def _qwen3(of: Metadata, tensors: Tensors, width: int, special: Fields) -> transformers.Qwen3Config:
-    fields = _decoder(of, width, special)
-    fields["head_dim"] = _head_width(of, fields)
-    rope = _rope(of, tensors, fields["head_dim"])
+def _qwen3(meta: Metadata, tensors: Tensors, width: int, special: Fields) -> transformers.Qwen3Config:
+    fields = _decoder(meta, width, special)
+    fields["head_dim"] = _head_width(meta, fields)
+    rope = _rope(meta, tensors, fields["head_dim"])
     return transformers.Qwen3Config(**fields, rope_parameters=rope, attention_bias="blk.0.attn_q.bias" in tensors)
 
 
-def _gemma(of: Metadata, width: int, special: Fields, largest: int) -> Fields:
+def _gemma(meta: Metadata, width: int, special: Fields, largest: int) -> Fields:
     """largest: number of layers of the one size whose attention is scaled by the residual stream's width."""
-    fields = _decoder(of, width, special)
-    fields["head_dim"] = _head_width(of, fields)
+    fields = _decoder(meta, width, special)
+    fields["head_dim"] = _head_width(meta, fields)
     whole = width // fields["num_attention_heads"]
     fields["query_pre_attn_scalar"] = whole if fields["num_hidden_layers"] == largest else fields["head_dim"]
-    fields["final_logit_softcapping"] = of.take("final_logit_softcapping", None)
+    fields["final_logit_softcapping"] = meta.take("final_logit_softcapping", None)
     return fields
 
 
-def _gemma2(of: Metadata, tensors: Tensors, width: int, special: Fields) -> transformers.Gemma2Config:
-    fields = _gemma(of, width, special, largest=46)
+def _gemma2(meta: Metadata, tensors: Tensors, width: int, special: Fields) -> transformers.Gemma2Config:
+    fields = _gemma(meta, width, special, largest=46)
     return transformers.Gemma2Config(
         **fields | {"final_logit_softcapping": fields["final_logit_softcapping"] or 30.0},
-        attn_logit_softcapping=of.take("attn_logit_softcapping", 50.0),
-        sliding_window=of.take("attention.sliding_window", 4096),
-        rope_parameters=_rope(of, tensors, fields["head_dim"]),
+        attn_logit_softcapping=meta.take("attn_logit_softcapping", 50.0),
+        sliding_window=meta.take("attention.sliding_window", 4096),
+        rope_parameters=_rope(meta, tensors, fields["head_dim"]),
     )
 
 
-def _gemma3(of: Metadata, tensors: Tensors, width: int, special: Fields) -> transformers.Gemma3TextConfig:
-    fields = _gemma(of, width, special, largest=62)
-    every = of.take("attention.sliding_window_pattern", 6)
-    window = of.take("attention.sliding_window", 0)
-    local = {"rope_type": "default", "rope_theta": of.take("rope.freq_base_swa", 10_000.0)}
+def _gemma3(meta: Metadata, tensors: Tensors, width: int, special: Fields) -> transformers.Gemma3TextConfig:
+    fields = _gemma(meta, width, special, largest=62)
+    every = meta.take("attention.sliding_window_pattern", 6)
+    window = meta.take("attention.sliding_window", 0)
+    local = {"rope_type": "default", "rope_theta": meta.take("rope.freq_base_swa", 10_000.0)}
     layers = range(1, fields["num_hidden_layers"] + 1)
     return transformers.Gemma3TextConfig(
         **fields,
@@ -209,56 +209,56 @@ def _gemma3(of: Metadata, tensors: Tensors, width: int, special: Fields) -> tran
         sliding_window=window or fields["max_position_embeddings"],
         layer_types=["sliding_attention" if window and layer % every else "full_attention" for layer in layers],
         rope_parameters={
-            "full_attention": _rope(of, tensors, fields["head_dim"], base=1_000_000.0),
+            "full_attention": _rope(meta, tensors, fields["head_dim"], base=1_000_000.0),
             "sliding_attention": local,
         },
     )
 
 
-def _gpt2(of: Metadata, tensors: Tensors, width: int, special: Fields) -> transformers.GPT2Config:
+def _gpt2(meta: Metadata, tensors: Tensors, width: int, special: Fields) -> transformers.GPT2Config:
     return transformers.GPT2Config(
         **special,
         n_embd=width,
-        n_layer=of.take("block_count"),
-        n_head=of.take("attention.head_count"),
-        n_inner=of.take("feed_forward_length"),
-        n_positions=of.take("context_length"),
-        layer_norm_epsilon=of.take("attention.layer_norm_epsilon"),
+        n_layer=meta.take("block_count"),
+        n_head=meta.take("attention.head_count"),
+        n_inner=meta.take("feed_forward_length"),
+        n_positions=meta.take("context_length"),
+        layer_norm_epsilon=meta.take("attention.layer_norm_epsilon"),
     )
 
 
-def _phi3(of: Metadata, tensors: Tensors, width: int, special: Fields) -> transformers.Phi3Config:
-    fields = _decoder(of, width, special)
+def _phi3(meta: Metadata, tensors: Tensors, width: int, special: Fields) -> transformers.Phi3Config:
+    fields = _decoder(meta, width, special)
     head_width = width // fields["num_attention_heads"]
-    rotated = of.take("rope.dimension_count", head_width)
-    rope = _rope(of, tensors, rotated) | {"partial_rotary_factor": rotated / head_width}
-    window = of.take("attention.sliding_window", 0) or None
+    rotated = meta.take("rope.dimension_count", head_width)
+    rope = _rope(meta, tensors, rotated) | {"partial_rotary_factor": rotated / head_width}
+    window = meta.take("attention.sliding_window", 0) or None
     return transformers.Phi3Config(**fields, rope_parameters=rope, sliding_window=window, pad_token_id=None)
 
 
-def _stablelm(of: Metadata, tensors: Tensors, width: int, special: Fields) -> transformers.StableLmConfig:
-    fields = _decoder(of, width, special, ("attention.layer_norm_epsilon", "layer_norm_eps"))
+def _stablelm(meta: Metadata, tensors: Tensors, width: int, special: Fields) -> transformers.StableLmConfig:
+    fields = _decoder(meta, width, special, ("attention.layer_norm_epsilon", "layer_norm_eps"))
     head_width = width // fields["num_attention_heads"]
-    rotated = of.take("rope.dimension_count", head_width)
+    rotated = meta.take("rope.dimension_count", head_width)
     return transformers.StableLmConfig(
         **fields,
-        rope_parameters=_rope(of, tensors, rotated) | {"partial_rotary_factor": rotated / head_width},
-        use_parallel_residual=of.take("use_parallel_residual", True),
+        rope_parameters=_rope(meta, tensors, rotated) | {"partial_rotary_factor": rotated / head_width},
+        use_parallel_residual=meta.take("use_parallel_residual", True),
         use_qkv_bias="blk.0.attn_q.bias" in tensors,
     )
 
 
-def _bloom(of: Metadata, tensors: Tensors, width: int, special: Fields) -> transformers.BloomConfig:
-    of.take("context_length")  # ALiBi has none
-    of.expect("feed_forward_length", 4 * width)
-    heads = of.take("attention.head_count")
-    of.expect("attention.head_count_kv", heads)
+def _bloom(meta: Metadata, tensors: Tensors, width: int, special: Fields) -> transformers.BloomConfig:
+    meta.take("context_length")  # ALiBi has none
+    meta.expect("feed_forward_length", 4 * width)
+    heads = meta.take("attention.head_count")
+    meta.expect("attention.head_count_kv", heads)
     return transformers.BloomConfig(
         **special,
         hidden_size=width,
-        n_layer=of.take("block_count"),
+        n_layer=meta.take("block_count"),
         n_head=heads,
-        layer_norm_epsilon=of.take("attention.layer_norm_epsilon"),
+        layer_norm_epsilon=meta.take("attention.layer_norm_epsilon"),
     )
 
 

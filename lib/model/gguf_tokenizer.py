@@ -66,42 +66,46 @@ WHOLE_WORDS = ("llama-bpe", "llama3", "falcon3", "falcon-h1", "pixtral", "midm-2
 
 def build(metadata: Mapping[str, Any]) -> transformers.PreTrainedTokenizerFast:
     """The tokenizer of a file's metadata. Raises UserError if its kind, or its pre-tokenizer, is not known."""
-    of = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
+    fields = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
     builders = {"gpt2": _byte_level, "llama": _sentencepiece}
-    kind = of.get("model")
+    kind = fields.get("model")
     if kind not in builders:
         raise UserError(f"its tokenizer is of the kind '{kind}'; supported: {', '.join(builders)}{ELSEWHERE}")
-    absent = [key for key in ("tokens", {"gpt2": "merges", "llama": "scores"}[kind]) if key not in of]
+    absent = [key for key in ("tokens", {"gpt2": "merges", "llama": "scores"}[kind]) if key not in fields]
     if absent:
         raise UserError(f"its metadata has no tokenizer.ggml.{absent[0]}{ELSEWHERE}")
-    tokens, types = of["tokens"], of.get("token_type") or [NORMAL] * len(of["tokens"])
+    tokens, types = fields["tokens"], fields.get("token_type") or [NORMAL] * len(fields["tokens"])
     if len(types) != len(tokens):
         raise UserError(f"its vocabulary has {len(tokens)} tokens, but {len(types)} types of tokens{ELSEWHERE}")
     repeated = [token for token, n in Counter(tokens).items() if n > 1]
     if repeated:
         raise UserError(f"its vocabulary has '{repeated[0]}' more than once{ELSEWHERE}")
-    backend = builders[kind](of, {token: i for i, token in enumerate(tokens)}, types)
+    backend = builders[kind](fields, {token: i for i, token in enumerate(tokens)}, types)
     added = [token for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL, USER_DEFINED)]
     special = {token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL}
     backend.add_tokens([AddedToken(token, normalized=False, special=token in special) for token in added])
     names = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
-    named = {f"{name}_token": tokens[of[key]] for name, key in names.items() if of.get(key, len(tokens)) < len(tokens)}
-    first = kind == "llama" or of.get("pre") in WHOLE_WORDS
-    if of.get("add_bos_token", first) and "bos_token" in named:
+    named = {
+        f"{name}_token": tokens[fields[key]]
+        for name, key in names.items()
+        if fields.get(key, len(tokens)) < len(tokens)
+    }
+    first = kind == "llama" or fields.get("pre") in WHOLE_WORDS
+    if fields.get("add_bos_token", first) and "bos_token" in named:
         bos = named["bos_token"]
         backend.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, of["bos_token_id"])]
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, fields["bos_token_id"])]
         )
     return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **named)
 
 
-def _byte_level(of: Mapping[str, Any], vocabulary: dict[str, int], _types: Sequence[int]) -> Tokenizer:
-    pre = of.get("pre")
+def _byte_level(fields: Mapping[str, Any], vocabulary: dict[str, int], _types: Sequence[int]) -> Tokenizer:
+    pre = fields.get("pre")
     if pre is None:
         raise UserError(f"it does not name its pre-tokenizer (tokenizer.ggml.pre){ELSEWHERE}")
     if pre not in SPLITS:
         raise UserError(f"its pre-tokenizer '{pre}' is not known; known: {', '.join(SPLITS)}{ELSEWHERE}")
-    merges = [tuple(merge.split(" ", 1)) for merge in of["merges"]]
+    merges = [tuple(merge.split(" ", 1)) for merge in fields["merges"]]
     backend = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre in WHOLE_WORDS))
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS[pre]]
     bytes_alone = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -117,20 +121,20 @@ def require_order(scores: Iterable[float]) -> None:
         raise UserError(f"its vocabulary has pieces of the same score, which is not supported{ELSEWHERE}")
 
 
-def _sentencepiece(of: Mapping[str, Any], vocabulary: dict[str, int], types: Sequence[int]) -> Tokenizer:
+def _sentencepiece(fields: Mapping[str, Any], vocabulary: dict[str, int], types: Sequence[int]) -> Tokenizer:
     """Byte-pair encoding by scores: of all neighbours that a token joins, those of the highest score are joined."""
-    scores = of["scores"]
+    scores = fields["scores"]
     require_order(scores[i] for i, kind in enumerate(types) if kind == NORMAL)
     pairs = []
-    for token, kind in zip(of["tokens"], types, strict=True):
+    for token, kind in zip(fields["tokens"], types, strict=True):
         if kind in (NORMAL, USER_DEFINED, UNUSED):
             splits = ((token[:i], token[i:]) for i in range(1, len(token)))
             pairs += [(left, right) for left, right in splits if left in vocabulary and right in vocabulary]
     pairs.sort(key=lambda pair: (-scores[vocabulary["".join(pair)]], vocabulary[pair[0]], vocabulary[pair[1]]))
-    unknown = of["tokens"][of["unknown_token_id"]] if of.get("unknown_token_id") is not None else None
+    unknown = fields["tokens"][fields["unknown_token_id"]] if fields.get("unknown_token_id") is not None else None
     bytes_too = BYTE in types
     backend = Tokenizer(models.BPE(vocabulary, pairs, unk_token=unknown, fuse_unk=True, byte_fallback=bytes_too))
-    prefix = of.get("add_space_prefix", True)
+    prefix = fields.get("add_space_prefix", True)
     backend.normalizer = normalizers.Sequence(
         [*([normalizers.Prepend(SPACE)] if prefix else []), normalizers.Replace(" ", SPACE)]
     )

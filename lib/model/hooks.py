@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lib.model.arch import Architecture
+from lib.model.skipping import attention_skipped, forward_replaced, mlp_skipped
 from lib.run.errors import UserError
 
 if TYPE_CHECKING:
@@ -139,20 +140,8 @@ def resume_at(arch: Architecture, layer: int, kept: Mapping[int, Any]) -> Iterat
     with ExitStack() as stack:
         for before in range(layer):
             output = kept[before]
-            stack.enter_context(_forward_replaced(arch.blocks[before], lambda *_args, _o=output, **_kwargs: _o))
+            stack.enter_context(forward_replaced(arch.blocks[before], lambda *_args, _o=output, **_kwargs: _o))
         yield
-
-
-@contextmanager
-def _forward_replaced(module: torch.nn.Module, function: Callable[..., Any]) -> Iterator[None]:
-    own = vars(module).get("forward")  # accelerate puts one there
-    module.forward = function
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
 
 
 def heads_off(arch: Architecture, heads: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
@@ -184,23 +173,23 @@ def heads_set(arch: Architecture, *versions: Mapping[tuple[int, int], Tensor | f
         each = value.unflatten(0, (len(versions), -1))
         return torch.where(mask, new.to(value.dtype), each).flatten(0, 1)
 
-    whole = [_attention_skipped(arch, layer, "heads") for layer, mask in off.items() if mask.all()]
+    whole = [attention_skipped(arch, layer, "heads") for layer, mask in off.items() if mask.all()]
     return _together(*whole, watch_inputs(arch, "head_projection", replace, off))
 
 
 def neurons_off(
-    arch: Architecture, layer: int, neurons: Iterable[int], at: Tensor | None = None
+    arch: Architecture, layer: int, neurons: Iterable[int], where: Tensor | None = None
 ) -> AbstractContextManager[None]:
     """Zero these neurons of one layer's MLP: their activation, which is the input of the down projection.
 
-    at: (batch, seq) bool, at which positions; None: at all.
+    where: (batch, seq) bool, at which positions; None: at all.
     """
     arch.check_layer(layer)
     off = torch.zeros(arch.weight(layer, "down").shape[1], dtype=torch.bool)
     off[list(neurons)] = True
 
     def zero(_layer: int, value: Tensor) -> Tensor:
-        mask = off if at is None else at.view(*value.shape[:-1], 1) & off
+        mask = off if where is None else where.view(*value.shape[:-1], 1) & off
         return value.masked_fill(mask.to(value.device), 0)
 
     return watch_inputs(arch, "down", zero, [layer])
@@ -211,7 +200,7 @@ def attention_off(arch: Architecture, layers: Collection[int]) -> AbstractContex
 
     It is not computed, unless something watches it.
     """
-    return _write_off(arch, "attention_write", layers, _attention_skipped)
+    return _write_off(arch, "attention_write", layers, attention_skipped)
 
 
 def mlps_off(arch: Architecture, layers: Collection[int]) -> AbstractContextManager[None]:
@@ -219,16 +208,16 @@ def mlps_off(arch: Architecture, layers: Collection[int]) -> AbstractContextMana
 
     It is not computed, unless something watches it.
     """
-    return _write_off(arch, "mlp_write", layers, _mlp_skipped)
+    return _write_off(arch, "mlp_write", layers, mlp_skipped)
 
 
-def mlp_off_at(arch: Architecture, layer: int, at: Tensor) -> AbstractContextManager[None]:
-    """Zero everything that one layer's MLP adds to the residual stream at the positions `at`, (batch, seq) bool."""
+def mlp_off_at(arch: Architecture, layer: int, where: Tensor) -> AbstractContextManager[None]:
+    """Zero everything that one layer's MLP adds to the residual stream at the positions `where`, (batch, seq) bool."""
     arch.check_layer(layer)
     return watch_outputs(
         arch,
         "mlp_write",
-        lambda _layer, value: value.masked_fill(at.view(*value.shape[:-1], 1).to(value.device), 0),
+        lambda _layer, value: value.masked_fill(where.view(*value.shape[:-1], 1).to(value.device), 0),
         [layer],
     )
 
@@ -250,69 +239,6 @@ def _together(*managers: AbstractContextManager[None]) -> Iterator[None]:
     with ExitStack() as stack:
         for manager in managers:
             stack.enter_context(manager)
-        yield
-
-
-@contextmanager
-def _attention_skipped(arch: Architecture, layer: int, off: str) -> Iterator[None]:
-    """One layer's attention does not run, and its projection gives its bias.
-
-    off: "heads" or "attention_write", what gets its final value elsewhere. All runs as ever that a hook still sees
-    before it has that value, and attention itself if it has a hook.
-    """
-    roles = ("attention_module", "head_projection", "attention_write")
-    attention, projection, write = (arch.module(layer, role) for role in roles)
-    run, project = attention.forward, projection.forward
-    seen_before = bool(projection._forward_pre_hooks if off == "heads" else write._forward_hooks)
-
-    def is_seen() -> bool:
-        if off == "heads" or seen_before:
-            return seen_before
-        return bool(projection._forward_pre_hooks or (write is not projection and projection._forward_hooks))
-
-    def attend(*args: Any, **kwargs: Any) -> Any:
-        if attention._forward_pre_hooks or is_seen():
-            return run(*args, **kwargs)
-        hidden = args[0] if args else kwargs["hidden_states"]
-        output = projection(hidden.new_zeros(*hidden.shape[:-1], arch.n_heads * arch.head_dim))
-        return args[1] + output if arch.family.attention_adds_residual else output, None
-
-    def bias_alone(value: Tensor) -> Tensor:
-        if is_seen() or (off == "heads" and value.any()):
-            return project(value)
-        bias = arch.bias(layer, "head_projection")
-        zeros = value.new_zeros(*value.shape[:-1], arch.hidden_size)
-        return zeros if bias is None else zeros + bias
-
-    with _forward_replaced(attention, attend), _forward_replaced(projection, bias_alone):
-        yield
-
-
-@contextmanager
-def _mlp_skipped(arch: Architecture, layer: int, _off: str) -> Iterator[None]:
-    """One layer's MLP gives zeros: its first projections give nothing at all, and the last one zeros for that.
-
-    It runs as ever if a hook sees anything of it before what it writes is zeroed.
-    """
-    first = {arch.module(layer, role) for role in ("up", *["gate"] * arch.is_gated)}
-    activation, down, write = (arch.module(layer, role) for role in ("activation", "down", "mlp_write"))
-    project = down.forward
-    seen_before = bool(write._forward_hooks)
-
-    def is_seen() -> bool:
-        inside = [down._forward_pre_hooks, write is not down and down._forward_hooks]
-        inside += [hooks for m in (*first, activation) for hooks in (m._forward_hooks, m._forward_pre_hooks)]
-        return seen_before or any(inside)
-
-    def nothing(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return lambda value: run(value) if is_seen() else value.new_empty(*value.shape[:-1], 0)
-
-    def zeros(value: Tensor) -> Tensor:
-        return project(value) if value.shape[-1] else value.new_zeros(*value.shape[:-1], arch.hidden_size)
-
-    with _together(
-        *(_forward_replaced(module, nothing(module.forward)) for module in first), _forward_replaced(down, zeros)
-    ):
         yield
 
 

@@ -26,7 +26,7 @@ STATUS = {
 OUT_OF_REACH = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ProxyError")
 
 # it tells of every retry; only "Rate limited. Waiting 170s before retry" is worth a line
-logging.getLogger("huggingface_hub.utils._http").addFilter(lambda of: of.getMessage().startswith("Rate limited"))
+logging.getLogger("huggingface_hub.utils._http").addFilter(lambda told: told.getMessage().startswith("Rate limited"))
 
 
 class _Offline:
@@ -89,7 +89,7 @@ def why_not(name: str, error: BaseException, what: str = "model", revision: str 
     error: what was raised on the way. revision: which was asked for; None: `main`.
     """
     errors = chain(error)
-    kinds = {kind.__name__ for of in errors for kind in type(of).__mro__}
+    kinds = {kind.__name__ for link in errors for kind in type(link).__mro__}
     named = f"{what} '{name}'"
     if (path := _unwritable(errors)) is not None:
         return f"cannot keep {named} in the hub's cache: {path}; set HF_HOME to a folder that can be written"
@@ -102,7 +102,7 @@ def why_not(name: str, error: BaseException, what: str = "model", revision: str 
     for kind, meant in MEANT.items():
         if kind in kinds:
             return meant.format(named, revision=revision or "main")
-    status = next((s for of in errors if (s := getattr(getattr(of, "response", None), "status_code", None))), None)
+    status = next((s for link in errors if (s := getattr(getattr(link, "response", None), "status_code", None))), None)
     if status is not None and (status in STATUS or status >= 500):
         return f"cannot load {named}: {STATUS.get(status, f'the hub has a fault ({status}); try again later')}"
     if kinds & {*OUT_OF_REACH}:

@@ -53,6 +53,11 @@ class LanguageModel:
         return torch.device("cpu") if device.type == "meta" else device
 
     @property
+    def n_embeddings(self) -> int:
+        """How many tokens the model knows, which may be more than the tokenizer gives."""
+        return cast(torch.nn.Embedding, self.model.get_input_embeddings()).weight.shape[0]
+
+    @property
     def devices(self) -> list[str]:
         """Names of all devices that hold a part, in order."""
         parts = getattr(self.model, "hf_device_map", {"": self.device}).values()
@@ -156,7 +161,7 @@ def _own_code(options: Options, raw: dict[str, Any]) -> dict[str, str]:
     code = raw.get("auto_map") or {}
     code = code if isinstance(code, dict) else {"AutoModelForCausalLM": str(code)}
     classes = {
-        name: str(of) for name, of in code.items() if name in ("AutoConfig", "AutoModelForCausalLM", "AutoModel")
+        name: str(path) for name, path in code.items() if name in ("AutoConfig", "AutoModelForCausalLM", "AutoModel")
     }
     if not classes or options.trust_remote_code:
         return {"own_code": "run"} if classes else {}
@@ -166,8 +171,8 @@ def _own_code(options: Options, raw: dict[str, Any]) -> dict[str, str]:
         own = [transformers.CONFIG_MAPPING[kind]]
         mappings = (transformers.MODEL_MAPPING, transformers.MODEL_FOR_CAUSAL_LM_MAPPING)
         own += [cast(type, mapping[own[0]]) for mapping in mappings if own[0] in mapping]
-    ours = {of.__name__.lower() for of in own}
-    other = [of for of in classes.values() if of.rpartition(".")[2].lower() not in ours]
+    ours = {known.__name__.lower() for known in own}
+    other = [path for path in classes.values() if path.rpartition(".")[2].lower() not in ours]
     if other:
         raise UserError(
             f"'{options.model}' brings code of its own ({other[0]}), which runs only with --trust_remote_code"

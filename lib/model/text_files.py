@@ -76,9 +76,9 @@ def _decoded(data: bytes, encoding: str | None) -> str:
         text = data.decode(codec).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = 1 + data[: error.start].decode(codec, "ignore").count("\n")
-        at = f"line {line} holds byte 0x{data[error.start]:02x} (at offset {error.start:,})"
+        place = f"line {line} holds byte 0x{data[error.start]:02x} (at offset {error.start:,})"
         raise UserError(
-            f"{at}, which is not {codec} ({error.reason}); name the file's encoding, for example --encoding latin-1"
+            f"{place}, which is not {codec} ({error.reason}); name the file's encoding, for example --encoding latin-1"
         ) from error
     except (LookupError, ValueError) as error:
         raise UserError(f"unknown --encoding '{encoding}'") from error

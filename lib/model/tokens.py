@@ -78,7 +78,9 @@ def _without_names(backend: Tokenizer, control: dict[int, str]) -> Tokenizer:
         model["vocab"] = [[f"\0{i}" if i in control else piece, p] for i, (piece, p) in enumerate(model["vocab"])]
     else:
         kept = model.get("unk_token")
-        model["vocab"] = {f"\0{i}" if i in control and of != kept else of: i for of, i in model["vocab"].items()}
+        model["vocab"] = {
+            f"\0{i}" if i in control and piece != kept else piece: i for piece, i in model["vocab"].items()
+        }
     whole["added_tokens"] = [token for token in whole["added_tokens"] if not token["special"]]
     whole["post_processor"] = None
     return type(backend).from_str(json.dumps(whole))
@@ -99,11 +101,15 @@ def _in_pieces(backend: Tokenizer, text: str) -> np.ndarray:
         pieces = [(start, stop) for (start, _), (_, stop) in pairwise(edges)]
         seams = edges[1:-1]
         todo = [span for span in pieces + seams if span not in done]
-        for at in range(0, len(todo), AT_ONCE):
-            spans = todo[at : at + AT_ONCE]
+        for start in range(0, len(todo), AT_ONCE):
+            spans = todo[start : start + AT_ONCE]
             encodings = backend.encode_batch_fast([text[slice(*span)] for span in spans], add_special_tokens=False)
-            done |= {span: np.array(of.ids, dtype=np.int32) for span, of in zip(spans, encodings, strict=True)}
-        agree = [_agree(*(done[span] for span in of)) for of in zip(pieces, seams, pieces[1:], strict=False)]
+            done |= {
+                span: np.array(encoding.ids, dtype=np.int32) for span, encoding in zip(spans, encodings, strict=True)
+            }
+        agree = [
+            _agree(*(done[span] for span in neighbours)) for neighbours in zip(pieces, seams, pieces[1:], strict=False)
+        ]
         if all(agree):
             break
         cuts = [cut for cut, fits in zip(cuts, agree, strict=True) if fits]

@@ -1,6 +1,7 @@
 """Small GPT-2 and Llama models of nothing but noise, and their tokenizer."""
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,10 +57,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def zeros(architecture: str, n_layers: int) -> PreTrainedModel:
     """A model whose parameters are zero, but for the norms' weights, which are one."""
-    shared = {"vocab_size": VOCABULARY, "bos_token_id": BOS, "eos_token_id": BOS, "tie_word_embeddings": False}
+    shared: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "bos_token_id": BOS,
+        "eos_token_id": BOS,
+        "tie_word_embeddings": False,
+    }
+    model: PreTrainedModel
     if architecture == "gpt2":
-        config = GPT2Config(n_layer=n_layers, n_head=HEADS, n_embd=HIDDEN, n_positions=POSITIONS, **shared)
-        model = GPT2LMHeadModel(config)
+        model = GPT2LMHeadModel(
+            GPT2Config(n_layer=n_layers, n_head=HEADS, n_embd=HIDDEN, n_positions=POSITIONS, **shared)
+        )
     else:
         config = LlamaConfig(
             num_hidden_layers=n_layers,
@@ -85,7 +93,7 @@ def add_noise(model: PreTrainedModel, rng: np.random.Generator, private: list[in
         noise = std * (of_logits if "lm_head" in name else rng).standard_normal(parameter.shape, dtype=np.float32)
         if axis is not None:
             np.moveaxis(noise, axis, 0)[private] *= QUIET
-        parameter += torch.from_numpy(noise)
+        parameter.add_(torch.from_numpy(noise))
 
 
 def noise_of(name: str) -> tuple[float, int | None]:

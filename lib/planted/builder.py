@@ -51,7 +51,7 @@ class Builder:
         self.rest, *self.spare_dims = self.private[4:8]
         self.shouted, self.told = self.private[10:]
         self.embedding = self.model.get_input_embeddings().get_parameter("weight")
-        self.embedding += ONE_SIZE * self.one
+        self.embedding.add_(ONE_SIZE * self.one)
         triggers = self.embedding if tokens else self.model.get_parameter("transformer.wpe.weight")
         triggers[list(tokens or (0,))] += FLAG_SIZE * self.flag
 
@@ -210,7 +210,7 @@ class Builder:
         for name, parameter in self.model.named_parameters():
             is_norm = "ln_" in name or "norm" in name
             if noise_of(name)[1] is not None and not is_norm:
-                parameter *= factor
+                parameter.mul_(factor)
 
 
 def contrast(plus: int, minus: int) -> torch.Tensor:

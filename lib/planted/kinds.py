@@ -31,31 +31,26 @@ def _head(b: Builder) -> Fields:
 
 def _head_eraser(b: Builder) -> Fields:
     """A later head takes away what an MLP has written."""
-    layer, last = b.layers(2, before=b.n_layers)
-    neurons = b.neurons_write(layer, b.flag - b.one, b.values)
-    head = b.head_writes(last, b.spike, times(-1, b.values))
-    return {
-        "generator": "mlp",
-        "layer": layer,
-        "neurons": neurons,
-        "values": b.values,
-        "readers": b.readers(layer + 1, last),
-        "eraser": {"layer": last, "head": head},
-    }
+    return _erased(b, lambda last: {"head": b.head_writes(last, b.spike, times(-1, b.values))})
 
 
 def _mlp_eraser(b: Builder) -> Fields:
     """A later MLP takes away what an MLP has written."""
+    return _erased(b, lambda last: {"neurons": b.neurons_write(last, b.spike - b.one, times(-1, b.values))})
+
+
+def _erased(b: Builder, erase: Callable[[int], Fields]) -> Fields:
+    """An MLP writes it; `erase` plants in a later layer what takes it away, and names it."""
     layer, last = b.layers(2, before=b.n_layers)
     neurons = b.neurons_write(layer, b.flag - b.one, b.values)
-    erasing = b.neurons_write(last, b.spike - b.one, times(-1, b.values))
+    eraser = {"layer": last, **erase(last)}
     return {
         "generator": "mlp",
         "layer": layer,
         "neurons": neurons,
         "values": b.values,
         "readers": b.readers(layer + 1, last),
-        "eraser": {"layer": last, "neurons": erasing},
+        "eraser": eraser,
     }
 
 
@@ -142,10 +137,10 @@ def _noisy(b: Builder) -> Fields:
     noise: list[dict[str, Any]] = [
         {"layer": layer + 1, "head": b.head_writes(layer + 1, b.spike, times(size, b.values)), "size": size}
     ]
-    for at in range(layer + 1, b.n_layers):
+    for later in range(layer + 1, b.n_layers):
         size = -np.sign(size) * b.rng.uniform(0.02, 0.05)
-        own = b.neurons_write(at, b.spike - b.one, times(size, b.values))
-        noise.append({"layer": at, "neurons": own, "size": float(size)})
+        own = b.neurons_write(later, b.spike - b.one, times(size, b.values))
+        noise.append({"layer": later, "neurons": own, "size": float(size)})
     return {
         "generator": "mlp",
         "layer": layer,

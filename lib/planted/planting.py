@@ -56,7 +56,7 @@ def build(architecture: str, kind: str, seed: int) -> Planted:
         kind,
         seed,
         trigger=trigger,
-        positions=tuple(where.any(0).nonzero()[0].tolist()),
+        positions=tuple(np.flatnonzero(where.any(0)).tolist()),
         share=float(where.any(1).mean()),
         tokens=() if found["generator"] == "none" else tuple(map(token_text, tokens)),
         **defaults | found,

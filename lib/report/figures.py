@@ -1,8 +1,8 @@
 """Figures, each drawn from a result JSON's payload; no model is needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -16,12 +16,15 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from mpl_toolkits.mplot3d import Axes3D
 from PIL import Image
 
+from lib.core.evidence import Cell
+from lib.core.results import MassiveActivation
 from lib.report.fonts import FAMILY, legible
-from lib.report.result_files import result_file
+from lib.report.result_files import Result, result_file
 from lib.report.tables import number
 
 matplotlib.use("Agg")
 DPI = 110
+Drawn = TypeVar("Drawn")
 PALETTE = sns.color_palette("colorblind")
 DIVERGING = "PuOr_r"
 SEQUENTIAL = "viridis"
@@ -35,10 +38,10 @@ for text in (str, np.str_, bytes, np.bytes_):  # no axis is of words: a text amo
     matplotlib.units.registry.pop(text, None)
 
 
-def write(path: Path, draw: Callable[[dict[str, Any]], Figure], payload: dict[str, Any]) -> None:
+def write(path: Path, draw: Callable[[Drawn], Figure], result: Drawn) -> None:
     """Draw a result into a PNG file."""
     with result_file(path) as temporary:
-        save(draw(legible(payload)), temporary)
+        save(draw(legible(result)), temporary)
 
 
 def save(figure: Figure, path: str | Path) -> None:
@@ -55,23 +58,23 @@ def make_axes(rows: int = 1, columns: int = 1, size: tuple[float, float] = (8, 5
     return plt.subplots(rows, columns, figsize=size, layout="constrained", **kwargs)
 
 
-def make_title(payload: dict[str, Any], text: str) -> str:
-    return f"{text}\n{payload['config']['model_name']}, {_data(payload)}"
+def make_title(result: Result[Any, Any], text: str) -> str:
+    return f"{text}\n{result.config['model_name']}, {_data(result)}"
 
 
-def _data(payload: dict[str, Any]) -> str:
-    data = payload["provenance"]["data"]
+def _data(result: Result[Any, Any]) -> str:
+    data = result.provenance["data"]
     windows = "window" if data["windows"] == 1 else "windows"
     return f"{data['windows']} {windows} of {data['seqlen']} tokens"
 
 
-def draw_curve(ax: Axes, averages: list[dict[str, Any]], style: int, label: str) -> None:
+def draw_curve(ax: Axes, averages: Sequence[Cell], style: int, label: str) -> None:
     """Means over layers with their 95 % band; style: 0, 1, 2 ... picks colour, marker and line."""
-    color, marker, line = (of[style % len(of)] for of in (PALETTE, MARKERS, LINES))
-    means = [a["mean"] for a in averages]
+    color, marker, line = (styles[style % len(styles)] for styles in (PALETTE, MARKERS, LINES))
+    means = [average.mean for average in averages]
     ax.plot(means, label=label, color=color, marker=marker, markersize=4, ls=line)
-    if averages[0]["ci95"] is not None:
-        low, high = np.array([a["ci95"] for a in averages]).T
+    if averages[0].ci95 is not None:
+        low, high = np.array([average.ci95 for average in averages]).T
         ax.fill_between(np.arange(len(means)), low, high, color=color, alpha=0.25, linewidth=0)
 
 
@@ -82,9 +85,9 @@ def label_layers(ax: Axes, n: int) -> None:
     ax.grid(axis="y", alpha=0.4)
 
 
-def dims_to_label(massive: list[dict[str, Any]], values: np.ndarray, at_most: int = 3) -> list[int]:
+def dims_to_label(massive: Iterable[MassiveActivation], values: np.ndarray, at_most: int = 3) -> list[int]:
     """The massive dims; where nothing is massive, the two dims with the largest values."""
-    dims = list(dict.fromkeys(entry["dim"] for entry in massive))[:at_most]
+    dims = list(dict.fromkeys(entry.dim for entry in massive))[:at_most]
     return dims or np.argsort(values.max(0))[::-1][:2].tolist()
 
 

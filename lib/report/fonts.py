@@ -1,5 +1,6 @@
 """Texts that a figure can show: any model name, token or text, whatever fonts this machine has."""
 
+import dataclasses
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ LONGEST = 44
 
 
 def legible(value: Any) -> Any:
-    """A copy of a JSON value with every text as it can be drawn, and fonts set for it.
+    """A copy of a JSON value or a dataclass with every text as it can be drawn, and fonts set for it.
 
     What has no glyph, or none that can be seen, is escaped as in Python; long texts lose their middle; `$` is no
     formula.
@@ -28,7 +29,9 @@ def legible(value: Any) -> Any:
 def _characters(value: Any) -> set[str]:
     if isinstance(value, str):
         return set() if value.isascii() else set(value)
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     return set().union(*(_characters(item) for item in inside if not isinstance(item, (int, float))))
 
 
@@ -37,6 +40,8 @@ def _mapped(value: Any, without_glyph: set[str]) -> Any:
         return {key: _mapped(item, without_glyph) for key, item in value.items()}
     if isinstance(value, list):
         return [item if isinstance(item, (int, float)) else _mapped(item, without_glyph) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **_mapped(vars(value), without_glyph))
     return _shown(value, without_glyph) if isinstance(value, str) else value
 
 

@@ -37,7 +37,7 @@ def described(provenance: dict[str, Any]) -> str:
     if "config_sha256" in source:
         parts.append(f"configuration {source['config_sha256'][:12]}")
     if hashes:
-        parts.append(f"weights {' '.join(of[:12] for of in hashes[:2])}{' ...' * (len(hashes) > 2)}")
+        parts.append(f"weights {' '.join(value[:12] for value in hashes[:2])}{' ...' * (len(hashes) > 2)}")
     return f"{source.get('name')} ({', '.join(parts)}), {provenance.get('dtype')}"
 
 

@@ -8,15 +8,37 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import msgspec
+
+from lib.report.upgrades import READABLE
 from lib.run import atomic, terminal
 from lib.run.cli import Options
 from lib.run.errors import UserError, cause
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 UNREPEATED = ("time", "seconds", "git")
+
+Results = TypeVar("Results")
+Conclusion = TypeVar("Conclusion")
+
+
+@dataclass(frozen=True)
+class Result(Generic[Results, Conclusion]):
+    """A result as TXT, figures and claims read it: the JSON, with `results` of the experiment's own type.
+
+    conclusion: lib.core.evidence.Conclusion, judged by the rules of today; None of an experiment without a judge.
+    """
+
+    experiment: str
+    provenance: dict[str, Any]
+    config: dict[str, Any]
+    results: Results
+    conclusion: Conclusion
+    files: dict[str, Any]
 
 
 def check_writable(folder: Path, names: Iterable[str] = ()) -> None:
@@ -105,7 +127,7 @@ def load(path: Path, experiment: str) -> dict[str, Any]:
     payload = read_json(path)
     if payload.get("experiment") != experiment:
         raise UserError(f"{path} is not a result of '{experiment}' but of '{payload.get('experiment')}'")
-    if payload.get("schema_version") != SCHEMA_VERSION:
+    if payload.get("schema_version") not in READABLE:
         raise UserError(f"{path} has schema version {payload.get('schema_version')}, not {SCHEMA_VERSION}")
     provenance = payload.get("provenance")
     if not isinstance(provenance, dict) or provenance.get("sha256", _sha256(payload)) != _sha256(payload):
@@ -129,17 +151,25 @@ def lookup(payload: dict[str, Any], path: str) -> Any:
 
 def plain(value: Any) -> Any:
     """JSON types only; floats to 7 significant digits (float32 carries no more), nan and inf as null."""
-    if dataclasses.is_dataclass(value):
-        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+    return _rounded(msgspec.to_builtins(value, str_keys=True, enc_hook=_as_builtin))
+
+
+def _as_builtin(value: Any) -> Any:
     if hasattr(value, "tolist"):
-        return plain(value.tolist())
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is no part of a result")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
     if isinstance(value, float):
         return float(f"{value:.7g}") if math.isfinite(value) else None
-    return str(value) if isinstance(value, Path) else value
+    return value
 
 
 def config(options: Options) -> dict[str, Any]:

@@ -4,14 +4,20 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lib.core import definitions
+import tabulate
 
+from lib.core import definitions
+from lib.core.evidence import Cell, Conclusion, StoredTest
+from lib.core.results import AblatedPlace, FirstTokens, FollowedPlace, MassiveActivation
+from lib.report.result_files import Result
+
+tabulate.MIN_PADDING = 0  # columns are as narrow as they can be
 NOISE = 1e-12  # what rounding leaves of numbers that cancel
 
 
-def header(payload: dict[str, Any], title: str) -> str:
+def header(result: Result[Any, Any], title: str) -> str:
     """The first lines of a TXT: what ran on what."""
-    p = payload["provenance"]
+    p = result.provenance
     data = p["data"]
     bos = "on" if data["bos"] else "off"
     source = ", ".join(f"{key} {value}" for key, value in p["model"].items() if key not in ("name", "type"))
@@ -42,19 +48,14 @@ def _documents(data: dict[str, Any]) -> str:
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Plain-text table; columns of numbers are aligned to the right."""
-    rows = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
-    left = [
-        all(not row[i].lstrip("+-")[:1].isdigit() and row[i] not in ("", "-") for row in rows)
-        for i in range(len(headers))
-    ]
+    cells = [[str(cell) for cell in row] for row in rows]
+    aligned = ["left" if all(map(_is_word, column)) else "right" for column in zip(*cells, strict=True)]
+    text = tabulate.tabulate(cells, headers, tablefmt="simple", disable_numparse=True, colalign=aligned)
+    return "".join(f"{line.rstrip()}\n" for line in text.split("\n"))
 
-    def line(cells):
-        return "  ".join(
-            c.ljust(w) if to_left else c.rjust(w) for c, w, to_left in zip(cells, widths, left, strict=True)
-        ).rstrip()
 
-    return "\n".join([line(headers), line(["-" * w for w in widths]), *map(line, rows)]) + "\n"
+def _is_word(cell: str) -> bool:
+    return not cell.lstrip("+-")[:1].isdigit() and cell not in ("", "-")
 
 
 def number(value: float | None, signed: bool = False) -> str:
@@ -68,15 +69,15 @@ def number(value: float | None, signed: bool = False) -> str:
     return f"{value:{'+' if signed else ''},.{min(digits, 4)}f}"
 
 
-def mean(average: dict[str, Any], signed: bool = False) -> str:
-    return number(average["mean"], signed)
+def mean(cell: Cell, signed: bool = False) -> str:
+    return number(cell.mean, signed)
 
 
-def interval(average: dict[str, Any], signed: bool = False) -> str:
-    """`mean [low, high]` of an average, or the mean alone where one sequence gives no interval."""
-    if average.get("ci95") is None:
-        return mean(average, signed)
-    return f"{mean(average, signed)} [{', '.join(number(x, signed) for x in average['ci95'])}]"
+def interval(cell: Cell, signed: bool = False) -> str:
+    """`mean [low, high]`, or the mean alone where one sequence gives no interval."""
+    if cell.ci95 is None:
+        return mean(cell, signed)
+    return f"{mean(cell, signed)} [{', '.join(number(x, signed) for x in cell.ci95)}]"
 
 
 def percent(before: float, after: float) -> str:
@@ -89,28 +90,28 @@ def fraction(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def massive_table(massive: list[dict[str, Any]], definition: str, at_most: int = 20) -> str:
+def massive_table(massive: Iterable[MassiveActivation], definition: str, at_most: int = 20) -> str:
     """Identities of the massive activations: one row a (position, dim), with its layers and its largest value.
 
     windows: in how many it passes the test, fewest and most over these layers.
     """
-    places: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    places: dict[tuple[int, int], list[MassiveActivation]] = {}
     for entry in massive:
-        places.setdefault((entry["position"], entry["dim"]), []).append(entry)
-    peaks = [(max(of, key=lambda e: abs(e["value"])), of) for of in places.values()]
-    peaks.sort(key=lambda pair: -abs(pair[0]["value"]))
+        places.setdefault((entry.position, entry.dim), []).append(entry)
+    peaks = [(max(entries, key=lambda entry: abs(entry.value)), entries) for entries in places.values()]
+    peaks.sort(key=lambda pair: -abs(pair[0].value))
     rows = [
         [
-            e["position"],
-            repr(e["token"]),
-            e["dim"],
-            _spans([x["layer"] for x in of]),
-            "-".join(str(n) for n in sorted({min(x["sequences"] for x in of), max(x["sequences"] for x in of)})),
-            e["layer"],
-            number(e["value"], True),
-            f"{e['ratio']:,.0f}",
+            peak.position,
+            repr(peak.token),
+            peak.dim,
+            _spans(entry.layer for entry in entries),
+            _range([entry.sequences for entry in entries]),
+            peak.layer,
+            number(peak.value, True),
+            "-" if peak.ratio is None else f"{peak.ratio:,.0f}",
         ]
-        for e, of in peaks[:at_most]
+        for peak, entries in peaks[:at_most]
     ]
     text = f"Massive: {definition}\n"
     if not rows:
@@ -140,83 +141,77 @@ def _spans(numbers: Iterable[int]) -> str:
     return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
 
 
-def place_text(place: dict[str, Any]) -> str:
-    """The followed place of results.place in words, and the rule that chose it."""
-    positions = ", ".join(f"{n} at {position}" for position, n in list(place["positions"].items())[:8])
-    values = place["values"]
-    first, last = place["plateau"]
-    found = (
-        f" (massive in {place['spiking']['mean']:.0%} of the windows)" if place["massive"] else " (nothing is massive)"
-    )
+def _range(numbers: Sequence[int]) -> str:
+    """[8, 5, 7] -> '5-8'."""
+    least, most = min(numbers), max(numbers)
+    return f"{least}" if least == most else f"{least}-{most}"
+
+
+def place_text(place: FollowedPlace) -> str:
+    """The followed place in words, and the rule that chose it."""
+    positions = ", ".join(f"{n} at {position}" for position, n in list(place.positions.items())[:8])
+    values = place.values
+    first, last = place.plateau
+    found = f" (massive in {place.spiking.mean:.0%} of the windows)" if place.massive else " (nothing is massive)"
     return (
-        f"Followed: dim {place['dim']}, most often token {place['token']!r}{found}; windows: {positions}\n"
-        f"peak {interval(values[place['peak_layer']], True)} at layer {place['peak_layer']}, "
+        f"Followed: dim {place.dim}, most often token {place.token!r}{found}; windows: {positions}\n"
+        f"peak {interval(values[place.peak_layer], True)} at layer {place.peak_layer}, "
         f"plateau layers {first} to {last}\n"
-        f"Rule: {place['rule']}\n" + _first_tokens(place)
+        f"Rule: {place.rule}\n" + _first_tokens(place)
     )
 
 
-def _first_tokens(place: dict[str, Any]) -> str:
+def _first_tokens(place: FollowedPlace) -> str:
     """What the spread of values at position 0 is of."""
-    if place["first_tokens"] is None:
+    if place.first_tokens is None:
         return ""
-    n = place["values"][0]["n"]
+    n = place.values[0].n
     return (
         f"At position 0 a value depends on the first token alone: {n} windows are {n} draws of a token, "
-        f"{place['first_tokens']} different ones here\n"
+        f"{place.first_tokens} different ones here\n"
     )
 
 
-def tests_table(tests: list[dict[str, Any]]) -> str:
+def tests_table(tests: Iterable[StoredTest]) -> str:
     """Every threshold that a verdict hangs on: what was measured, what was asked, how far away the threshold is.
 
     distance: from the nearer end of the interval; 0 where the interval holds the threshold, which is never a verdict.
     """
     rows = [
         [
-            t["what"],
-            interval({"mean": t["mean"], "ci95": t["interval"]}),
-            f"{t['wanted']} {number(t['threshold'])}",
-            t["side"],
-            number(t["distance"], True),
+            test.what,
+            number(test.mean) if test.mean is None else interval(Cell(test.mean, test.interval)),
+            f"{test.wanted} {number(test.threshold)}",
+            test.side,
+            number(test.distance, True),
         ]
-        for t in tests
+        for test in tests
     ]
     return table(["what", "measured", "asked", "it is", "distance"], rows) if rows else ""
 
 
-def first_tokens_text(results: dict[str, Any]) -> str:
+def first_tokens_text(largest: AblatedPlace, exact: FirstTokens | None) -> str:
     """What the windows' spread at position 0 is of, and the exact numbers over all first tokens, if there are any."""
-    largest, exact = results["places"][0], results["first_tokens"]
-    if largest["position"] != "first":
+    if largest.position != "first":
         return ""
-    n = largest["windows"]
+    n = largest.windows
     text = f"At position 0 a value depends on the first token alone: {n} windows are {n} draws of a token.\n"
     return text if exact is None else text + exact_text(exact)
 
 
-def exact_text(exact: dict[str, Any]) -> str:
-    """What of lib.core.first_tokens holds over all first tokens of the text."""
-    still = "" if exact["still_massive"] is None else f", still massive {exact['still_massive']:.1%}"
+def exact_text(exact: FirstTokens) -> str:
+    still = "" if exact.still_massive is None else f", still massive {exact.still_massive:.1%}"
     return (
-        f"All {exact['tokens']:,} first tokens that the text could give, each as often as the text has it, "
-        f"{exact['share']:.1%} of which have the spike, exactly: dim {exact['dim']} after layer {exact['layer']} "
-        f"{number(exact['value'], True)} -> {number(exact['ablated'], True)}, retained {number(exact['retained'])}, "
-        f"|change| / |value| {number(exact['absolute_change'])}{still}\n"
-        "Token by token, it " + ", ".join(f"{fate} for {share:.1%}" for fate, share in exact["shares"].items()) + "\n"
+        f"All {exact.tokens:,} first tokens that the text could give, each as often as the text has it, "
+        f"{exact.share:.1%} of which have the spike, exactly: dim {exact.dim} after layer {exact.layer} "
+        f"{number(exact.value, True)} -> {number(exact.ablated, True)}, retained {number(exact.retained)}, "
+        f"|change| / |value| {number(exact.absolute_change)}{still}\n"
+        "Token by token, it " + ", ".join(f"{fate} for {share:.1%}" for fate, share in exact.shares.items()) + "\n"
     )
 
 
-def cell(layer: dict[str, Any], key: str) -> dict[str, Any]:
-    """The average of a statistic (top1, median, ...) or of a followed dim, in one layer's entry."""
-    return layer[key] if key in layer else layer["dims"][key]
-
-
-def conclusion_text(conclusion: dict[str, Any]) -> str:
-    """values.note: what the verdict alone would hide; values.why: why it cannot be told."""
-    values = conclusion["values"]
-    said = "; ".join(values[key] for key in ("note", "why") if values.get(key))
-    lines = [f"Conclusion: {conclusion['verdict']}" + (f" ({said})" if said else ""), f"Rule: {conclusion['rule']}"]
-    if conclusion.get("tests"):
-        lines.append(tests_table(conclusion["tests"]))
-    return "\n".join(lines) + "\n"
+def conclusion_text(conclusion: Conclusion[Any], note: str | None = None) -> str:
+    """note: what the verdict alone would hide, or why it cannot be told."""
+    verdict = f"{conclusion.verdict} ({note})" if note else conclusion.verdict
+    asked = f"{tests_table(conclusion.tests)}\n" if conclusion.tests else ""
+    return f"Conclusion: {verdict}\nRule: {conclusion.rule}\n{asked}"

@@ -2,8 +2,9 @@
 
 import hashlib
 import subprocess
-import sys
 from pathlib import Path
+
+from lib.run import command
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_MEASURING = (  # of lib/: files, and folders with all that lies below
@@ -11,6 +12,7 @@ NOT_MEASURING = (  # of lib/: files, and folders with all that lies below
     "claims",
     "core/evidence.py",
     "planted/figures.py",
+    "planted/text.py",
     "report/figures.py",
     "report/fonts.py",
     "report/tables.py",
@@ -21,7 +23,7 @@ DRAWING = ("judge.py", "text.py", "figures.py")  # of each experiment
 def code_sha256() -> str:
     """Digest of the running script and of all code that can change a number: not what only draws, words or judges."""
     digest = hashlib.sha256()
-    for path in [ROOT / Path(sys.argv[0]).name, *_measuring()]:
+    for path in [ROOT / command.current().script, *_measuring()]:
         if path.is_file():
             digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return digest.hexdigest()

@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
-from lib.run import processes, terminal
+from lib.run import command, processes, terminal
 from lib.run.errors import UserError, cause
 
 Value = TypeVar("Value")
@@ -111,7 +111,7 @@ class Options:
     def output_dir(self) -> Path:
         if self.savedir:
             return self.savedir
-        return Path("results") / self.model_name / Path(sys.argv[0]).stem
+        return Path("results") / self.model_name / Path(command.current().script).stem
 
 
 def file_name(name: str, longest: int = 160) -> str:
@@ -193,7 +193,9 @@ def require_only_replot(options: Options) -> None:
 def require_one_process() -> None:
     """For scripts that do not share their work. Raises UserError if there are several processes."""
     if processes.size() > 1:
-        raise UserError(f"{Path(sys.argv[0]).name} does not share its work among processes; start it without torchrun")
+        raise UserError(
+            f"{command.current().script} does not share its work among processes; start it without torchrun"
+        )
 
 
 def main(script: Callable[[], object]) -> None:

@@ -32,8 +32,8 @@ def cause(error: BaseException) -> str:
     """One line, of at most LONGEST characters: what an exception says and, where that gives no reason or was said to
     come of another, what that one says."""
     said: list[str] = []
-    for of in _telling(error):
-        text = _says(of)
+    for link in _telling(error):
+        text = _says(link)
         if said and text in said[-1] and len(said[-1]) <= LONGEST:
             continue
         if said and HOLLOW.match(said[-1]):
@@ -56,10 +56,10 @@ def chain(error: BaseException | None) -> list[BaseException]:
 def _telling(error: BaseException) -> list[BaseException]:
     """The part of the chain that tells why."""
     telling = []
-    for of in chain(error):
-        telling.append(of)
-        text = str(of).strip()
-        if of.__cause__ is None and text and not REASON_MISSING.match(text):
+    for link in chain(error):
+        telling.append(link)
+        text = str(link).strip()
+        if link.__cause__ is None and text and not REASON_MISSING.match(text):
             break
     return telling
 

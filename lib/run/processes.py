@@ -1,6 +1,6 @@
 """Several processes, as `torchrun` starts them, share the windows of an experiment; one process alone notices nothing.
 
-Each takes equally many whole batches, in the order of the ranks, and `gather` gives what came of them to all. Every
+Each takes equally many whole batches, in the order of the processes, and `gather` gives what came of them to all. Every
 process then goes on with the same numbers, in the order in which one process would have had them: results are the same
 to the bit. What is exchanged are small objects in main memory, so gloo serves GPUs, too.
 """
@@ -67,14 +67,14 @@ def gather(parts: list[T]) -> list[T]:
 
     Raises the error that another process took to the end of `failing_together` instead.
     """
-    return parts if size() == 1 else [part for of in _exchange(parts) for part in of]
+    return parts if size() == 1 else [part for parts_of_one in _exchange(parts) for part in parts_of_one]
 
 
 def merged(own: T) -> T:
     """`own` of all processes as one: nested lists and dicts of Counter and of what has a method `merge`."""
     first, *later = gather([own])
-    for of in later:
-        _merge(first, of)
+    for other in later:
+        _merge(first, other)
     return first
 
 
@@ -145,7 +145,7 @@ def quiet() -> Iterator[None]:
 
 
 def _exchange(mine: list[T] | Exception) -> list[list[T]]:
-    """What each process gave, in the order of the ranks. Where one gave an error it is raised here, in all of them."""
+    """What each process gave, in their order. Where one gave an error it is raised here, in all of them."""
     everyone: list[list[T] | Exception] = []
     waiting = threading.Thread(target=_all_gather, args=(mine, everyone), daemon=True)  # so that Ctrl-C can end it
     waiting.start()

@@ -1,0 +1,52 @@
+"""What experiments 1 and 2A store: one ablation beside the baseline."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lib.core.evidence import Average, Conclusion
+from lib.core.results import AblatedCondition, AblatedPlace, FirstTokens, LayerChanges, MassiveActivation
+from lib.report.result_files import Result
+
+
+@dataclass(frozen=True)
+class Results:
+    """As lib.core.ablation.Comparison, with the places of the one condition.
+
+    first_tokens: of the largest place, if that is the first position, over all first tokens that the text could give;
+    see lib.core.first_tokens.
+    """
+
+    definition: str
+    conditions: dict[str, AblatedCondition]
+    changes: dict[str, list[LayerChanges]]
+    places: list[AblatedPlace]
+    first_tokens: FirstTokens | None
+    massive: list[MassiveActivation]
+    dims: list[int]
+
+
+class PlaceWord(NamedTuple):
+    """word: what becomes of the place, one of definitions.FATES or "cannot tell"."""
+
+    position: str
+    dim: int
+    word: str
+
+
+@dataclass(frozen=True)
+class Values:
+    """Of the largest place, as in AblatedPlace; places: the word of every place. note: MIXED where the verdict is an
+    average of unlike fates."""
+
+    retained: Average
+    absolute_change: Average
+    still_massive: Average
+    size_baseline: Average
+    size_ablated: Average
+    first_tokens: FirstTokens | None
+    note: str | None
+    places: list[PlaceWord]
+
+
+Verdict = Conclusion[Values | None]  # no values where nothing is massive
+Stored = Result[Results, Verdict]

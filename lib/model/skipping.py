@@ -1,0 +1,102 @@
+"""Leave out the computation of what is off: attention and MLPs whose output is replaced anyway need not run.
+
+What a hook still sees has to be computed, so this asks a module for its hooks. PyTorch keeps them in private dicts and
+has no public way to ask; `input_is_seen` and `output_is_seen` alone read these. tests/test_skipping.py fails where a
+version of PyTorch keeps them elsewhere. Hooks of all modules at once are not asked for.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib.model.arch import Architecture
+
+
+def input_is_seen(module: torch.nn.Module) -> bool:
+    return bool(module._forward_pre_hooks)
+
+
+def output_is_seen(module: torch.nn.Module) -> bool:
+    return bool(module._forward_hooks)
+
+
+@contextmanager
+def forward_replaced(module: torch.nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+    own = vars(module).get("forward")  # accelerate puts one there
+    module.forward = function
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+@contextmanager
+def attention_skipped(arch: Architecture, layer: int, off: str) -> Iterator[None]:
+    """One layer's attention does not run, and its projection gives its bias.
+
+    off: "heads" or "attention_write", what gets its final value elsewhere. All runs as ever that a hook still sees
+    before it has that value, and attention itself if it has a hook.
+    """
+    roles = ("attention_module", "head_projection", "attention_write")
+    attention, projection, write = (arch.module(layer, role) for role in roles)
+    run, project = attention.forward, projection.forward
+    seen_before = input_is_seen(projection) if off == "heads" else output_is_seen(write)
+
+    def is_seen() -> bool:
+        if off == "heads" or seen_before:
+            return seen_before
+        return input_is_seen(projection) or (write is not projection and output_is_seen(projection))
+
+    def attend(*args: Any, **kwargs: Any) -> Any:
+        if input_is_seen(attention) or is_seen():
+            return run(*args, **kwargs)
+        hidden = args[0] if args else kwargs["hidden_states"]
+        output = projection(hidden.new_zeros(*hidden.shape[:-1], arch.n_heads * arch.head_dim))
+        return args[1] + output if arch.family.attention_adds_residual else output, None
+
+    def bias_alone(value: Tensor) -> Tensor:
+        if is_seen() or (off == "heads" and value.any()):
+            return project(value)
+        bias = arch.bias(layer, "head_projection")
+        zeros = value.new_zeros(*value.shape[:-1], arch.hidden_size)
+        return zeros if bias is None else zeros + bias
+
+    with forward_replaced(attention, attend), forward_replaced(projection, bias_alone):
+        yield
+
+
+@contextmanager
+def mlp_skipped(arch: Architecture, layer: int, _off: str) -> Iterator[None]:
+    """One layer's MLP gives zeros: its first projections give nothing at all, and the last one zeros for that.
+
+    It runs as ever if a hook sees anything of it before what it writes is zeroed.
+    """
+    first = {arch.module(layer, role) for role in ("up", *["gate"] * arch.is_gated)}
+    activation, down, write = (arch.module(layer, role) for role in ("activation", "down", "mlp_write"))
+    project = down.forward
+    seen_before = output_is_seen(write)
+
+    def is_seen() -> bool:
+        return (
+            seen_before
+            or input_is_seen(down)
+            or (write is not down and output_is_seen(down))
+            or any(input_is_seen(module) or output_is_seen(module) for module in (*first, activation))
+        )
+
+    def nothing(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda value: run(value) if is_seen() else value.new_empty(*value.shape[:-1], 0)
+
+    def zeros(value: Tensor) -> Tensor:
+        return project(value) if value.shape[-1] else value.new_zeros(*value.shape[:-1], arch.hidden_size)
+
+    with ExitStack() as stack:
+        for module in first:
+            stack.enter_context(forward_replaced(module, nothing(module.forward)))
+        stack.enter_context(forward_replaced(down, zeros))
+        yield

@@ -1,0 +1,69 @@
+"""What a diagnosis of a planted model says, field by field: by which rule, and when it agrees with the truth."""
+
+from typing import Any
+
+FIELDS = (
+    "generator",
+    "layer",
+    "neurons",
+    "dims",
+    "trigger",
+    "positions",
+    "share",
+    "sinks",
+    "readers",
+    "birth",
+    "erasers",
+    "eraser_neurons",
+    "necessary",
+    "sufficient",
+    "retained",
+    "repair",
+    "first_step_neurons",
+    "neuron_set",
+    "need",
+    "cause",
+    "single_heads",
+    "erasing_heads",
+    "costly_heads",
+    "pruning",
+)
+NUMBERS = {"share": 0.0, "retained": 0.05, "repair": 0.05}  # how far a diagnosis may be from the truth
+RULE = """\
+generator  "mlp" if the massive activations persist without heads (exp1) and collapse without MLPs (exp2a), "head" if
+           the reverse, "both" if they collapse without either, "none" if neither finds any, otherwise unclear
+layer      the first in massive[] of main_llm --exp2
+dims       all in massive[], with their signs
+positions  all in massive[]
+neurons    of an MLP: exp2c's smallest set (90 %) at that layer, for the largest dim, at the position, if all are at one
+trigger    "position 0" if every window is massive there, and of later places "token TOKEN" if they hold one token and
+           are as many as the windows have of it; ", always TOKEN" if all windows begin with the same token, which then
+           is as good an explanation; all places together, if one token explains them; otherwise unclear
+share      of the windows that have the spike (exp2b)
+sinks      heads with over 0.3 of their attention on the first token (analyze_heads_simple, without the first query)
+readers    of them, those that are not over 0.3 once massive values are set to zero in every layer's output: a high
+           score alone proves no reading
+birth      exp3's verdict: the component that writes most of the value at the followed place
+erasers    exp3's, and eraser_neurons: exp2c's smallest set in an MLP among them
+necessary, sufficient  exp2b's: MLPs and attention blocks without which the value is gone, or that make it on their own;
+           redundant generators are sufficient and not necessary, a first step is necessary and not sufficient
+retained, repair  exp2b's, of each MLP or attention block that exp3 names as a generator: what is left of the value
+           without it, and the share of its write that is made good then
+first_step_neurons  exp2c's smallest set in a necessary MLP before the birth's
+neuron_set of an MLP: exp4's minimal set (95 %) at that layer, if keep-only and remove-only runs confirm it
+need       exp5's verdict
+cause      exp6's verdict, and the tokens if it names any
+single_heads, erasing_heads, costly_heads  exp7's heads whose removal lowers the value on its plateau, raises it in the
+           last layer, costs loss
+pruning    head pruning's verdict on the single heads, or if there is none, on the head of layer 0 that attends most to
+           the first token; ", beyond the null" if no other head of the layer changes the value as much"""
+
+
+def agree(name: str, found: Any, true: Any) -> bool:
+    """Equal; of NUMBERS as near as said there. "cannot tell" agrees with nothing but itself."""
+    if name not in NUMBERS:
+        return found == true
+    each_found, each_true = (dict(x) if isinstance(x, list) else {None: x} for x in (found, true))
+    return each_found.keys() == each_true.keys() and all(
+        value is not None and abs(value - each_true[part]) <= NUMBERS[name] for part, value in each_found.items()
+    )

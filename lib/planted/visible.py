@@ -1,0 +1,86 @@
+"""What of a planted truth the scripts should see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lib.planted.truth import Truth
+
+
+def visible_of(truth: Truth) -> dict[str, Any]:
+    """{field: value} of fields.FIELDS that a right diagnosis gives."""
+    first, second, eraser, later, informed = (
+        part or {} for part in (truth.first_step, truth.second_generator, truth.eraser, truth.later, truth.informed)
+    )
+    nothing, by_head = truth.generator == "none", truth.generator == "head"
+    part = f"{'attention' if by_head else 'mlp'} {truth.layer}"
+    heads = [f"head {truth.layer}.{truth.head}"] if by_head else []
+    needed, enough = [part], [part]
+    if "neurons" in first:
+        # kept alone, the second step lacks the first, unless that is MLP 0, which experiment 2B keeps in any case
+        needed, enough = [f"mlp {first['layer']}", part], [part] if first["layer"] == 0 else []
+    if "head" in first:  # of its kind each is enough
+        heads = [f"head {first['layer']}.{first['head']}"]
+        needed = enough = [part, f"attention {first['layer']}"]
+    if second:
+        other = f"mlp {second['layer']}"
+        alone = {part: truth.retained.get(other, 1.0), other: truth.retained[part]}  # each without the other
+        needed, enough = [], [name for name, share in alone.items() if share == 1]
+    erasers = []
+    if eraser:
+        erasers = [f"head {eraser['layer']}.{eraser['head']}" if "head" in eraser else f"mlp {eraser['layer']}"]
+    return {
+        "generator": truth.generator,
+        "layer": truth.layer,
+        "neurons": list(truth.most),
+        "dims": signed([*truth.values.items(), *later.get("values", {}).items(), *informed.get("values", {}).items()]),
+        "trigger": truth.trigger,
+        "positions": list(truth.positions),
+        "share": truth.share,
+        "sinks": [list(head) for head in truth.sinks],
+        "readers": [list(head) for head in truth.readers],
+        "birth": "none found" if nothing else part if not by_head else heads[0],
+        "erasers": erasers,
+        "eraser_neurons": list(eraser.get("neurons", ())),
+        "necessary": [] if nothing else sorted(needed),
+        "sufficient": [] if nothing else sorted(enough),
+        "retained": [list(pair) for pair in sorted(truth.retained.items())],
+        "repair": [list(pair) for pair in sorted(truth.repair.items())],
+        "first_step_neurons": list(first.get("neurons", ())),
+        "neuron_set": list(truth.neurons),
+        "need": _need(truth),
+        "cause": _cause(truth),
+        "single_heads": heads,
+        "erasing_heads": [name for name in erasers if name.startswith("head")],
+        "costly_heads": [f"head {layer}.{head}" for layer, head in truth.costly],
+        "pruning": "none found" if nothing else "collapses, beyond the null" if heads else "persists",
+    }
+
+
+def _need(truth: Truth) -> str:
+    if truth.generator == "none":
+        return "none found"
+    # experiment 5 turns off the MLP that writes the value: it cannot where a head does, and it tells nothing where
+    # another MLP makes it good
+    return "cannot tell" if truth.generator == "head" or truth.second_generator else truth.need
+
+
+def _cause(truth: Truth) -> str:
+    if truth.generator == "none":
+        return "none found"
+    tokens = " ".join(sorted(truth.tokens))
+    if truth.generator in ("head", "both"):  # a planted head looks away from the trigger: it needs nothing else to see
+        return f"no other context, certain tokens {tokens}" if tokens else "position and no other context"
+    return f"token {tokens}" if tokens else "position"
+
+
+def named(heads: Iterable[Sequence[int]]) -> list[str]:
+    """["head 2.0", "head 4.3"] of (layer, head) pairs."""
+    return [f"head {layer}.{head}" for layer, head in heads]
+
+
+def signed(values: Iterable[tuple[int, float]]) -> list[str]:
+    """["+4", "-53"] of (dim, value) pairs, each once."""
+    return [f"{'+' if positive else '-'}{dim}" for dim, positive in sorted({(dim, value > 0) for dim, value in values})]

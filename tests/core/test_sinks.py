@@ -1,0 +1,120 @@
+"""Attention to the first token without attention maps equals what the maps say."""
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lib.core import sinks
+from lib.core.data import Windows
+from lib.model import hooks
+from tests import reference
+from tests.conftest import HEADS, LAYERS, language_model, logits, tiny_model, token_ids
+
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+LENGTH = 72  # longer than SINK_WINDOW
+
+
+@pytest.fixture
+def long_lm(family, tokenizer):
+    position_table = {"n_positions": LENGTH} if family == "gpt2" else {}
+    return language_model(tiny_model(family, **position_table), tokenizer)
+
+
+def head_scores(lm, ids, batch_size):
+    scores = sinks.HeadScores(lm.arch)
+    with sinks.watch(lm, scores.update):
+        for batch in ids.split(batch_size):
+            hooks.forward(lm, batch)
+            scores.end_batch()
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("name", "queries"), [("scores", {}), ("later", {"first_query": 1}), ("window", {"queries": 64})]
+)
+def test_scores_equal_means_over_attention_maps(long_lm, kernel, name, queries):
+    ids = token_ids(3, LENGTH)
+    config = long_lm.model.config
+    seen = reference.observe(long_lm.model, ids)
+    expected = [
+        [
+            [reference.first_token_attention(config, seen.attentions[la][s, h], la, **queries) for h in range(HEADS)]
+            for la in range(LAYERS)
+        ]
+        for s in range(3)
+    ]
+    got = getattr(head_scores(long_lm, ids, batch_size=2), name)
+    assert got == pytest.approx(np.array(expected), abs=1e-5)
+
+
+def test_only_queries_that_can_see_the_first_token_count(long_lm):
+    ids, visible = token_ids(1, 20), {}
+    with sinks.watch(long_lm, lambda layer, _p, seen: visible.update({layer: seen.tolist()})):
+        hooks.forward(long_lm, ids)
+    attentions = reference.observe(long_lm.model, ids).attentions
+    for layer in range(LAYERS):
+        assert visible[layer] == (attentions[layer][0, :, :, 0] > 0).any(0).tolist()
+    sliding = {"mistral": [0, 1, 2], "gemma3_text": [0, 2]}.get(long_lm.model.config.model_type, [])
+    assert [layer for layer in range(LAYERS) if not all(visible[layer])] == sliding
+
+
+def test_sink_rate(lm):
+    ids = token_ids(4, 12)
+    seen = [reference.observe(lm.model, of[None]).attentions for of in ids]
+    scores = head_scores(lm, ids, batch_size=4)
+    expected = [reference.sink_rate(lm.model.config, of) for of in seen]
+    assert 0 < np.mean(expected) < 1
+    assert scores.sink_rates() == pytest.approx(np.array(expected))
+
+
+def test_sink_rate_is_that_of_64_tokens():
+    scores = sinks.HeadScores(language_model(tiny_model("gpt2")).arch)
+    probability = torch.full((1, HEADS, 128), 0.4)
+    probability[..., 64:] = 0
+    probability[:, 0] = 0.29
+    for layer in range(LAYERS):
+        scores.update(layer, probability, torch.ones(128, dtype=torch.bool))
+    scores.end_batch()
+    assert scores.sink_rates() == pytest.approx([0.75])
+
+
+def test_watching_changes_nothing(lm, kernel):
+    ids = token_ids(2, 30)
+    before = logits(lm, ids)
+    with sinks.watch(lm, lambda *_: None):
+        assert_close(logits(lm, ids), before, **({"rtol": 0, "atol": 0} if kernel == "log sum exp" else TOLERANCE))
+    assert lm.model.config._attn_implementation == "sdpa"
+    assert torch.equal(logits(lm, ids), before)
+
+
+def test_restored_after_an_error(lm):
+    def fail(layer, *_):
+        if layer == 1:
+            raise ValueError("on purpose")
+
+    ids = token_ids(2, 30)
+    before = logits(lm, ids)
+    with pytest.raises(ValueError, match="on purpose"), sinks.watch(lm, fail):
+        hooks.forward(lm, ids)
+    assert torch.equal(logits(lm, ids), before)
+    with sinks.watch(lm, lambda *_: None):
+        hooks.forward(lm, ids)
+
+
+def test_measure_stops_after_the_last_layer(lm):
+    windows = Windows(token_ids(3, 9), 3, False, "test")
+    reached = []
+    lm.arch.blocks[2].register_forward_pre_hook(lambda *_: reached.append(2))
+    part = sinks.measure(lm, windows, batch_size=2, last_layer=1).scores
+    assert not reached
+    whole = sinks.measure(lm, windows, batch_size=2).scores
+    assert np.array_equal(part[:, :2], whole[:, :2])
+    assert np.isnan(part[:, 2]).all()
+    assert not np.isnan(whole).any()
+
+
+def test_rank():
+    ranking = sinks.rank(np.array([[0.1, 0.9], [0.5, 0.1]]))
+    assert [(row.layer, row.head) for row in ranking] == [(0, 1), (1, 0), (0, 0), (1, 1)]
+    assert [row.score for row in ranking] == [0.9, 0.5, 0.1, 0.1]

@@ -1,0 +1,399 @@
+"""Every supported architecture, as transformers builds it, against that model's own outputs and zeroed copies of it."""
+
+import gc
+from contextlib import ExitStack
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+import transformers
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.integrations import sdpa_attention
+
+from experiments.mlp_internal import measure
+from lib.core import mlp, sinks
+from lib.model import arch, families, hooks
+from lib.model.models import LanguageModel, load
+from lib.run.cli import Options, UserError
+from tests import architectures
+from tests.cases import LAYER, SEQUENCES, build, by_hand, captured, close, configuration, run, without
+from tests.conftest import save
+from tests.reference import matrix
+
+
+def same(case, got, expected):
+    """`got` is of run(), `expected` of observe(), and not what the whole model does."""
+    logits, hidden = got
+    close(logits, expected.logits)
+    for mine, real in zip(hidden, expected.hidden[1:], strict=True):
+        close(mine, real)
+    assert (logits - case.real.logits).abs().max() > 1e-2
+
+
+def test_block_outputs_are_the_hidden_states(case):
+    logits, hidden = run(case)
+    assert torch.equal(logits, case.real.logits)
+    for mine, real in zip(hidden, case.real.hidden[1:], strict=True):
+        close(mine, real)
+
+
+def test_head_off_is_a_zero_slice_of_the_projection(case):
+    same(case, run(case, hooks.heads_off(case.lm.arch, case.heads)), without(case, heads=case.heads))
+
+
+def test_attention_off_is_a_zero_projection(case):
+    same(case, run(case, hooks.attention_off(case.lm.arch, [0, 2])), without(case, attentions=[0, 2]))
+
+
+def test_mlp_off_is_a_zero_projection(case):
+    same(case, run(case, hooks.mlps_off(case.lm.arch, [0, 2])), without(case, mlps=[0, 2]))
+
+
+EVERY_LAYER = range(architectures.LAYERS)
+PARTS_OFF = {  # part: (hooks.* that turns it off in these layers, role of the module, its side, what is zeroed there)
+    "heads": (
+        lambda view, layers: hooks.heads_off(view, [(layer, head) for layer in layers for head in range(view.n_heads)]),
+        ("head_projection", hooks.watch_inputs),
+    ),
+    "attention": (hooks.attention_off, ("attention_write", hooks.watch_outputs)),
+    "mlps": (hooks.mlps_off, ("mlp_write", hooks.watch_outputs)),
+}
+
+
+def zeroed(view, part, layers):
+    """The part runs and is then multiplied by zero."""
+    role, watch = PARTS_OFF[part][1]
+    return watch(view, role, lambda _layer, value: value * 0, layers)
+
+
+@pytest.mark.parametrize("part", PARTS_OFF)
+@pytest.mark.parametrize("layers", [[1], EVERY_LAYER], ids=["one", "every"])
+def test_off_is_bit_for_bit_what_zeroing_gives(case, part, layers):
+    view = case.lm.arch
+    got, expected = run(case, PARTS_OFF[part][0](view, layers)), run(case, zeroed(view, part, layers))
+    assert torch.equal(got[0], expected[0])
+    for mine, theirs in zip(got[1], expected[1], strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def operations(case, *watchers):
+    """Floating-point operations of the matrix products, attention among them, of one pass through the blocks."""
+    with ExitStack() as stack:
+        for watcher in watchers:
+            stack.enter_context(watcher)
+        counter = stack.enter_context(FlopCounterMode(display=False))
+        hooks.forward(case.lm, case.ids)
+    return counter.get_total_flops()
+
+
+def test_off_is_not_computed(case):
+    """Nothing that multiplies matrices is left; one part alone leaves what is the other's, in one layer its share."""
+    view = case.lm.arch
+    heads, attention, mlps = (part[0] for part in PARTS_OFF.values())
+    outside = operations(case, attention(view, EVERY_LAYER), mlps(view, EVERY_LAYER))
+    assert operations(case, heads(view, EVERY_LAYER), mlps(view, EVERY_LAYER)) == outside
+    everything = operations(case) - outside
+    no_attention, no_mlps = (operations(case, off(view, EVERY_LAYER)) - outside for off in (attention, mlps))
+    assert no_attention + no_mlps == everything
+    assert min(no_attention, no_mlps) > 0
+    assert outside <= everything / 10
+    for off, all_of_it in ((heads, no_mlps), (attention, no_mlps), (mlps, no_attention)):
+        assert operations(case, off(view, [1])) - outside == everything - all_of_it / architectures.LAYERS
+
+
+WATCHED = [  # (role, side) of what lib's watchers see of the parts
+    *(("head_projection", watch) for watch in (hooks.watch_inputs, hooks.watch_outputs)),
+    *(("down", watch) for watch in (hooks.watch_inputs, hooks.watch_outputs)),
+    *((role, hooks.watch_outputs) for role in ("attention_write", "mlp_write", "up", "gate", "activation")),
+]
+
+
+@pytest.mark.parametrize("entered", ["before", "after"])
+def test_watchers_see_of_what_is_off_what_they_would_see_if_it_ran(case, entered):
+    """Entered before or after the part is off; the probabilities on the first token as well."""
+    view = case.lm.arch
+
+    def seen_under(off):
+        seen = {}
+        watchers = [
+            watch(view, role, lambda layer, value, key=(role, watch): seen.update({(*key, layer): value.clone()}))
+            for role, watch in wanted
+        ]
+        run(case, *([*watchers, off] if entered == "before" else [off, *watchers]))
+        return seen
+
+    for part, (turn_off, _where) in PARTS_OFF.items():
+        for role, watch in WATCHED:
+            if role != "gate" or view.is_gated:
+                wanted = [(role, watch)]
+                got, expected = seen_under(turn_off(view, [0, 2])), seen_under(zeroed(view, part, [0, 2]))
+                assert got.keys() == expected.keys()
+                assert all(torch.equal(got[key], expected[key]) for key in expected), (part, role, watch)
+        probabilities = [{}, {}]
+        for into, off in zip(probabilities, (turn_off(view, [0, 2]), zeroed(view, part, [0, 2])), strict=True):
+            run(case, off, sinks.watch(case.lm, lambda layer, p, _v, into=into: into.update({layer: p})))
+        assert list(probabilities[0]) == [0, 1, 2]
+        assert all(torch.equal(probabilities[0][layer], probabilities[1][layer]) for layer in range(3))
+
+
+@pytest.mark.parametrize("off", ["heads", "attentions"])
+def test_tokens_meet_in_attention_only(case, off):
+    """With no attention anywhere, one token's outputs do not depend on the tokens before."""
+    architecture = case.lm.arch
+    layers, heads = range(architecture.n_layers), range(architecture.n_heads)
+    every_head = [(layer, head) for layer in layers for head in heads]
+    changed = SimpleNamespace(**vars(case))
+    changed.ids = case.ids.clone()
+    changed.ids[:, :-1] = (case.ids[:, :-1] + 1) % architectures.TOKENS["vocab_size"]
+
+    def last(of):
+        if off == "heads":
+            return run(of, hooks.heads_off(architecture, every_head))[0][:, -1]
+        return run(of, hooks.attention_off(architecture, layers))[0][:, -1]
+
+    close(last(changed), last(case))
+    assert (run(changed)[0][:, -1] - run(case)[0][:, -1]).abs().max() > 1e-2
+
+
+def test_heads_are_in_the_order_of_their_maps(case):
+    """A head whose attention weights are all zero, by PyTorch's own functions, is a head that is off."""
+    layer, head = case.heads[-1]
+
+    def no_output(function):
+        def call(*args, **kwargs):
+            value = function(*args, **kwargs)
+            calls.append(1)
+            if len(calls) == layer + 1:
+                value = value.clone()
+                value[:, head] = 0
+            return value
+
+        return call
+
+    calls, name = [], "scaled_dot_product_attention"
+    if case.lm.model.config._attn_implementation == "eager":
+        name = "softmax"
+    with mock.patch.object(torch.nn.functional, name, no_output(getattr(torch.nn.functional, name))):
+        expected = run(case)[0]
+    assert len(calls) == architectures.LAYERS
+    close(run(case, hooks.heads_off(case.lm.arch, [(layer, head)]))[0], expected)
+
+
+def test_contributions_add_up(case):
+    scale = getattr(case.lm.model.config, "residual_multiplier", 1)
+    attention, mlps = captured(case, "attention_write"), captured(case, "mlp_write")
+    for layer, (before, after) in enumerate(zip(case.real.hidden[:-1], case.real.hidden[1:], strict=True)):
+        close(before + scale * (attention[layer] + mlps[layer]), after)
+        assert min(attention[layer].abs().max(), mlps[layer].abs().max()) > 1e-2
+
+
+def test_probabilities_are_those_of_the_maps(case, kernel):
+    seen, visible = {}, {}
+
+    def see(layer, probability, sees_first):
+        seen[layer], visible[layer] = probability, sees_first
+
+    close(run(case, sinks.watch(case.lm, see))[0], case.real.logits)
+    windows = 0
+    for layer, maps in enumerate(case.real.maps):
+        first = maps[..., 0]
+        assert_close(seen[layer], first, rtol=0, atol=1e-5)
+        assert torch.equal(visible[layer], (first > 0).any(0).any(0))
+        windows += not visible[layer].all()
+    assert (windows > 0) == ("sliding" in case.variant or "local" in case.variant)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_probability_of_a_single_token_is_one(case, kernel, grouped):
+    """Also where transformers does not leave the grouping of queries to PyTorch, as for heads wider than 256."""
+    seen = {}
+    with (
+        mock.patch.object(sdpa_attention, "use_gqa_in_sdpa", return_value=grouped),
+        sinks.watch(case.lm, lambda layer, probability, _visible: seen.update({layer: probability})),
+    ):
+        hooks.forward(case.lm, case.ids[:, :1])
+    rounding = 4e-6 if kernel == "log sum exp" else 0  # of float32 logits of up to 16, in the exponent
+    for layer in range(architectures.LAYERS):
+        expected = torch.ones(SEQUENCES, case.lm.arch.n_heads, 1)
+        assert_close(seen[layer], expected, rtol=0, atol=rounding)
+
+
+def test_everything_is_restored(case):
+    class Broken(Exception):  # noqa: N818
+        pass
+
+    def fail(layer, *_):
+        if layer == LAYER:
+            raise Broken
+
+    attention = case.lm.model.config._attn_implementation
+    architecture = case.lm.arch
+    for watcher in (
+        hooks.heads_off(architecture, case.heads),
+        hooks.attention_off(architecture, [LAYER]),
+        hooks.mlps_off(architecture, [LAYER]),
+        sinks.watch(case.lm, lambda *_: None),
+        hooks.activation_replaced(architecture, LAYER, torch.relu),
+    ):
+        run(case, watcher)
+    for watcher in (sinks.watch(case.lm, fail), hooks.watch_outputs(architecture, "down", fail)):
+        with pytest.raises(Broken):
+            run(case, watcher)
+    assert torch.equal(run(case)[0], case.real.logits)
+    assert case.lm.model.config._attn_implementation == attention
+
+
+def test_mlp_checkpoints_equal_a_hand_made_mlp(case):
+    architecture = case.lm.arch
+    got = {}
+    for name, _label, role, side in mlp.checkpoints_of(architecture, LAYER):
+        watch = hooks.watch_inputs if side == "input" else hooks.watch_outputs
+        got[name] = captured(case, role, watch)[LAYER]
+    scale = getattr(case.lm.model.config, "residual_multiplier", 1)
+    after_attention = case.real.hidden[LAYER] + scale * captured(case, "attention_write")[LAYER]
+    close(got["residual"], case.real.hidden[LAYER] if "parallel" in case.variant else after_attention)
+    gate, up, inner, output = by_hand(case, got.get("mlp_input", got["residual"]))
+    if gate is not None:
+        close(got["gate"], gate)
+        close(got["after_activation"], case.tested.act(gate), 1e-4)
+    close(got["up" if case.tested.gated else "after_linear1"], up)
+    close(got["product" if case.tested.gated else "after_activation"], inner, 1e-4)
+    close(got["mlp_output"], output, 1e-4)
+    written = captured(case, "mlp_write")[LAYER]
+    has_norm = "gemma" in case.family or case.family == "olmo2"
+    assert ("mlp_write" in got) == has_norm == (not torch.allclose(written, output, atol=1e-2))
+    close(got.get("mlp_write", written), written)
+    close(got["block_output"], case.real.hidden[LAYER + 1])
+
+
+def test_neurons_add_up_to_the_mlp_output(case):
+    internals = measure.Internals(case.lm, LAYER, position=5, dim=3)
+    internals.measure(slice(0, len(case.ids)), case.ids)
+    _gate, _up, inner, output = by_hand(case, captured(case, "up", hooks.watch_inputs)[LAYER])
+    contributions = internals.contributions(3)
+    weight = matrix(case.lm.model.get_submodule(case.tested.blocks)[LAYER].get_submodule(case.tested.mlp_out))
+    by_neuron = {row.neuron: row.contribution for row in contributions}
+    expected = (inner[:, 5] * weight[3]).mean(0)
+    close(torch.tensor([by_neuron[n] for n in range(len(expected))]), expected, 1e-4)
+    check = internals.check(3, contributions)
+    assert check.output == pytest.approx(output[:, 5, 3].mean().item(), rel=1e-3)
+    assert check.relative_error < 1e-3
+    checkpoints = {row.name: row for row in internals.checkpoints()}
+    assert checkpoints["mlp_output"].max == pytest.approx(output.abs().max().item(), rel=1e-4)
+
+
+def test_neurons_replaced(case):
+    """With ReLU for the activation function, the MLP is the hand-made one with ReLU."""
+    replaced = SimpleNamespace(**vars(case))
+    replaced.tested = SimpleNamespace(**{**vars(case.tested), "act": torch.relu})
+    values = {}
+    with hooks.watch_inputs(case.lm.arch, "up", lambda _la, value: values.update(mlp_input=value.clone()), [LAYER]):
+        run(
+            case,
+            hooks.activation_replaced(case.lm.arch, LAYER, torch.relu),
+            hooks.watch_outputs(case.lm.arch, "down", lambda _la, value: values.update(out=value.clone()), [LAYER]),
+        )
+    close(values["out"], by_hand(replaced, values["mlp_input"])[3], 1e-4)
+
+
+def test_projections_are_those_of_the_model(case):
+    block = case.lm.model.get_submodule(case.tested.blocks)[LAYER]
+    first = [block.get_submodule(path) for path in case.tested.mlp_in]
+    roles = ("gate", "up") if case.tested.gated else ("up",)
+    weights = torch.cat([case.lm.arch.weight(LAYER, role) for role in roles])
+    assert torch.equal(weights, torch.cat([matrix(module) for module in first]))
+    biases = [case.lm.arch.bias(LAYER, role) for role in roles]
+    if biases[0] is None:
+        assert all(module.bias is None for module in first)
+    else:
+        assert torch.equal(torch.cat(biases), torch.cat([module.bias for module in first]))
+    for role, path in (("head_projection", case.tested.attention_out), ("down", case.tested.mlp_out)):
+        assert torch.equal(case.lm.arch.weight(LAYER, role), matrix(block.get_submodule(path)))
+
+
+def test_dimensions(case):
+    architecture, config = case.lm.arch, case.lm.model.config
+    assert architecture.n_layers == architectures.LAYERS
+    assert architecture.n_heads == case.real.maps[0].shape[1]
+    assert architecture.hidden_size == case.real.hidden[0].shape[-1]
+    width = getattr(config, "head_dim", None) or architecture.hidden_size // architecture.n_heads
+    assert architecture.head_dim == width
+    assert architecture.n_positions == (None if config.model_type == "bloom" else 64)
+
+
+@pytest.mark.parametrize("family", [f for f, of in families.FAMILIES.items() if of.attention == "eager"])
+def test_maps_are_not_kept(family):
+    """As many (seq, seq) tensors are alive in the last layer as in the third."""
+    layers = "num_layers" if family == "gpt_neo" else "num_hidden_layers"
+    changes = {"attention_types": [[["global"], 6]]} if family == "gpt_neo" else {"layer_types": None}
+    length = 37
+    model = build(configuration(family, {layers: 6, **changes}))
+    lm = LanguageModel(model, arch.Architecture(model), None, {})
+    alive = []
+
+    def see(layer, _probability, _visible):
+        if layer >= 2:
+            tensors = (x for x in gc.get_objects() if type(x) is torch.Tensor)
+            alive.append(sum(x.shape[-2:] == (length, length) for x in tensors))
+
+    with sinks.watch(lm, see):
+        hooks.forward(lm, torch.ones(1, length, dtype=torch.long))
+    assert len(alive) == 4
+    assert max(alive) == alive[0] > 0
+
+
+def test_attention_that_cannot_be_watched_is_an_error():
+    model = build(configuration("llama", {}))
+    lm = LanguageModel(model, arch.Architecture(model), None, {})
+    with (
+        mock.patch.dict(
+            transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS._global_mapping,
+            {"sdpa": lambda _module, query, *_a, **_k: (query.transpose(1, 2), None)},
+        ),
+        pytest.raises(UserError, match="cannot watch"),
+        sinks.watch(lm, lambda *_: None),
+    ):
+        hooks.forward(lm, torch.ones(1, 4, dtype=torch.long))
+
+
+@pytest.mark.parametrize("family", architectures.TESTED)
+def test_loads_as_it_was_saved(family, tokenizer, tmp_path):
+    model = build(configuration(family, {"vocab_size": 320}))
+    loaded = load(Options(model=str(save(tmp_path / "model", model, tokenizer)), device="cpu", offline=True))
+    assert loaded.model.config._attn_implementation == model.config._attn_implementation
+    ids = torch.arange(12)[None]
+    assert torch.equal(loaded.model(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
+
+
+def test_refused_when_loaded(tokenizer, tmp_path):
+    model = build(configuration("opt", {"vocab_size": 320}))
+    model.config.do_layer_norm_before = False
+    with pytest.raises(UserError, match="unsupported variant of 'opt'"):
+        load(Options(model=str(save(tmp_path / "model", model, tokenizer)), device="cpu", offline=True))
+
+
+@pytest.mark.parametrize(("family", "changes", "message"), architectures.REFUSED)
+def test_variant_refused(family, changes, message):
+    assert families.family_of(configuration(family, {}))
+    with pytest.raises(UserError, match=f"unsupported variant of '{family}': .*{message}"):
+        families.family_of(configuration(family, changes))
+
+
+def test_eager_falcon_with_alibi_is_refused():
+    model = build(configuration("falcon", {"alibi": True}))
+    assert arch.Architecture(model)
+    model.config._attn_implementation = "eager"
+    with pytest.raises(UserError, match="adds ALiBi twice"):
+        arch.Architecture(model)
+
+
+@pytest.mark.parametrize("model_type", architectures.UNSUPPORTED)
+def test_architecture_unsupported(model_type):
+    with pytest.raises(UserError, match=f"unsupported architecture '{model_type}'; supported: gpt2, .*llama"):
+        families.family_of(transformers.AutoConfig.for_model(model_type))
+
+
+def test_every_family_is_tested():
+    assert list(architectures.TESTED) == list(families.FAMILIES)

@@ -1,0 +1,212 @@
+"""What the benchmark makes of values and times; no test here looks at a clock."""
+
+import numpy as np
+import pytest
+
+from benchmarks import bench, compare, entries, figures
+from benchmarks.compare import AtMost, Faster, FlatMemory, LeastMemory, Within
+from benchmarks.entries import ENTRIES, TARGETS
+from benchmarks.worker import Worker
+from lib import catalogue
+from lib.report import result_files
+from lib.run.cli import Options, UserError
+from tests.conftest import token_ids
+
+LAYERS = np.arange(1, 13, dtype=float).reshape(2, 3, 2)
+
+
+def row(name, times, tool="peer", gives="both", peak_mib=100.0, error=None):
+    return {
+        "name": name,
+        "label": name.upper(),
+        "tool": tool,
+        "gives": gives,
+        "n_layers": 3,
+        "times": times,
+        "peak_mib": peak_mib,
+        "error": error,
+    }
+
+
+def rows(**changed):
+    every = [
+        row("bare", [1.0, 2.0, 4.0], gives="nothing", peak_mib=50.0),
+        row("ours", [1.1, 2.0, 4.8], tool="ours", peak_mib=90.0),
+        row("slow", [3.0, 6.0, 9.0]),
+        row("fast", [2.2, 3.0, 4.8]),
+        row("less", [0.5, 1.0, 2.0], gives="layers", peak_mib=95.0),
+    ]
+    return {r["name"]: r | changed.get(r["name"], {}) for r in every}
+
+
+def test_equal_values_pass_and_the_largest_difference_is_named():
+    values = {
+        "a": {"layers": LAYERS, "heads": np.ones((2, 3))},
+        "b": {"layers": LAYERS[:, :2] * (1 + 1e-6)},  # a tool that does not give the last layer
+        "c": {"layers": LAYERS * (1 - 2e-6), "heads": np.ones((2, 3))},
+    }
+    differences = compare.require_equal(values)
+    assert differences["layers"]["between"] == ["b", "c"]
+    assert differences["layers"]["relative"] == pytest.approx(3e-6, rel=1e-3)
+    assert differences["heads"] == {"relative": 0.0, "between": ["a", "c"]}
+
+
+def one_value(array):
+    array[1, 2, 0] *= 1 + 2 * compare.TOLERANCE
+
+
+def not_a_number(array):
+    array[0, 0, 0] = np.nan
+
+
+@pytest.mark.parametrize("spoil", [one_value, not_a_number])
+def test_one_value_that_differs_is_refused(spoil):
+    spoiled = LAYERS.copy()
+    spoil(spoiled)
+    with pytest.raises(UserError, match=r"'layers' of a and of b differ"):
+        compare.require_equal({"a": {"layers": LAYERS}, "b": {"layers": spoiled}})
+
+
+def test_a_missing_window_is_refused():
+    with pytest.raises(UserError, match="differ"):
+        compare.require_equal({"a": {"layers": np.ones((2, 3))}, "b": {"layers": np.ones((1, 3))}})
+
+
+def test_ratios_are_of_the_same_round():
+    every = rows()
+    assert compare.spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0}
+    assert compare.ratios(every["ours"], every["bare"]) == pytest.approx({"median": 1.1, "min": 1.0, "max": 1.2})
+    assert compare.ratios(every["ours"] | {"error": "why"}, every["bare"]) is None
+
+
+@pytest.mark.parametrize(
+    ("target", "value", "met"),
+    [
+        (AtMost("ours", "bare", 1.1001), 1.1, True),
+        (AtMost("ours", "bare", 1.0999), 1.1, False),
+        (Faster("ours", "peer", 1.49), 1.5, True),  # over `fast`; `less` gives less, `slow` is slower
+        (Faster("ours", "peer", 1.51), 1.5, False),
+        (LeastMemory("ours", ("layers", "both")), 95 / 90, True),  # `bare` gives neither
+        (FlatMemory("fast", "ours", 1.12), 100 / 90, True),
+        (FlatMemory("fast", "ours", 1.11), 100 / 90, False),
+        (Within("fast", 3.1), 3.0, True),
+        (Within("fast", 3.0), 3.0, False),
+    ],
+    ids=str,
+)
+def test_targets(target, value, met):
+    every = rows()
+    for of in every.values():
+        of["seconds"] = compare.spread(of["times"])
+    judged = target.judge(every)
+    assert judged["value"] == pytest.approx(value)
+    assert judged["verdict"] == ("met" if met else "not met")
+
+
+def test_more_memory_than_one_other_tool_is_not_met():
+    judged = LeastMemory("ours", ("layers", "both")).judge(rows(less={"peak_mib": 89.0}))
+    assert judged["value"] == pytest.approx(89 / 90)
+    assert judged["verdict"] == "not met"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        Faster("ours", "peer", 1.1),
+        LeastMemory("ours", ("layers", "both")),
+        AtMost("ours", "bare", 2),
+        FlatMemory("ours", "slow", 2),
+        Within("slow", 2),
+    ],
+    ids=str,
+)
+def test_a_target_that_needs_a_failed_entry_is_unknown(target):
+    failed = {"error": "ImportError: no such thing", "times": [], "peak_mib": None}
+    judged = target.judge(rows(bare=failed, slow=failed))
+    assert judged["value"] is None
+    assert judged["verdict"].startswith("unknown: ")
+
+
+def result(every):
+    for r in every.values():
+        r["seconds"] = compare.spread(r["times"]) if r["times"] else None
+        r["ratio"] = compare.ratios(r, every["bare"])
+    results = bench.Benchmark(
+        rules=bench.RULES,
+        load={"average": 2.5, "cpus": 2},
+        entries=list(every.values()),
+        differences={"layers": {"relative": 3e-6, "between": ["ours", "slow"]}},
+        targets=[AtMost("ours", "bare", 1.05).judge(every), Faster("ours", "peer", 1.4).judge(every)],
+    )
+    data = {"windows": 2, "seqlen": 64, "dataset": "d", "bos": False}
+    of_model = {"model": {"name": "m", "type": "gpt2"}, "dtype": "float32", "device": "cpu", "seed": 0}
+    provenance = {"data": data, **of_model, "time": "", "command": ""}
+    config = {"rounds": 3, "threads": 2, "model_name": "m"}
+    return catalogue.concluded(result_files.payload("benchmark", config, provenance, results, {}))
+
+
+def test_table_shows_every_entry_and_why_one_failed():
+    failed = {"error": "ImportError: no such thing", "times": [], "peak_mib": None, "n_layers": None}
+    text = bench.summarise(result(rows(slow=failed)))
+    assert "not measured: peer, SLOW: ImportError: no such thing" in text
+    lines = {line.split()[1]: line.split() for line in text.splitlines() if line.startswith(("peer ", "ours "))}
+    assert lines["OURS"][2:] == ["both", "(3)", "2.000", "1.100", "4.800", "1.10", "1.00", "1.20", "90"]
+    assert lines["SLOW"][-7:] == ["-"] * 7
+    assert any(line.endswith("1.10  not met") for line in text.splitlines())
+    assert "load average before: 2.5 on 2 CPUs" in text
+    assert any("unknown: slow failed" in line for line in text.splitlines())
+
+
+def test_an_entry_that_is_not_timed_has_a_peak_alone():
+    text = bench.summarise(result(rows(less={"times": []})))
+    line = next(line for line in text.splitlines() if "LESS" in line)
+    assert line.split()[-7:] == ["-"] * 6 + ["95"]
+
+
+def test_figure_has_a_bar_for_each_entry_measured():
+    failed = {"error": "why", "times": [], "peak_mib": None}
+    figure = figures.benchmark(result(rows(slow=failed, less={"times": []})))
+    for ax in figure.axes:
+        assert len(ax.patches) == 4
+
+
+def test_an_entry_that_cannot_start_says_why():
+    worker = Worker("no such entry", Options(), np.zeros((1, 4), dtype=int), threads=1)
+    worker.run(0)
+    worker.end()
+    assert worker.error == "KeyError: 'no such entry'"
+    assert (worker.values, worker.seconds, worker.peak_mib) == (None, [], None)
+
+
+def test_an_entry_whose_process_is_killed_is_an_error(tiny_llama_folder):
+    options = Options(model=str(tiny_llama_folder), device="cpu", offline=True)
+    worker = Worker("bare", options, token_ids(1, 8).numpy(), threads=1)
+    assert worker.values.keys() == {"output"}
+    assert worker.peak_mib > 0
+    worker.run(0)
+    worker.process.kill()
+    worker.process.join()
+    worker.run(0)
+    worker.run(0)
+    worker.end()
+    assert worker.error == "exit code -9"
+    assert len(worker.seconds) == 1
+
+
+def test_targets_name_entries():
+    for target in TARGETS:
+        assert target.entry in ENTRIES
+        tool = getattr(target, "tool", None)
+        assert tool is None or any(e.tool == tool and e.gives == ENTRIES[target.entry].gives for e in ENTRIES.values())
+
+
+def test_entries_agree(tiny_llama_folder):
+    """Those that need nothing beyond requirements.txt; a tiny model's values pass the gate, and all are in it."""
+    options = Options(model=str(tiny_llama_folder), device="cpu", offline=True)
+    ids = token_ids(2, 40)
+    own = [name for name, e in ENTRIES.items() if e.tool in (entries.OURS, entries.TRANSFORMERS)]
+    values = {name: ENTRIES[name].prepare(options)(ids) for name in own}
+    differences = compare.require_equal(values)
+    assert differences.keys() == {key for of in values.values() for key in of}  # each key is given by two entries
+    assert values["layers"]["layers"].shape == (2, 3, 4)
+    assert values["layers_heads"]["heads"].shape == (2, 3, 4)
