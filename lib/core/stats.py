@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import UNSET
 from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
-from scipy.stats import beta, rankdata, t
+from scipy.stats import beta, rankdata, spearmanr, t
 
 from lib.core.definitions import LEVEL, RESAMPLES
 from lib.core.evidence import Average, Interval, Perplexity
@@ -228,8 +228,8 @@ def binomial_interval(hits: float, n: float, of_many: int = 1) -> Interval:
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
     """Rank correlation (Spearman 1904) of two equally long lists, ties at their mean rank; None if one is constant."""
-    ranks = rankdata(x), rankdata(y)
-    return float(np.corrcoef(*ranks)[0, 1]) if len(ranks[0]) and all(map(np.ptp, ranks)) else None
+    constant = any(len(np.unique(values)) < 2 for values in (x, y))
+    return None if constant else float(spearmanr(x, y).statistic)
 
 
 def stratified_spearman(

@@ -1,8 +1,8 @@
 """Leave out the computation of what is off: attention and MLPs whose output is replaced anyway need not run.
 
 What a hook still sees has to be computed, so this asks a module for its hooks. PyTorch keeps them in private dicts and
-has no public way to ask; `input_is_seen` and `output_is_seen` alone read these. tests/test_skipping.py fails where a
-version of PyTorch keeps them elsewhere. Hooks of all modules at once are not asked for.
+has no public way to ask; `input_is_seen` and `output_is_seen` alone read these. tests/model/test_skipping.py fails
+where a version of PyTorch keeps them elsewhere. Hooks of all modules at once are not asked for.
 """
 
 from collections.abc import Callable, Iterator

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_two_neurons_alone_carry_it(smollm2):
 def naive(smollm2):
     """(windows, naive results of the baseline and both ablations)."""
     options = main_llm.Options(**SAMPLE)
-    windows = data.load(options, smollm2)
+    windows = replace(data.load(options, smollm2), counts=None)  # all first tokens of the text would take a minute
     heads = [(layer, head) for layer in range(30) for head in range(9)]
     conditions = {"all_heads_off": {"heads": heads}, "all_mlps_off": {"mlps": range(30)}}
     return windows, reference.compare(smollm2.model, windows.ids, conditions)
@@ -112,17 +113,22 @@ def test_head_scores_agree_with_eager_maps(smollm2, naive):
 
 
 def test_peak_memory_does_not_grow_with_nsamples(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Summer is warm. Winter is cold. " * 400)  # few first tokens
+    code = (
+        "import resource, runpy\n"
+        "runpy.run_path('exp1_feasibility_test.py', run_name='__main__')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    flags = ["--model", "smollm2-135m", "--dataset", text, "--seqlen", "32", "--savedir", tmp_path]
     peaks = []
     for nsamples in (2, 34):
-        code = (
-            "import resource, runpy, sys\n"
-            "sys.argv = ['exp1_feasibility_test.py', '--model', 'smollm2-135m', '--dataset', 'python-docs', '--seqlen',"
-            f" '32', '--nsamples', '{nsamples}', '--savedir', {str(tmp_path)!r}]\n"
-            "runpy.run_path('exp1_feasibility_test.py', run_name='__main__')\n"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
-        )
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=checkout.ROOT, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code, *flags, "--nsamples", str(nsamples)],
+            cwd=checkout.ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         peaks.append(int(done.stdout.split()[-1]))
     kept = 32 * 32 * 30 * 576 * 4 / 2**10  # KiB, were 32 windows of 32 tokens to keep their block outputs
