@@ -7,7 +7,7 @@ documents. Two windows of one document are no two independent looks at the model
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -90,6 +90,14 @@ class Draws:
         hits = np.asarray(hits, dtype=np.float64)
         n = self.effective
         return Average(float(hits.mean()), binomial_interval(hits.mean() * n, n), None, len(hits))
+
+    def shares(self, hits: ArrayLike) -> list[Average]:
+        """`share` of each column of (windows, n) truth values, as a family: at Bonferroni's level."""
+        columns, n = np.asarray(hits, dtype=np.float64).T, self.effective
+        return [
+            replace(self.share(column), family95=binomial_interval(column.mean() * n, n, len(columns)))
+            for column in columns
+        ]
 
     def perplexity(self, losses: ArrayLike) -> Perplexity:
         """Of (windows,) losses, in nats a token."""

@@ -169,6 +169,17 @@ def test_share_is_scipys():
     assert few.ci95[1] > got.ci95[1] + 0.2  # three documents are no thirty
 
 
+def test_shares_are_a_family():
+    """One that all windows agree on has a width, wider the more are looked at."""
+    hits = np.ones((30, 5))
+    hits[:, 1] = np.arange(30) < 4
+    every, some, *_others = Draws(DOCUMENTS).shares(hits)
+    assert (every.mean, every.ci95) == (1, Draws(DOCUMENTS).share(np.ones(30)).ci95)
+    n = Draws(DOCUMENTS).effective
+    assert every.family95 == (pytest.approx(0.005 ** (1 / n)), 1)
+    assert some.family95[0] < some.ci95[0] < some.ci95[1] < some.family95[1]
+
+
 def test_effective_documents():
     assert independent(7).effective == 7
     assert Draws(np.array(["a", "a", "b", "b"])).effective == 2

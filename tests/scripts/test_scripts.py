@@ -124,9 +124,18 @@ def as_it_says(entry):
     flags = "".join(entry.study[:1]).format(born=1, read=1).split()
     json_name, *names = (
         name.format(model_name="{m}", layer_id=1)
-        for name in (experiment.json, experiment.txt, *experiment.figures, *experiment.extra)
+        for name in (experiment.json, experiment.txt, *experiment.figures(), *experiment.extra)
     )
     return flags, names, json_name
+
+
+def test_what_a_script_says_is_what_stands_above():
+    for entry in catalogue.EXPERIMENTS.values():
+        if not entry.command.startswith("main_llm.py"):
+            _flags, names, json_name = as_it_says(entry)
+            _own, listed, listed_json = SCRIPTS[entry.command]
+            assert {name.format(m="{m}") for name in names} >= set(listed)
+            assert json_name == listed_json
 
 
 SCRIPTS |= {of.command: as_it_says(of) for of in catalogue.EXPERIMENTS.values() if of.command not in SCRIPTS}
