@@ -114,10 +114,7 @@ def layers(options):
 
     def measure(ids):
         found = LayerStatistics(lm.arch, lm.tokenizer)
-        found.begin_batch(ids)
-        with hooks.watch_outputs(lm.arch, "block", found.update):
-            hooks.forward(lm, ids)
-        found.end_batch()
+        found.run(ids, lambda: hooks.forward(lm, ids))
         return {"layers": found.rows.array}
 
     return ByWindow(options, measure)
@@ -133,10 +130,8 @@ def layers_heads(options):
 
     def measure(ids):
         found, heads = LayerStatistics(lm.arch, lm.tokenizer), sinks.HeadScores(lm.arch)
-        found.begin_batch(ids)
-        with sinks.watch(lm, heads.update), hooks.watch_outputs(lm.arch, "block", found.update):
-            hooks.forward(lm, ids)
-        found.end_batch()
+        with sinks.watch(lm, heads.update):
+            found.run(ids, lambda: hooks.forward(lm, ids))
         heads.end_batch()
         return {"layers": found.rows.array, "heads": heads.scores}
 

@@ -17,21 +17,18 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     lm.arch.check_layer(options.layer_id)
     head, chosen = (options.head, "--head") if options.head is not None else highest_head(lm, options)
     statistics = LayerStatistics(lm.arch, lm.tokenizer)
-    statistics.begin_batch(windows.ids)
     before: dict[int, torch.Tensor] = {}
     after: dict[int, torch.Tensor] = {}
-    with (
-        hooks.watch_outputs(lm.arch, "block", statistics.update),
-        hooks.watch_outputs(lm.arch, "block", before.__setitem__),
-    ):
-        perplexity_before = hooks.token_losses(lm, windows.ids).mean().exp().item()
-    statistics.end_batch()
+    losses: list[torch.Tensor] = []  # the last of either
+    with hooks.watch_outputs(lm.arch, "block", before.__setitem__):
+        statistics.run(windows.ids, lambda: losses.insert(0, hooks.token_losses(lm, windows.ids)))
     with (
         hooks.heads_off(lm.arch, [(options.layer_id, head)]),
         hooks.watch_outputs(lm.arch, "block", after.__setitem__),
     ):
-        perplexity_after = hooks.token_losses(lm, windows.ids).mean().exp().item()
-    before, after = ({layer: h[0].float().cpu() for layer, h in run.items()} for run in (before, after))
+        losses.insert(0, hooks.token_losses(lm, windows.ids))
+    perplexity_after, perplexity_before = (loss.mean().exp().item() for loss in losses[:2])
+    before, after = (_on_host(outputs) for outputs in (before, after))
     tokens = [text_of(lm.tokenizer, token) for token in windows.ids[0].tolist()]
     return Results(
         definition=DEFINITION,
@@ -53,6 +50,11 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
         ],
         perplexity=ComparedPerplexity(perplexity_before, perplexity_after),
     )
+
+
+def _on_host(outputs: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+    """(seq, hidden_size) of each layer's (1, seq, hidden_size), in float32."""
+    return {layer: hidden[0].float().cpu() for layer, hidden in outputs.items()}
 
 
 def _value(size: torch.Tensor, before: torch.Tensor, after: torch.Tensor, tokens: list[str]) -> ComparedValue:

@@ -62,7 +62,7 @@ class Probe:
         parts = []
 
         def see(layer, hidden):
-            parts.append(hidden[:, :, self.dim].double().cpu())
+            parts.append(hidden[:, :, self.dim].cpu().double())
             hooks.require_finite(layer, parts[-1])
 
         with processes.progress(len(ids), batch_size, label, unit="sequence", leave=False) as progress:

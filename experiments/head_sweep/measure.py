@@ -70,7 +70,7 @@ def survey(lm: LanguageModel, windows: Windows, place: Place, batch_size: int) -
     arch, dim = lm.arch, place.dim
     scores = sinks.HeadScores(arch)
     sums: list[processes.Sum] = [processes.Sum() for _ in range(arch.n_layers)]
-    weights = [arch.weight(layer, "head_projection")[dim].double().cpu() for layer in range(arch.n_layers)]
+    weights = [arch.weight(layer, "head_projection")[dim].cpu().double() for layer in range(arch.n_layers)]
     writes = np.zeros((len(windows.ids), arch.n_layers, arch.n_heads))
     own = processes.own(len(windows.ids), batch_size)
     with processes.progress(len(windows.ids), batch_size, "heads") as progress:
@@ -80,7 +80,7 @@ def survey(lm: LanguageModel, windows: Windows, place: Place, batch_size: int) -
             written: dict[int, np.ndarray] = {}
 
             def take(layer, value, ids=ids, places=places, rows=rows):
-                value = value.reshape(*ids.shape, arch.n_heads, arch.head_dim).double().cpu()
+                value = value.reshape(*ids.shape, arch.n_heads, arch.head_dim).cpu().double()
                 sums[layer] += value.sum((0, 1))
                 parts = value[places] * weights[layer].view(arch.n_heads, arch.head_dim)
                 writes[rows, layer] = parts.sum(2)

@@ -134,7 +134,7 @@ def _columns(lm: LanguageModel, ids: torch.Tensor, layer: int, dims: list[int]) 
     columns = []
 
     def see(_layer, hidden):
-        columns.append(hidden[:, :, dims].double().cpu())
+        columns.append(hidden[:, :, dims].cpu().double())
 
     with hooks.watch_outputs(lm.arch, "block", see, range(layer, lm.arch.n_layers)):
         hooks.forward(lm, ids)

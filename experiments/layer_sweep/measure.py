@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -230,9 +231,7 @@ def _told(largest: list[Rebuilt | None], place: Place) -> Elsewhere | None:
 def _massive(lm: LanguageModel, ids: torch.Tensor) -> dict[Spot, float]:
     """The values of one pass."""
     statistics = LayerStatistics(lm.arch, lm.tokenizer)
-    statistics.begin_batch(ids)
-    with hooks.watch_outputs(lm.arch, "block", statistics.update):
-        hooks.forward(lm, ids)
+    statistics.run(ids, partial(hooks.forward, lm, ids))
     return {
         (sequence, layer, position, dim): value
         for sequence, layer, position, dim, value, _ratio in statistics.batch_massive

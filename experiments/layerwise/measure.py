@@ -1,5 +1,6 @@
 """Statistics of every layer in one pass."""
 
+from functools import partial
 from typing import Any
 
 from experiments.layerwise.results import Results
@@ -12,14 +13,9 @@ from lib.run import processes
 
 def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     statistics = LayerStatistics(lm.arch, lm.tokenizer)
-    with (
-        processes.progress(len(windows.ids), options.batch_size, "layerwise") as progress,
-        hooks.watch_outputs(lm.arch, "block", statistics.update),
-    ):
+    with processes.progress(len(windows.ids), options.batch_size, "layerwise") as progress:
         for _rows, ids in windows.batches(options.batch_size):
-            statistics.begin_batch(ids)
-            hooks.forward(lm, ids)
-            statistics.end_batch()
+            statistics.run(ids, partial(hooks.forward, lm, ids))
             progress.update(len(ids))
     statistics.gather()
     return Results(DEFINITION, statistics.layers(windows.draws(options.seed)), statistics.massive())

@@ -98,7 +98,7 @@ class Internals:
             for name, _label, role, side in points:
                 watch = hooks.watch_inputs if side == "input" else hooks.watch_outputs
                 stack.enter_context(watch(arch, role, keep(name), [self.layer]))
-            self.losses[replacement].extend(hooks.token_losses(self.lm, ids).double().mean(1).tolist())
+            self.losses[replacement].extend(hooks.token_losses(self.lm, ids).cpu().double().mean(1).tolist())
         return values
 
     def _site(self, output: torch.Tensor) -> tuple[int, int]:
@@ -146,7 +146,7 @@ class Internals:
         followed["largest"].extend([vectors[mlp.neuron_output(self.lm.arch)].abs().max().item()])
         for name, vector in vectors.items():
             if name in NEURONS:
-                followed["sums"][name] += vector.double().cpu()
+                followed["sums"][name] += vector.cpu().double()
             else:
                 followed["values"][name].extend([vector[dim].item()])
 

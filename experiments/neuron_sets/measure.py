@@ -58,7 +58,7 @@ def carried(
     if not minimal_set:
         return None
     chosen = [row.neuron for row in minimal_set]
-    weight = arch.weight(layer, "down")[dim, chosen].detach().double().cpu()
+    weight = arch.weight(layer, "down")[dim, chosen].detach().cpu().double()
     parts = (values[mlp.neuron_output(arch)][:, chosen] * weight).numpy()
     output = values[mlp.OUTPUT][:, dim].numpy()
     given = np.stack([parts.sum(1), parts[:, :-1].sum(1)], axis=1) * np.sign(output)[:, None]
@@ -201,7 +201,7 @@ def _projection(
     top: int,
 ) -> Projection:
     residual, normed = means["residual"], means.get("mlp_input", means["residual"])
-    weight, biases = arch.weight(layer, role)[neuron].double().cpu(), arch.bias(layer, role)
+    weight, biases = arch.weight(layer, role)[neuron].cpu().double(), arch.bias(layer, role)
     bias = 0.0 if biases is None else biases[neuron].item()
     contribution = normed * weight
     total = contribution.sum().item()

@@ -16,14 +16,13 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     lm.arch.check_layer(options.layer_id)
     statistics = LayerStatistics(lm.arch, lm.tokenizer)
     values: dict[int, torch.Tensor] = {}
-    statistics.begin_batch(windows.ids)
-    with (
-        hooks.watch_outputs(lm.arch, "block", statistics.update),
-        hooks.watch_outputs(lm.arch, "block", values.__setitem__, [options.layer_id]),
-        hooks.stop_after(lm.arch, options.layer_id),
-    ):
-        hooks.forward(lm, windows.ids)
-    statistics.end_batch()
+
+    def forward() -> None:
+        with hooks.stop_after(lm.arch, options.layer_id):
+            hooks.forward(lm, windows.ids)
+
+    with hooks.watch_outputs(lm.arch, "block", values.__setitem__, [options.layer_id]):
+        statistics.run(windows.ids, forward)
     return Results(
         definition=DEFINITION,
         layer=options.layer_id,

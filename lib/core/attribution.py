@@ -199,13 +199,13 @@ class _Seen:
         """(batch, width) vectors at the place, of a (batch, seq, width) or (batch x seq, width) value."""
         positions = self.positions[self.rows].to(value.device)
         value = value.reshape(len(positions), -1, value.shape[-1])
-        return value[torch.arange(len(value), device=value.device), positions].double().cpu().numpy()
+        return value[torch.arange(len(value), device=value.device), positions].cpu().double().numpy()
 
     def _first(self, _layer: int, value: torch.Tensor) -> None:
         self.first[self.rows] = self._at(value)[:, self.dim]
 
     def _heads(self, layer: int, value: torch.Tensor) -> None:
-        weight = self.arch.weight(layer, "head_projection")[self.dim].double().cpu().numpy()
+        weight = self.arch.weight(layer, "head_projection")[self.dim].cpu().double().numpy()
         shares = self._at(value) * weight
         self.heads[self.rows, layer] = shares.reshape(len(shares), self.arch.n_heads, -1).sum(2)
 

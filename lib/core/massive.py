@@ -1,7 +1,7 @@
 """What counts as massive, and the per-layer statistics of the residual stream."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lib.core.definitions import ABSOLUTE, MASSIVE, RELATIVE
 from lib.core.evidence import Stored
+from lib.core.on_device import OnDevice, Taken
 from lib.core.results import LayerAverages, MassiveActivation, TopPlace
 from lib.core.stats import Draws, Samples
 from lib.model.arch import Architecture
@@ -19,6 +20,9 @@ from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
 from lib.run import processes
 
+AT_MOST = 16  # massive values of a sequence that there is room for in the first pass
+MASSIVE_VALUES = "massive", "massive places", "massive values"  # kept of each layer
+COUNTS = "n positions", "n values"  # how many of a sequence are massive: positions, values at the largest of these
 NEAR_LIMIT = 0.5  # of float16's largest value
 SAMPLE = 61  # one value in so many; prime, so that all dims are among them
 DEFINITION = MASSIVE
@@ -43,61 +47,106 @@ def is_massive(value: Any, median: Any) -> Any:  # numbers, arrays or tensors
 
 
 class LayerStatistics:
-    """Top-3, median and massive values of |block output|; feed `update` to `hooks.watch_outputs`.
+    """Top-3, median and massive values of |block output|.
 
     rows: per sequence (layers, 4), top-1, top-2, top-3 and median over positions x dims.
     batch_massive: of the last batch.
     """
 
-    def __init__(self, arch: Architecture, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.n_layers = arch.n_layers
-        self.tokenizer = tokenizer
+    def __init__(self, arch: Architecture, tokenizer: PreTrainedTokenizerBase, kept: OnDevice | None = None) -> None:
+        """kept: where `update` keeps what it sees; shared with others, one copy takes all of it to the host."""
+        self.arch, self.tokenizer = arch, tokenizer
+        self.kept = OnDevice() if kept is None else kept
+        self.at_most = AT_MOST
         self.rows = Samples()
         self.massive_positions = Samples()
         self.where: list[list[Counter[Where]]] = [[Counter() for _ in range(3)] for _ in range(arch.n_layers)]
         self.found: dict[tuple[int, int, int], Stored] = {}
 
-    def begin_batch(self, ids: torch.Tensor) -> None:
-        self.ids = ids
-        self.batch = np.full((len(ids), self.n_layers, 4), np.nan)
-        self.batch_massive: list[Found] = []
+    def run(self, ids: torch.Tensor, forward: Callable[[], object]) -> None:
+        """Measure one batch of (batch, seq) ids; `forward` makes the pass."""
+        while True:
+            with watch_outputs(self.arch, "block", self.update):
+                forward()
+            taken = self.kept.take()
+            if self.is_whole(taken):
+                return self.end_batch(ids, taken)
 
     def update(self, layer: int, hidden: torch.Tensor) -> None:
-        """hidden: (batch, seq, hidden_size) output of block `layer`. Raises UserError for inf or nan."""
+        """Feed it to `hooks.watch_outputs`. hidden: (batch, seq, hidden_size) output of block `layer`."""
         magnitude = hidden.abs().float()
         peaks = magnitude.amax(2)
-        top, places = _top3(magnitude, peaks)
-        require_finite(layer, top)
+        top, places = _largest(*_rows(magnitude, peaks, 3), 3)
         median = medians(magnitude.flatten(1))
-        self.batch[:, layer, :3] = top.cpu()
-        self.batch[:, layer, 3] = median.cpu()
-        for sequence, top_places in enumerate(places.tolist()):
-            for k, (position, dim) in enumerate(top_places):
-                value = hidden[sequence, position, dim].item()
-                self.where[layer][k][position, dim, value > 0] += 1
-            if is_massive(top[sequence, 0], median[sequence]):
-                positions = torch.nonzero(is_massive(peaks[sequence], median[sequence]))[:, 0].tolist()
-                self._list_massive(layer, sequence, positions, hidden[sequence, positions], median[sequence])
+        rows, positions = _rows(magnitude, peaks, self.at_most)
+        values, massive_places = _largest(rows, positions, self.at_most)
+        threshold = median[:, None]
+        flat = hidden.flatten(1)
+        seen = {
+            "top": top,
+            "places": places,
+            "positive": flat.gather(1, places) > 0,
+            "median": median,
+            "massive": is_massive(values, threshold),
+            "massive places": massive_places,
+            "massive values": flat.gather(1, massive_places),
+            "n positions": is_massive(peaks, threshold).sum(1),
+            "n values": is_massive(rows, threshold[:, :, None]).sum((1, 2)),
+        }
+        for name, value in seen.items():
+            self.kept.keep((name, layer), value)
 
-    def _list_massive(
-        self, layer: int, sequence: int, positions: list[int], hidden: torch.Tensor, median: torch.Tensor
-    ) -> None:
-        """hidden: (len(positions), hidden_size), at the positions that have a massive value."""
-        for row, dim in torch.nonzero(is_massive(hidden.float(), median)).tolist():
-            position, value = positions[row], hidden[row, dim].item()
-            ratio = abs(value) / median.item() if median else float("inf")
-            self.batch_massive.append(Found(sequence, layer, position, dim, value, ratio))
-            new: Stored = {"values": processes.Sum(), "ratios": processes.Sum(), "tokens": Counter()}
-            entry = self.found.setdefault((layer, position, dim), new)
-            entry["values"] += value
-            entry["ratios"] += ratio
-            entry["tokens"][self.ids[sequence, position].item()] += 1
+    def is_whole(self, taken: Taken) -> bool:
+        """Whether all that is massive in the batch was kept. If not, it must be run again: there is room now."""
+        layers = [layer for layer in range(self.arch.n_layers) if ("top", layer) in taken]
+        most = max((int(taken[name, layer].max()) for layer in layers for name in COUNTS), default=0)
+        whole = most <= self.at_most
+        self.at_most = max(self.at_most, most)
+        return whole
 
-    def end_batch(self) -> None:
-        self.rows.extend(self.batch)
+    def end_batch(self, ids: torch.Tensor, taken: Taken) -> None:
+        """Take the batch in. Raises UserError for inf or nan."""
+        batch = np.full((len(ids), self.arch.n_layers, 4), np.nan)
+        self.batch_massive: list[Found] = []
+        for layer in (layer for layer in range(self.arch.n_layers) if ("top", layer) in taken):
+            require_finite(layer, taken["top", layer])
+            batch[:, layer] = np.column_stack([taken["top", layer], taken["median", layer]])
+            self._count_places(layer, taken["places", layer], taken["positive", layer])
+            self._list_massive(layer, ids, *(taken[name, layer] for name in MASSIVE_VALUES), taken["median", layer])
+        self.rows.extend(batch)
         places = {(found.sequence, found.position) for found in self.batch_massive}
         counts = Counter(sequence for sequence, _position in places)
-        self.massive_positions.extend(counts[sequence] for sequence in range(len(self.ids)))
+        self.massive_positions.extend(counts[sequence] for sequence in range(len(ids)))
+
+    def _count_places(self, layer: int, places: np.ndarray, positive: np.ndarray) -> None:
+        for k, counter in enumerate(self.where[layer]):
+            for place, sign in zip(places[:, k].tolist(), positive[:, k].tolist(), strict=True):
+                position, dim = divmod(place, self.arch.hidden_size)
+                counter[position, dim, bool(sign)] += 1
+
+    def _list_massive(
+        self,
+        layer: int,
+        ids: torch.Tensor,
+        massive: np.ndarray,
+        places: np.ndarray,
+        values: np.ndarray,
+        median: np.ndarray,
+    ) -> None:
+        """massive, places, values: (batch, at_most), of the largest; only those count that are massive."""
+        for sequence in np.flatnonzero(massive.any(1)).tolist():
+            middle = float(median[sequence])
+            there = massive[sequence]
+            pairs = zip(places[sequence][there].tolist(), values[sequence][there].tolist(), strict=True)
+            for place, value in sorted(pairs):
+                position, dim = divmod(place, self.arch.hidden_size)
+                ratio = abs(value) / middle if middle else float("inf")
+                self.batch_massive.append(Found(sequence, layer, position, dim, value, ratio))
+                new: Stored = {"values": processes.Sum(), "ratios": processes.Sum(), "tokens": Counter()}
+                entry = self.found.setdefault((layer, position, dim), new)
+                entry["values"] += value
+                entry["ratios"] += ratio
+                entry["tokens"][int(ids[sequence, position])] += 1
 
     def gather(self) -> None:
         """Take in the windows of all processes; call it after the last batch."""
@@ -144,12 +193,15 @@ def limit_watched(lm: LanguageModel) -> Iterator[dict[int, float]]:
     """Yield a dict that comes to hold {layer: largest |block output|}; it stays empty but for float16, which alone
     ends near massive values."""
     largest: dict[int, float] = {}
+    on_device: dict[int, torch.Tensor] = {}
 
     def see(layer: int, hidden: torch.Tensor) -> None:
-        largest[layer] = max(largest.get(layer, 0.0), hidden.abs().max().item())
+        peak = hidden.abs().max()
+        on_device[layer] = torch.maximum(peak, on_device.get(layer, peak))
 
     with watch_outputs(lm.arch, "block", see, None if lm.model.dtype == torch.float16 else ()):
         yield largest
+    largest |= {layer: peak.item() for layer, peak in on_device.items()}
 
 
 def limit_warning(lm: LanguageModel, largest: dict[int, float]) -> str | None:
@@ -161,16 +213,20 @@ def limit_warning(lm: LanguageModel, largest: dict[int, float]) -> str | None:
     return f"|value| up to {value:,.0f} at layer {layer}, where float16 ends at {limit:,.0f}: compare with float32"
 
 
-def _top3(magnitude: torch.Tensor, peaks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Largest three of each (seq, dims) in (batch, seq, dims), as (batch, 3) values and (batch, 3, 2) position and dim.
+def _rows(magnitude: torch.Tensor, peaks: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(batch, n, dims) of the n positions (batch, n) with the largest peaks, of (batch, seq, dims) magnitudes.
 
-    peaks: (batch, seq), the maximum of each position. The three are where these are largest, so no others are ranked.
+    peaks: (batch, seq), the maximum of each position. The n largest of all are among these, so no others are ranked.
     """
-    positions = peaks.topk(min(3, peaks.shape[1]), dim=1).indices
-    rows = magnitude.take_along_dim(positions[:, :, None], dim=1)
-    top = rows.flatten(1).topk(3, dim=1)
-    dims = magnitude.shape[2]
-    return top.values, torch.stack([positions.take_along_dim(top.indices // dims, dim=1), top.indices % dims], dim=2)
+    positions = peaks.topk(min(n, peaks.shape[1]), dim=1).indices
+    return magnitude.take_along_dim(positions[:, :, None], dim=1), positions
+
+
+def _largest(rows: torch.Tensor, positions: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The n largest of each (rows, dims) of `_rows`: (batch, n) values and places, position x dims + dim."""
+    n_dims = rows.shape[2]
+    largest = rows.flatten(1).topk(min(n, rows[0].numel()), dim=1)
+    return largest.values, positions.gather(1, largest.indices // n_dims) * n_dims + largest.indices % n_dims
 
 
 def medians(magnitude: torch.Tensor) -> torch.Tensor:

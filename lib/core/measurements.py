@@ -13,6 +13,7 @@ from lib.core import sinks
 from lib.core.data import Windows
 from lib.core.definitions import PLATEAU
 from lib.core.massive import Found, LayerStatistics, is_massive
+from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.results import AblatedPlace
 from lib.core.stats import Draws, Samples
 from lib.model import hooks
@@ -31,8 +32,9 @@ class Measurements:
     """
 
     def __init__(self, lm: LanguageModel) -> None:
-        self.layers = LayerStatistics(lm.arch, lm.tokenizer)
-        self.heads = sinks.HeadScores(lm.arch)
+        self.kept = OnDevice()
+        self.layers = LayerStatistics(lm.arch, lm.tokenizer, self.kept)
+        self.heads = sinks.HeadScores(lm.arch, self.kept)
         self.losses = Samples()
         self.tracked: list[np.ndarray] = []
 
@@ -46,17 +48,18 @@ class Measurements:
     ) -> None:
         """One forward pass from block `first` on; `see(layer, hidden)` gets each block output after the statistics
         have. What the heads before do is the baseline's last batch."""
-        self.layers.begin_batch(ids)
-        with (
-            sinks.watch(lm, self.heads.update, range(first, lm.arch.n_layers)),
-            hooks.watch_outputs(lm.arch, "block", self.layers.update),
-            hooks.watch_outputs(lm.arch, "block", see),
-        ):
-            self.losses.extend(hooks.token_losses(lm, ids).double().mean(1).tolist())
-        if baseline is not None:
-            self.heads.copy_before(first, baseline.heads)
-        self.layers.end_batch()
-        self.heads.end_batch()
+        taken: Taken = {}
+        while not taken or not self.layers.is_whole(taken):
+            with (
+                sinks.watch(lm, self.heads.update, range(first, lm.arch.n_layers)),
+                hooks.watch_outputs(lm.arch, "block", self.layers.update),
+                hooks.watch_outputs(lm.arch, "block", see),
+            ):
+                self.kept.keep("losses", exact(hooks.token_losses(lm, ids)).mean(1))
+            taken = self.kept.take()
+        self.losses.extend(taken["losses"])
+        self.layers.end_batch(ids, taken)
+        self.heads.end_batch(taken, first, baseline.heads if baseline else None)
 
     def gather(self) -> None:
         """Take in the windows of all processes; call it after the last batch."""

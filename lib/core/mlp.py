@@ -54,7 +54,7 @@ def contributions(arch: Architecture, layer: int, dim: int, activation: torch.Te
 
     activation: (neurons,), the input of the down projection; output: what that projection gives in `dim`.
     """
-    weight = arch.weight(layer, "down")[dim].double().cpu()
+    weight = arch.weight(layer, "down")[dim].cpu().double()
     contribution = activation * weight
     order = (contribution * (1 if output >= 0 else -1)).argsort(descending=True).tolist()
     return [

@@ -51,7 +51,7 @@ def checkpoints_at_place(
             def see(_layer: int, value: torch.Tensor) -> None:
                 value = value.view(*ids.shape, -1)[torch.arange(len(ids)), positions.to(value.device)]
                 hooks.require_finite(layer, value)
-                kept[name].append(value.double().cpu())
+                kept[name].append(value.cpu().double())
 
             return see
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ import torch
 from lib.core.data import Windows
 from lib.core.definitions import PLATEAU
 from lib.core.massive import DEFINITION, LayerStatistics, is_massive
+from lib.core.on_device import OnDevice
 from lib.core.results import FollowedPlace
 from lib.core.stats import Draws, Rows
 from lib.model import hooks
@@ -118,10 +120,7 @@ def find(
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     with processes.progress(len(windows.ids), batch_size, "place") as progress:
         for _rows, ids in windows.batches(batch_size):
-            statistics.begin_batch(ids)
-            with hooks.watch_outputs(lm.arch, "block", statistics.update):
-                hooks.forward(lm, ids)
-            statistics.end_batch()
+            statistics.run(ids, partial(hooks.forward, lm, ids))
             largest: dict[tuple[int, int], float] = {}
             for found in statistics.batch_massive:
                 if position in (None, found.position):
@@ -136,18 +135,19 @@ def find(
     if dim is None:
         dim = max(size, key=size.__getitem__) if size else _largest_dim(statistics)
     for _rows, ids in windows.batches(batch_size):
-        column: dict[int, torch.Tensor] = {}
+        column = OnDevice()
 
-        def see(layer: int, hidden: torch.Tensor, column: dict[int, torch.Tensor] = column, dim: int = dim) -> None:
-            column[layer] = hidden[:, :, dim].cpu()
+        def see(layer: int, hidden: torch.Tensor, column: OnDevice = column, dim: int = dim) -> None:
+            column.keep(layer, hidden[:, :, dim])
 
         with hooks.watch_outputs(lm.arch, "block", see):
             hooks.forward(lm, ids)
-        columns = torch.stack([column[layer] for layer in sorted(column)], dim=2).double()  # (batch, seq, layers)
-        peaks = columns.abs().amax(2).argmax(1)
-        followed = peaks if position is None else torch.full_like(peaks, position)
-        index = torch.arange(len(ids)), followed
-        parts.append((followed.numpy(), columns[index].numpy(), ids[index].numpy()))
+        taken = column.take()
+        columns = np.stack([taken[layer] for layer in range(lm.arch.n_layers)], axis=2).astype(np.float64)
+        peaks = np.abs(columns).max(2).argmax(1)  # of (batch, seq, layers)
+        followed = peaks if position is None else np.full_like(peaks, position)
+        index = np.arange(len(ids)), followed
+        parts.append((followed, columns[index], ids.numpy()[index]))
     positions, values, tokens = map(np.concatenate, zip(*processes.gather(parts), strict=True))
     (token, _n), *_others = Counter(tokens.tolist()).most_common(1)
     medians = statistics.medians

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from lib.core.data import Windows
 from lib.core.definitions import SINK_EPSILON, SINK_WINDOW
+from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.results import FirstTokenLogits, HeadScore
 from lib.core.stats import Samples
 from lib.model import hooks
@@ -27,6 +28,7 @@ from lib.model.models import LanguageModel
 from lib.run import processes
 from lib.run.errors import UserError
 
+QUERIES = "scores", "later", "window"  # of which HeadScores gives means: all, all but the first, the first of a window
 EXTRA_COLUMNS = 8  # kernels want head sizes that are multiples of 8
 
 Instead = Callable[..., tuple[torch.Tensor, tuple[torch.Tensor, ...]]]  # a function's output, and what is seen of it
@@ -154,7 +156,7 @@ def logits(lm: LanguageModel, ids: torch.Tensor, layer: int) -> torch.Tensor:
     with watch_logits(lm, seen.__setitem__, [layer]), hooks.stop_after(lm.arch, layer):
         hooks.forward(lm, ids)
     hooks.require_finite(layer, seen[layer].diagonal(dim1=2, dim2=3))
-    return seen[layer][0].double().cpu()
+    return seen[layer][0].cpu().double()
 
 
 def first_token_logits(head: torch.Tensor) -> FirstTokenLogits:
@@ -230,28 +232,41 @@ class HeadScores:
     SINK_WINDOW queries, which by causality is what a window of SINK_WINDOW tokens would give.
     """
 
-    def __init__(self, arch: Architecture) -> None:
+    def __init__(self, arch: Architecture, kept: OnDevice | None = None) -> None:
+        """kept: where `update` keeps what it sees; shared with others, one copy takes all of it to the host."""
         self.shape = (arch.n_layers, arch.n_heads)
-        self.rows = {name: Samples() for name in ("scores", "later", "window")}
-        self.batch: dict[str, np.ndarray] = {}
+        self.kept = OnDevice() if kept is None else kept
+        self.rows = {name: Samples() for name in QUERIES}
 
     def update(self, layer: int, probability: torch.Tensor, visible: torch.Tensor) -> None:
-        hooks.require_finite(layer, probability)
-        p = probability[:, :, visible].double()
-        means = {"scores": p.mean(2), "later": p[:, :, 1:].mean(2), "window": p[:, :, :SINK_WINDOW].mean(2)}
-        for name, value in means.items():
-            self.batch.setdefault(name, np.full((len(p), *self.shape), np.nan))[:, layer] = value.cpu().numpy()
+        for name, mean in self.means(probability, visible).items():
+            self.kept.keep((name, layer), mean)
 
-    def copy_before(self, layer: int, other: "HeadScores") -> None:
-        """Have the scores before `layer` of this batch from the last one of `other`, where they are the same."""
-        for name, rows in other.last.items():
-            self.batch.setdefault(name, np.full_like(rows, np.nan))[:, :layer] = rows[:, :layer]
+    @staticmethod
+    def means(probability: torch.Tensor, visible: torch.Tensor) -> dict[str, torch.Tensor]:
+        """{name: (batch, heads) means over the queries of QUERIES}."""
+        nth = visible.cumsum(0)
+        chosen = {"scores": visible, "later": visible & (nth > 1), "window": visible & (nth <= SINK_WINDOW)}
+        summed = exact(probability)
+        return {name: (summed * queries).sum(2) / queries.sum() for name, queries in chosen.items()}
 
-    def end_batch(self) -> None:
-        """Take the batch's rows in; call it after each forward pass."""
-        for name, rows in self.batch.items():
+    def end_batch(self, taken: Taken | None = None, first: int = 0, baseline: "HeadScores | None" = None) -> None:
+        """Take the batch's rows in; call it after each forward pass. Raises UserError for inf or nan.
+
+        taken: of the shared `kept`. What the heads before layer `first` do is the last batch of `baseline`.
+        """
+        taken = self.kept.take() if taken is None else taken
+        self.last: dict[str, np.ndarray] = {}
+        for name in QUERIES:
+            seen = {layer: taken[name, layer] for layer in range(self.shape[0]) if (name, layer) in taken}
+            rows = np.full((len(next(iter(seen.values()))), *self.shape), np.nan)
+            for layer, means in seen.items():
+                hooks.require_finite(layer, taken["scores", layer])
+                rows[:, layer] = means
+            if baseline is not None:
+                rows[:, :first] = baseline.last[name][:, :first]
             self.rows[name].extend(rows)
-        self.last, self.batch = self.batch, {}
+            self.last[name] = rows
 
     def gather(self) -> None:
         """Have the rows of all processes; call it after the last batch."""

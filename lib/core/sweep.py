@@ -12,8 +12,8 @@ import torch
 from lib.core import sinks
 from lib.core.changes import Change, SharesAPass
 from lib.core.data import Windows
+from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.place import Place
-from lib.core.sinks import SINK_WINDOW
 from lib.core.versions import BASELINE, each_batch
 from lib.model import hooks
 from lib.model.models import LanguageModel
@@ -86,14 +86,15 @@ def values_at_place(
     with processes.progress(len(windows.ids), batch_size, "place", len(changes)) as progress:
         for rows, ids in _up_to_the_place(windows.ids, place.positions, mine, budget):
             kept: dict[int, Any] = {}
-            before = _Column(lm.arch.n_layers, place.positions[rows], place.dim)
+            before = _Column(lm, place.positions[rows], place.dim)
             with hooks.keep_block_outputs(lm.arch, kept), hooks.watch_outputs(lm.arch, "block", before.see):
                 hooks.forward(lm, ids)
+            before.take_in(before.kept.take())
             values[BASELINE].append(before.values)
             for together in (part for group in by_layer for part in _sharing_a_pass(group, budget // ids.numel())):
                 one, *others = together
                 n, first = len(together), one.first_layer
-                column = _Column(lm.arch.n_layers, np.tile(place.positions[rows], n), place.dim)
+                column = _Column(lm, np.tile(place.positions[rows], n), place.dim)
                 column.values[:, :first] = np.tile(before.values[:, :first], (n, 1))
                 with (
                     hooks.resume_at(lm.arch, first, dict.fromkeys(range(first), _repeated(kept.get(first - 1), n))),
@@ -101,6 +102,7 @@ def values_at_place(
                     hooks.watch_outputs(lm.arch, "block", column.see, range(first, lm.arch.n_layers)),
                 ):
                     hooks.forward(lm, ids.repeat(n, 1))
+                column.take_in(column.kept.take())
                 for change, rows_of_change in zip(together, np.split(column.values, n), strict=True):
                     values[change.name].append(rows_of_change)
                 progress.update(n * len(ids))
@@ -143,16 +145,21 @@ def _repeated(output: Any, n: int) -> Any:
 class _Column:
     """(windows, layers) values at the place, of one batch."""
 
-    def __init__(self, n_layers: int, positions: np.ndarray, dim: int) -> None:
-        self.positions = torch.from_numpy(positions)
-        self.dim = dim
-        self.values = np.full((len(self.positions), n_layers), np.nan)
+    def __init__(self, lm: LanguageModel, positions: np.ndarray, dim: int, kept: OnDevice | None = None) -> None:
+        self.positions, self.dim = torch.from_numpy(positions).to(lm.device), dim
+        self.kept = OnDevice() if kept is None else kept
+        self.values = np.full((len(positions), lm.arch.n_layers), np.nan)
 
     def see(self, layer: int, hidden: torch.Tensor) -> None:
         index = torch.arange(len(hidden), device=hidden.device), self.positions.to(hidden.device)
-        values = hidden[(*index, self.dim)]
-        hooks.require_finite(layer, values)
-        self.values[:, layer] = values.double().cpu()
+        self.kept.keep(("at the place", layer), hidden[(*index, self.dim)])
+
+    def take_in(self, taken: Taken) -> None:
+        """Raises UserError for inf or nan."""
+        for layer in range(self.values.shape[1]):
+            if ("at the place", layer) in taken:
+                hooks.require_finite(layer, taken["at the place", layer])
+                self.values[:, layer] = taken["at the place", layer]
 
 
 class Passes:
@@ -171,23 +178,26 @@ class Passes:
     def run(self, ids: torch.Tensor, rows: slice, first: int = 0, baseline: "Passes | None" = None) -> None:
         """One pass over the windows `rows`; inside hooks.resume_at of `first`, attention before that is the
         `baseline`'s, another of these."""
-        arch = self.lm.arch
-        column = _Column(arch.n_layers, self.place.positions[rows], self.place.dim)
-        attention = self.attention[rows]
-        if baseline is not None:
-            attention[:, :first] = baseline.attention[rows, :first]
+        arch, kept = self.lm.arch, OnDevice()
+        column = _Column(self.lm, self.place.positions[rows], self.place.dim, kept)
         layers = range(first, arch.n_layers)
 
         def see(layer: int, probability: torch.Tensor, visible: torch.Tensor) -> None:
-            hooks.require_finite(layer, probability)
-            attention[:, layer] = probability[:, :, visible][:, :, :SINK_WINDOW].double().mean(2).cpu()
+            kept.keep(("attention", layer), sinks.HeadScores.means(probability, visible)["window"])
 
         with (
             sinks.watch(self.lm, see, layers) if layers else nullcontext(),
             hooks.watch_outputs(arch, "block", column.see),
         ):
-            self.losses[rows] = hooks.token_losses(self.lm, ids).double().mean(1).cpu().numpy()
-        self.values[rows] = column.values
+            kept.keep("losses", exact(hooks.token_losses(self.lm, ids)).mean(1))
+        taken = kept.take()
+        column.take_in(taken)
+        self.values[rows], self.losses[rows] = column.values, taken["losses"]
+        if baseline is not None:
+            self.attention[rows, :first] = baseline.attention[rows, :first]
+        for layer in layers:
+            hooks.require_finite(layer, taken["attention", layer])
+            self.attention[rows, layer] = taken["attention", layer]
 
     def arrays(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """values, losses and attention of the windows `rows`."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, M
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -48,9 +49,9 @@ def token_losses(lm: "LanguageModel", ids: Tensor, chunk: int = 256) -> Tensor:
         return torch.cat(losses).view(len(ids), -1)
 
 
-def require_finite(layer: int, value: Tensor) -> None:
-    """Raise UserError if a (batch, ...) tensor of `layer` holds inf or nan."""
-    if not value.isfinite().all():
+def require_finite(layer: int, value: Tensor | np.ndarray) -> None:
+    """Raise UserError if (batch, ...) values of `layer` hold inf or nan."""
+    if not (np.isfinite(value) if isinstance(value, np.ndarray) else value.isfinite()).all():
         raise UserError(
             f"non-finite values at layer {layer}; float16 ends at 65,504, which massive activations can pass: "
             "try --dtype bfloat16 or float32"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from lib.core import massive
 from lib.core.massive import LayerStatistics, medians
 from lib.core.stats import independent
 from lib.model import hooks
@@ -151,12 +152,10 @@ def test_layer_statistics(family, batch_size, tokenizer):
     lm, ids = language_model(planted_model(family), tokenizer), spiked_ids()
     statistics = LayerStatistics(lm.arch, tokenizer)
     listed = []
-    with hooks.watch_outputs(lm.arch, "block", statistics.update):
-        for start in range(0, 3, batch_size):
-            statistics.begin_batch(ids[start : start + batch_size])
-            hooks.forward(lm, ids[start : start + batch_size])
-            statistics.end_batch()
-            listed += [(start + s, *rest) for s, *rest in statistics.batch_massive]
+    for start in range(0, 3, batch_size):
+        batch = ids[start : start + batch_size]
+        statistics.run(batch, lambda batch=batch: hooks.forward(lm, batch))
+        listed += [(start + s, *rest) for s, *rest in statistics.batch_massive]
 
     hidden = reference.observe(lm.model, ids).hidden
     naive = [[reference.layer_statistics(layer[s].tolist()) for layer in hidden] for s in range(3)]
@@ -201,9 +200,7 @@ def test_massive_values_are_averaged_over_the_sequences_that_have_them(tokenizer
     lm, ids = language_model(planted_model("gpt2"), tokenizer), token_ids(4, 12)
     ids[:3, 2] = SPIKE_TOKEN
     statistics = LayerStatistics(lm.arch, tokenizer)
-    statistics.begin_batch(ids)
-    with hooks.watch_outputs(lm.arch, "block", statistics.update):
-        hooks.forward(lm, ids)
+    statistics.run(ids, lambda: hooks.forward(lm, ids))
     values = reference.observe(lm.model, ids).hidden[1][:3, 2, MASSIVE_DIM]
     entry = next(e for e in statistics.massive() if (e.layer, e.dim) == (1, MASSIVE_DIM))
     assert (entry.position, entry.sequences) == (2, 3)
@@ -214,13 +211,12 @@ def test_neither_limit_alone_makes_a_value_massive(tokenizer):
     """Over 100 but under 1,000 medians, and over 1,000 medians but under 100."""
     lm = language_model(tiny_model("gpt2"), tokenizer)
     statistics = LayerStatistics(lm.arch, tokenizer)
-    statistics.begin_batch(torch.zeros(3, 2, dtype=torch.long))
     hidden = torch.ones(3, 2, lm.arch.hidden_size)
     hidden[0, 1, 4] = -999
     hidden[1] *= 0.05
     hidden[1, 1, 4] = -99
     hidden[2, 1, 4] = -1001
-    statistics.update(0, hidden)
+    statistics.run(torch.zeros(3, 2, dtype=torch.long), lambda: statistics.update(0, hidden))
     assert [m[:5] for m in statistics.batch_massive] == [(2, 0, 1, 4, -1001.0)]
 
 
@@ -231,24 +227,33 @@ def test_non_finite_values_are_an_error(bad, tokenizer):
     lm = language_model(model, tokenizer)
     statistics = LayerStatistics(lm.arch, tokenizer)
     ids = token_ids(2, 5)
-    statistics.begin_batch(ids)
-    with (
-        pytest.raises(UserError, match="non-finite values at layer 1"),
-        hooks.watch_outputs(lm.arch, "block", statistics.update),
-    ):
-        hooks.forward(lm, ids)
+    with pytest.raises(UserError, match="non-finite values at layer 1"):
+        statistics.run(ids, lambda: hooks.forward(lm, ids))
 
 
 def test_a_median_of_zero_makes_no_error(tokenizer):
     lm, hidden = language_model(tiny_model("gpt2"), tokenizer), torch.zeros(1, 4, 32)
     hidden[0, 2, 5] = -200
     statistics = LayerStatistics(lm.arch, tokenizer)
-    statistics.begin_batch(token_ids(1, 4))
-    statistics.update(1, hidden)
-    statistics.end_batch()
+    statistics.run(token_ids(1, 4), lambda: statistics.update(1, hidden))
     (found,) = statistics.massive()
     assert (found.layer, found.position, found.dim, found.value) == (1, 2, 5, -200)
     assert found.ratio is None
+
+
+@pytest.mark.parametrize(("positions", "dims"), [(40, 1), (2, 30), (12, 9), (3, 5)])
+def test_more_massive_values_than_there_is_room_for(positions, dims, tokenizer):
+    """The batch is run again, once, with room for all of them; the next one has it from the start."""
+    lm, passes = language_model(tiny_model("gpt2"), tokenizer), []
+    hidden = torch.full((2, 50, 32), 0.01)
+    hidden[1, :positions, :dims] = torch.arange(1000.0, 1000 + positions * dims).view(positions, dims)
+    statistics = LayerStatistics(lm.arch, tokenizer)
+    for _batch in range(2):
+        statistics.run(token_ids(2, 50), lambda: passes.append(statistics.update(1, hidden)))
+        found = [(seen.position, seen.dim, seen.value) for seen in statistics.batch_massive]
+        assert found == [(i, j, hidden[1, i, j].item()) for i in range(positions) for j in range(dims)]
+    assert len(passes) == (2 if max(positions, positions * dims) <= massive.AT_MOST else 3)
+    assert statistics.massive_positions.array.tolist() == [0, positions] * 2
 
 
 MAGNITUDES = {
@@ -275,10 +280,9 @@ def test_top_three_wherever_they_are(seq, tokenizer):
     hidden[0, seq // 2, [0, 7, 31]] = torch.tensor([50.0, -70.0, 60.0])
     hidden[1, [0, seq // 2, seq - 1], [3, 4, 5]] = torch.tensor([8.0, 9.0, -10.0])
     statistics = LayerStatistics(lm.arch, tokenizer)
-    statistics.begin_batch(token_ids(3, seq))
-    statistics.update(0, hidden)
+    statistics.run(token_ids(3, seq), lambda: statistics.update(0, hidden))
     top = hidden.abs().flatten(1).topk(3)
-    assert statistics.batch[:, 0, :3].tolist() == top.values.tolist()
+    assert statistics.rows.array[:, 0, :3].tolist() == top.values.tolist()
     for k in range(3):
         expected = Counter(
             (i // 32, i % 32, hidden.flatten(1)[s, i].item() > 0) for s, i in enumerate(top.indices[:, k].tolist())

@@ -1,0 +1,55 @@
+"""What hooks see, kept on the model's device during a pass and taken to the host at its end, in one copy.
+
+A copy to the host, `.item()`, `nonzero` or a boolean index inside a pass makes the host wait for the device, which on a
+GPU costs more than the pass. So hooks keep small tensors here, and float64 and Python begin behind `take`.
+"""
+
+from collections.abc import Hashable
+
+import numpy as np
+import torch
+
+Taken = dict[Hashable, np.ndarray]
+FLOAT64 = ("cpu", "cuda")  # types of devices that have it; MPS has none
+
+
+class OnDevice:
+    """Tensors by key, since the last `take`."""
+
+    def __init__(self) -> None:
+        self.kept: dict[Hashable, torch.Tensor] = {}
+
+    def keep(self, key: Hashable, value: torch.Tensor) -> None:
+        """A tensor of floats, truth values or whole numbers below 2**31, on any device; a later one replaces it."""
+        self.kept[key] = value
+
+    def take(self) -> Taken:
+        """All that was kept, on the host: floats (half precision as float32), truth values and whole numbers."""
+        taken: Taken = {}
+        for device in dict.fromkeys(value.device for value in self.kept.values()):
+            taken |= _copied({key: value for key, value in self.kept.items() if value.device == device})
+        self.kept = {}
+        return taken
+
+
+def _copied(values: dict[Hashable, torch.Tensor]) -> Taken:
+    """Of tensors of one device, which travel as the bits of one vector of floats."""
+    double = any(value.dtype == torch.float64 for value in values.values())
+    floats, integers = (torch.float64, torch.int64) if double else (torch.float32, torch.int32)
+    bits = [
+        value.to(floats) if value.is_floating_point() else value.to(integers).view(floats) for value in values.values()
+    ]
+    vector = torch.cat([part.flatten() for part in bits]).cpu()
+    parts = vector.split([value.numel() for value in values.values()])
+    taken: Taken = {}
+    for (key, value), part in zip(values.items(), parts, strict=True):
+        as_kept = part if value.is_floating_point() else part.view(integers)
+        array = as_kept.view(value.shape).numpy()
+        taken[key] = array.astype(bool) if value.dtype == torch.bool else array
+    return taken
+
+
+def exact(value: torch.Tensor) -> torch.Tensor:
+    """To be summed up: in float64 where the device has it. PyTorch adds float32 in pairs, so that a mean of n numbers
+    of one sign is off by at most about log2(n) of its last digit's half (Higham 1993)."""
+    return value.double() if value.device.type in FLOAT64 else value.float()
