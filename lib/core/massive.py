@@ -21,7 +21,6 @@ from lib.model.tokens import text_of
 from lib.run import processes
 
 AT_MOST = 16  # massive values of a sequence that there is room for in the first pass
-MASSIVE_VALUES = "massive", "massive places", "massive values"  # kept of each layer
 COUNTS = "n positions", "n values"  # how many of a sequence are massive: positions, values at the largest of these
 NEAR_LIMIT = 0.5  # of float16's largest value
 SAMPLE = 61  # one value in so many; prime, so that all dims are among them
@@ -112,7 +111,7 @@ class LayerStatistics:
             require_finite(layer, taken["top", layer])
             batch[:, layer] = np.column_stack([taken["top", layer], taken["median", layer]])
             self._count_places(layer, taken["places", layer], taken["positive", layer])
-            self._list_massive(layer, ids, *(taken[name, layer] for name in MASSIVE_VALUES), taken["median", layer])
+            self._list_massive(layer, ids, taken)
         self.rows.extend(batch)
         places = {(found.sequence, found.position) for found in self.batch_massive}
         counts = Counter(sequence for sequence, _position in places)
@@ -124,16 +123,9 @@ class LayerStatistics:
                 position, dim = divmod(place, self.arch.hidden_size)
                 counter[position, dim, bool(sign)] += 1
 
-    def _list_massive(
-        self,
-        layer: int,
-        ids: torch.Tensor,
-        massive: np.ndarray,
-        places: np.ndarray,
-        values: np.ndarray,
-        median: np.ndarray,
-    ) -> None:
-        """massive, places, values: (batch, at_most), of the largest; only those count that are massive."""
+    def _list_massive(self, layer: int, ids: torch.Tensor, taken: Taken) -> None:
+        massive, places, values = (taken[name, layer] for name in ("massive", "massive places", "massive values"))
+        median = taken["median", layer]
         for sequence in np.flatnonzero(massive.any(1)).tolist():
             middle = float(median[sequence])
             there = massive[sequence]
