@@ -14,8 +14,8 @@ from lib.core.evidence import Stored
 from lib.core.on_device import OnDevice, Taken
 from lib.core.results import LayerAverages, MassiveActivation, TopPlace
 from lib.core.stats import Draws, Samples
+from lib.model import hooks
 from lib.model.arch import Architecture
-from lib.model.hooks import require_finite, watch_outputs
 from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
 from lib.run import processes
@@ -65,7 +65,7 @@ class LayerStatistics:
     def run(self, ids: torch.Tensor, forward: Callable[[], object]) -> None:
         """Measure one batch of (batch, seq) ids; `forward` makes the pass."""
         while True:
-            with watch_outputs(self.arch, "block", self.update):
+            with hooks.watch_outputs(self.arch, "block", self.update):
                 forward()
             taken = self.kept.take()
             if self.is_whole(taken):
@@ -108,7 +108,7 @@ class LayerStatistics:
         batch = np.full((len(ids), self.arch.n_layers, 4), np.nan)
         self.batch_massive: list[Found] = []
         for layer in (layer for layer in range(self.arch.n_layers) if ("top", layer) in taken):
-            require_finite(layer, taken["top", layer])
+            hooks.require_finite(layer, taken["top", layer])
             batch[:, layer] = np.column_stack([taken["top", layer], taken["median", layer]])
             self._count_places(layer, taken["places", layer], taken["positive", layer])
             self._list_massive(layer, ids, taken)
@@ -191,7 +191,7 @@ def limit_watched(lm: LanguageModel) -> Iterator[dict[int, float]]:
         peak = hidden.abs().max()
         on_device[layer] = torch.maximum(peak, on_device.get(layer, peak))
 
-    with watch_outputs(lm.arch, "block", see, None if lm.model.dtype == torch.float16 else ()):
+    with hooks.watch_outputs(lm.arch, "block", see, None if lm.model.dtype == torch.float16 else ()):
         yield largest
     largest |= {layer: peak.item() for layer, peak in on_device.items()}
 

@@ -195,7 +195,7 @@ class Passes:
         self.values[rows], self.losses[rows] = column.values, taken["losses"]
         if baseline is not None:
             self.attention[rows, :first] = baseline.attention[rows, :first]
-        for layer in layers:
+        for layer in (layer for layer in layers if ("attention", layer) in taken):
             hooks.require_finite(layer, taken["attention", layer])
             self.attention[rows, layer] = taken["attention", layer]
 
