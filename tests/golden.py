@@ -30,16 +30,23 @@ def measured(architecture):
     built = planting.build(architecture, MODELS[architecture], seed=0)
     built.lm.model.double()
     with tempfile.TemporaryDirectory() as folder:
-        text = Path(folder) / "text.txt"
-        text.write_text(" ".join(built.lm.tokenizer.convert_ids_to_tokens(built.windows.ids.flatten().tolist())))
-        return {name: _results(entry.command, built, text) for name, entry in catalogue.EXPERIMENTS.items()}
+        text = write_text(built, Path(folder))
+        return {name: results(entry.command, built, text) for name, entry in catalogue.EXPERIMENTS.items()}
 
 
-def _results(command, built, text):
+def write_text(built, folder):
+    """The path of a new file there, of the tokens of a planted model's windows."""
+    text = folder / "text.txt"
+    text.write_text(" ".join(built.lm.tokenizer.convert_ids_to_tokens(built.windows.ids.flatten().tolist())))
+    return text
+
+
+def results(command, built, text, **flags):
+    """The judged results of one script of the catalogue. flags: instead of those it has here."""
     script, *chosen = command.split()
     module = importlib.import_module(script.removesuffix(".py"))
     known = {field.name for field in dataclasses.fields(module.Options)}
-    own = FLAGS | {"layer_id": built.truth.layer, "seqlen": 32, "nsamples": 8, "text": text.read_text()[:60]}
+    own = FLAGS | {"layer_id": built.truth.layer, "seqlen": 32, "nsamples": 8, "text": text.read_text()[:60]} | flags
     options = module.Options(dataset=str(text), **{key: value for key, value in own.items() if key in known})
     options = dataclasses.replace(options, **dict.fromkeys((flag.lstrip("-") for flag in chosen), True))
     experiment = module.chosen(options)[0] if chosen else module.EXPERIMENT

@@ -49,7 +49,8 @@ def checkpoints_at_place(
             name: str, ids: torch.Tensor = ids, positions: torch.Tensor = positions
         ) -> Callable[[int, torch.Tensor], None]:
             def see(_layer: int, value: torch.Tensor) -> None:
-                value = value.view(*ids.shape, -1)[torch.arange(len(ids)), positions.to(value.device)]
+                index = torch.arange(len(ids), device=value.device), positions.to(value.device)
+                value = value.view(*ids.shape, -1)[index]
                 hooks.require_finite(layer, value)
                 kept[name].append(value.cpu().double())
 

@@ -1,0 +1,137 @@
+"""Every script on a device that is not the host, and the device itself."""
+
+import math
+from contextlib import suppress
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from lib import catalogue
+from lib.model import models
+from lib.planted import planting
+from lib.run.cli import Options
+from tests import golden, pretend
+from tests.experiments.test_golden import differences
+
+
+@pytest.fixture(scope="module", params=golden.MODELS)
+def planted(request):
+    return planting.build(request.param, golden.MODELS[request.param], seed=0)
+
+
+@pytest.fixture(scope="module")
+def text(planted, tmp_path_factory):
+    return golden.write_text(planted, tmp_path_factory.mktemp("text"))
+
+
+def with_intervals(results):
+    """JSON values, whose intervals become tuples: `differences` compares these as a whole."""
+    if isinstance(results, dict):
+        return {
+            key: tuple(value) if key in ("ci95", "family95") and value else with_intervals(value)
+            for key, value in results.items()
+        }
+    return [with_intervals(value) for value in results] if isinstance(results, list) else results
+
+
+def near(there, here):
+    """Means over float32 are in float64 only where there is one. Where losses of about 5 cancel, what is left is as
+    inexact as they are. The end of an interval is one of many drawn means, and rounding may make it the next one.
+    """
+    if isinstance(there, tuple) and isinstance(here, tuple):
+        a_step = 0.02 * (here[1] - here[0])
+        return all(
+            math.isclose(*ends, rel_tol=1e-5, abs_tol=max(1e-5, a_step)) for ends in zip(there, here, strict=True)
+        )
+    floats = isinstance(there, float) and isinstance(here, float)
+    return floats and math.isclose(there, here, rel_tol=1e-5, abs_tol=1e-5)
+
+
+@pytest.mark.parametrize("experiment", catalogue.EXPERIMENTS)
+def test_results_are_those_of_the_cpu(experiment, planted, text):
+    command = catalogue.EXPERIMENTS[experiment].command
+    with sdpa_kernel(SDPBackend.MATH):  # as on the device: the CPU's own kernel rounds otherwise
+        here = golden.results(command, planted, text, batch_size=6)
+    with pretend.device():
+        there = golden.results(command, pretend.moved(planted), text, batch_size=6)
+    assert list(differences(with_intervals(there), with_intervals(here), near)) == []
+
+
+@pytest.mark.parametrize("folder", ["tiny_gpt2_folder", "tiny_llama_folder"])
+def test_a_model_is_loaded_there(folder, request):
+    with pretend.device():
+        lm = models.load(Options(model=str(request.getfixturevalue(folder)), device=str(pretend.DEVICE)))
+    assert lm.devices == [str(pretend.DEVICE)]
+
+
+TRANSFERS = {
+    "copy": [
+        lambda x: x.cpu(),
+        lambda x: x.to("cpu", torch.bfloat16),
+        lambda x: torch.empty(3).copy_(x),
+        lambda x: x.tolist(),
+    ],
+    "item": [lambda x: x[0].item(), lambda x: float(x.sum()), lambda x: bool((x > 2).any()), lambda x: x[x.argmax()]],
+    "nonzero": [torch.nonzero, torch.where],
+    "boolean index": [lambda x: x[x > 1], lambda x: x.__setitem__(x > 1, 0)],
+    "equal": [lambda x: torch.equal(x, x)],
+}
+
+
+@pytest.mark.parametrize("kind", TRANSFERS)
+def test_what_the_host_reads_is_counted(kind):
+    with pretend.device() as transfers:
+        x = torch.tensor([1.0, 2.0, 3.0], device=pretend.DEVICE)
+        for read in TRANSFERS[kind]:
+            transfers.clear()
+            read(x)
+            assert transfers == {kind: 1}
+
+
+def test_what_stays_there_is_not_counted():
+    with pretend.device() as transfers:
+        x = torch.arange(6.0).to(pretend.DEVICE).view(2, 3)
+        x[:, 1] = 5
+        y = torch.where(x > 2, x, 0.0).mul_(x)[[1, 0]] @ torch.ones(3, 2, device=pretend.DEVICE)
+        y.copy_(torch.ones(2, 2)).add_(1).topk(1)
+        assert not transfers
+        assert y.tolist() == [[2, 2], [2, 2]]
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [lambda x: x + torch.ones(3), lambda x: x[torch.arange(2)], lambda x: x.masked_fill_(torch.ones(3).bool(), 0)],
+)
+def test_devices_do_not_mix(mix):
+    with pretend.device(), pytest.raises(RuntimeError, match="expected all tensors on pretend:0"):
+        mix(torch.ones(3, device=pretend.DEVICE))
+
+
+@pytest.mark.parametrize(
+    "widen",
+    [
+        lambda x: x.double(),
+        lambda x: x.sum(dtype=torch.float64),
+        lambda x: torch.zeros_like(x, dtype=torch.float64),
+        lambda _x: torch.ones(3).double().to(pretend.DEVICE),
+        lambda _x: torch.tensor([1.0], dtype=torch.float64, device=pretend.DEVICE),
+    ],
+)
+def test_there_is_no_float64(widen):
+    with pretend.device(), pytest.raises(TypeError, match="pretend:0 has no float64"):
+        widen(torch.ones(3, device=pretend.DEVICE))
+    with pretend.device(float64=True):
+        assert widen(torch.ones(3, device=pretend.DEVICE)).dtype == torch.float64
+
+
+def test_nothing_is_left_of_it():
+    inference_mode = torch.inference_mode
+    with suppress(ZeroDivisionError), pretend.device():
+        x = torch.ones(3, device=pretend.DEVICE)
+        raise ZeroDivisionError
+    assert torch.inference_mode is inference_mode
+    assert not _get_current_dispatch_mode_stack()
+    with pytest.raises(RuntimeError, match=r"outside of pretend\.device"):
+        x + 1
