@@ -18,7 +18,7 @@ from tests import golden, pretend
 def counted(command, planted, text):
     """(forward passes, transfers in them by kind, transfers in all by kind) of one script of the catalogue."""
     begun, inside = [], Counter()
-    with pretend.device(float64=True) as transfers:
+    with pretend.device() as transfers:
         there = pretend.moved(planted)
         blocks = there.lm.model.base_model
         blocks.register_forward_pre_hook(lambda *_args: begun.append(transfers.copy()))

@@ -12,7 +12,17 @@ import torch
 from lib.core.changes import Change
 from lib.core.data import Windows
 from lib.core.evidence import Average
-from lib.core.measurements import Measurements, Rows, Sites, by_sequence, dim_rows, sites_of, spikes, values_at
+from lib.core.measurements import (
+    Measurements,
+    Rows,
+    Sites,
+    by_sequence,
+    dim_rows,
+    index_of,
+    sites_of,
+    spikes,
+    values_at,
+)
 from lib.core.results import (
     AblatedCondition,
     AblatedPlace,
@@ -105,24 +115,27 @@ def compare(
     measured = {name: Measurements(lm) for name in (BASELINE, *(condition.name for condition in chosen))}
     sites: list[Sites] = []
     here: list[Sites] = []  # of the batch
+    index = index_of(here)
 
     def run(condition: Change | None, ids: torch.Tensor, _rows: slice) -> None:
-        nonlocal here
+        nonlocal here, index
         version = measured[BASELINE if condition is None else condition.name]
-        gathered: dict[int, torch.Tensor] = {}
+
+        def gather(layer: int, hidden: torch.Tensor) -> None:
+            version.kept.keep(("sites", layer), values_at(hidden, index))
+
         if condition is None:
             seen: dict[int, torch.Tensor] = {}
             version.run(lm, ids, seen.__setitem__)
             here = sites_of(version.layers.batch_massive, seen, len(ids), dims)
             sites.extend(here)
-            gathered |= {layer: values_at(hidden, here) for layer, hidden in seen.items()}
+            index = index_of(here).to(lm.device)
+            for layer, hidden in seen.items():
+                gather(layer, hidden)
+            taken = version.kept.take()
         else:
-
-            def gather(layer: int, hidden: torch.Tensor) -> None:
-                gathered[layer] = values_at(hidden, here)
-
-            version.run(lm, ids, gather, condition.first_layer, measured[BASELINE])
-        version.tracked.extend(by_sequence(gathered, here))
+            taken = version.run(lm, ids, gather, condition.first_layer, measured[BASELINE])
+        version.tracked.extend(by_sequence(taken, lm.arch.n_layers, here))
 
     for _rows in each_batch(lm, windows, chosen, options.batch_size, "ablation", run):
         pass

@@ -18,6 +18,7 @@ from lib.core.changes import Everywhere
 from lib.core.data import Windows
 from lib.core.evidence import Average
 from lib.core.massive import medians
+from lib.core.on_device import OnDevice, Taken
 from lib.core.place import Place
 from lib.core.results import LayerWrites, LedgerWrite, Profile, SumCheck
 from lib.core.stats import Draws
@@ -144,9 +145,8 @@ def measure(lm: LanguageModel, windows: Windows, place: Place, condition: Everyw
     for layer in range(arch.n_layers):
         factor = scale * norm[:, layer]
         writes += [Write(layer, "head", h, factor * seen.heads[:, layer, h]) for h in range(arch.n_heads)]
-        bias = arch.bias(layer, "head_projection")
-        if bias is not None:
-            writes.append(Write(layer, "attention bias", None, factor * bias[place.dim].item()))
+        if ("bias", layer) in seen.projection:
+            writes.append(Write(layer, "attention bias", None, factor * seen.projection["bias", layer]))
         writes.append(Write(layer, "mlp", None, scale * seen.mlps[:, layer]))
     return Ledger(replace(place, values=seen.residual, medians=seen.medians), writes)
 
@@ -157,11 +157,18 @@ class _Seen:
     first, position: (windows,) input of block 0, and the position embedding's part of it. heads: (windows, layers,
     heads) shares of the projection's output without its bias. projected, attention: (windows, layers) output of the
     projection, and of the norm that may follow it. mlps, residual: (windows, layers) outputs of MLPs and blocks.
-    medians: (windows, layers) of |block output|.
+    medians: (windows, layers) of |block output|. projection: of each layer, its weights and bias to the dim.
     """
 
     def __init__(self, arch: Architecture, place: Place) -> None:
         self.arch, self.dim = arch, place.dim
+        projection = OnDevice()
+        for layer in range(arch.n_layers):
+            projection.keep(("weights", layer), arch.weight(layer, "head_projection")[self.dim].detach())
+            bias = arch.bias(layer, "head_projection")
+            if bias is not None:
+                projection.keep(("bias", layer), bias[self.dim].detach())
+        self.projection = {key: value.astype(np.float64) for key, value in projection.take().items()}
         self.positions = torch.from_numpy(place.positions)
         shape = len(self.positions), arch.n_layers
         self.first, self.position = np.zeros((2, len(self.positions)))
@@ -169,10 +176,26 @@ class _Seen:
         self.projected, self.attention, self.mlps, self.residual, self.medians = np.zeros((5, *shape))
 
     def run(self, lm: LanguageModel, ids: torch.Tensor, rows: slice) -> None:
-        self.rows = rows
+        kept, positions = OnDevice(), self.positions[rows].to(lm.device)
+
+        def at_place(value: torch.Tensor) -> torch.Tensor:
+            """(batch, width) vectors, of a (batch, seq, width) or (batch x seq, width) value."""
+            value = value.reshape(len(positions), -1, value.shape[-1])
+            return value[torch.arange(len(value), device=value.device), positions.to(value.device)]
 
         def position(_module: torch.nn.Module, _args: Any, output: torch.Tensor) -> None:
-            self.position[self.rows] = self._at(output.expand(len(ids), -1, -1))[:, self.dim]
+            kept.keep("position", at_place(output.expand(len(ids), -1, -1))[:, self.dim])
+
+        def heads(layer: int, value: torch.Tensor) -> None:
+            kept.keep(("heads", layer), at_place(value))
+
+        def block(layer: int, value: torch.Tensor) -> None:
+            magnitude = value.abs().float().flatten(1)
+            kept.keep(("largest", layer), magnitude.amax())
+            kept.keep(("medians", layer), medians(magnitude))
+
+        def into(name: str) -> Callable[[int, torch.Tensor], None]:
+            return lambda layer, value: kept.keep((name, layer), at_place(value)[:, self.dim])
 
         embedding = self.arch.position_embedding
         watched: AbstractContextManager[object] = (
@@ -180,42 +203,31 @@ class _Seen:
         )
         with (
             watched,
-            hooks.watch_inputs(self.arch, "block", self._first, [0]),
-            hooks.watch_inputs(self.arch, "head_projection", self._heads),
-            hooks.watch_outputs(self.arch, "head_projection", self._into(self.projected)),
-            hooks.watch_outputs(self.arch, "attention_write", self._into(self.attention)),
-            hooks.watch_outputs(self.arch, "mlp_write", self._into(self.mlps)),
-            hooks.watch_outputs(self.arch, "block", self._block),
+            hooks.watch_inputs(self.arch, "block", into("first"), [0]),
+            hooks.watch_inputs(self.arch, "head_projection", heads),
+            hooks.watch_outputs(self.arch, "head_projection", into("projected")),
+            hooks.watch_outputs(self.arch, "attention_write", into("attention")),
+            hooks.watch_outputs(self.arch, "mlp_write", into("mlps")),
+            hooks.watch_outputs(self.arch, "block", into("residual")),
+            hooks.watch_outputs(self.arch, "block", block),
         ):
             hooks.forward(lm, ids)
+        self._take_in(rows, kept.take())
+
+    def _take_in(self, rows: slice, taken: Taken) -> None:
+        """Raises UserError for inf or nan."""
+        self.first[rows] = taken["first", 0]
+        self.position[rows] = taken.get("position", 0.0)
+        for layer in range(self.arch.n_layers):
+            hooks.require_finite(layer, taken["largest", layer])
+            for name in ("projected", "attention", "mlps", "residual", "medians"):
+                getattr(self, name)[rows, layer] = taken.get((name, layer), 0.0)
+            if ("heads", layer) in taken:
+                shares = taken["heads", layer].astype(np.float64) * self.projection["weights", layer]
+                self.heads[rows, layer] = shares.reshape(len(shares), self.arch.n_heads, -1).sum(2)
 
     def gather(self, own: slice) -> None:
         """Have the windows of all processes; `own` are this one's."""
         for name, array in vars(self).items():
             if isinstance(array, np.ndarray):
                 setattr(self, name, np.concatenate(processes.gather([array[own]])))
-
-    def _at(self, value: torch.Tensor) -> np.ndarray:
-        """(batch, width) vectors at the place, of a (batch, seq, width) or (batch x seq, width) value."""
-        positions = self.positions[self.rows].to(value.device)
-        value = value.reshape(len(positions), -1, value.shape[-1])
-        return value[torch.arange(len(value), device=value.device), positions].cpu().double().numpy()
-
-    def _first(self, _layer: int, value: torch.Tensor) -> None:
-        self.first[self.rows] = self._at(value)[:, self.dim]
-
-    def _heads(self, layer: int, value: torch.Tensor) -> None:
-        weight = self.arch.weight(layer, "head_projection")[self.dim].cpu().double().numpy()
-        shares = self._at(value) * weight
-        self.heads[self.rows, layer] = shares.reshape(len(shares), self.arch.n_heads, -1).sum(2)
-
-    def _into(self, array: np.ndarray) -> Callable[[int, torch.Tensor], None]:
-        def see(layer: int, value: torch.Tensor) -> None:
-            array[self.rows, layer] = self._at(value)[:, self.dim]
-
-        return see
-
-    def _block(self, layer: int, value: torch.Tensor) -> None:
-        hooks.require_finite(layer, value)
-        self.residual[self.rows, layer] = self._at(value)[:, self.dim]
-        self.medians[self.rows, layer] = medians(value.abs().float().flatten(1)).cpu().numpy()

@@ -10,6 +10,7 @@ from lib.core.changes import Everywhere
 from lib.core.data import Windows
 from lib.core.definitions import BOUNDS, FATES
 from lib.core.massive import is_massive
+from lib.core.on_device import OnDevice
 from lib.core.place import Place
 from lib.core.results import FirstTokens
 from lib.model import hooks
@@ -89,20 +90,23 @@ def measure(
 
 def _values(lm: LanguageModel, ids: torch.Tensor, dim: int, layer: int) -> np.ndarray:
     """(n, layers up to `layer`) values of (n, 1) token ids."""
-    parts: list[torch.Tensor] = []
+    parts: list[np.ndarray] = []
     with processes.progress(len(ids), AT_ONCE, "first tokens", unit="token", leave=False) as progress:
         for _rows, batch in processes.batches(ids, AT_ONCE):
-            seen: dict[int, torch.Tensor] = {}
+            kept = OnDevice()
 
-            def see(block: int, hidden: torch.Tensor, seen: dict[int, torch.Tensor] = seen) -> None:
-                hooks.require_finite(block, hidden)
-                seen[block] = hidden[:, 0, dim].cpu().double()
+            def see(block: int, hidden: torch.Tensor, kept: OnDevice = kept) -> None:
+                kept.keep(("largest", block), hidden.abs().amax())
+                kept.keep(("value", block), hidden[:, 0, dim])
 
             with (
                 hooks.watch_outputs(lm.arch, "block", see, range(layer + 1)),
                 hooks.stop_after(lm.arch, layer),
             ):
                 hooks.forward(lm, batch)
-            parts.append(torch.stack([seen[block] for block in range(layer + 1)], dim=1))
+            taken = kept.take()
+            for block in range(layer + 1):
+                hooks.require_finite(block, taken["largest", block])
+            parts.append(np.stack([taken["value", block] for block in range(layer + 1)], axis=1).astype(np.float64))
             progress.update(len(batch))
-    return torch.cat(processes.gather(parts)).numpy()
+    return np.concatenate(processes.gather(parts))

@@ -45,9 +45,9 @@ class Measurements:
         see: Callable[[int, torch.Tensor], None],
         first: int = 0,
         baseline: "Measurements | None" = None,
-    ) -> None:
+    ) -> Taken:
         """One forward pass from block `first` on; `see(layer, hidden)` gets each block output after the statistics
-        have. What the heads before do is the baseline's last batch."""
+        have. What the heads before do is the baseline's last batch. Gives what was `kept`, also by `see`."""
         taken: Taken = {}
         while not taken or not self.layers.is_whole(taken):
             with (
@@ -60,6 +60,7 @@ class Measurements:
         self.losses.extend(taken["losses"])
         self.layers.end_batch(ids, taken)
         self.heads.end_batch(taken, first, baseline.heads if baseline else None)
+        return taken
 
     def gather(self) -> None:
         """Take in the windows of all processes; call it after the last batch."""
@@ -69,10 +70,15 @@ class Measurements:
         self.tracked = processes.gather(self.tracked)
 
 
-def values_at(hidden: torch.Tensor, sites: list[Sites]) -> torch.Tensor:
-    """(all sites of the batch,) values of one layer."""
+def index_of(sites: list[Sites]) -> torch.Tensor:
+    """(3, all sites of the batch): sequence, position, dim."""
     index = torch.tensor([(s, *site) for s, own in enumerate(sites) for site in own], dtype=torch.long)
-    return hidden[tuple(index.view(-1, 3).T.to(hidden.device))].cpu()
+    return index.view(-1, 3).T
+
+
+def values_at(hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """(sites,) values of one layer; layers may be on different devices."""
+    return hidden[tuple(index.to(hidden.device))]
 
 
 def sites_of(massive: list[Found], kept: dict[int, torch.Tensor], n_sequences: int, dims: Sequence[int]) -> list[Sites]:
@@ -81,15 +87,18 @@ def sites_of(massive: list[Found], kept: dict[int, torch.Tensor], n_sequences: i
     for sequence, layer, position, dim, _value, _ratio in massive:
         sites[sequence].setdefault((position, dim), []).append(layer)
     for dim in dims:
-        peaks = torch.stack([hidden[:, :, dim].abs().cpu() for hidden in kept.values()]).amax(0).argmax(1)
+        columns = OnDevice()
+        for layer, hidden in kept.items():
+            columns.keep(layer, hidden[:, :, dim].abs())
+        peaks = np.stack([*columns.take().values()]).max(0).argmax(1)
         for sequence, position in enumerate(peaks.tolist()):
             sites[sequence].setdefault((position, dim), [])
     return sites
 
 
-def by_sequence(gathered: dict[int, torch.Tensor], batch_sites: list[Sites]) -> list[np.ndarray]:
-    """Split {layer: (all sites of the batch,)} into one (sites, layers) array a sequence."""
-    values = torch.stack([gathered[layer] for layer in sorted(gathered)], dim=1).double().numpy()
+def by_sequence(taken: Taken, n_layers: int, batch_sites: list[Sites]) -> list[np.ndarray]:
+    """Split {("sites", layer): (all sites of the batch,)} into one (sites, layers) array a sequence."""
+    values = np.stack([taken["sites", layer] for layer in range(n_layers)], axis=1).astype(np.float64)
     return np.split(values, np.cumsum([len(own) for own in batch_sites])[:-1])
 
 

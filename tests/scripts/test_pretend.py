@@ -9,10 +9,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from lib import catalogue
+from lib.core import massive
 from lib.model import models
 from lib.planted import planting
 from lib.run.cli import Options
-from tests import golden, pretend
+from tests import golden, pretend, transfers
 from tests.experiments.test_golden import differences
 
 
@@ -57,6 +58,30 @@ def test_results_are_those_of_the_cpu(experiment, planted, text):
     with pretend.device():
         there = golden.results(command, pretend.moved(planted), text, batch_size=6)
     assert list(differences(with_intervals(there), with_intervals(here), near)) == []
+
+
+FEW = "layerwise", "sentence", "head_analysis", "exp3", "head_pruning", "exp2a", "exp2b", "exp5", "exp6", "exp7"
+
+
+@pytest.mark.parametrize("experiment", FEW)
+def test_a_pass_makes_few_transfers(experiment, planted, text):
+    """However many layers; one of them is transformers' own."""
+    passes, _inside, every = transfers.counted(catalogue.EXPERIMENTS[experiment].command, planted, text)
+    assert passes
+    assert every.total() <= 3 * passes
+
+
+def test_a_value_that_a_hook_reads_is_seen(planted, text, monkeypatch):
+    update = massive.LayerStatistics.update
+
+    def reading(self, layer, hidden):
+        hidden.max().item()
+        update(self, layer, hidden)
+
+    monkeypatch.setattr(massive.LayerStatistics, "update", reading)
+    passes, inside, every = transfers.counted("main_llm.py --exp2", planted, text)
+    assert inside["item"] == passes * (1 + planted.lm.arch.n_layers)
+    assert every.total() > 3 * passes
 
 
 @pytest.mark.parametrize("folder", ["tiny_gpt2_folder", "tiny_llama_folder"])
