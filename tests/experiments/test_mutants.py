@@ -271,7 +271,7 @@ def sink_rate_of_the_heads_that_are_left(patch):
 
     def noted(self, lm, ids, see, first=0, baseline=None):
         self.heads.off = [] if baseline is None else list(off)
-        run(self, lm, ids, see, first, baseline)
+        return run(self, lm, ids, see, first, baseline)
 
     def sink_rates(self):
         keep = np.ones(self.shape, dtype=bool)
