@@ -243,12 +243,14 @@ class HeadScores:
             self.kept.keep((name, layer), mean)
 
     @staticmethod
-    def means(probability: torch.Tensor, visible: torch.Tensor) -> dict[str, torch.Tensor]:
-        """{name: (batch, heads) means over the queries of QUERIES}."""
+    def means(
+        probability: torch.Tensor, visible: torch.Tensor, names: Iterable[str] = QUERIES
+    ) -> dict[str, torch.Tensor]:
+        """{name: (batch, heads) means over these of QUERIES}."""
         nth = visible.cumsum(0)
         chosen = {"scores": visible, "later": visible & (nth > 1), "window": visible & (nth <= SINK_WINDOW)}
         summed = exact(probability)
-        return {name: (summed * queries).sum(2) / queries.sum() for name, queries in chosen.items()}
+        return {name: (summed * chosen[name]).sum(2) / chosen[name].sum() for name in names}
 
     def end_batch(self, taken: Taken | None = None, first: int = 0, baseline: "HeadScores | None" = None) -> None:
         """Take the batch's rows in; call it after each forward pass. Raises UserError for inf or nan.

@@ -183,7 +183,7 @@ class Passes:
         layers = range(first, arch.n_layers)
 
         def see(layer: int, probability: torch.Tensor, visible: torch.Tensor) -> None:
-            kept.keep(("attention", layer), sinks.HeadScores.means(probability, visible)["window"])
+            kept.keep(("attention", layer), sinks.HeadScores.means(probability, visible, ["window"])["window"])
 
         with (
             sinks.watch(self.lm, see, layers) if layers else nullcontext(),
