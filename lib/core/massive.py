@@ -22,6 +22,7 @@ from lib.run import processes
 
 AT_MOST = 16  # massive values of a sequence that there is room for in the first pass
 COUNTS = "n positions", "n values"  # how many of a sequence are massive: positions, values at the largest of these
+SEEN = "top", "places", "positive", "median", "massive", "massive places", "massive values"  # of each sequence
 NEAR_LIMIT = 0.5  # of float16's largest value
 SAMPLE = 61  # one value in so many; prime, so that all dims are among them
 DEFINITION = MASSIVE
@@ -56,6 +57,8 @@ class LayerStatistics:
         """kept: where `update` keeps what it sees; shared with others, one copy takes all of it to the host."""
         self.arch, self.tokenizer = arch, tokenizer
         self.kept = OnDevice() if kept is None else kept
+        self.hidden = self.kept.stack(self._look)
+        self.seen: list[tuple[int, ...]] = []  # layers that were looked at together in the last pass
         self.at_most = AT_MOST
         self.rows = Samples()
         self.massive_positions = Samples()
@@ -73,14 +76,18 @@ class LayerStatistics:
 
     def update(self, layer: int, hidden: torch.Tensor) -> None:
         """Feed it to `hooks.watch_outputs`. hidden: (batch, seq, hidden_size) output of block `layer`."""
-        magnitude = hidden.abs().float()
+        self.hidden.add(layer, hidden)
+
+    def _look(self, layers: tuple[int, ...], hidden: torch.Tensor) -> None:
+        """hidden: (layers, batch, seq, hidden_size)."""
+        flat = hidden.flatten(2).flatten(0, 1)
+        magnitude = hidden.flatten(0, 1).abs().float()
         peaks = magnitude.amax(2)
         top, places = _largest(*_rows(magnitude, peaks, 3), 3)
         median = medians(magnitude.flatten(1))
         rows, positions = _rows(magnitude, peaks, self.at_most)
         values, massive_places = _largest(rows, positions, self.at_most)
         threshold = median[:, None]
-        flat = hidden.flatten(1)
         seen = {
             "top": top,
             "places": places,
@@ -93,25 +100,29 @@ class LayerStatistics:
             "n values": is_massive(rows, threshold[:, :, None]).sum((1, 2)),
         }
         for name, value in seen.items():
-            self.kept.keep((name, layer), value)
+            self.kept.keep((name, layers), value.unflatten(0, hidden.shape[:2]))
+        self.seen.append(layers)
 
     def is_whole(self, taken: Taken) -> bool:
         """Whether all that is massive in the batch was kept. If not, it must be run again: there is room now."""
-        layers = [layer for layer in range(self.arch.n_layers) if ("top", layer) in taken]
-        most = max((int(taken[name, layer].max()) for layer in layers for name in COUNTS), default=0)
+        most = max((int(taken[name, layers].max()) for layers in self.seen for name in COUNTS), default=0)
         whole = most <= self.at_most
-        self.at_most = max(self.at_most, most)
+        if not whole:
+            self.at_most, self.seen = most, []
         return whole
 
     def end_batch(self, ids: torch.Tensor, taken: Taken) -> None:
         """Take the batch in. Raises UserError for inf or nan."""
         batch = np.full((len(ids), self.arch.n_layers, 4), np.nan)
         self.batch_massive: list[Found] = []
-        for layer in (layer for layer in range(self.arch.n_layers) if ("top", layer) in taken):
-            hooks.require_finite(layer, taken["top", layer])
-            batch[:, layer] = np.column_stack([taken["top", layer], taken["median", layer]])
-            self._count_places(layer, taken["places", layer], taken["positive", layer])
-            self._list_massive(layer, ids, taken)
+        for layers in self.seen:
+            for i, layer in enumerate(layers):
+                here = {name: taken[name, layers][i] for name in SEEN}
+                hooks.require_finite(layer, here["top"])
+                batch[:, layer] = np.column_stack([here["top"], here["median"]])
+                self._count_places(layer, here["places"], here["positive"])
+                self._list_massive(layer, ids, here)
+        self.seen = []
         self.rows.extend(batch)
         places = {(found.sequence, found.position) for found in self.batch_massive}
         counts = Counter(sequence for sequence, _position in places)
@@ -123,9 +134,9 @@ class LayerStatistics:
                 position, dim = divmod(place, self.arch.hidden_size)
                 counter[position, dim, bool(sign)] += 1
 
-    def _list_massive(self, layer: int, ids: torch.Tensor, taken: Taken) -> None:
-        massive, places, values = (taken[name, layer] for name in ("massive", "massive places", "massive values"))
-        median = taken["median", layer]
+    def _list_massive(self, layer: int, ids: torch.Tensor, here: dict[str, np.ndarray]) -> None:
+        massive, places, values = (here[name] for name in ("massive", "massive places", "massive values"))
+        median = here["median"]
         for sequence in np.flatnonzero(massive.any(1)).tolist():
             middle = float(median[sequence])
             there = massive[sequence]

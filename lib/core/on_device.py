@@ -1,16 +1,18 @@
 """What hooks see, kept on the model's device during a pass and taken to the host at its end, in one copy.
 
 A copy to the host, `.item()`, `nonzero` or a boolean index inside a pass makes the host wait for the device, which on a
-GPU costs more than the pass. So hooks keep small tensors here, and float64 and Python begin behind `take`.
+GPU costs more than the pass. So hooks keep small tensors here, and float64 and Python begin behind `take`. And each
+operation costs time of its own, which in a short window is more than its work: layers are looked at together.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import numpy as np
 import torch
 
 Taken = dict[Hashable, np.ndarray]
 FLOAT64 = ("cpu", "cuda")  # types of devices that have it; MPS has none
+TOGETHER, ON_ACCELERATOR = 2**20, 2**24  # values that are looked at together: on a CPU, more would leave its cache
 
 
 class OnDevice:
@@ -18,6 +20,12 @@ class OnDevice:
 
     def __init__(self) -> None:
         self.kept: dict[Hashable, torch.Tensor] = {}
+        self.stacks: list[Stack] = []
+
+    def stack(self, look: Callable[..., None]) -> "Stack":
+        """A Stack whose `look` keeps here what it finds; it has seen all when `take` copies."""
+        self.stacks.append(Stack(look))
+        return self.stacks[-1]
 
     def keep(self, key: Hashable, value: torch.Tensor) -> None:
         """A tensor of floats, truth values or whole numbers below 2**31, on any device; a later one replaces it."""
@@ -25,11 +33,51 @@ class OnDevice:
 
     def take(self) -> Taken:
         """All that was kept, on the host: floats (half precision as float32), truth values and whole numbers."""
+        for stack in self.stacks:
+            stack.look_at_rest()
         taken: Taken = {}
         for device in dict.fromkeys(value.device for value in self.kept.values()):
             taken |= _copied({key: value for key, value in self.kept.items() if value.device == device})
         self.kept = {}
         return taken
+
+
+class Stack:
+    """Copies of what successive layers give, until there is enough to call `look(layers, *values)`.
+
+    layers: their numbers; values: of each value that was added, all layers in one (layers, ...) tensor.
+    """
+
+    def __init__(self, look: Callable[..., None]) -> None:
+        self.look = look
+        self.layers: list[int] = []
+        self.values: list[torch.Tensor] = []
+
+    def add(self, layer: int, *values: torch.Tensor) -> None:
+        if not self._is_like(values):
+            self.look_at_rest()
+            most = TOGETHER if values[0].device.type == "cpu" else ON_ACCELERATOR
+            at_once = most // max(value.numel() for value in values)
+            if at_once < 2:
+                self.values = []
+                return self.look((layer,), *(value[None] for value in values))
+            self.values = [value.new_empty((at_once, *value.shape)) for value in values]
+        for stacked, value in zip(self.values, values, strict=True):
+            stacked[len(self.layers)] = value
+        self.layers.append(layer)
+        if len(self.layers) == len(self.values[0]):
+            self.look_at_rest()
+
+    def look_at_rest(self) -> None:
+        if self.layers:
+            layers, self.layers = tuple(self.layers), []
+            self.look(layers, *(stacked[: len(layers)] for stacked in self.values))
+
+    def _is_like(self, values: tuple[torch.Tensor, ...]) -> bool:
+        return bool(self.values) and all(
+            (stacked.shape[1:], stacked.dtype, stacked.device) == (value.shape, value.dtype, value.device)
+            for stacked, value in zip(self.values, values, strict=True)
+        )
 
 
 def _copied(values: dict[Hashable, torch.Tensor]) -> Taken:

@@ -224,6 +224,38 @@ def _not_masked(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
     return first if first.dtype == torch.bool else first > torch.finfo(first.dtype).min / 2
 
 
+class QueryMeans:
+    """Of one pass, the mean probability on the first token over these of QUERIES; feed `update` to `watch`."""
+
+    def __init__(self, kept: OnDevice, queries: Iterable[str] = QUERIES) -> None:
+        """kept: whose `take` is given to `taken`."""
+        self.kept, self.queries = kept, tuple(queries)
+        self.attention = kept.stack(self._look)
+        self.seen: list[tuple[int, ...]] = []  # layers that were looked at together
+
+    def update(self, layer: int, probability: torch.Tensor, visible: torch.Tensor) -> None:
+        self.attention.add(layer, probability, visible)
+
+    def _look(self, layers: tuple[int, ...], probability: torch.Tensor, visible: torch.Tensor) -> None:
+        """probability: (layers, batch, heads, seq); visible: (layers, seq)."""
+        nth = visible.cumsum(1)
+        chosen = {"scores": visible, "later": visible & (nth > 1), "window": visible & (nth <= SINK_WINDOW)}
+        summed = exact(probability)
+        for query in self.queries:
+            here = chosen[query][:, None, None]
+            self.kept.keep((query, layers), (summed * here).sum(3) / here.sum(3))
+        self.seen.append(layers)
+
+    def taken(self, taken: Taken) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """(layer, {query: (batch, heads) means}) of each layer that was seen. Raises UserError for inf or nan."""
+        seen, self.seen = self.seen, []
+        for layers in seen:
+            for i, layer in enumerate(layers):
+                means = {query: taken[query, layers][i] for query in self.queries}
+                hooks.require_finite(layer, means[self.queries[0]])
+                yield layer, means
+
+
 class HeadScores:
     """Per-sequence means of the probability on the first token; feed `update` to `watch`.
 
@@ -236,39 +268,25 @@ class HeadScores:
         """kept: where `update` keeps what it sees; shared with others, one copy takes all of it to the host."""
         self.shape = (arch.n_layers, arch.n_heads)
         self.kept = OnDevice() if kept is None else kept
-        self.rows = {name: Samples() for name in QUERIES}
-
-    def update(self, layer: int, probability: torch.Tensor, visible: torch.Tensor) -> None:
-        for name, mean in self.means(probability, visible).items():
-            self.kept.keep((name, layer), mean)
-
-    @staticmethod
-    def means(
-        probability: torch.Tensor, visible: torch.Tensor, names: Iterable[str] = QUERIES
-    ) -> dict[str, torch.Tensor]:
-        """{name: (batch, heads) means over these of QUERIES}."""
-        nth = visible.cumsum(0)
-        chosen = {"scores": visible, "later": visible & (nth > 1), "window": visible & (nth <= SINK_WINDOW)}
-        summed = exact(probability)
-        return {name: (summed * chosen[name]).sum(2) / chosen[name].sum() for name in names}
+        self.means = QueryMeans(self.kept)
+        self.update = self.means.update
+        self.rows = {query: Samples() for query in QUERIES}
 
     def end_batch(self, taken: Taken | None = None, first: int = 0, baseline: "HeadScores | None" = None) -> None:
         """Take the batch's rows in; call it after each forward pass. Raises UserError for inf or nan.
 
         taken: of the shared `kept`. What the heads before layer `first` do is the last batch of `baseline`.
         """
-        taken = self.kept.take() if taken is None else taken
+        seen = dict(self.means.taken(self.kept.take() if taken is None else taken))
         self.last: dict[str, np.ndarray] = {}
-        for name in QUERIES:
-            seen = {layer: taken[name, layer] for layer in range(self.shape[0]) if (name, layer) in taken}
-            rows = np.full((len(next(iter(seen.values()))), *self.shape), np.nan)
+        for query in QUERIES:
+            rows = np.full((len(next(iter(seen.values()))[query]), *self.shape), np.nan)
             for layer, means in seen.items():
-                hooks.require_finite(layer, taken["scores", layer])
-                rows[:, layer] = means
+                rows[:, layer] = means[query]
             if baseline is not None:
-                rows[:, :first] = baseline.last[name][:, :first]
-            self.rows[name].extend(rows)
-            self.last[name] = rows
+                rows[:, :first] = baseline.last[query][:, :first]
+            self.rows[query].extend(rows)
+            self.last[query] = rows
 
     def gather(self) -> None:
         """Have the rows of all processes; call it after the last batch."""

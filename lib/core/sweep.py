@@ -180,13 +180,10 @@ class Passes:
         `baseline`'s, another of these."""
         arch, kept = self.lm.arch, OnDevice()
         column = _Column(self.lm, self.place.positions[rows], self.place.dim, kept)
+        means = sinks.QueryMeans(kept, ["window"])
         layers = range(first, arch.n_layers)
-
-        def see(layer: int, probability: torch.Tensor, visible: torch.Tensor) -> None:
-            kept.keep(("attention", layer), sinks.HeadScores.means(probability, visible, ["window"])["window"])
-
         with (
-            sinks.watch(self.lm, see, layers) if layers else nullcontext(),
+            sinks.watch(self.lm, means.update, layers) if layers else nullcontext(),
             hooks.watch_outputs(arch, "block", column.see),
         ):
             kept.keep("losses", exact(hooks.token_losses(self.lm, ids)).mean(1))
@@ -195,9 +192,8 @@ class Passes:
         self.values[rows], self.losses[rows] = column.values, taken["losses"]
         if baseline is not None:
             self.attention[rows, :first] = baseline.attention[rows, :first]
-        for layer in (layer for layer in layers if ("attention", layer) in taken):
-            hooks.require_finite(layer, taken["attention", layer])
-            self.attention[rows, layer] = taken["attention", layer]
+        for layer, attention in means.taken(taken):
+            self.attention[rows, layer] = attention["window"]
 
     def arrays(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """values, losses and attention of the windows `rows`."""
