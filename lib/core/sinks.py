@@ -182,22 +182,23 @@ def _intercepted(
 
     attention, attention_map: called in the place of scaled_dot_product_attention and of softmax.
     """
-    waiting: list[int] = []  # the layer that is running, until its attention has been seen
 
-    def watched(function: Instead) -> Callable[..., torch.Tensor]:
-        def call(*args: Any, **kwargs: Any) -> torch.Tensor:
-            output, seen = function(*args, **kwargs)
-            if waiting:
-                see(waiting.pop(), *seen)
-            return output
+    def watched(layer: int) -> _Replaced:
+        def seen_of(function: Instead) -> Callable[..., torch.Tensor]:
+            def call(*args: Any, **kwargs: Any) -> torch.Tensor:
+                output, seen = function(*args, **kwargs)
+                if layer in waiting:
+                    waiting.remove(layer)
+                    see(layer, *seen)
+                return output
 
-        return call
+            return call
 
-    instead: dict[Callable[..., Any], Callable[..., Any]] = {
-        scaled_dot_product_attention: watched(attention),
-        softmax: watched(attention_map),
-    }
-    with hooks.watch_calls(lm.arch, "attention_module", waiting.append, layers), _Replaced(instead):
+        waiting.add(layer)
+        return _Replaced({scaled_dot_product_attention: seen_of(attention), softmax: seen_of(attention_map)})
+
+    waiting: set[int] = set()  # layers whose attention has been called and not been seen
+    with hooks.around_calls(lm.arch, "attention_module", watched, layers):
         yield
     if waiting:
         raise UserError(f"cannot watch '{lm.model.config._attn_implementation}' attention; use sdpa or eager")

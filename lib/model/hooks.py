@@ -58,13 +58,34 @@ def require_finite(layer: int, value: Tensor | np.ndarray) -> None:
         )
 
 
-def watch_calls(
-    arch: Architecture, role: str, see: Callable[[int], object], layers: Iterable[int] | None = None
-) -> AbstractContextManager[None]:
-    """Call `see(layer)` when each layer's `role` module is called."""
-    return _registered(
-        arch, role, layers, lambda layer, module: module.register_forward_pre_hook(lambda *_: see(layer))
-    )
+@contextmanager
+def around_calls(
+    arch: Architecture,
+    role: str,
+    manager: Callable[[int], AbstractContextManager[object]],
+    layers: Iterable[int] | None = None,
+) -> Iterator[None]:
+    """Run each layer's `role` module inside `manager(layer)`."""
+    entered: list[AbstractContextManager[object]] = []
+
+    def register(layer: int, module: torch.nn.Module) -> RemovableHandle:
+        def enter(*_: Any) -> None:
+            entered.append(manager(layer))
+            entered[-1].__enter__()
+
+        return module.register_forward_pre_hook(enter)
+
+    def leave(*_: Any) -> None:
+        if entered:  # an error before `enter` comes here, too
+            entered.pop().__exit__(None, None, None)
+
+    with (
+        _registered(arch, role, layers, register),
+        _registered(
+            arch, role, layers, lambda _layer, module: module.register_forward_hook(leave, always_call=True)
+        ),
+    ):
+        yield
 
 
 @contextmanager
