@@ -22,9 +22,8 @@ from lib.run import processes
 
 AT_MOST = 16  # massive values of a sequence that there is room for in the first pass
 COUNTS = "n positions", "n values"  # how many of a sequence are massive: positions, values at the largest of these
-SEEN = "top", "places", "positive", "median", "massive", "massive places", "massive values"  # of each sequence
+SEEN = "largest", "places", "values", "median", "massive"  # of each sequence
 NEAR_LIMIT = 0.5  # of float16's largest value
-SAMPLE = 61  # one value in so many; prime, so that all dims are among them
 DEFINITION = MASSIVE
 
 Where = tuple[int, int, bool]  # position, dim, whether the value is positive
@@ -83,19 +82,16 @@ class LayerStatistics:
         flat = hidden.flatten(2).flatten(0, 1)
         magnitude = hidden.flatten(0, 1).abs().float()
         peaks = magnitude.amax(2)
-        top, places = _largest(*_rows(magnitude, peaks, 3), 3)
         median = medians(magnitude.flatten(1))
         rows, positions = _rows(magnitude, peaks, self.at_most)
-        values, massive_places = _largest(rows, positions, self.at_most)
+        largest, places = _largest(rows, positions, self.at_most)
         threshold = median[:, None]
         seen = {
-            "top": top,
+            "largest": largest,
             "places": places,
-            "positive": flat.gather(1, places) > 0,
+            "values": flat.gather(1, places),
             "median": median,
-            "massive": is_massive(values, threshold),
-            "massive places": massive_places,
-            "massive values": flat.gather(1, massive_places),
+            "massive": is_massive(largest, threshold),
             "n positions": is_massive(peaks, threshold).sum(1),
             "n values": is_massive(rows, threshold[:, :, None]).sum((1, 2)),
         }
@@ -118,9 +114,10 @@ class LayerStatistics:
         for layers in self.seen:
             for i, layer in enumerate(layers):
                 here = {name: taken[name, layers][i] for name in SEEN}
-                hooks.require_finite(layer, here["top"])
-                batch[:, layer] = np.column_stack([here["top"], here["median"]])
-                self._count_places(layer, here["places"], here["positive"])
+                hooks.require_finite(layer, here["largest"])
+                batch[:, layer] = np.column_stack([here["largest"][:, :3], here["median"]])
+                order = np.lexsort((here["places"], -here["largest"]))[:, :3]  # of equal ones the first place
+                self._count_places(layer, *(np.take_along_axis(here[name], order, 1) for name in ("places", "values")))
                 self._list_massive(layer, ids, here)
         self.seen = []
         self.rows.extend(batch)
@@ -128,15 +125,14 @@ class LayerStatistics:
         counts = Counter(sequence for sequence, _position in places)
         self.massive_positions.extend(counts[sequence] for sequence in range(len(ids)))
 
-    def _count_places(self, layer: int, places: np.ndarray, positive: np.ndarray) -> None:
+    def _count_places(self, layer: int, places: np.ndarray, values: np.ndarray) -> None:
         for k, counter in enumerate(self.where[layer]):
-            for place, sign in zip(places[:, k].tolist(), positive[:, k].tolist(), strict=True):
+            for place, value in zip(places[:, k].tolist(), values[:, k].tolist(), strict=True):
                 position, dim = divmod(place, self.arch.hidden_size)
-                counter[position, dim, bool(sign)] += 1
+                counter[position, dim, value > 0] += 1
 
     def _list_massive(self, layer: int, ids: torch.Tensor, here: dict[str, np.ndarray]) -> None:
-        massive, places, values = (here[name] for name in ("massive", "massive places", "massive values"))
-        median = here["median"]
+        massive, places, values, median = (here[name] for name in ("massive", "places", "values", "median"))
         for sequence in np.flatnonzero(massive.any(1)).tolist():
             middle = float(median[sequence])
             there = massive[sequence]
@@ -222,7 +218,8 @@ def _rows(magnitude: torch.Tensor, peaks: torch.Tensor, n: int) -> tuple[torch.T
     peaks: (batch, seq), the maximum of each position. The n largest of all are among these, so no others are ranked.
     """
     positions = peaks.topk(min(n, peaks.shape[1]), dim=1).indices
-    return magnitude.take_along_dim(positions[:, :, None], dim=1), positions
+    sequence = torch.arange(len(magnitude), device=magnitude.device)[:, None]
+    return magnitude[sequence, positions], positions
 
 
 def _largest(rows: torch.Tensor, positions: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -236,23 +233,8 @@ def medians(magnitude: torch.Tensor) -> torch.Tensor:
     """(batch,) torch.median over dim 1 of finite (batch, n) values."""
     if magnitude.device.type != "cpu":
         return magnitude.median(dim=1).values
-    return torch.from_numpy(np.array([_median(row) for row in magnitude.numpy()]))
-
-
-def _median(values: np.ndarray) -> np.floating:
-    """The median of one row, looked for among the values near the median of a sample: six times as fast, and exact.
-
-    What lies below these is counted; should the median not be among them, it is looked for among all.
-    """
-    rank = (len(values) - 1) // 2
-    sample = np.sort(values[::SAMPLE])
-    middle, margin = len(sample) // 2, int(2 * len(sample) ** 0.5)  # 4 standard deviations, were it a random sample
-    low, high = sample[max(middle - margin, 0)], sample[min(middle + margin, len(sample) - 1)]
-    near = values[(values >= low) & (values <= high)]
-    below = int(np.count_nonzero(values < low))
-    if not below <= rank < below + len(near):
-        near, below = values, 0
-    return np.partition(near, rank - below)[rank - below]
+    middle = (magnitude.shape[1] - 1) // 2
+    return torch.from_numpy(np.partition(magnitude.numpy(), middle, axis=1)[:, middle].copy())  # ten times as fast
 
 
 def _most_common(counter: Counter[Where]) -> TopPlace:

@@ -106,7 +106,7 @@ def _flash(
     output, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale
     )
-    logit = (query.float() @ key[:, :, 0, :, None].float())[..., 0] * scale
+    logit = (query.float() @ key[:, :, :1].float().mT)[..., 0] * scale
     if mask is not None:
         logit = logit + mask[..., 0]
     return output, (logit - log_sum).exp()
