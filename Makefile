@@ -61,6 +61,10 @@ reproduce-gpt2: $(READY)
 test: $(READY)
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal
 
+# every script, every way to a model and the benchmark's entries on a GPU, as `make test` runs them on a pretended device
+test-cuda: $(READY)
+	$(RUN) -m pytest tests/scripts/test_on_device.py --device cuda
+
 # the same weights in TransformerLens and llama.cpp, in an environment of its own
 test-peers: $(PEERS_READY)
 	$(PEERS)/python -m pytest tests/model/test_peers.py tests/model/test_llama_cpp.py -m peer
@@ -92,4 +96,4 @@ clean:
 	rm -rf .venv .venv-peers .venv-bench .pytest_cache .ruff_cache results/demo results/bench
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
-.PHONY: setup demo study results readme reproduce-gpt2 test test-peers bench lint clean
+.PHONY: setup demo study results readme reproduce-gpt2 test test-cuda test-peers bench lint clean

@@ -1,33 +1,33 @@
 """From what entries measured, and how long that took, to what is reported. numpy only.
 
-A row is what is known of an entry: {"name", "label", "tool", "gives", "n_layers", "times": [seconds, one a round],
-"peak_mib", "error"}. Where there is an error, it says why and the rest may be missing.
+Rows are those of benchmarks.results, by name.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 
+from benchmarks.results import Difference, Judged, Spread
 from lib.run.cli import UserError
 
 TOLERANCE = 1e-4
 
 
 def require_equal(values):
-    """{key: {"relative", "between"}}, the largest relative difference between two entries, of {entry: {key: array}}.
+    """{key: Difference}, the largest, of {entry: {key: array}}.
 
     An entry may give fewer layers (axis 1) than another: the first ones. Raises UserError if two entries differ by
     more than TOLERANCE, or one gives another number of values.
     """
-    largest: dict[str, dict] = {}
+    largest: dict[str, Difference] = {}
     for one, other in combinations(values, 2):
         for key in sorted(values[one].keys() & values[other].keys()):
             relative = _difference(np.asarray(values[one][key]), np.asarray(values[other][key]))
             if not relative <= TOLERANCE:
                 raise UserError(f"no time is reported: '{key}' of {one} and of {other} differ by {relative:.1e}")
-            if key not in largest or relative > largest[key]["relative"]:
-                largest[key] = {"relative": relative, "between": [one, other]}
+            if key not in largest or relative > largest[key].relative:
+                largest[key] = Difference(relative, (one, other))
     return largest
 
 
@@ -42,14 +42,26 @@ def _difference(a, b):
 
 
 def spread(values):
-    return {"median": float(np.median(values)), "min": float(min(values)), "max": float(max(values))}
+    return Spread(float(np.median(values)), float(min(values)), float(max(values)))
+
+
+def spreads(rows):
+    """The rows with `seconds` and `ratio`."""
+    return {
+        name: replace(
+            row,
+            seconds=None if row.error or not row.times else spread(row.times),
+            ratio=ratios(row, rows["bare"]),
+        )
+        for name, row in rows.items()
+    }
 
 
 def ratios(row, other):
     """`spread` of one entry's times over another's, each pair of the same round; None where there are none."""
-    if row["error"] or other["error"] or not row["times"]:
+    if row.error or other.error or not row.times:
         return None
-    return spread(np.divide(row["times"], other["times"]))
+    return spread(np.divide(row.times, other.times))
 
 
 @dataclass(frozen=True)
@@ -62,9 +74,9 @@ class AtMost:
 
     def judge(self, rows):
         return _judged(
-            f"{rows[self.entry]['label']}: at most {self.bound:g} x {rows[self.other]['label']}",
+            f"{rows[self.entry].label}: at most {self.bound:g} x {rows[self.other].label}",
             [rows[self.entry], rows[self.other]],
-            lambda: (value := ratios(rows[self.entry], rows[self.other])["median"], value <= self.bound),
+            lambda: (value := ratios(rows[self.entry], rows[self.other]).median, value <= self.bound),
         )
 
 
@@ -78,11 +90,11 @@ class Faster:
 
     def judge(self, rows):
         ours = rows[self.entry]
-        peers = [row for row in rows.values() if row["tool"] == self.tool and row["gives"] == ours["gives"]]
+        peers = [row for row in rows.values() if row.tool == self.tool and row.gives == ours.gives]
         return _judged(
-            f"{ours['label']}: at least {self.bound:.3g} x as fast as {self.tool}",
+            f"{ours.label}: at least {self.bound:.3g} x as fast as {self.tool}",
             [ours, *peers],
-            lambda: (value := min(ratios(peer, ours)["median"] for peer in peers), value >= self.bound),
+            lambda: (value := min(ratios(peer, ours).median for peer in peers), value >= self.bound),
         )
 
 
@@ -95,11 +107,11 @@ class LeastMemory:
 
     def judge(self, rows):
         ours = rows[self.entry]
-        peers = [row for row in rows.values() if row["tool"] != ours["tool"] and row["gives"] in self.gives]
+        peers = [row for row in rows.values() if row.tool != ours.tool and row.gives in self.gives]
         return _judged(
-            f"{ours['label']}: lower peak memory than any other tool (value: the lowest of theirs over it)",
+            f"{ours.label}: lower peak memory than any other tool (value: the lowest of theirs over it)",
             [ours, *peers],
-            lambda: (value := min(peer["peak_mib"] for peer in peers) / ours["peak_mib"], value > 1),
+            lambda: (value := min(peer.peak_mib for peer in peers) / ours.peak_mib, value > 1),
         )
 
 
@@ -113,9 +125,9 @@ class FlatMemory:
 
     def judge(self, rows):
         return _judged(
-            f"peak memory of {rows[self.entry]['label']}: at most {self.bound:g} x that of {rows[self.other]['label']}",
+            f"peak memory of {rows[self.entry].label}: at most {self.bound:g} x that of {rows[self.other].label}",
             [rows[self.entry], rows[self.other]],
-            lambda: (value := rows[self.entry]["peak_mib"] / rows[self.other]["peak_mib"], value <= self.bound),
+            lambda: (value := rows[self.entry].peak_mib / rows[self.other].peak_mib, value <= self.bound),
         )
 
 
@@ -128,16 +140,16 @@ class Within:
 
     def judge(self, rows):
         return _judged(
-            f"{rows[self.entry]['label']}: in less than {self.seconds:g} seconds",
+            f"{rows[self.entry].label}: in less than {self.seconds:g} seconds",
             [rows[self.entry]],
-            lambda: (value := rows[self.entry]["seconds"]["median"], value < self.seconds),
+            lambda: (value := rows[self.entry].seconds.median, value < self.seconds),
         )
 
 
 def _judged(text, needed, judge):
-    """{"text", "value", "verdict"}: `judge() -> (value, whether it is met)`, if nothing that it needs has an error."""
-    failed = [row for row in needed if row["error"]]
+    """`judge() -> (value, whether it is met)`, if nothing that it needs has an error."""
+    failed = [row for row in needed if row.error]
     if failed:
-        return {"text": text, "value": None, "verdict": "unknown: " + "; ".join(f"{r['name']} failed" for r in failed)}
+        return Judged(text, None, "unknown: " + "; ".join(f"{row.name} failed" for row in failed))
     value, met = judge()
-    return {"text": text, "value": value, "verdict": "met" if met else "not met"}
+    return Judged(text, value, "met" if met else "not met")

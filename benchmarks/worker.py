@@ -3,23 +3,31 @@
 import ctypes
 import multiprocessing
 import os
+import resource
+import sys
 import time
 from pathlib import Path
 
-CONTEXT = multiprocessing.get_context("forkserver")
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # else a look for CUDA before the fork spoils it behind it
+if sys.platform == "linux":
+    CONTEXT = multiprocessing.get_context("forkserver")
+else:  # Apple's libraries do not outlive a fork
+    CONTEXT = multiprocessing.get_context("spawn")
 CONTEXT.set_forkserver_preload(
     ["benchmarks.entries", "lib.model.models"]
 )  # imported once; no process begins with it anew
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 MIB = 2**20
 PATIENCE = 5  # seconds
+AT_LEAST = 0.2  # seconds: a short pass is repeated in a timing
 
 
 class Worker:
     """The process that measures one entry.
 
-    values: what the entry's first pass measures on all windows. peak_mib: the peak resident memory until then, loading
-    included. seconds: of each `run`. error: why it cannot be measured, or None; after an error nothing more is asked.
+    values: what the entry's first pass measures on all windows. peak_mib: the peak of memory until then, loading
+    included: on CUDA of what PyTorch has there, elsewhere what is resident. seconds: of each `run`. error: why it
+    cannot be measured, or None; after an error nothing more is asked.
     """
 
     def __init__(self, name, options, ids, threads):
@@ -34,10 +42,10 @@ class Worker:
         self.peak_mib: float | None
         self.values, self.peak_mib = self._ask(ids) or (None, None)
 
-    def run(self, window):
-        """Time one pass over one window."""
+    def run(self, ids):
+        """Time a pass over (windows, seq) ids: the mean of as many as take AT_LEAST seconds."""
         if not self.error:
-            seconds = self._ask(window)
+            seconds = self._ask(ids)
             self.seconds += [] if self.error else [seconds]
 
     def end(self):
@@ -64,23 +72,36 @@ def _work(connection, name, options, threads):
         import torch
 
         from benchmarks.entries import ENTRIES
+        from lib.model import models
 
         torch.set_num_threads(threads)
         ids = torch.from_numpy(connection.recv())
         _mallopt(M_MMAP_THRESHOLD, MIB)  # else what the allocator keeps to itself would decide: 100 MiB more or less
         measure = ENTRIES[name].prepare(options)
-        connection.send(((measure(ids), _peak_mib()), None))
+        device = models.chosen_device(options.device)
+        connection.send(((measure(ids), _peak_mib(device)), None))
         _mallopt(M_MMAP_THRESHOLD, 32 * MIB)  # what it would have come to by itself, at most
         _mallopt(M_TRIM_THRESHOLD, 64 * MIB)
         while True:
-            window = connection.recv()
-            start = time.perf_counter()
-            measure(ids[window : window + 1])
-            connection.send(((time.perf_counter() - start) / getattr(measure, "units", 1), None))
+            seconds = _seconds(measure, torch.from_numpy(connection.recv()), device)
+            connection.send((seconds / getattr(measure, "units", 1), None))
     except EOFError:
         pass
     except Exception as error:
         connection.send((None, f"{type(error).__name__}: {error}".splitlines()[0]))
+
+
+def _seconds(measure, ids, device):
+    """Of a pass and of all that it gave the device to do."""
+    import torch
+
+    start, passes, seconds = time.perf_counter(), 0, 0.0
+    while not passes or seconds < AT_LEAST:
+        measure(ids)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        passes, seconds = passes + 1, time.perf_counter() - start
+    return seconds / passes
 
 
 def _mallopt(parameter, value):
@@ -90,7 +111,12 @@ def _mallopt(parameter, value):
         function(parameter, value)
 
 
-def _peak_mib():
-    """Peak resident memory; `getrusage` may give that of the process that started this one."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+def _peak_mib(device):
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MIB
+    status = Path("/proc/self/status")
+    if status.exists():  # there `getrusage` may give that of the process that started this one
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB

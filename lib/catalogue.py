@@ -62,6 +62,9 @@ EXPERIMENTS = {  # by the name that the JSON has
 }
 
 
+BENCHMARK = "benchmark"
+
+
 def judge_of(experiment: str) -> Callable[[Any], Conclusion[Any]] | None:
     """The judge of an experiment's Results, or None where there is no verdict."""
     entry = EXPERIMENTS.get(experiment)
@@ -69,15 +72,16 @@ def judge_of(experiment: str) -> Callable[[Any], Conclusion[Any]] | None:
 
 
 def _module(experiment: str, name: str) -> ModuleType:
-    return importlib.import_module(f"experiments.{EXPERIMENTS[experiment].folder}.{name}")
+    folder = "benchmarks" if experiment == BENCHMARK else f"experiments.{EXPERIMENTS[experiment].folder}"
+    return importlib.import_module(f"{folder}.{name}")
 
 
 def typed(experiment: str, results: Any) -> Any:
-    """The experiment's Results, of what its JSON holds; JSON types of one that is not listed here, as the benchmark.
+    """The experiment's or the benchmark's Results, of what its JSON holds; JSON types of what else is stored.
 
     Raises msgspec.ValidationError, which says where, if it is something else.
     """
-    if experiment not in EXPERIMENTS:
+    if experiment not in (*EXPERIMENTS, BENCHMARK):
         return results
     return msgspec.convert(results, _module(experiment, "results").Results, str_keys=True)
 

@@ -20,11 +20,25 @@ from lib.model import models as model_models
 from lib.model.arch import Architecture
 from lib.report import figures
 from lib.run import unfinished
-from lib.run.cli import Options
+from lib.run.cli import Options, UserError
 from tests import architectures, cases, reference, undrawn
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="pretend", help="where test_on_device.py runs models (default: pretend)")
+
+
+def pytest_configure(config):
+    name = config.getoption("--device")
+    try:
+        if name != "pretend":
+            model_models.chosen_device(name)
+    except UserError as error:
+        raise pytest.UsageError(str(error)) from error
+
 
 END = "<|end|>"
 TEXT = "\n\n".join(topics[name] for name in sorted(topics))[:20_000]

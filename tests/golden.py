@@ -6,6 +6,7 @@ writes them anew; do that where a number was meant to change. Other processors a
 otherwise: these results are of MACHINE.
 """
 
+import copy
 import dataclasses
 import importlib
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 
 from lib import catalogue
+from lib.model.arch import Architecture
 from lib.planted import planting
 from lib.report import result_files
 
@@ -39,6 +41,12 @@ def write_text(built, folder):
     text = folder / "text.txt"
     text.write_text(" ".join(built.lm.tokenizer.convert_ids_to_tokens(built.windows.ids.flatten().tolist())))
     return text
+
+
+def moved(built, device, dtype=torch.float32):
+    """A planted model with a copy of its weights on `device`."""
+    model = copy.deepcopy(built.lm.model).to(device, dtype)
+    return dataclasses.replace(built, lm=dataclasses.replace(built.lm, model=model, arch=Architecture(model)))
 
 
 def results(command, built, text, **flags):

@@ -7,8 +7,6 @@ They mix with no others, there is no float64 (as on MPS), and what the host read
     transfers  # Counter({"copy": 1})
 """
 
-import copy
-import dataclasses
 from collections import Counter
 from contextlib import contextmanager
 from unittest import mock
@@ -16,8 +14,6 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
-
-from lib.model.arch import Architecture
 
 _setup_privateuseone_for_python_backend("pretend")  # torch cannot take it back: it stays until the process ends
 DEVICE, CPU = torch.device("pretend:0"), torch.device("cpu")
@@ -40,12 +36,6 @@ def device(float64=False):
         _Device() as seen,
     ):
         yield seen.transfers
-
-
-def moved(planted):
-    """A planted model with a copy of its weights on DEVICE."""
-    model = copy.deepcopy(planted.lm.model).to(DEVICE)
-    return dataclasses.replace(planted, lm=dataclasses.replace(planted.lm, model=model, arch=Architecture(model)))
 
 
 class Tensor(torch.Tensor):

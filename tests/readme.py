@@ -354,8 +354,8 @@ def bench(say):
     """How many targets of the benchmark each model meets, and which it does not."""
     said = ""
     for name in BENCHED:
-        targets = result("bench", RESULTS / "bench" / f"{name}_bench.json").results["targets"]
-        missed = [f"{t['text']} ({number(t['value'])})" for t in targets if t["verdict"] != "met"]
+        targets = result("bench", RESULTS / "bench" / f"{name}_bench.json").results.targets
+        missed = [f"{target.text} ({number(target.value)})" for target in targets if target.verdict != "met"]
         counts = {"name": name, "n": len(targets) - len(missed), "of": len(targets)}
         text = say("- {name}: {n} of {of}; not met: {missed}")
         said += wrapped(text.format(**counts, missed=say("; ").join(missed) or say("none")), "  ")

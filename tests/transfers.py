@@ -19,7 +19,7 @@ def counted(command, planted, text):
     """(forward passes, transfers in them by kind, transfers in all by kind) of one script of the catalogue."""
     begun, inside = [], Counter()
     with pretend.device() as transfers:
-        there = pretend.moved(planted)
+        there = golden.moved(planted, pretend.DEVICE)
         blocks = there.lm.model.base_model
         blocks.register_forward_pre_hook(lambda *_args: begun.append(transfers.copy()))
         blocks.register_forward_hook(lambda *_args: inside.update(transfers - begun[-1]), always_call=True)

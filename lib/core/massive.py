@@ -64,14 +64,15 @@ class LayerStatistics:
         self.where: list[list[Counter[Where]]] = [[Counter() for _ in range(3)] for _ in range(arch.n_layers)]
         self.found: dict[tuple[int, int, int], Stored] = {}
 
-    def run(self, ids: torch.Tensor, forward: Callable[[], object]) -> None:
-        """Measure one batch of (batch, seq) ids; `forward` makes the pass."""
+    def run(self, ids: torch.Tensor, forward: Callable[[], object]) -> Taken:
+        """Measure one batch of (batch, seq) ids; `forward` makes the pass. Gives what was `kept`, also by others."""
         while True:
             with hooks.watch_outputs(self.arch, "block", self.update):
                 forward()
             taken = self.kept.take()
             if self.is_whole(taken):
-                return self.end_batch(ids, taken)
+                self.end_batch(ids, taken)
+                return taken
 
     def update(self, layer: int, hidden: torch.Tensor) -> None:
         """Feed it to `hooks.watch_outputs`. hidden: (batch, seq, hidden_size) output of block `layer`."""

@@ -19,7 +19,7 @@ PACKAGES = ("torch", "transformers", "datasets", "numpy", "safetensors", "gguf")
 
 def whole(options: Options, lm: "LanguageModel", windows: "Windows", seconds: float) -> Stored:
     """What made a result: the environment, the model and the data."""
-    import torch
+    from lib.model import models
 
     return {
         **environment(seconds),
@@ -27,7 +27,7 @@ def whole(options: Options, lm: "LanguageModel", windows: "Windows", seconds: fl
         "data": windows.provenance,
         "seed": options.seed,
         "attention": lm.model.config._attn_implementation,
-        "device": torch.cuda.get_device_name(lm.device) if lm.device.type == "cuda" else str(lm.device),
+        "device": models.device_name(lm.device),
         **({"device_map": lm.devices} if len(lm.devices) > 1 else {}),
     }
 

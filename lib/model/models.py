@@ -36,6 +36,12 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
+# PyTorch's default, but where the environment has TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, as NVIDIA's containers do: CUDA
+# would round the factors of float32 products to TF32's 10 bits. This sets it for all kinds of matrix products at once,
+# where torch.backends.cuda.matmul.allow_tf32 is of CUDA's alone; of convolutions cuDNN has its own switch.
+torch.set_float32_matmul_precision("highest")
+torch.backends.cudnn.allow_tf32 = False
+
 
 @dataclass(frozen=True)
 class LanguageModel:
@@ -77,7 +83,7 @@ def load(options: Options) -> LanguageModel:
         hub.go_offline()
     elif path is None:
         hub.reachable()
-    device = _device(options.device)
+    device = chosen_device(options.device)
     device_map = _device_map(options.device, device)
     where: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
     where |= {"revision": options.revision} if path is None else {}
@@ -294,7 +300,8 @@ def _why_not_loaded(options: Options, path: Path | None, error: Exception) -> st
     return hub.why_not(options.model, error, revision=options.revision)
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(name: str) -> torch.device:
+    """Where --device says; "auto": CUDA, MPS, or the CPU. Raises UserError if it cannot be used."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and processes.size() > 1:
@@ -303,6 +310,13 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except Exception as error:
         raise UserError(f"device '{name}' cannot be used: {cause(error)}") from error
+
+
+def device_name(device: torch.device) -> str:
+    """Of the hardware, where PyTorch tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return torch.backends.mps.get_name() if device.type == "mps" else str(device)
 
 
 def _device_map(name: str, device: torch.device) -> str | None:

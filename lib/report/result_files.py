@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from lib.report.upgrades import READABLE
+from lib.report.upgrades import readable
 from lib.run import atomic, terminal
 from lib.run.cli import Options
 from lib.run.errors import UserError, cause
@@ -127,7 +127,7 @@ def load(path: Path, experiment: str) -> dict[str, Any]:
     payload = read_json(path)
     if payload.get("experiment") != experiment:
         raise UserError(f"{path} is not a result of '{experiment}' but of '{payload.get('experiment')}'")
-    if payload.get("schema_version") not in READABLE:
+    if not readable(experiment, payload.get("schema_version")):
         raise UserError(f"{path} has schema version {payload.get('schema_version')}, not {SCHEMA_VERSION}")
     provenance = payload.get("provenance")
     if not isinstance(provenance, dict) or provenance.get("sha256", _sha256(payload)) != _sha256(payload):

@@ -5,8 +5,13 @@ from typing import Any
 READABLE = (2, 3)
 
 
+def readable(experiment: Any, version: Any) -> bool:
+    """Whether a JSON of this schema version can be; of the benchmark version 1, too, which has what 2 has."""
+    return version in READABLE or (experiment == "benchmark" and version == 1)
+
+
 def upgraded(experiment: str, version: int, results: dict[str, Any]) -> dict[str, Any]:
-    """`results` of a JSON of one of the READABLE schema versions, in today's."""
+    """`results` of a readable JSON of this schema version, in today's."""
     return TO_3[experiment](results) if version < 3 and experiment in TO_3 else results
 
 

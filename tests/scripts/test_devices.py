@@ -1,6 +1,9 @@
 """Where a model is, in what dtype and how many windows at once: results are the same, or it is said."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 
 from lib import experiment
 from lib.model import hooks, models
+from lib.run.checkout import ROOT
 from lib.run.cli import Options
 from tests.conftest import planted_model, save, tiny_model
 from tests.scripts.test_ranks import exact, experiment_of, spiked_windows
@@ -23,7 +27,7 @@ def test_auto_takes_cuda_then_mps_then_cpu(cuda, mps, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     monkeypatch.setattr(torch, "empty", lambda _size, device: asked.append(device) or torch.zeros(0))
-    models._device("auto")
+    models.chosen_device("auto")
     assert asked == [expected]
 
 
@@ -35,13 +39,22 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     for rank in range(4):
         monkeypatch.setenv("LOCAL_RANK", str(rank))
-        models._device("auto")
+        models.chosen_device("auto")
         assert models._device_map("auto", torch.device("cuda")) is None
     assert asked == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert models._device_map("auto", torch.device("cuda")) == "sequential"
     assert models._device_map("cuda", torch.device("cuda")) is None
     assert models._device_map("auto", torch.device("cpu")) is None
+
+
+def test_float32_is_not_rounded_to_tf32():
+    """Whatever the environment says; NVIDIA's containers say it."""
+    asked = "torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32"
+    script = f"import torch; print({asked}); import lib.model.models; print({asked})"
+    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    told = subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, env=environment, text=True)
+    assert told.splitlines() == ["high True", "highest False"]
 
 
 SPREAD = {

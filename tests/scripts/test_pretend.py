@@ -1,64 +1,17 @@
-"""Every script on a device that is not the host, and the device itself."""
+"""The pretended device itself, and how few transfers the scripts make there."""
 
-import math
 from contextlib import suppress
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from benchmarks.entries import ENTRIES, REGIME_ENTRIES
 from lib import catalogue
 from lib.core import massive
-from lib.model import models
-from lib.planted import planting
 from lib.run.cli import Options
-from tests import golden, pretend, transfers
-from tests.experiments.test_golden import differences
-
-
-@pytest.fixture(scope="module", params=golden.MODELS)
-def planted(request):
-    return planting.build(request.param, golden.MODELS[request.param], seed=0)
-
-
-@pytest.fixture(scope="module")
-def text(planted, tmp_path_factory):
-    return golden.write_text(planted, tmp_path_factory.mktemp("text"))
-
-
-def with_intervals(results):
-    """JSON values, whose intervals become tuples: `differences` compares these as a whole."""
-    if isinstance(results, dict):
-        return {
-            key: tuple(value) if key in ("ci95", "family95") and value else with_intervals(value)
-            for key, value in results.items()
-        }
-    return [with_intervals(value) for value in results] if isinstance(results, list) else results
-
-
-def near(there, here):
-    """Means over float32 are in float64 only where there is one. Where losses of about 5 cancel, what is left is as
-    inexact as they are. The end of an interval is one of many drawn means, and rounding may make it the next one.
-    """
-    if isinstance(there, tuple) and isinstance(here, tuple):
-        a_step = 0.02 * (here[1] - here[0])
-        return all(
-            math.isclose(*ends, rel_tol=1e-5, abs_tol=max(1e-5, a_step)) for ends in zip(there, here, strict=True)
-        )
-    floats = isinstance(there, float) and isinstance(here, float)
-    return floats and math.isclose(there, here, rel_tol=1e-5, abs_tol=1e-5)
-
-
-@pytest.mark.parametrize("experiment", catalogue.EXPERIMENTS)
-def test_results_are_those_of_the_cpu(experiment, planted, text):
-    command = catalogue.EXPERIMENTS[experiment].command
-    with sdpa_kernel(SDPBackend.MATH):  # as on the device: the CPU's own kernel rounds otherwise
-        here = golden.results(command, planted, text, batch_size=6)
-    with pretend.device():
-        there = golden.results(command, pretend.moved(planted), text, batch_size=6)
-    assert list(differences(with_intervals(there), with_intervals(here), near)) == []
-
+from tests import pretend, transfers
+from tests.conftest import token_ids
 
 FEW = "layerwise", "sentence", "head_analysis", "exp3", "head_pruning", "exp2a", "exp2b", "exp5", "exp6"
 
@@ -69,6 +22,16 @@ def test_a_pass_makes_few_transfers(experiment, planted, text):
     passes, _inside, every = transfers.counted(catalogue.EXPERIMENTS[experiment].command, planted, text)
     assert passes
     assert every.total() <= 3 * passes
+
+
+@pytest.mark.parametrize("name", REGIME_ENTRIES)
+def test_benchmark_entries_that_are_compared_make_one_copy_a_pass(name, tiny_llama_folder):
+    """And transformers one of its own: ours has no better start than theirs."""
+    with pretend.device() as transfers:
+        measure = ENTRIES[name].prepare(Options(model=str(tiny_llama_folder), device=str(pretend.DEVICE)))
+        transfers.clear()
+        measure(token_ids(1, 16))
+        assert transfers == {"item": 1, "copy": 1}
 
 
 def test_a_value_that_a_hook_reads_is_seen(planted, text, monkeypatch):
@@ -82,13 +45,6 @@ def test_a_value_that_a_hook_reads_is_seen(planted, text, monkeypatch):
     passes, inside, every = transfers.counted("main_llm.py --exp2", planted, text)
     assert inside["item"] == passes * (1 + planted.lm.arch.n_layers)
     assert every.total() > 3 * passes
-
-
-@pytest.mark.parametrize("folder", ["tiny_gpt2_folder", "tiny_llama_folder"])
-def test_a_model_is_loaded_there(folder, request):
-    with pretend.device():
-        lm = models.load(Options(model=str(request.getfixturevalue(folder)), device=str(pretend.DEVICE)))
-    assert lm.devices == [str(pretend.DEVICE)]
 
 
 TRANSFERS = {

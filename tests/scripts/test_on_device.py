@@ -1,0 +1,106 @@
+"""Every script and every way to a model on a device that is not the host, and the benchmark's entries.
+
+It is a pretended one (tests/pretend.py), or a real one: `make test-cuda`, or with pytest's --device.
+"""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.testing import assert_close
+
+from benchmarks import compare, entries
+from benchmarks.worker import Worker
+from lib import catalogue
+from lib.core import on_device
+from lib.model import hooks, models
+from lib.run.cli import Options
+from tests import golden
+from tests.conftest import token_ids
+from tests.experiments.test_golden import differences
+
+OWN = [name for name, entry in entries.ENTRIES.items() if entry.tool in (entries.OURS, entries.TRANSFORMERS)]
+
+
+def with_intervals(results):
+    """JSON values, whose intervals become tuples: `differences` compares these as a whole."""
+    if isinstance(results, dict):
+        return {
+            key: tuple(value) if key in ("ci95", "family95") and value else with_intervals(value)
+            for key, value in results.items()
+        }
+    return [with_intervals(value) for value in results] if isinstance(results, list) else results
+
+
+def near(there, here, relative=1e-5, absolute=1e-5):
+    """Means over float32 are in float64 only where there is one. Where losses of about 5 cancel, what is left is as
+    inexact as they are. The end of an interval is one of many drawn means, and rounding may make it the next one.
+    """
+    if isinstance(there, tuple) and isinstance(here, tuple):
+        room = max(absolute, 0.02 * (here[1] - here[0]))
+        return all(math.isclose(*ends, rel_tol=relative, abs_tol=room) for ends in zip(there, here, strict=True))
+    floats = isinstance(there, float) and isinstance(here, float)
+    return floats and math.isclose(there, here, rel_tol=relative, abs_tol=absolute)
+
+
+def near_as_another_machine(there, here):
+    """Real devices add up float32 in another order; the bounds are those of test_golden."""
+    return near(there, here, relative=1e-3, absolute=1e-4)
+
+
+def pytest_generate_tests(metafunc):
+    if "dtype" in metafunc.fixturenames:
+        device = metafunc.config.getoption("--device").partition(":")[0]
+        has_float64 = device in on_device.FLOAT64
+        metafunc.parametrize("dtype", [torch.float32, torch.float64] if has_float64 else [torch.float32], ids=str)
+
+
+@pytest.mark.parametrize("experiment", catalogue.EXPERIMENTS)
+def test_results_are_those_of_the_cpu(experiment, planted, text, dtype, elsewhere):
+    command = catalogue.EXPERIMENTS[experiment].command
+    with sdpa_kernel(SDPBackend.MATH):  # as on the pretended device: the CPU's own kernel rounds otherwise
+        here = golden.results(command, golden.moved(planted, "cpu", dtype), text, batch_size=6)
+    with elsewhere() as device:
+        there = golden.results(command, golden.moved(planted, device, dtype), text, batch_size=6)
+    computed_alike = device.type == "pretend" or dtype == torch.float64
+    same = near if computed_alike else near_as_another_machine
+    assert list(differences(with_intervals(there), with_intervals(here), same)) == []
+
+
+@pytest.mark.parametrize("model", ["tiny_gpt2_folder", "tiny_llama_folder", "tiny_gguf"])
+def test_a_model_is_loaded_there(model, request, elsewhere, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path, ids = str(request.getfixturevalue(model)), token_ids(2, 20)
+    here = hooks.token_losses(models.load(Options(model=path, device="cpu")), ids)
+    with elsewhere() as device:
+        lm = models.load(Options(model=path, device=str(device)))
+        there = hooks.token_losses(lm, ids).cpu()
+    assert [torch.device(name).type for name in lm.devices] == [device.type]
+    assert_close(there, here, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("model", ["tiny_gpt2_folder", "tiny_llama_folder"])
+def test_benchmark_entries_give_what_they_give_on_the_cpu(name, model, request, elsewhere, monkeypatch):
+    monkeypatch.setattr(entries, "MANY", 20)
+    path, ids = str(request.getfixturevalue(model)), token_ids(2, 40)
+    prepare, options = entries.ENTRIES[name].prepare, Options(model=path, device="cpu", batch_size=2)
+    here = prepare(options)(ids)
+    with elsewhere() as device:
+        there = prepare(replace(options, device=str(device)))(ids)
+    assert there.keys() == here.keys() == compare.require_equal({"here": here, "there": there}).keys()
+
+
+def test_the_process_of_an_entry_is_timed_there(tiny_llama_folder, pytestconfig):
+    asked = pytestconfig.getoption("--device")
+    device = "cpu" if asked == "pretend" else asked  # another process does not have the pretended one
+    ids = token_ids(1, 8).numpy()
+    worker = Worker("layers_heads", Options(model=str(tiny_llama_folder), device=device), ids, threads=1)
+    worker.run(ids)
+    worker.end()
+    assert worker.error is None
+    assert worker.values.keys() == {"layers", "heads"}
+    assert worker.peak_mib > 0
+    assert worker.seconds[0] > 0
