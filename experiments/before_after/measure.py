@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from experiments.before_after.results import ComparedLayer, ComparedPerplexity, ComparedValue, Results
 from lib.core import data, sinks
 from lib.core.data import Windows
 from lib.core.massive import DEFINITION, LayerStatistics
+from lib.core.on_device import OnDevice
 from lib.model import hooks
 from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
@@ -16,19 +18,20 @@ from lib.model.tokens import text_of
 def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     lm.arch.check_layer(options.layer_id)
     head, chosen = (options.head, "--head") if options.head is not None else highest_head(lm, options)
-    statistics = LayerStatistics(lm.arch, lm.tokenizer)
-    before: dict[int, torch.Tensor] = {}
-    after: dict[int, torch.Tensor] = {}
-    losses: list[torch.Tensor] = []  # the last of either
-    with hooks.watch_outputs(lm.arch, "block", before.__setitem__):
-        statistics.run(windows.ids, lambda: losses.insert(0, hooks.token_losses(lm, windows.ids)))
-    with (
-        hooks.heads_off(lm.arch, [(options.layer_id, head)]),
-        hooks.watch_outputs(lm.arch, "block", after.__setitem__),
-    ):
-        losses.insert(0, hooks.token_losses(lm, windows.ids))
-    perplexity_after, perplexity_before = (loss.mean().exp().item() for loss in losses[:2])
-    before, after = (_on_host(outputs) for outputs in (before, after))
+    kept = OnDevice()
+    statistics = LayerStatistics(lm.arch, lm.tokenizer, kept)
+
+    def see(layer: int, hidden: torch.Tensor) -> None:
+        kept.keep(layer, hidden[0].float())
+
+    def forward() -> None:
+        with hooks.watch_outputs(lm.arch, "block", see):
+            kept.keep("perplexity", hooks.token_losses(lm, windows.ids).mean().exp())
+
+    before = statistics.run(windows.ids, forward)
+    with hooks.heads_off(lm.arch, [(options.layer_id, head)]):
+        forward()
+    after = kept.take()
     tokens = [text_of(lm.tokenizer, token) for token in windows.ids[0].tolist()]
     return Results(
         definition=DEFINITION,
@@ -43,21 +46,16 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
             ComparedLayer(
                 layer=layer,
                 median=statistics.medians[0, layer],
-                largest=_value(before[layer].abs(), before[layer], after[layer], tokens),
-                most_changed=_value((after[layer] - before[layer]).abs(), before[layer], after[layer], tokens),
+                largest=_value(abs(before[layer]), before[layer], after[layer], tokens),
+                most_changed=_value(abs(after[layer] - before[layer]), before[layer], after[layer], tokens),
             )
             for layer in range(lm.arch.n_layers)
         ],
-        perplexity=ComparedPerplexity(perplexity_before, perplexity_after),
+        perplexity=ComparedPerplexity(*(float(passed["perplexity"]) for passed in (before, after))),
     )
 
 
-def _on_host(outputs: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
-    """(seq, hidden_size) of each layer's (1, seq, hidden_size), in float32."""
-    return {layer: hidden[0].float().cpu() for layer, hidden in outputs.items()}
-
-
-def _value(size: torch.Tensor, before: torch.Tensor, after: torch.Tensor, tokens: list[str]) -> ComparedValue:
+def _value(size: np.ndarray, before: np.ndarray, after: np.ndarray, tokens: list[str]) -> ComparedValue:
     """Where `size`, (seq, hidden_size), is largest, with the signed values before and after."""
     position, dim = divmod(int(size.argmax()), size.shape[1])
     values = before[position, dim].item(), after[position, dim].item()

@@ -31,7 +31,8 @@ from lib.core.ablation import Condition
 from lib.core.data import Windows
 from lib.core.evidence import Average
 from lib.core.heads import HeadsSet, label
-from lib.core.place import Place, find
+from lib.core.on_device import OnDevice, by_layer, summed
+from lib.core.place import Place, find, vectors_at
 from lib.core.results import Head
 from lib.core.stats import Draws
 from lib.core.sweep import Measured
@@ -67,38 +68,39 @@ def survey(lm: LanguageModel, windows: Windows, place: Place, batch_size: int) -
     Where a norm follows the output projection, a write is multiplied by what the norm does to the projection's output
     at the place. Biases belong to no head.
     """
-    arch, dim = lm.arch, place.dim
-    scores = sinks.HeadScores(arch)
+    arch, dim, heads_shape = lm.arch, place.dim, (lm.arch.n_heads, lm.arch.head_dim)
+    kept = OnDevice()
+    scores = sinks.HeadScores(arch, kept)
     sums: list[processes.Sum] = [processes.Sum() for _ in range(arch.n_layers)]
-    weights = [arch.weight(layer, "head_projection")[dim].cpu().double() for layer in range(arch.n_layers)]
+    weights = [arch.weight(layer, "head_projection")[dim].detach().cpu().double() for layer in range(arch.n_layers)]
     writes = np.zeros((len(windows.ids), arch.n_layers, arch.n_heads))
     own = processes.own(len(windows.ids), batch_size)
     with processes.progress(len(windows.ids), batch_size, "heads") as progress:
         for rows, ids in windows.batches(batch_size):
-            places = torch.arange(len(ids)), torch.from_numpy(place.positions[rows])
-            projected: dict[int, np.ndarray] = {}
-            written: dict[int, np.ndarray] = {}
+            positions = torch.from_numpy(place.positions[rows]).to(lm.device)
 
-            def take(layer, value, ids=ids, places=places, rows=rows):
-                value = value.reshape(*ids.shape, arch.n_heads, arch.head_dim).cpu().double()
-                sums[layer] += value.sum((0, 1))
-                parts = value[places] * weights[layer].view(arch.n_heads, arch.head_dim)
-                writes[rows, layer] = parts.sum(2)
+            def heads(layer, value, positions=positions):
+                kept.keep(("heads", layer), vectors_at(value, positions))
+                kept.keep(("sum", layer), summed(value.flatten(0, -2)))
 
-            def keep(into, places=places):
-                return lambda block, value: into.update({block: value.cpu()[(*places, dim)].double().numpy()})
+            def into(name, positions=positions):
+                return lambda block, value: kept.keep((name, block), vectors_at(value, positions)[:, dim])
 
             with (
                 sinks.watch(lm, scores.update),
-                hooks.watch_inputs(arch, "head_projection", take),
-                hooks.watch_outputs(arch, "head_projection", keep(projected)),
-                hooks.watch_outputs(arch, "attention_write", keep(written)),
+                hooks.watch_inputs(arch, "head_projection", heads),
+                hooks.watch_outputs(arch, "head_projection", into("projected")),
+                hooks.watch_outputs(arch, "attention_write", into("written")),
             ):
                 hooks.forward(lm, ids)
-            scores.end_batch()
-            for layer, before in projected.items():
-                norm = np.divide(written[layer], before, out=np.ones_like(before), where=before != 0)
-                writes[rows, layer] *= arch.write_scale * norm[:, None]
+            taken = kept.take()
+            scores.end_batch(taken)
+            before, written = (by_layer(taken, name, range(arch.n_layers)) for name in ("projected", "written"))
+            norm = arch.write_scale * np.divide(written, before, out=np.ones_like(before), where=before != 0)
+            for layer in range(arch.n_layers):
+                sums[layer] += torch.from_numpy(taken["sum", layer]).double().sum(0).view(heads_shape)
+                parts = torch.from_numpy(taken["heads", layer]).double() * weights[layer]
+                writes[rows, layer] = parts.view(-1, *heads_shape).sum(2).numpy() * norm[:, layer, None]
             progress.update(len(ids))
     scores.gather()
     writes = np.concatenate(processes.gather([writes[own]]))
@@ -236,8 +238,8 @@ class Effects:
         head}: the mean over its heads of |change|."""
         sizes = self._sizes(versions)
         rows: list[dict[str, Any]] = [dict.fromkeys(sizes) for _ in range(self.layers[-1] + 1)]
-        for effect, by_layer in sizes.items():
-            able = by_layer[:, : self.effects[effect].reach + 1]
+        for effect, of_layers in sizes.items():
+            able = of_layers[:, : self.effects[effect].reach + 1]
             averages = self.draws(able).averages(able, family=True) if able.size else ()
             for row, average in zip(rows, averages, strict=False):
                 row[effect] = average

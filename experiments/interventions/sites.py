@@ -1,12 +1,14 @@
 """What is changed: the places of one layer's massive activations, and what the model has there."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from lib.core.data import Windows
-from lib.core.massive import is_massive, medians
+from lib.core.massive import LayerStatistics
+from lib.core.on_device import OnDevice, by_layer
 from lib.model import hooks
 from lib.model.models import LanguageModel
 from lib.run import processes
@@ -71,24 +73,18 @@ def find_massive(lm: LanguageModel, windows: Windows, layer: int, batch_size: in
 
     Raises UserError for non-finite values.
     """
-    parts = []
+    statistics, found = LayerStatistics(lm.arch, lm.tokenizer), []
 
-    def see(_layer, hidden):
-        magnitude = hidden.abs().float()
-        hooks.require_finite(layer, magnitude)
-        median = medians(magnitude.flatten(1)).to(hidden.device)
-        index = is_massive(magnitude, median[:, None, None]).nonzero().cpu().numpy()
-        parts.append(index + np.array([rows.start, 0, 0]))
-
-    with (
-        processes.progress(len(windows.ids), batch_size, "sites") as progress,
-        hooks.watch_outputs(lm.arch, "block", see, [layer]),
-        hooks.stop_after(lm.arch, layer),
-    ):
-        for rows, ids in windows.batches(batch_size):  # noqa: B007 (`see` reads rows)
+    def forward(ids):
+        with hooks.stop_after(lm.arch, layer):
             hooks.forward(lm, ids)
+
+    with processes.progress(len(windows.ids), batch_size, "sites") as progress:
+        for rows, ids in windows.batches(batch_size):
+            statistics.run(ids, partial(forward, ids), [layer])
+            found += [(rows.start + one.sequence, one.position, one.dim) for one in statistics.batch_massive]
             progress.update(len(ids))
-    return np.concatenate([np.zeros((0, 3), dtype=int), *processes.gather(parts)])
+    return np.array(processes.gather(found), dtype=int).reshape(-1, 3)
 
 
 def find_sites(
@@ -131,11 +127,11 @@ def find_sites(
 
 def _columns(lm: LanguageModel, ids: torch.Tensor, layer: int, dims: list[int]) -> np.ndarray:
     """(batch, seq, dims, layers from `layer` on) float64 block outputs."""
-    columns = []
+    kept, layers = OnDevice(), range(layer, lm.arch.n_layers)
 
-    def see(_layer, hidden):
-        columns.append(hidden[:, :, dims].cpu().double())
+    def see(block, hidden):
+        kept.keep(("columns", block), hidden[:, :, dims])
 
-    with hooks.watch_outputs(lm.arch, "block", see, range(layer, lm.arch.n_layers)):
+    with hooks.watch_outputs(lm.arch, "block", see, layers):
         hooks.forward(lm, ids)
-    return torch.stack(columns, 3).numpy()
+    return by_layer(kept.take(), "columns", layers)

@@ -1,7 +1,7 @@
 """The inside of one MLP: its checkpoints, its neurons, its activation function replaced."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -23,6 +23,8 @@ from lib.core import mlp
 from lib.core.data import Windows
 from lib.core.evidence import Average
 from lib.core.massive import medians
+from lib.core.on_device import OnDevice, Taken, exact
+from lib.core.place import vectors_at
 from lib.core.results import ContributionCheck, Neuron
 from lib.core.stats import Draws, Samples
 from lib.model import hooks
@@ -32,6 +34,7 @@ from lib.run import processes
 from lib.run.errors import UserError
 
 REPLACEMENTS = {"identity": lambda x: x, "relu": torch.relu}
+ENDS = (mlp.OUTPUT, "block_output")  # checkpoints that are followed with the activation function replaced
 FIRST, HEAVIEST = 10, 5  # neurons that are listed with all their checkpoints, and by weight alone
 NEURONS = ("gate", "up", "product", "after_linear1", "after_activation")  # checkpoints with one value a neuron
 
@@ -63,27 +66,34 @@ class Internals:
     def measure(self, rows: slice, ids: torch.Tensor) -> None:
         """Run one (batch, seq) batch of the windows `rows`: as it is, then with each replacement of the activation
         function."""
-        kept: dict[int, Any] = {}
-        with hooks.keep_block_outputs(self.lm.arch, kept):
-            values = self._forward(ids, "actual", self.points)
-        sites = [self._site(output) for output in values[mlp.OUTPUT]]
+        arch, kept = self.lm.arch, OnDevice()
+        outputs: dict[int, Any] = {}
+        with hooks.keep_block_outputs(arch, outputs):
+            values = self._forward(ids, "actual", self.points, kept)
+        positions, dims = self._sites(values[mlp.OUTPUT])
+        kept.keep("positions", positions)
+        kept.keep("dims", dims)
         for name, value in values.items():
-            self._reduce(name, value, ids)
-        for sequence, (position, dim) in enumerate(sites):
-            vectors = {name: value[sequence, position] for name, value in values.items()}
-            self._follow(rows.start + sequence, vectors, position, dim)
-        self.sequences += len(ids)
+            at_site = vectors_at(value, positions)
+            kept.keep((name, "at site"), at_site if name in NEURONS else _entries(at_site, dims))
+            magnitude = value.abs().float().flatten(1)
+            places = magnitude.argmax(1)
+            kept.keep((name, "medians"), medians(magnitude))
+            kept.keep((name, "largest"), _entries(magnitude, places))
+            kept.keep((name, "places"), places)
+            kept.keep((name, "signed"), _entries(value.flatten(1), places))
+        widths = {name: value.shape[2] for name, value in values.items()}
         del values
-        ends = [point for point in self.points if point[0] in (mlp.OUTPUT, "block_output")]
+        ends = [point for point in self.points if point[0] in ENDS]
         for replacement in REPLACEMENTS:
-            with hooks.resume_at(self.lm.arch, self.layer, kept):
-                values = self._forward(ids, replacement, ends)
-            for sequence, (position, dim) in enumerate(sites):
-                for name, value in values.items():
-                    self.by_dim[dim]["replaced"][replacement][name].extend([value[sequence, position, dim].item()])
+            with hooks.resume_at(arch, self.layer, outputs):
+                values = self._forward(ids, replacement, ends, kept)
+            for name, value in values.items():
+                kept.keep((name, replacement), _entries(vectors_at(value, positions), dims))
+        self._take_in(rows, ids, kept.take(), widths)
 
     def _forward(
-        self, ids: torch.Tensor, replacement: str, points: Sequence[tuple[str, str, str, str]]
+        self, ids: torch.Tensor, replacement: str, points: Sequence[tuple[str, str, str, str]], kept: OnDevice
     ) -> dict[str, torch.Tensor]:
         """{checkpoint: (batch, seq, width)} of one forward pass; its losses are kept."""
         arch, values = self.lm.arch, {}
@@ -98,57 +108,66 @@ class Internals:
             for name, _label, role, side in points:
                 watch = hooks.watch_inputs if side == "input" else hooks.watch_outputs
                 stack.enter_context(watch(arch, role, keep(name), [self.layer]))
-            self.losses[replacement].extend(hooks.token_losses(self.lm, ids).cpu().double().mean(1).tolist())
+            kept.keep(("losses", replacement), exact(hooks.token_losses(self.lm, ids)).mean(1))
         return values
 
-    def _site(self, output: torch.Tensor) -> tuple[int, int]:
-        """Position and dim to follow in a (seq, hidden_size) MLP output."""
+    def _sites(self, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch,) positions and dims to follow in a (batch, seq, hidden_size) MLP output."""
+        first_position, first_dim = self.position or 0, self.dim or 0
         magnitude = output.abs()
         if self.dim is not None:
-            magnitude = magnitude[:, self.dim : self.dim + 1]
+            magnitude = magnitude[:, :, self.dim : self.dim + 1]
         if self.position is not None:
-            magnitude = magnitude[self.position : self.position + 1]
-        position, dim = divmod(int(magnitude.argmax()), magnitude.shape[1])
-        return position + (self.position or 0), dim + (self.dim or 0)
+            magnitude = magnitude[:, self.position : self.position + 1]
+        places, width = magnitude.flatten(1).argmax(1), magnitude.shape[2]
+        return first_position + places // width, first_dim + places % width
 
-    def _reduce(self, name: str, value: torch.Tensor, ids: torch.Tensor) -> None:
-        magnitude = value.abs().float().flatten(1)
-        hooks.require_finite(self.layer, magnitude)
-        self.medians[name].extend(medians(magnitude).tolist())
-        largest = magnitude.max().item()
-        if name not in self.maxima or largest > self.maxima[name].size:
-            sequence, index = divmod(int(magnitude.argmax()), magnitude.shape[1])
-            position, index = divmod(index, value.shape[2])
+    def _take_in(self, rows: slice, ids: torch.Tensor, taken: Taken, widths: dict[str, int]) -> None:
+        """Raises UserError for inf or nan."""
+        for name, width in widths.items():
+            hooks.require_finite(self.layer, taken[name, "largest"])
+            self.medians[name].extend(taken[name, "medians"])
+            self._find_maximum(name, width, ids, taken)
+        for replacement, losses in self.losses.items():
+            losses.extend(taken["losses", replacement])
+        for row, (position, dim) in enumerate(zip(taken["positions"].tolist(), taken["dims"].tolist(), strict=True)):
+            followed = self.by_dim.setdefault(dim, self._nothing_followed(widths))
+            followed["positions"][position] += 1
+            followed["windows"].extend([rows.start + row])
+            followed["largest"].extend([abs(taken[mlp.neuron_output(self.lm.arch), "at site"][row]).max()])
+            for name, sums in followed["sums"].items():
+                sums += torch.from_numpy(taken[name, "at site"][row]).double()
+            for name, samples in followed["values"].items():
+                samples.extend([taken[name, "at site"][row]])
+            for replacement, ends in followed["replaced"].items():
+                for name, samples in ends.items():
+                    samples.extend([taken[name, replacement][row]])
+        self.sequences += len(ids)
+
+    def _find_maximum(self, name: str, width: int, ids: torch.Tensor, taken: Taken) -> None:
+        sequence = int(taken[name, "largest"].argmax())
+        size = float(taken[name, "largest"][sequence])
+        if name not in self.maxima or size > self.maxima[name].size:
+            position, index = divmod(int(taken[name, "places"][sequence]), width)
             place = Largest(
                 sequence=self.sequences + sequence,
                 position=position,
                 token=text_of(self.lm.tokenizer, int(ids[sequence, position])),
                 index=index,
-                value=value[sequence, position, index].item(),
+                value=float(taken[name, "signed"][sequence]),
             )
-            self.maxima[name] = Maximum(value.shape[2], largest, place)
+            self.maxima[name] = Maximum(width, size, place)
 
-    def _follow(self, window: int, vectors: dict[str, torch.Tensor], position: int, dim: int) -> None:
-        """Add one window's vectors at its followed position to the means of its dim."""
-        followed = self.by_dim.setdefault(
-            dim,
-            {
-                "positions": Counter(),
-                "windows": Samples(),
-                "values": {name: Samples() for name in vectors if name not in NEURONS},
-                "largest": Samples(),
-                "sums": {name: processes.Sum() for name in vectors if name in NEURONS},
-                "replaced": {r: {mlp.OUTPUT: Samples(), "block_output": Samples()} for r in REPLACEMENTS},
-            },
-        )
-        followed["positions"][position] += 1
-        followed["windows"].extend([window])
-        followed["largest"].extend([vectors[mlp.neuron_output(self.lm.arch)].abs().max().item()])
-        for name, vector in vectors.items():
-            if name in NEURONS:
-                followed["sums"][name] += vector.cpu().double()
-            else:
-                followed["values"][name].extend([vector[dim].item()])
+    def _nothing_followed(self, names: Iterable[str]) -> dict[str, Any]:
+        """What is kept of a dim at these checkpoints, before its first window."""
+        return {
+            "positions": Counter(),
+            "windows": Samples(),
+            "values": {name: Samples() for name in names if name not in NEURONS},
+            "largest": Samples(),
+            "sums": {name: processes.Sum() for name in names if name in NEURONS},
+            "replaced": {replacement: {name: Samples() for name in ENDS} for replacement in REPLACEMENTS},
+        }
 
     def gather(self) -> None:
         """Take in the windows of all processes; call it after the last batch."""
@@ -244,6 +263,11 @@ class Internals:
             )
             for name, values in {"actual": followed["values"], **followed["replaced"]}.items()
         }
+
+
+def _entries(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """(batch,) the entry of each of the (batch, width) rows in its one of the (batch,) columns."""
+    return rows.gather(1, columns.to(rows.device)[:, None])[:, 0]
 
 
 def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:

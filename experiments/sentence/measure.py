@@ -7,6 +7,7 @@ import torch
 from experiments.sentence.results import Results
 from lib.core.data import Windows
 from lib.core.massive import DEFINITION, LayerStatistics
+from lib.core.on_device import OnDevice
 from lib.model import hooks
 from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
@@ -14,20 +15,23 @@ from lib.model.tokens import text_of
 
 def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     lm.arch.check_layer(options.layer_id)
-    statistics = LayerStatistics(lm.arch, lm.tokenizer)
-    values: dict[int, torch.Tensor] = {}
+    kept = OnDevice()
+    statistics = LayerStatistics(lm.arch, lm.tokenizer, kept)
+
+    def see(_layer: int, hidden: torch.Tensor) -> None:
+        kept.keep("values", hidden[0].float())
 
     def forward() -> None:
         with hooks.stop_after(lm.arch, options.layer_id):
             hooks.forward(lm, windows.ids)
 
-    with hooks.watch_outputs(lm.arch, "block", values.__setitem__, [options.layer_id]):
-        statistics.run(windows.ids, forward)
+    with hooks.watch_outputs(lm.arch, "block", see, [options.layer_id]):
+        taken = statistics.run(windows.ids, forward)
     return Results(
         definition=DEFINITION,
         layer=options.layer_id,
         tokens=[text_of(lm.tokenizer, token) for token in windows.ids[0].tolist()],
-        values=values[options.layer_id][0].float().tolist(),
+        values=taken["values"].tolist(),
         median=statistics.medians[0, options.layer_id],
         massive=[entry for entry in statistics.massive() if entry.layer == options.layer_id],
     )

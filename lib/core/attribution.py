@@ -19,7 +19,7 @@ from lib.core.data import Windows
 from lib.core.evidence import Average
 from lib.core.massive import medians
 from lib.core.on_device import OnDevice, Taken
-from lib.core.place import Place
+from lib.core.place import Place, vectors_at
 from lib.core.results import LayerWrites, LedgerWrite, Profile, SumCheck
 from lib.core.stats import Draws
 from lib.model import hooks
@@ -178,16 +178,11 @@ class _Seen:
     def run(self, lm: LanguageModel, ids: torch.Tensor, rows: slice) -> None:
         kept, positions = OnDevice(), self.positions[rows].to(lm.device)
 
-        def at_place(value: torch.Tensor) -> torch.Tensor:
-            """(batch, width) vectors, of a (batch, seq, width) or (batch x seq, width) value."""
-            value = value.reshape(len(positions), -1, value.shape[-1])
-            return value[torch.arange(len(value), device=value.device), positions.to(value.device)]
-
         def position(_module: torch.nn.Module, _args: Any, output: torch.Tensor) -> None:
-            kept.keep("position", at_place(output.expand(len(ids), -1, -1))[:, self.dim])
+            kept.keep("position", vectors_at(output.expand(len(ids), -1, -1), positions)[:, self.dim])
 
         def heads(layer: int, value: torch.Tensor) -> None:
-            kept.keep(("heads", layer), at_place(value))
+            kept.keep(("heads", layer), vectors_at(value, positions))
 
         def block(layer: int, value: torch.Tensor) -> None:
             magnitude = value.abs().float().flatten(1)
@@ -195,7 +190,7 @@ class _Seen:
             kept.keep(("medians", layer), medians(magnitude))
 
         def into(name: str) -> Callable[[int, torch.Tensor], None]:
-            return lambda layer, value: kept.keep((name, layer), at_place(value)[:, self.dim])
+            return lambda layer, value: kept.keep((name, layer), vectors_at(value, positions)[:, self.dim])
 
         embedding = self.arch.position_embedding
         watched: AbstractContextManager[object] = (

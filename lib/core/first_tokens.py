@@ -10,7 +10,7 @@ from lib.core.changes import Everywhere
 from lib.core.data import Windows
 from lib.core.definitions import BOUNDS, FATES
 from lib.core.massive import is_massive
-from lib.core.on_device import OnDevice
+from lib.core.on_device import OnDevice, by_layer
 from lib.core.place import Place
 from lib.core.results import FirstTokens
 from lib.model import hooks
@@ -107,6 +107,6 @@ def _values(lm: LanguageModel, ids: torch.Tensor, dim: int, layer: int) -> np.nd
             taken = kept.take()
             for block in range(layer + 1):
                 hooks.require_finite(block, taken["largest", block])
-            parts.append(np.stack([taken["value", block] for block in range(layer + 1)], axis=1).astype(np.float64))
+            parts.append(by_layer(taken, "value", range(layer + 1)))
             progress.update(len(batch))
     return np.concatenate(processes.gather(parts))

@@ -1,7 +1,7 @@
 """What counts as massive, and the per-layer statistics of the residual stream."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -64,10 +64,11 @@ class LayerStatistics:
         self.where: list[list[Counter[Where]]] = [[Counter() for _ in range(3)] for _ in range(arch.n_layers)]
         self.found: dict[tuple[int, int, int], Stored] = {}
 
-    def run(self, ids: torch.Tensor, forward: Callable[[], object]) -> Taken:
-        """Measure one batch of (batch, seq) ids; `forward` makes the pass. Gives what was `kept`, also by others."""
+    def run(self, ids: torch.Tensor, forward: Callable[[], object], layers: Collection[int] | None = None) -> Taken:
+        """Measure `layers` (default: all) in one batch of (batch, seq) ids; `forward` makes the pass, again if there
+        was too little room. Gives what was `kept`, also by others during the last pass."""
         while True:
-            with hooks.watch_outputs(self.arch, "block", self.update):
+            with hooks.watch_outputs(self.arch, "block", self.update, layers):
                 forward()
             taken = self.kept.take()
             if self.is_whole(taken):

@@ -13,7 +13,7 @@ from lib.core import sinks
 from lib.core.data import Windows
 from lib.core.definitions import PLATEAU
 from lib.core.massive import Found, LayerStatistics, is_massive
-from lib.core.on_device import OnDevice, Taken, exact
+from lib.core.on_device import OnDevice, Taken, by_layer, exact
 from lib.core.results import AblatedPlace
 from lib.core.stats import Draws, Samples
 from lib.model import hooks
@@ -48,17 +48,16 @@ class Measurements:
     ) -> Taken:
         """One forward pass from block `first` on; `see(layer, hidden)` gets each block output after the statistics
         have. What the heads before do is the baseline's last batch. Gives what was `kept`, also by `see`."""
-        taken: Taken = {}
-        while not taken or not self.layers.is_whole(taken):
+
+        def forward() -> None:
             with (
                 sinks.watch(lm, self.heads.update, range(first, lm.arch.n_layers)),
-                hooks.watch_outputs(lm.arch, "block", self.layers.update),
                 hooks.watch_outputs(lm.arch, "block", see),
             ):
                 self.kept.keep("losses", exact(hooks.token_losses(lm, ids)).mean(1))
-            taken = self.kept.take()
+
+        taken = self.layers.run(ids, forward)
         self.losses.extend(taken["losses"])
-        self.layers.end_batch(ids, taken)
         self.heads.end_batch(taken, first, baseline.heads if baseline else None)
         return taken
 
@@ -98,8 +97,7 @@ def sites_of(massive: list[Found], kept: dict[int, torch.Tensor], n_sequences: i
 
 def by_sequence(taken: Taken, n_layers: int, batch_sites: list[Sites]) -> list[np.ndarray]:
     """Split {("sites", layer): (all sites of the batch,)} into one (sites, layers) array a sequence."""
-    values = np.stack([taken["sites", layer] for layer in range(n_layers)], axis=1).astype(np.float64)
-    return np.split(values, np.cumsum([len(own) for own in batch_sites])[:-1])
+    return np.split(by_layer(taken, "sites", range(n_layers)), np.cumsum([len(own) for own in batch_sites])[:-1])
 
 
 def dim_rows(sites: list[Sites], tracked: list[np.ndarray]) -> Rows:

@@ -8,7 +8,8 @@ import torch
 
 from lib.core import mlp
 from lib.core.data import Windows
-from lib.core.place import Place
+from lib.core.on_device import OnDevice
+from lib.core.place import Place, vectors_at
 from lib.model import hooks
 from lib.model.arch import Architecture
 from lib.model.models import LanguageModel
@@ -43,18 +44,12 @@ def checkpoints_at_place(
     kept: dict[str, list[torch.Tensor]] = {name: [] for name, *_ in points}
     length = int(place.positions.max()) + 1
     for rows, ids in processes.batches(windows.ids[:, :length], batch_size):
-        positions = torch.from_numpy(place.positions[rows])
+        positions, here = torch.from_numpy(place.positions[rows]).to(lm.device), OnDevice()
 
         def keep(
-            name: str, ids: torch.Tensor = ids, positions: torch.Tensor = positions
+            name: str, positions: torch.Tensor = positions, here: OnDevice = here
         ) -> Callable[[int, torch.Tensor], None]:
-            def see(_layer: int, value: torch.Tensor) -> None:
-                index = torch.arange(len(ids), device=value.device), positions.to(value.device)
-                value = value.view(*ids.shape, -1)[index]
-                hooks.require_finite(layer, value)
-                kept[name].append(value.cpu().double())
-
-            return see
+            return lambda _layer, value: here.keep(name, vectors_at(value, positions))
 
         with ExitStack() as stack:
             for name, _label, role, side in points:
@@ -62,4 +57,8 @@ def checkpoints_at_place(
                 stack.enter_context(watch(lm.arch, role, keep(name), [layer]))
             stack.enter_context(hooks.stop_after(lm.arch, layer))
             hooks.forward(lm, ids)
+        taken = here.take()
+        for name, parts in kept.items():
+            hooks.require_finite(layer, taken[name])
+            parts.append(torch.from_numpy(taken[name]).double())
     return {name: torch.cat(processes.gather(parts)) for name, parts in kept.items()}

@@ -10,7 +10,7 @@ import torch
 from lib.core.data import Windows
 from lib.core.definitions import PLATEAU
 from lib.core.massive import DEFINITION, LayerStatistics, is_massive
-from lib.core.on_device import OnDevice
+from lib.core.on_device import OnDevice, by_layer
 from lib.core.results import FollowedPlace
 from lib.core.stats import Draws, Rows
 from lib.model import hooks
@@ -138,12 +138,11 @@ def find(
         column = OnDevice()
 
         def see(layer: int, hidden: torch.Tensor, column: OnDevice = column, dim: int = dim) -> None:
-            column.keep(layer, hidden[:, :, dim])
+            column.keep(("column", layer), hidden[:, :, dim])
 
         with hooks.watch_outputs(lm.arch, "block", see):
             hooks.forward(lm, ids)
-        taken = column.take()
-        columns = np.stack([taken[layer] for layer in range(lm.arch.n_layers)], axis=2).astype(np.float64)
+        columns = by_layer(column.take(), "column", range(lm.arch.n_layers))
         peaks = np.abs(columns).max(2).argmax(1)  # of (batch, seq, layers)
         followed = peaks if position is None else np.full_like(peaks, position)
         index = np.arange(len(ids)), followed
@@ -152,6 +151,13 @@ def find(
     (token, _n), *_others = Counter(tokens.tolist()).most_common(1)
     medians = statistics.medians
     return Place(dim, positions, text_of(lm.tokenizer, token), values, medians, tokens, windows.draws(seed))
+
+
+def vectors_at(value: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """(batch, width) of a (batch, seq, width) or (batch x seq, width) value at the (batch,) positions, wherever it
+    is."""
+    value = value.reshape(len(positions), -1, value.shape[-1])
+    return value[torch.arange(len(value), device=value.device), positions.to(value.device)]
 
 
 def _largest_dim(statistics: LayerStatistics) -> int:

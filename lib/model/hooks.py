@@ -81,9 +81,7 @@ def around_calls(
 
     with (
         _registered(arch, role, layers, register),
-        _registered(
-            arch, role, layers, lambda _layer, module: module.register_forward_hook(leave, always_call=True)
-        ),
+        _registered(arch, role, layers, lambda _layer, module: module.register_forward_hook(leave, always_call=True)),
     ):
         yield
 
@@ -195,8 +193,9 @@ def heads_set(arch: Architecture, *versions: Mapping[tuple[int, int], Tensor | f
         each = value.unflatten(0, (len(versions), -1))
         return torch.where(mask, new.to(value.dtype), each).flatten(0, 1)
 
-    whole = [attention_skipped(arch, layer, "heads") for layer, mask in off.items() if mask.all()]
-    return _together(*whole, watch_inputs(arch, "head_projection", replace, off))
+    zeroed = [layer for layer, mask in off.items() if mask.all() and not instead[layer].any()]
+    skipped = (attention_skipped(arch, layer, "heads") for layer in zeroed)
+    return _together(*skipped, watch_inputs(arch, "head_projection", replace, off))
 
 
 def neurons_off(

@@ -15,8 +15,9 @@ from torch import Tensor
 from lib.model.arch import Architecture
 
 
-def input_is_seen(module: torch.nn.Module) -> bool:
-    return bool(module._forward_pre_hooks)
+def input_is_seen(module: torch.nn.Module, besides: int = 0) -> bool:
+    """Whether it is, by more hooks than `besides`."""
+    return len(module._forward_pre_hooks) > besides
 
 
 def output_is_seen(module: torch.nn.Module) -> bool:
@@ -39,8 +40,9 @@ def forward_replaced(module: torch.nn.Module, function: Callable[..., Any]) -> I
 def attention_skipped(arch: Architecture, layer: int, off: str) -> Iterator[None]:
     """One layer's attention does not run, and its projection gives its bias.
 
-    off: "heads" or "attention_write", what gets its final value elsewhere. All runs as ever that a hook still sees
-    before it has that value, and attention itself if it has a hook.
+    off: what one hook of the caller's zeroes, "heads" (the projection's input) or "attention_write". All runs as ever
+    that a hook still sees before that, and attention itself if it has a hook; the projection, too, if another hook than
+    that of the heads sees its input, which it may change.
     """
     roles = ("attention_module", "head_projection", "attention_write")
     attention, projection, write = (arch.module(layer, role) for role in roles)
@@ -60,7 +62,7 @@ def attention_skipped(arch: Architecture, layer: int, off: str) -> Iterator[None
         return args[1] + output if arch.family.attention_adds_residual else output, None
 
     def bias_alone(value: Tensor) -> Tensor:
-        if is_seen() or (off == "heads" and value.any()):
+        if is_seen() or (off == "heads" and input_is_seen(projection, besides=1)):
             return project(value)
         bias = arch.bias(layer, "head_projection")
         zeros = value.new_zeros(*value.shape[:-1], arch.hidden_size)

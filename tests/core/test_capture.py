@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lib.core import massive
+from lib.core import massive, on_device
 from lib.core.massive import LayerStatistics, medians
 from lib.core.stats import independent
 from lib.model import hooks
 from lib.run.cli import UserError
-from tests import reference
+from tests import pretend, reference
 from tests.conftest import (
     HEADS,
     LAYERS,
@@ -137,6 +137,18 @@ def test_token_losses_are_exact_over_a_large_vocabulary():
     lm = SimpleNamespace(device="cpu", model=lambda **_: SimpleNamespace(logits=logits))
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].double().transpose(1, 2), ids[:, 1:], reduction="none")
     assert_close(hooks.token_losses(lm, ids, chunk=4).double(), expected, rtol=1e-6, atol=0)
+
+
+def test_a_sum_without_float64():
+    """As the docstring bounds it; a float32 sum is off by more than fifty times that."""
+    rows = torch.rand(256, 50, generator=torch.Generator().manual_seed(0)) - 0.1
+    bound = 256**2 * 2**-44 * 8 * rows.abs().max()
+    with pretend.device():
+        parts = on_device.summed(rows.to(pretend.DEVICE)).cpu()
+    exact = on_device.summed(rows).sum(0)
+    assert exact.dtype == torch.float64
+    assert (parts.double().sum(0) - exact).abs().max() <= bound
+    assert (rows.sum(0) - exact).abs().max() > 50 * bound
 
 
 def spiked_ids():

@@ -113,6 +113,48 @@ def test_head_off_keeps_the_projection_bias():
     assert not torch.allclose(heads_off, attention_off, atol=0.01)
 
 
+def in_place(_layer, value):
+    value.add_(1)
+
+
+def anew(_layer, value):
+    return value + 1
+
+
+@pytest.mark.parametrize("change", [in_place, anew])
+def test_what_another_hook_makes_of_heads_that_are_off(lm, change):
+    """Behind them in order, it changes zeros; before them, what is then zeroed."""
+    ids, heads = token_ids(2, 16), EVERY_HEAD[HEADS : 2 * HEADS]
+
+    def changed(change):
+        return hooks.watch_inputs(lm.arch, "head_projection", change, [1])
+
+    with changed(lambda _layer, value: torch.ones_like(value)):
+        ones = logits(lm, ids)
+    with hooks.heads_off(lm.arch, heads):
+        off = logits(lm, ids)
+        with changed(change):
+            behind = logits(lm, ids)
+    with changed(change), hooks.heads_off(lm.arch, heads):
+        before = logits(lm, ids)
+    assert_close(behind, ones, **TOLERANCE)
+    assert_close(before, off, **TOLERANCE)
+    assert not torch.allclose(ones, off, atol=0.01)
+
+
+def test_heads_that_are_all_off_are_not_computed(lm, monkeypatch):
+    projections = [lm.arch.module(layer, "head_projection") for layer in range(LAYERS)]
+    forwards = []
+    for projection in projections:
+        forward = projection.forward
+        monkeypatch.setattr(projection, "forward", lambda x, forward=forward: forwards.append(1) or forward(x))
+    with hooks.heads_off(lm.arch, EVERY_HEAD):
+        hooks.forward(lm, token_ids(2, 16))
+    assert not forwards
+    hooks.forward(lm, token_ids(2, 16))
+    assert len(forwards) == LAYERS
+
+
 @pytest.mark.parametrize("which", ABLATIONS)
 @pytest.mark.parametrize("inside_hook", [False, True])
 def test_restored_after_an_error(lm, which, inside_hook):

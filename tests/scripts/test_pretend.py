@@ -13,10 +13,8 @@ from lib.run.cli import Options
 from tests import pretend, transfers
 from tests.conftest import token_ids
 
-FEW = "layerwise", "sentence", "head_analysis", "exp3", "head_pruning", "exp2a", "exp2b", "exp5", "exp6"
 
-
-@pytest.mark.parametrize("experiment", FEW)
+@pytest.mark.parametrize("experiment", catalogue.EXPERIMENTS)
 def test_a_pass_makes_few_transfers(experiment, planted, text):
     """However many layers; one of them is transformers' own."""
     passes, _inside, every = transfers.counted(catalogue.EXPERIMENTS[experiment].command, planted, text)
