@@ -22,7 +22,8 @@ from lib.run import processes
 
 AT_MOST = 16  # massive values of a sequence that there is room for in the first pass
 COUNTS = "n positions", "n values"  # how many of a sequence are massive: positions, values at the largest of these
-SEEN = "largest", "places", "values", "median", "massive"  # of each sequence
+SEEN = "largest", "places", "values", "median", "massive"  # (layers, batch, AT_MOST), and (layers, batch) medians
+LONG = 2**16  # values of which to sort all is faster on a GPU than to look for the median
 NEAR_LIMIT = 0.5  # of float16's largest value
 DEFINITION = MASSIVE
 
@@ -114,40 +115,42 @@ class LayerStatistics:
         batch = np.full((len(ids), self.arch.n_layers, 4), np.nan)
         self.batch_massive: list[Found] = []
         for layers in self.seen:
-            for i, layer in enumerate(layers):
-                here = {name: taken[name, layers][i] for name in SEEN}
-                hooks.require_finite(layer, here["largest"])
-                batch[:, layer] = np.column_stack([here["largest"][:, :3], here["median"]])
-                order = np.lexsort((here["places"], -here["largest"]))[:, :3]  # of equal ones the first place
-                self._count_places(layer, *(np.take_along_axis(here[name], order, 1) for name in ("places", "values")))
-                self._list_massive(layer, ids, here)
+            largest, places, values, median, massive = (taken[name, layers] for name in SEEN)
+            for layer, here in zip(layers, largest, strict=True):
+                hooks.require_finite(layer, here)
+            batch[:, layers] = np.concatenate([largest[..., :3], median[..., None]], axis=2).swapaxes(0, 1)
+            order = np.lexsort((places, -largest))[..., :3]  # of equal ones the first place
+            self._count_places(layers, *(np.take_along_axis(array, order, 2) for array in (places, values)))
+            for i, sequence in np.argwhere(massive.any(2)).tolist():
+                there = massive[i, sequence]
+                found = zip(places[i, sequence, there].tolist(), values[i, sequence, there].tolist(), strict=True)
+                self._list_massive(layers[i], sequence, ids[sequence], float(median[i, sequence]), sorted(found))
         self.seen = []
         self.rows.extend(batch)
-        places = {(found.sequence, found.position) for found in self.batch_massive}
-        counts = Counter(sequence for sequence, _position in places)
+        positions = {(found.sequence, found.position) for found in self.batch_massive}
+        counts = Counter(sequence for sequence, _position in positions)
         self.massive_positions.extend(counts[sequence] for sequence in range(len(ids)))
 
-    def _count_places(self, layer: int, places: np.ndarray, values: np.ndarray) -> None:
-        for k, counter in enumerate(self.where[layer]):
-            for place, value in zip(places[:, k].tolist(), values[:, k].tolist(), strict=True):
-                position, dim = divmod(place, self.arch.hidden_size)
-                counter[position, dim, value > 0] += 1
+    def _count_places(self, layers: tuple[int, ...], places: np.ndarray, values: np.ndarray) -> None:
+        """places, values: (layers, batch, 3)."""
+        for layer, of_layer, signs in zip(layers, places.tolist(), (values > 0).tolist(), strict=True):
+            for three, positive in zip(of_layer, signs, strict=True):
+                for counter, place, sign in zip(self.where[layer], three, positive, strict=True):
+                    counter[*divmod(place, self.arch.hidden_size), sign] += 1
 
-    def _list_massive(self, layer: int, ids: torch.Tensor, here: dict[str, np.ndarray]) -> None:
-        massive, places, values, median = (here[name] for name in ("massive", "places", "values", "median"))
-        for sequence in np.flatnonzero(massive.any(1)).tolist():
-            middle = float(median[sequence])
-            there = massive[sequence]
-            pairs = zip(places[sequence][there].tolist(), values[sequence][there].tolist(), strict=True)
-            for place, value in sorted(pairs):
-                position, dim = divmod(place, self.arch.hidden_size)
-                ratio = abs(value) / middle if middle else float("inf")
-                self.batch_massive.append(Found(sequence, layer, position, dim, value, ratio))
-                new: Stored = {"values": processes.Sum(), "ratios": processes.Sum(), "tokens": Counter()}
-                entry = self.found.setdefault((layer, position, dim), new)
-                entry["values"] += value
-                entry["ratios"] += ratio
-                entry["tokens"][int(ids[sequence, position])] += 1
+    def _list_massive(
+        self, layer: int, sequence: int, ids: torch.Tensor, median: float, found: list[tuple[int, float]]
+    ) -> None:
+        """found: (place, value) of each in one layer of one sequence, whose tokens are `ids`."""
+        for place, value in found:
+            position, dim = divmod(place, self.arch.hidden_size)
+            ratio = abs(value) / median if median else float("inf")
+            self.batch_massive.append(Found(sequence, layer, position, dim, value, ratio))
+            new: Stored = {"values": processes.Sum(), "ratios": processes.Sum(), "tokens": Counter()}
+            entry = self.found.setdefault((layer, position, dim), new)
+            entry["values"] += value
+            entry["ratios"] += ratio
+            entry["tokens"][int(ids[position])] += 1
 
     def gather(self) -> None:
         """Take in the windows of all processes; call it after the last batch."""
@@ -233,9 +236,10 @@ def _largest(rows: torch.Tensor, positions: torch.Tensor, n: int) -> tuple[torch
 
 def medians(magnitude: torch.Tensor) -> torch.Tensor:
     """(batch,) torch.median over dim 1 of finite (batch, n) values."""
-    if magnitude.device.type != "cpu":
-        return magnitude.median(dim=1).values
     middle = (magnitude.shape[1] - 1) // 2
+    if magnitude.device.type != "cpu":  # on a GPU one block of threads looks for the median of a row
+        long = magnitude.shape[1] > LONG
+        return magnitude.sort(dim=1).values[:, middle] if long else magnitude.median(dim=1).values
     return torch.from_numpy(np.partition(magnitude.numpy(), middle, axis=1)[:, middle].copy())  # ten times as fast
 
 

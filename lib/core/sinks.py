@@ -1,9 +1,9 @@
 """How much each head attends to the first token, without keeping attention maps; and, on request, the logits.
 
 Whatever the architecture, attention is one call of PyTorch's scaled_dot_product_attention, or of softmax where the
-model has no other. On a CPU the kernel behind the former also returns log sum exp(QK), so softmax(QK)[:, first] is
-exp(QK[:, first] - that). Elsewhere values get one more column that is 1 at the first token and 0 elsewhere, and the
-output's column is softmax(QK)[:, first]. Of softmax's map that one column is read, and the map is not kept. The logits
+model has no other. The kernels behind the former also return log sum exp(QK), so softmax(QK)[:, first] is
+exp(QK[:, first] - that). Where there is no such kernel, values get one more column, 1 at the first token and 0
+elsewhere, and the output's column is softmax(QK)[:, first]. Of softmax's map that one column is read, and the map is not kept. The logits
 of a layer are those that softmax takes, or are computed beside the call from its arguments.
 """
 
@@ -30,7 +30,12 @@ from lib.run.errors import UserError
 
 QUERIES = "scores", "later", "window"  # of which HeadScores gives means: all, all but the first, the first of a window
 EXTRA_COLUMNS = 8  # kernels want head sizes that are multiples of 8
+MASK_ROWS = 16
 
+# (query, key, value, mask, is_causal, scale) -> output and log sum exp(QK), which may be longer than there are queries
+Kernel = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, bool, float], tuple[torch.Tensor, torch.Tensor]
+]
 Instead = Callable[..., tuple[torch.Tensor, tuple[torch.Tensor, ...]]]  # a function's output, and what is seen of it
 
 
@@ -57,15 +62,21 @@ def watch(
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
         head_dim = query.shape[-1]
         visible = _not_masked(attn_mask, query)
-        if _is_flash(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa):
-            output, probability = _flash(query, key, value, attn_mask, is_causal, scale)
-            return output, (probability, visible)
+        scale = head_dim**-0.5 if scale is None else scale
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1:
+            key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+        kernel = None if dropout_p else _kernel(query, key, value, attn_mask, is_causal)
+        if kernel is not None:
+            mask = _added(attn_mask, query)
+            output, log_sum = kernel(query, key, value, mask, is_causal, scale)
+            logit = (query.float() @ key[:, :, :1].float().mT)[..., 0] * scale
+            if mask is not None:
+                logit = logit + mask[..., 0]
+            return output, ((logit - log_sum[..., : logit.shape[2]]).exp(), visible)
         query, key, value = (pad(x, (0, EXTRA_COLUMNS)) for x in (query, key, value))
         value[:, :, 0, head_dim] = 1
-        scale = head_dim**-0.5 if scale is None else scale
-        output = scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        output = scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
         return output[..., :head_dim], (output[..., head_dim], visible)
 
     def attention_map(
@@ -80,11 +91,28 @@ def watch(
     return _intercepted(lm, found, layers, attention, attention_map)
 
 
-def _is_flash(query: torch.Tensor, *args: Any, **kwargs: Any) -> bool:
-    """Whether scaled_dot_product_attention takes PyTorch's flash kernel for CPUs."""
-    return (
-        query.device.type == "cpu"
-        and torch._fused_sdp_choice(query, *args, **kwargs) == SDPBackend.FLASH_ATTENTION.value
+def _kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
+) -> Kernel | None:
+    """The kernel that scaled_dot_product_attention takes, if it gives log sum exp(QK), too."""
+    if query.device.type not in ("cpu", "cuda"):
+        return None
+    choice = SDPBackend(torch._fused_sdp_choice(query, key, value, mask, 0.0, is_causal))
+    if choice == SDPBackend.FLASH_ATTENTION:
+        return _flash_on_cpu if query.device.type == "cpu" else _flash
+    return _efficient if choice == SDPBackend.EFFICIENT_ATTENTION else None
+
+
+def _flash_on_cpu(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale
     )
 
 
@@ -92,24 +120,42 @@ def _flash(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    _mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of NVIDIA's and AMD's GPUs, where it takes no mask."""
+    width = query.shape[-1]
+    query, key, value = (pad(x, (0, -width % EXTRA_COLUMNS)) for x in (query, key, value))
+    output, log_sum, *_others = torch.ops.aten._scaled_dot_product_flash_attention(
+        query, key, value, 0.0, is_causal, scale=scale
+    )
+    return output[..., :width], log_sum
+
+
+def _efficient(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
     mask: torch.Tensor | None,
     is_causal: bool,
-    scale: float | None,
+    scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(output, probability on the first token in float32) of PyTorch's flash kernel for CPUs."""
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    if mask is not None and mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    output, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale
-    )
-    logit = (query.float() @ key[:, :, :1].float().mT)[..., 0] * scale
+    """Of GPUs. It wants rows of a mask to begin at multiples of MASK_ROWS."""
     if mask is not None:
-        logit = logit + mask[..., 0]
-    return output, (logit - log_sum).exp()
+        n = mask.shape[-1]
+        mask = pad(mask, (0, -n % MASK_ROWS))[..., :n].expand(*query.shape[:3], n)
+    output, log_sum, *_others = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, mask, True, 0.0, is_causal, scale=scale
+    )
+    return output, log_sum
+
+
+def _added(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:
+    """The mask as what is added to logits."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
 
 
 def watch_logits(
