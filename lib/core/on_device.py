@@ -52,14 +52,17 @@ class Stack:
         self.look = look
         self.layers: list[int] = []
         self.values: list[torch.Tensor] = []
+        self.like: list[tuple[torch.Size, torch.dtype, torch.device]] = []  # of one layer's values
 
     def add(self, layer: int, *values: torch.Tensor) -> None:
-        if not self._is_like(values):
+        like = [(value.shape, value.dtype, value.device) for value in values]
+        if like != self.like:
             self.look_at_rest()
+            self.like = like
             most = TOGETHER if values[0].device.type == "cpu" else ON_ACCELERATOR
             at_once = most // max(value.numel() for value in values)
             if at_once < 2:
-                self.values = []
+                self.like = []
                 return self.look((layer,), *(value[None] for value in values))
             self.values = [value.new_empty((at_once, *value.shape)) for value in values]
         for stacked, value in zip(self.values, values, strict=True):
@@ -72,12 +75,6 @@ class Stack:
         if self.layers:
             layers, self.layers = tuple(self.layers), []
             self.look(layers, *(stacked[: len(layers)] for stacked in self.values))
-
-    def _is_like(self, values: tuple[torch.Tensor, ...]) -> bool:
-        return bool(self.values) and all(
-            (stacked.shape[1:], stacked.dtype, stacked.device) == (value.shape, value.dtype, value.device)
-            for stacked, value in zip(self.values, values, strict=True)
-        )
 
 
 def _copied(values: dict[Hashable, torch.Tensor]) -> Taken:

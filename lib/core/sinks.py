@@ -9,6 +9,7 @@ of a layer are those that softmax takes, or are computed beside the call from it
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ QUERIES = "scores", "later", "window"  # of which HeadScores gives means: all, a
 EXTRA_COLUMNS = 8  # kernels want head sizes that are multiples of 8
 MASK_ROWS = 16
 
-# (query, key, value, mask, is_causal, scale) -> output and log sum exp(QK), which may be longer than there are queries
+# (query, key, value, mask, is_causal, scale) -> output and (batch, heads, seq) log sum exp(QK)
 Kernel = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, bool, float], tuple[torch.Tensor, torch.Tensor]
 ]
@@ -70,10 +71,10 @@ def watch(
         if kernel is not None:
             mask = _added(attn_mask, query)
             output, log_sum = kernel(query, key, value, mask, is_causal, scale)
-            logit = (query.float() @ key[:, :, :1].float().mT)[..., 0] * scale
             if mask is not None:
-                logit = logit + mask[..., 0]
-            return output, ((logit - log_sum[..., : logit.shape[2]]).exp(), visible)
+                log_sum = log_sum - mask[..., 0]
+            product = torch.linalg.vecdot(query.to(log_sum.dtype), key[:, :, :1].to(log_sum.dtype))
+            return output, (product.mul_(scale).sub_(log_sum).exp_(), visible)
         query, key, value = (pad(x, (0, EXTRA_COLUMNS)) for x in (query, key, value))
         value[:, :, 0, head_dim] = 1
         output = scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
@@ -97,10 +98,10 @@ def _kernel(
     """The kernel that scaled_dot_product_attention takes, if it gives log sum exp(QK), too."""
     if query.device.type not in ("cpu", "cuda"):
         return None
-    choice = SDPBackend(torch._fused_sdp_choice(query, key, value, mask, 0.0, is_causal))
-    if choice == SDPBackend.FLASH_ATTENTION:
+    choice = torch._fused_sdp_choice(query, key, value, mask, 0.0, is_causal)
+    if choice == SDPBackend.FLASH_ATTENTION.value:
         return _flash_on_cpu if query.device.type == "cpu" else _flash
-    return _efficient if choice == SDPBackend.EFFICIENT_ATTENTION else None
+    return _efficient if choice == SDPBackend.EFFICIENT_ATTENTION.value else None
 
 
 def _flash_on_cpu(
@@ -148,7 +149,7 @@ def _efficient(
     output, log_sum, *_others = torch.ops.aten._scaled_dot_product_efficient_attention(
         query, key, value, mask, True, 0.0, is_causal, scale=scale
     )
-    return output, log_sum
+    return output, log_sum[..., : query.shape[2]]
 
 
 def _added(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:
@@ -266,9 +267,14 @@ class _Replaced(TorchFunctionMode):
 def _not_masked(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
     """(seq,) bool of a mask, or of scores with the mask added: True where the first key counts."""
     if mask is None:
-        return torch.ones(query.shape[2], dtype=torch.bool, device=query.device)
+        return _all(query.shape[2], query.device)
     first = mask[0, 0, :, 0]
     return first if first.dtype == torch.bool else first > torch.finfo(first.dtype).min / 2
+
+
+@lru_cache(maxsize=1)
+def _all(n: int, device: torch.device) -> torch.Tensor:
+    return torch.ones(n, dtype=torch.bool, device=device)
 
 
 class QueryMeans:
