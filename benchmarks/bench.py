@@ -24,7 +24,8 @@ from lib.run import cli
 
 PEAKS = {"resident": "resident memory of", "GPU": "memory that PyTorch had on the GPU for"}
 RULES = f"""\
-equal   what two entries both give differs by at most {compare.TOLERANCE:g} of its size, or no time is reported
+equal   what two entries both give differs by at most {compare.TOLERANCE:g} of its size ({compare.LEAST:.0%} of the
+        largest, where it is smaller), or no time is reported
 timing  the mean of as many passes as take {AT_LEAST:g} seconds, one after the other
 ratio   the median over rounds of an entry's time over the bare forward's of the same round
 faster  the same, of the other tool's fastest entry that gives as much over ours

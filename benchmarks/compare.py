@@ -12,6 +12,7 @@ from benchmarks.results import Difference, Judged, Spread
 from lib.run.cli import UserError
 
 TOLERANCE = 1e-4
+LEAST = 0.01  # of the largest value of an entry: what is smaller is compared by this
 
 
 def require_equal(values):
@@ -38,6 +39,7 @@ def _difference(a, b):
     if a.shape != b.shape or not a.size:
         return np.inf
     size = np.maximum(np.abs(a), np.abs(b))
+    size = np.maximum(size, LEAST * size.max())
     return float(np.divide(np.abs(a - b), size, out=np.zeros(a.shape), where=size != 0).max())
 
 

@@ -25,8 +25,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, matplotlib a second, and --h
     from lib.core.data import Windows
     from lib.model.models import LanguageModel
 
-CPU_TOKENS = 1024  # of a batch with --batch_size auto; more are no faster there
-GPU_WINDOWS = 128  # to begin with, there
+CPU_TOKENS, GPU_TOKENS = 1024, 8192  # of a batch with --batch_size auto; more are hardly faster there
 
 
 Drawings = dict[str, Callable[[Any], "Figure"]]  # by file name, from the Result
@@ -265,7 +264,7 @@ def _run(experiment: Experiment, lm: LanguageModel, windows: Windows, options: O
     auto = options.batch_size == "auto"
     if auto:
         n, seqlen = windows.ids.shape
-        most = CPU_TOKENS // seqlen if lm.device.type == "cpu" else GPU_WINDOWS
+        most = (CPU_TOKENS if lm.device.type == "cpu" else GPU_TOKENS) // seqlen
         options = replace(options, batch_size=max(1, min(most, n // processes.size())))
     while True:
         try:

@@ -5,6 +5,7 @@ It is a pretended one (tests/pretend.py), or a real one: `make test-cuda`, or wi
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -25,11 +26,15 @@ OWN = [name for name, entry in entries.ENTRIES.items() if entry.tool in (entries
 
 
 def with_intervals(results):
-    """JSON values, whose intervals become tuples: `differences` compares these as a whole."""
+    """JSON values, whose intervals become tuples: `differences` compares these as a whole.
+
+    Without what follows from them, and without the index of a largest value: others may be as large but for rounding.
+    """
     if isinstance(results, dict):
         return {
-            key: tuple(value) if key in ("ci95", "family95") and value else with_intervals(value)
+            key: tuple(value) if key in ("ci95", "family95", "interval") and value else with_intervals(value)
             for key, value in results.items()
+            if key not in ("distance", "index")
         }
     return [with_intervals(value) for value in results] if isinstance(results, list) else results
 
@@ -43,11 +48,6 @@ def near(there, here, relative=1e-5, absolute=1e-5):
         return all(math.isclose(*ends, rel_tol=relative, abs_tol=room) for ends in zip(there, here, strict=True))
     floats = isinstance(there, float) and isinstance(here, float)
     return floats and math.isclose(there, here, rel_tol=relative, abs_tol=absolute)
-
-
-def near_as_another_machine(there, here):
-    """Real devices add up float32 in another order; the bounds are those of test_golden."""
-    return near(there, here, relative=1e-3, absolute=1e-4)
 
 
 def pytest_generate_tests(metafunc):
@@ -64,8 +64,11 @@ def test_results_are_those_of_the_cpu(experiment, planted, text, dtype, elsewher
         here = golden.results(command, golden.moved(planted, "cpu", dtype), text, batch_size=6)
     with elsewhere() as device:
         there = golden.results(command, golden.moved(planted, device, dtype), text, batch_size=6)
-    computed_alike = device.type == "pretend" or dtype == torch.float64
-    same = near if computed_alike else near_as_another_machine
+    same = near
+    if device.type != "pretend" and (dtype == torch.float32 or planted.truth.architecture == "llama"):
+        # real ones add up in another order (a Llama's norms in float32), of which what is left of a spike has the error
+        peak = max(map(abs, planted.truth.values.values()))
+        same = partial(near, relative=1e-3, absolute=max(1e-4, peak * 2**-20))
     assert list(differences(with_intervals(there), with_intervals(here), same)) == []
 
 
