@@ -196,12 +196,13 @@ def elsewhere(
         return {}
     before: dict[Spot, float] = {}
 
-    def run(condition: Change | None, ids: torch.Tensor, rows: slice) -> None:
+    def run(together: Sequence[Change], ids: torch.Tensor, rows: slice) -> None:
         nonlocal before
         massive = _massive(lm, ids)
-        if condition is None:
+        if not together:
             before = massive
             return
+        (condition,) = together
         here = {(i, position, place.dim) for i, position in enumerate(place.positions[rows].tolist())}
         new: list[list[Rebuilt]] = [[] for _ in ids]
         for (i, layer, position, dim), value in massive.items():

@@ -117,8 +117,9 @@ def compare(
     here: list[Sites] = []  # of the batch
     index = index_of(here)
 
-    def run(condition: Change | None, ids: torch.Tensor, _rows: slice) -> None:
+    def run(together: Sequence[Change], ids: torch.Tensor, _rows: slice) -> None:
         nonlocal here, index
+        condition = together[0] if together else None
         version = measured[BASELINE if condition is None else condition.name]
 
         def gather(layer: int, hidden: torch.Tensor) -> None:

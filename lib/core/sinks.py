@@ -2,9 +2,9 @@
 
 Whatever the architecture, attention is one call of PyTorch's scaled_dot_product_attention, or of softmax where the
 model has no other. The kernels behind the former also return log sum exp(QK), so softmax(QK)[:, first] is
-exp(QK[:, first] - that). Where there is no such kernel, values get one more column, 1 at the first token and 0
-elsewhere, and the output's column is softmax(QK)[:, first]. Of softmax's map that one column is read, and the map is not kept. The logits
-of a layer are those that softmax takes, or are computed beside the call from its arguments.
+exp(QK[:, first] - that). Where there is no such kernel, values get one more column that is 1 at the first token and 0
+elsewhere, and the output's column is softmax(QK)[:, first]. Of softmax's map that one column is read, and the map is
+not kept. The logits of a layer are those that softmax takes, or are computed beside the call from its arguments.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -3,18 +3,17 @@
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 
 from lib.core import sinks
-from lib.core.changes import Change, SharesAPass
+from lib.core.changes import Change
 from lib.core.data import Windows
 from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.place import Place
-from lib.core.versions import BASELINE, each_batch
+from lib.core.versions import BASELINE, applied, each_batch, sharing_a_pass
 from lib.model import hooks
 from lib.model.models import LanguageModel
 from lib.run import processes
@@ -56,13 +55,13 @@ def measure(
         for name, array in zip(MEASURED, version.arrays(slice(mine.start, done)), strict=True):
             array[:] = measured[name][i]
 
-    def run(change: Change | None, ids: torch.Tensor, rows: slice) -> None:
-        if change is None:
-            passes[BASELINE].run(ids, rows)
-        else:
-            passes[change.name].run(ids, rows, change.first_layer, passes[BASELINE])
+    def run(together: Sequence[Change], ids: torch.Tensor, rows: slice) -> None:
+        if not together:
+            return passes[BASELINE].run(ids, rows)
+        one, *others = (passes[change.name] for change in together)
+        one.run(ids, rows, together[0].first_layer, passes[BASELINE], others)
 
-    for rows in each_batch(lm, windows, changes, batch_size, "sweep", run, start=done):
+    for rows in each_batch(lm, windows, changes, batch_size, "sweep", run, start=done, share=True):
         if rows.stop < mine.stop:
             so_far = zip(*(version.arrays(slice(mine.start, rows.stop)) for version in passes.values()), strict=True)
             unfinished.save(dict(zip(MEASURED, map(np.stack, so_far), strict=True)))
@@ -81,7 +80,6 @@ def values_at_place(
     """
     values: dict[str, list[np.ndarray]] = {name: [] for name in (BASELINE, *(change.name for change in changes))}
     budget = batch_size * windows.ids.shape[1]
-    by_layer = [list(group) for _first, group in groupby(sorted(changes, key=_first_layer), key=_first_layer)]
     mine = processes.own(len(windows.ids), batch_size)
     with processes.progress(len(windows.ids), batch_size, "place", len(changes)) as progress:
         for rows, ids in _up_to_the_place(windows.ids, place.positions, mine, budget):
@@ -91,14 +89,12 @@ def values_at_place(
                 hooks.forward(lm, ids)
             before.take_in(before.kept.take())
             values[BASELINE].append(before.values)
-            for together in (part for group in by_layer for part in _sharing_a_pass(group, budget // ids.numel())):
-                one, *others = together
-                n, first = len(together), one.first_layer
+            for together in sharing_a_pass(changes, budget // ids.numel()):
+                n, first = len(together), together[0].first_layer
                 column = _Column(lm, np.tile(place.positions[rows], n), place.dim)
                 column.values[:, :first] = np.tile(before.values[:, :first], (n, 1))
                 with (
-                    hooks.resume_at(lm.arch, first, dict.fromkeys(range(first), _repeated(kept.get(first - 1), n))),
-                    one.hooks_beside(lm.arch, others) if isinstance(one, SharesAPass) else one.hooks(lm.arch, rows),
+                    applied(lm.arch, together, kept, rows),
                     hooks.watch_outputs(lm.arch, "block", column.see, range(first, lm.arch.n_layers)),
                 ):
                     hooks.forward(lm, ids.repeat(n, 1))
@@ -107,10 +103,6 @@ def values_at_place(
                     values[change.name].append(rows_of_change)
                 progress.update(n * len(ids))
     return {name: np.concatenate(processes.gather(parts)) for name, parts in values.items()}
-
-
-def _first_layer(change: Change) -> int:
-    return change.first_layer
 
 
 def _up_to_the_place(
@@ -125,21 +117,6 @@ def _up_to_the_place(
             stop += 1
         yield slice(start, stop), ids[start:stop, : positions[start:stop].max() + 1]
         start = stop
-
-
-def _sharing_a_pass(changes: list[Change], at_most: int) -> Iterator[list[Change]]:
-    """Parts of the changes: up to `at_most` of those that can share a pass, each other one alone."""
-    able: list[Change] = [change for change in changes if isinstance(change, SharesAPass)]
-    step = max(1, at_most)
-    yield from (able[i : i + step] for i in range(0, len(able), step))
-    yield from ([change] for change in changes if not isinstance(change, SharesAPass))
-
-
-def _repeated(output: Any, n: int) -> Any:
-    """What a block returned for a batch, for `n` such batches."""
-    if isinstance(output, tuple):
-        return (_repeated(output[0], n), *output[1:])
-    return output if n == 1 or output is None else output.repeat(n, 1, 1)
 
 
 class _Column:
@@ -175,25 +152,37 @@ class Passes:
         self.values, self.losses = np.full((n, n_layers), np.nan), np.full(n, np.nan)
         self.attention = np.full((n, n_layers, lm.arch.n_heads), np.nan)
 
-    def run(self, ids: torch.Tensor, rows: slice, first: int = 0, baseline: "Passes | None" = None) -> None:
-        """One pass over the windows `rows`; inside hooks.resume_at of `first`, attention before that is the
-        `baseline`'s, another of these."""
-        arch, kept = self.lm.arch, OnDevice()
-        column = _Column(self.lm, self.place.positions[rows], self.place.dim, kept)
+    def run(
+        self,
+        ids: torch.Tensor,
+        rows: slice,
+        first: int = 0,
+        baseline: "Passes | None" = None,
+        others: "Sequence[Passes]" = (),
+    ) -> None:
+        """One pass over the windows `rows`, whose ids are there once for this version and for each of `others`; inside
+        hooks.resume_at of `first`, what is before that is the `baseline`'s, another of these."""
+        arch, kept, versions = self.lm.arch, OnDevice(), (self, *others)
+        n = len(versions)
+        column = _Column(self.lm, np.tile(self.place.positions[rows], n), self.place.dim, kept)
         means = sinks.QueryMeans(kept, ["window"])
         layers = range(first, arch.n_layers)
         with (
             sinks.watch(self.lm, means.update, layers) if layers else nullcontext(),
-            hooks.watch_outputs(arch, "block", column.see),
+            hooks.watch_outputs(arch, "block", column.see, layers),
         ):
             kept.keep("losses", exact(hooks.token_losses(self.lm, ids)).mean(1))
         taken = kept.take()
         column.take_in(taken)
-        self.values[rows], self.losses[rows] = column.values, taken["losses"]
-        if baseline is not None:
-            self.attention[rows, :first] = baseline.attention[rows, :first]
-        for layer, attention in means.taken(taken):
-            self.attention[rows, layer] = attention["window"]
+        attention = np.full((len(ids), arch.n_layers, arch.n_heads), np.nan)
+        for layer, of_layer in means.taken(taken):
+            attention[:, layer] = of_layer["window"]
+        measured = zip(*(np.split(array, n) for array in (column.values, taken["losses"], attention)), strict=True)
+        for version, (values, losses, sinks_seen) in zip(versions, measured, strict=True):
+            version.values[rows], version.losses[rows], version.attention[rows] = values, losses, sinks_seen
+            if baseline is not None:
+                version.values[rows, :first] = baseline.values[rows, :first]
+                version.attention[rows, :first] = baseline.attention[rows, :first]
 
     def arrays(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """values, losses and attention of the windows `rows`."""

@@ -89,6 +89,22 @@ def test_heads_share_passes(case):
     assert ran == {0: 2, 2: 4}
 
 
+def test_whole_windows_of_many_heads_in_a_pass_equal_one_pass_each(case):
+    """One window in passes that have room for five."""
+    at, windows = fixed_place([9], case.lm.arch.n_layers), windows_of(case.ids[:1])
+    changes = heads_one_by_one(case)
+    ran = []
+    with hooks.watch_inputs(case.lm.arch, "down", lambda layer, _value: ran.append(layer), [2]):
+        together = sweep.measure(case.lm, windows, at, changes, 5)
+    assert len(ran) < len(changes) / 2
+    alone = sweep.measure(case.lm, windows, at, changes, 1)
+    assert list(together) == list(alone) == [sweep.BASELINE, *(change.name for change in changes)]
+    for name, mine in together.items():
+        for ours, expected in zip(vars(mine).values(), vars(alone[name]).values(), strict=True):
+            close(torch.from_numpy(ours), torch.from_numpy(expected), 1e-5)
+    assert len({mine.losses[0] for mine in alone.values()}) == 1 + len(changes)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_sweep_equals_zeroed_copies(case, zeroed, batch_size):
     at = fixed_place([0, 9], case.lm.arch.n_layers)

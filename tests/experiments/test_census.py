@@ -437,7 +437,9 @@ def test_shares_are_those_of_plain_forward_passes(architecture, kind, few_draws)
 
 
 def judged(lm, windows, **options):
-    return catalogue.judged("exp6", measure.run(lm, windows, exp6_trigger_census.Options(**options)))
+    return catalogue.judged(
+        "exp6", measure.run(lm, windows, exp6_trigger_census.Options(**{"batch_size": 1} | options))
+    )
 
 
 def test_layer_and_place_as_asked_for(tokenizer):

@@ -236,13 +236,13 @@ def test_a_pair_without_an_estimate_is_left_alone(tokenizer):
     lm, windows = spiked("gpt2", tokenizer)
     ids = windows.ids.clone()
     ids[ESTIMATED, torch.tensor(WHERE)[ESTIMATED]] = SPIKE_TOKEN + 1
-    result = measure.run(lm, Windows(ids, 5, False, "test"), exp5_interventions.Options(layer_id=LAYER))
+    result = measure.run(lm, Windows(ids, 5, False, "test"), exp5_interventions.Options(layer_id=LAYER, batch_size=1))
     assert judged(result)["verdict"] == "none found"
     assert result.sites.left_alone == 4
     assert list(result.conditions) == ["baseline"]
     # nor is the first position that of the others
     lm, windows = spiked("gpt2", tokenizer, [4, 0, 11, 7, 2])
-    result = measure.run(lm, windows, exp5_interventions.Options(layer_id=LAYER))
+    result = measure.run(lm, windows, exp5_interventions.Options(layer_id=LAYER, batch_size=1))
     assert (result.sites.left_alone, result.sites.windows) == (2, 1)
 
 
@@ -320,7 +320,7 @@ def test_off_at_some_positions_is_off_everywhere_there_and_as_ever_elsewhere(fam
 
 def test_sinks_are_of_all_heads_and_paired(tokenizer):
     lm, windows = spiked("llama", tokenizer, [0] * 5)
-    options = exp5_interventions.Options(layer_id=LAYER, epsilons=(0.05, 0.1, 0.3))
+    options = exp5_interventions.Options(layer_id=LAYER, epsilons=(0.05, 0.1, 0.3), batch_size=1)
     conditions = measure.run(lm, windows, options).conditions
     for condition in list(conditions.values())[1:]:
         for epsilon in options.epsilons:
@@ -492,23 +492,23 @@ def test_nothing_massive_is_none_found(tokenizer):
     lm = language_model(tiny_model("gpt2"), tokenizer)
     windows = Windows(token_ids(2, 16), 2, False, "test")
     for script, options in (
-        (measure.run, exp5_interventions.Options()),
-        (measure.run_single, main_llm.Options(layer_id=0)),
+        (measure.run, exp5_interventions.Options(batch_size=1)),
+        (measure.run_single, main_llm.Options(layer_id=0, batch_size=1)),
     ):
         result = script(lm, windows, options)
         assert judged(result)["verdict"] == judged(result, "intervention")["verdict"] == "none found"
         assert list(result.conditions) == ["baseline"]
     with pytest.raises(UserError, match="at least 2"):
-        measure.run(lm, Windows(windows.ids[:1], 1, False, "test"), exp5_interventions.Options())
+        measure.run(lm, Windows(windows.ids[:1], 1, False, "test"), exp5_interventions.Options(batch_size=1))
     with pytest.raises(UserError, match="between 0 and 1"):
-        measure.run(lm, windows, exp5_interventions.Options(epsilons=(1.5,)))
+        measure.run(lm, windows, exp5_interventions.Options(epsilons=(1.5,), batch_size=1))
 
 
 @pytest.mark.parametrize("set_to", ["zero", "mean"])
 def test_exp3_is_one_of_them(set_to, tokenizer):
     lm, windows = spiked("llama", tokenizer)
-    one = measure.run_single(lm, windows, main_llm.Options(layer_id=LAYER, reset_type=f"set_{set_to}"))
-    every = measure.run(lm, windows, exp5_interventions.Options(layer_id=LAYER, epsilons=(0.3,)))
+    one = measure.run_single(lm, windows, main_llm.Options(layer_id=LAYER, reset_type=f"set_{set_to}", batch_size=1))
+    every = measure.run(lm, windows, exp5_interventions.Options(layer_id=LAYER, epsilons=(0.3,), batch_size=1))
     name = f"{set_to}_layer"
     assert list(one.conditions) == ["baseline", name]
     assert one.conditions[name] == every.conditions[name]
@@ -600,7 +600,7 @@ def test_text_calls_what_lowers_the_loss_a_gain():
 
 def test_text_names_what_it_measures(tokenizer):
     lm, windows = spiked("llama", tokenizer)
-    options = exp5_interventions.Options(layer_id=LAYER, factors=(2.0,))
+    options = exp5_interventions.Options(layer_id=LAYER, factors=(2.0,), batch_size=1)
     results = measure.run(lm, windows, options)
     model, data = (
         {"name": "tiny", "type": "llama"},

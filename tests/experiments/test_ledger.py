@@ -293,7 +293,7 @@ def test_the_place_is_that_of_the_model_as_it_is(tokenizer):
     lm = language_model(planted_model("gpt2"), tokenizer)
     ids = token_ids(2, 16)
     ids[:, 4] = SPIKE_TOKEN
-    options = exp3_lifecycle_ledger.Options(mlps_off=("1", "2"))
+    options = exp3_lifecycle_ledger.Options(mlps_off=("1", "2"), batch_size=1)
     result = measure.run(lm, windows_of(ids), options)
     assert (result.place.dim, result.place.positions) == (MASSIVE_DIM, {4: 2})
     assert result.condition.mlps_off == [1, 2]
@@ -352,7 +352,9 @@ def test_bad_input(arguments, message, tiny_gpt2_folder, text_file, tmp_path, ca
 @pytest.mark.real
 def test_smollm2(smollm2):
     """Independent figures: MLP 11 writes about +23,500 into dim 507, MLPs 28 and 29 take 14,250 and 5,800 away."""
-    options = exp3_lifecycle_ledger.Options(model="smollm2-135m", dataset="python-docs", nsamples=2, seqlen=96)
+    options = exp3_lifecycle_ledger.Options(
+        model="smollm2-135m", dataset="python-docs", nsamples=2, seqlen=96, batch_size=1
+    )
     result = measure.run(smollm2, data.load(options, smollm2), options)
     conclusion = judge.judge(result)
     values = conclusion.values

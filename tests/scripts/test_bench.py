@@ -206,7 +206,7 @@ def test_an_entry_that_cannot_start_says_why():
 
 
 def test_an_entry_whose_process_is_killed_is_an_error(tiny_llama_folder):
-    options = Options(model=str(tiny_llama_folder), device="cpu", offline=True)
+    options = Options(model=str(tiny_llama_folder), device="cpu", offline=True, batch_size=1)
     ids = token_ids(1, 8).numpy()
     started = worker.Worker("bare", options, ids, threads=1)
     assert started.values.keys() == {"output"}
@@ -261,7 +261,7 @@ def test_targets_name_entries():
 
 def test_entries_agree(tiny_llama_folder):
     """Those that need nothing beyond requirements.txt; a tiny model's values pass the gate, and all are in it."""
-    options = Options(model=str(tiny_llama_folder), device="cpu", offline=True)
+    options = Options(model=str(tiny_llama_folder), device="cpu", offline=True, batch_size=1)
     ids = token_ids(2, 40)
     own = [name for name, e in ENTRIES.items() if e.tool in (entries.OURS, entries.TRANSFORMERS)]
     values = {name: ENTRIES[name].prepare(options)(ids) for name in own}

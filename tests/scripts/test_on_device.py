@@ -100,7 +100,7 @@ def test_the_process_of_an_entry_is_timed_there(tiny_llama_folder, pytestconfig)
     asked = pytestconfig.getoption("--device")
     device = "cpu" if asked == "pretend" else asked  # another process does not have the pretended one
     ids = token_ids(1, 8).numpy()
-    worker = Worker("layers_heads", Options(model=str(tiny_llama_folder), device=device), ids, threads=1)
+    worker = Worker("layers_heads", Options(model=str(tiny_llama_folder), device=device, batch_size=1), ids, threads=1)
     worker.run(ids)
     worker.end()
     assert worker.error is None
