@@ -3,6 +3,7 @@
 It is a pretended one (tests/pretend.py), or a real one: `make test-cuda`, or with pytest's --device.
 """
 
+import copy
 import math
 from dataclasses import replace
 from functools import partial
@@ -15,8 +16,9 @@ from torch.testing import assert_close
 from benchmarks import compare, entries
 from benchmarks.worker import Worker
 from lib import catalogue
-from lib.core import on_device
+from lib.core import massive, on_device, sinks
 from lib.model import hooks, models
+from lib.model.arch import Architecture
 from lib.run.cli import Options
 from tests import golden
 from tests.conftest import token_ids
@@ -70,6 +72,36 @@ def test_results_are_those_of_the_cpu(experiment, planted, text, dtype, elsewher
         peak = max(map(abs, planted.truth.values.values()))
         same = partial(near, relative=1e-3, absolute=max(1e-4, peak * 2**-20))
     assert list(differences(with_intervals(there), with_intervals(here), same)) == []
+
+
+def layers_and_heads(model, ids):
+    """{name: array} of what layerwise and head analysis measure."""
+    arch = Architecture(model)
+    lm = models.LanguageModel(model, arch, None, {})
+    found, heads = massive.LayerStatistics(arch, None), sinks.HeadScores(arch)
+    with sinks.watch(lm, heads.update):
+        found.run(ids, lambda: hooks.forward(lm, ids))
+    heads.end_batch()
+    return {"layers": found.rows.array, "scores": heads.scores, "later": heads.later, "window": heads.window}
+
+
+def test_every_architecture_is_measured_as_on_the_cpu(case, elsewhere):
+    here = layers_and_heads(case.lm.model, case.ids)
+    with elsewhere() as device:
+        there = layers_and_heads(copy.deepcopy(case.lm.model).to(device), case.ids)
+    for name, expected in here.items():
+        assert_close(there[name], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+def test_a_kernel_and_a_column_more_give_the_same_probabilities(case, precision, pytestconfig, monkeypatch):
+    device = pytestconfig.getoption("--device")
+    model = copy.deepcopy(case.lm.model).to("cpu" if device == "pretend" else device, precision)
+    by_kernel = layers_and_heads(model, case.ids)
+    monkeypatch.setattr(sinks, "_kernel", lambda *_args: None)
+    by_column = layers_and_heads(model, case.ids)
+    for name in ("scores", "later", "window"):
+        assert_close(by_kernel[name], by_column[name], rtol=0, atol=1e-5 if precision == torch.float32 else 0.02)
 
 
 @pytest.mark.parametrize("model", ["tiny_gpt2_folder", "tiny_llama_folder", "tiny_gguf"])
