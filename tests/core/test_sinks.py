@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lib.core import sinks
 from lib.core.data import Windows
@@ -118,3 +119,25 @@ def test_rank():
     ranking = sinks.rank(np.array([[0.1, 0.9], [0.5, 0.1]]))
     assert [(row.layer, row.head) for row in ranking] == [(0, 1), (1, 0), (0, 0), (1, 1)]
     assert [row.score for row in ranking] == [0.9, 0.5, 0.1, 0.1]
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["looked up", "a reference of its own"])
+def test_attention_functions_are_found_wherever_a_model_has_them(own, monkeypatch):
+    """A model's code may look them up in torch.nn.functional or have imported them; the kind of a module is learned."""
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    lm, ids = language_model(tiny_model("llama")), token_ids(2, 12)
+    monkeypatch.setattr(sinks, "_LOOKING_UP", set())
+    expected = head_scores(lm, ids, 2)
+    assert len(sinks._LOOKING_UP) == 1
+    monkeypatch.setattr(sinks, "_LOOKING_UP", set())
+
+    def attend(_module, query, key, value, mask, scaling=None, **_kwargs):
+        call = sdpa if own else torch.nn.functional.scaled_dot_product_attention
+        key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
+        return call(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling).transpose(1, 2), None
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", attend)
+    for _learning_then_learned in range(2):
+        assert_close(head_scores(lm, ids, 2).scores, expected.scores, **TOLERANCE)
+    assert len(sinks._LOOKING_UP) == (0 if own else 1)
+    assert torch.nn.functional.scaled_dot_product_attention is sdpa
