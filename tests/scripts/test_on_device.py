@@ -24,6 +24,7 @@ from tests import golden
 from tests.conftest import token_ids
 from tests.experiments.test_golden import differences
 
+STEP = 0.05  # of an interval: its end is one of many drawn means, and rounding may make it the next one
 OWN = [name for name, entry in entries.ENTRIES.items() if entry.tool in (entries.OURS, entries.TRANSFORMERS)]
 
 
@@ -43,10 +44,10 @@ def with_intervals(results):
 
 def near(there, here, relative=1e-5, absolute=1e-5):
     """Means over float32 are in float64 only where there is one. Where losses of about 5 cancel, what is left is as
-    inexact as they are. The end of an interval is one of many drawn means, and rounding may make it the next one.
+    inexact as they are.
     """
     if isinstance(there, tuple) and isinstance(here, tuple):
-        room = max(absolute, 0.02 * (here[1] - here[0]))
+        room = max(absolute, STEP * (here[1] - here[0]))
         return all(math.isclose(*ends, rel_tol=relative, abs_tol=room) for ends in zip(there, here, strict=True))
     floats = isinstance(there, float) and isinstance(here, float)
     return floats and math.isclose(there, here, rel_tol=relative, abs_tol=absolute)
