@@ -32,12 +32,13 @@ demo: $(READY)
 study: $(READY)
 	$(RUN) study.py --model $(MODEL) --dataset $(DATASET) $(if $(FORCE),--force)
 
-# what the README shows: the study, and one script in two dtypes
+# what the README shows: the study, and three scripts in three dtypes
 results: $(READY)
-	$(RUN) study.py $(SMOLLM) --batch_size auto
-	for dtype in float32 bfloat16; do \
-		$(RUN) main_llm.py --exp2 $(SMOLLM) --nsamples 8 --seqlen 512 --dtype $$dtype --savedir results/dtypes/$$dtype \
-			|| exit; \
+	$(RUN) study.py $(SMOLLM)
+	for dtype in float32 bfloat16 float16; do \
+		for script in "main_llm.py --exp2" exp3_lifecycle_ledger.py exp1_feasibility_test.py; do \
+			$(RUN) $$script $(SMOLLM) --nsamples 8 --seqlen 512 --dtype $$dtype --savedir results/dtypes/$$dtype || exit; \
+		done; \
 	done
 
 # write the generated blocks of the READMEs anew from results/

@@ -12,7 +12,7 @@ from benchmarks.results import Difference, Judged, Spread
 from lib.run.cli import UserError
 
 TOLERANCE = 1e-4
-LEAST = 0.01  # of the largest value of an entry: what is smaller is compared by this
+LEAST = 0.1  # of the largest value of an entry: what is smaller is compared by this
 
 
 def require_equal(values):

@@ -35,7 +35,7 @@ FILES = {
     "claims": "smollm2-135m_claims.json",
 }
 COMPARED = "compare_3d_before_after_pruning/layer*_comparison.json"
-DTYPES = "float32", "bfloat16"
+DTYPES = "float32", "bfloat16", "float16"
 BENCHED = "gpt2-small-shaped", "smollm2-135m"
 SHOWN = 4  # rows of a list that may be long
 WIDTH = 120
@@ -334,20 +334,32 @@ def claims(say):
 
 
 def dtypes(say):
-    """What each dtype gives at the layers of the `layerwise` block."""
-    before, after = (
-        result(dtype, RESULTS / "dtypes" / dtype / "smollm2-135m_layerwise.json").results.layers for dtype in DTYPES
-    )
-    top = [layer.top1.mean for layer in before]
+    """What each dtype gives at the layers of the `layerwise` block, of the ledger's birth, and for the loss."""
+
+    def stored(experiment, file):
+        return [result(experiment, RESULTS / "dtypes" / dtype / file).results for dtype in DTYPES]
+
+    layers = [results.layers for results in stored("layerwise", "smollm2-135m_layerwise.json")]
+    top = [layer.top1.mean for layer in layers[0]]
     kept = [i for i, value in enumerate(top) if value >= max(top) / 2]
     rows = []
     for i in sorted({top.index(max(top)), kept[-1], len(top) - 1}):
-        row = [i]
-        for one, other in ((before[i].top1, after[i].top1), (before[i].median, after[i].median)):
-            row += [number(one.mean), number(other.mean), f"{other.mean / one.mean - 1:+.2%}"]
-        rows.append(row)
-    heads = ("layer", "top-1, float32", DTYPES[1], "change", "median, float32", DTYPES[1], "change")
-    return table([word if word in DTYPES else say(word) for word in heads], *rows)
+        for name in ("top1", "median"):
+            said = say("layer {i}: {name}").format(i=i, name=say(name.replace("top1", "top-1")))
+            rows.append((said, [getattr(of_dtype[i], name).mean for of_dtype in layers]))
+    ledgers = stored("exp3", "exp3_results.json")
+    birth = max(ledgers[0].writes, key=lambda write: abs(write.value)).name
+    same = [next(write.value for write in ledger.writes if write.name == birth) for ledger in ledgers]
+    rows.append((say("write of {name}").format(name=birth), same))
+    ablated = stored("exp1", "comparison/exp1_results.json")
+    for name, label in (("baseline", "perplexity"), ("all_heads_off", "perplexity, all heads off")):
+        rows.append((say(label), [results.conditions[name].perplexity.value for results in ablated]))
+    shown = []
+    for label, (first, *others) in rows:
+        cells = [cell for value in others for cell in (number(value), f"{value / first - 1:+.2%}")]
+        shown.append([label, number(first), *cells])
+    heads = ["", DTYPES[0], *(head for dtype in DTYPES[1:] for head in (dtype, say("change")))]
+    return table(heads, *shown)
 
 
 def bench(say):
