@@ -149,14 +149,14 @@ def layers_heads(options):
     from lib.core import sinks
     from lib.core.massive import LayerStatistics
     from lib.core.on_device import OnDevice
-    from lib.model import hooks
+    from lib.model import attention, hooks
 
     lm = load(options)
 
     def measure(ids):
         kept = OnDevice()
         found, heads = LayerStatistics(lm.arch, lm.tokenizer, kept), sinks.HeadScores(lm.arch, kept)
-        with sinks.watch(lm, heads.update):
+        with attention.watch_first_token(lm, heads.update):
             taken = found.run(ids, lambda: hooks.forward(lm, ids))
         heads.end_batch(taken)
         return {"layers": found.rows.array, "heads": heads.scores}

@@ -15,7 +15,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from lib.core import sinks
+from lib.model import attention
 from lib.model import models as model_models
 from lib.model.arch import Architecture
 from lib.report import figures
@@ -275,7 +275,7 @@ def case(request):
 def kernel(request, monkeypatch):
     """Both ways in which attention to the first token is read beside scaled_dot_product_attention."""
     if request.param == "column":
-        monkeypatch.setattr(sinks, "_kernel", lambda *_args: None)
+        monkeypatch.setattr(attention, "_kernel", lambda *_args: None)
     return request.param
 
 

@@ -36,7 +36,7 @@ from lib.core.place import Place, find, vectors_at
 from lib.core.results import Head
 from lib.core.stats import Draws
 from lib.core.sweep import Measured
-from lib.model import hooks
+from lib.model import attention, hooks
 from lib.model.models import LanguageModel
 from lib.run import processes
 from lib.run.errors import UserError
@@ -87,7 +87,7 @@ def survey(lm: LanguageModel, windows: Windows, place: Place, batch_size: int) -
                 return lambda block, value: kept.keep((name, block), vectors_at(value, positions)[:, dim])
 
             with (
-                sinks.watch(lm, scores.update),
+                attention.watch_first_token(lm, scores.update),
                 hooks.watch_inputs(arch, "head_projection", heads),
                 hooks.watch_outputs(arch, "head_projection", into("projected")),
                 hooks.watch_outputs(arch, "attention_write", into("written")),
@@ -181,7 +181,7 @@ class Effects:
         self.values, self.whole, self.place, self.draws_whole = values, whole, place, place.draws.of(rows)
         self.layers = [*place.plateau, place.values.shape[1] - 1]
         first, end, last = self.layers
-        later, attention = "causality: they run later", "a head changes only the attention of later layers"
+        later, of_later = "causality: they run later", "a head changes only the attention of later layers"
 
         def described(name: str, note: str | None, reach: int, why: str) -> EffectOnModel:
             return EffectOnModel(name, note, reach, None if reach == last else f"heads of layers after {reach}: {why}")
@@ -190,7 +190,7 @@ class Effects:
             "birth": described(f"value at layer {first}", "first of the plateau", first, later),
             "end": described(f"value at layer {end}", "end of the plateau", end, later),
             "last": described(f"value at layer {last}", "the last", last, later),
-            "sink_rate": described("sink rate", None, last - 1, attention),
+            "sink_rate": described("sink rate", None, last - 1, of_later),
             "loss": described("loss", "nats a token", last, later),
         }
 

@@ -16,7 +16,7 @@ from lib.core.massive import Found, LayerStatistics, is_massive
 from lib.core.on_device import OnDevice, Taken, by_layer, exact
 from lib.core.results import AblatedPlace
 from lib.core.stats import Draws, Samples
-from lib.model import hooks
+from lib.model import attention, hooks
 from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
 from lib.run import processes
@@ -51,7 +51,7 @@ class Measurements:
 
         def forward() -> None:
             with (
-                sinks.watch(lm, self.heads.update, range(first, lm.arch.n_layers)),
+                attention.watch_first_token(lm, self.heads.update, range(first, lm.arch.n_layers)),
                 hooks.watch_outputs(lm.arch, "block", see),
             ):
                 self.kept.keep("losses", exact(hooks.token_losses(lm, ids)).mean(1))

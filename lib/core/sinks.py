@@ -1,208 +1,28 @@
-"""How much each head attends to the first token, without keeping attention maps; and, on request, the logits.
+"""How much each head attends to the first token, and the logits that make it so."""
 
-Whatever the architecture, attention is one call of PyTorch's scaled_dot_product_attention, or of softmax where the
-model has no other. The kernels behind the former also return log sum exp(QK), so softmax(QK)[:, first] is
-exp(QK[:, first] - that). Where there is no such kernel, values get one more column that is 1 at the first token and 0
-elsewhere, and the output's column is softmax(QK)[:, first]. Of softmax's map that one column is read, and the map is
-not kept. The logits of a layer are those that softmax takes, or are computed beside the call from its arguments.
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache
-from types import ModuleType
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import torch
-from torch.nn import functional
-from torch.nn.attention import SDPBackend
-from torch.nn.functional import pad, scaled_dot_product_attention, softmax
-from torch.overrides import TorchFunctionMode
 
 from lib.core.data import Windows
 from lib.core.definitions import SINK_EPSILON, SINK_WINDOW
 from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.results import FirstTokenLogits, HeadScore
 from lib.core.stats import Samples
-from lib.model import hooks
+from lib.model import attention, hooks
 from lib.model.arch import Architecture
 from lib.model.models import LanguageModel
 from lib.run import processes
-from lib.run.errors import UserError
 
 QUERIES = "scores", "later", "window"  # of which HeadScores gives means: all, all but the first, the first of a window
-EXTRA_COLUMNS = 8  # kernels want head sizes that are multiples of 8
-MASK_ROWS = 16
-
-# (query, key, value, mask, is_causal, scale) -> output and (batch, heads, seq) log sum exp(QK)
-Kernel = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, bool, float], tuple[torch.Tensor, torch.Tensor]
-]
-Instead = Callable[..., tuple[torch.Tensor, tuple[torch.Tensor, ...]]]  # a function's output, and what is seen of it
-
-
-def watch(
-    lm: LanguageModel,
-    see: Callable[[int, torch.Tensor, torch.Tensor], None],
-    layers: Iterable[int] | None = None,
-) -> AbstractContextManager[None]:
-    """Call `see(layer, probability, visible)` for the attention of each layer (default: of all).
-
-    probability: (batch, heads, seq), of each query on the first token.
-    visible: (seq,) bool, whether a query can see the first token (sliding windows: the later ones cannot).
-    """
-
-    def attention(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        head_dim = query.shape[-1]
-        visible = _not_masked(attn_mask, query)
-        scale = head_dim**-0.5 if scale is None else scale
-        groups = query.shape[1] // key.shape[1]
-        if groups > 1:
-            key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-        kernel = None if dropout_p else _kernel(query, key, value, attn_mask, is_causal)
-        if kernel is not None:
-            mask = _added(attn_mask, query)
-            output, log_sum = kernel(query, key, value, mask, is_causal, scale)
-            if mask is not None:
-                log_sum = log_sum - mask[..., 0]
-            product = torch.linalg.vecdot(query.to(log_sum.dtype), key[:, :, :1].to(log_sum.dtype))
-            return output, (product.mul_(scale).sub_(log_sum).exp_(), visible)
-        query, key, value = (pad(x, (0, EXTRA_COLUMNS)) for x in (query, key, value))
-        value[:, :, 0, head_dim] = 1
-        output = scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
-        return output[..., :head_dim], (output[..., head_dim], visible)
-
-    def attention_map(
-        scores: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        weights = softmax(scores, *args, **kwargs)
-        return weights, (weights[..., 0], _not_masked(scores, scores))
-
-    def found(layer: int, probability: torch.Tensor, visible: torch.Tensor) -> None:
-        see(layer, probability.reshape(len(probability), lm.arch.n_heads, -1), visible)
-
-    return _intercepted(lm, found, layers, attention, attention_map)
-
-
-def _kernel(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
-) -> Kernel | None:
-    """The kernel that scaled_dot_product_attention takes, if it gives log sum exp(QK), too."""
-    if query.device.type not in ("cpu", "cuda"):
-        return None
-    choice = torch._fused_sdp_choice(query, key, value, mask, 0.0, is_causal)
-    if choice == SDPBackend.FLASH_ATTENTION.value:
-        return _flash_on_cpu if query.device.type == "cpu" else _flash
-    return _efficient if choice == SDPBackend.EFFICIENT_ATTENTION.value else None
-
-
-def _flash_on_cpu(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    is_causal: bool,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale
-    )
-
-
-def _flash(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    _mask: torch.Tensor | None,
-    is_causal: bool,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of NVIDIA's and AMD's GPUs, where it takes no mask."""
-    width = query.shape[-1]
-    query, key, value = (pad(x, (0, -width % EXTRA_COLUMNS)) for x in (query, key, value))
-    output, log_sum, *_others = torch.ops.aten._scaled_dot_product_flash_attention(
-        query, key, value, 0.0, is_causal, scale=scale
-    )
-    return output[..., :width], log_sum
-
-
-def _efficient(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    is_causal: bool,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of GPUs. It wants rows of a mask to begin at multiples of MASK_ROWS."""
-    if mask is not None:
-        n = mask.shape[-1]
-        mask = pad(mask, (0, -n % MASK_ROWS))[..., :n].expand(*query.shape[:3], n)
-    output, log_sum, *_others = torch.ops.aten._scaled_dot_product_efficient_attention(
-        query, key, value, mask, True, 0.0, is_causal, scale=scale
-    )
-    return output, log_sum[..., : query.shape[2]]
-
-
-def _added(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:
-    """The mask as what is added to logits."""
-    if mask is None or mask.dtype != torch.bool:
-        return mask
-    return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
-
-
-def watch_logits(
-    lm: LanguageModel, see: Callable[[int, torch.Tensor], None], layers: Iterable[int] | None = None
-) -> AbstractContextManager[None]:
-    """Call `see(layer, logits)` for the attention of each layer (default: of all).
-
-    logits: (batch, heads, queries, keys) float32, what softmax takes: scaled, capped, with the position biases of the
-    model; -inf where a query cannot see a key.
-    """
-
-    def attention(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor]]:
-        output = scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-        keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1).float()
-        logits = query.float() @ keys.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
-        if is_causal:
-            attn_mask = torch.ones(logits.shape[2:], dtype=torch.bool, device=logits.device).tril()
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            logits = logits.masked_fill(~attn_mask, -torch.inf)
-        elif attn_mask is not None:
-            logits = _masked_to_inf(logits + attn_mask, attn_mask)
-        return output, (logits,)
-
-    def attention_map(scores: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, tuple[torch.Tensor]]:
-        return softmax(scores, *args, **kwargs), (_masked_to_inf(scores.float(), scores),)
-
-    return _intercepted(lm, see, layers, attention, attention_map)
 
 
 def logits(lm: LanguageModel, ids: torch.Tensor, layer: int) -> torch.Tensor:
-    """(heads, seq, seq) float64 attention logits of one layer, as in `watch_logits`, for one window of (1, seq) ids."""
+    """(heads, seq, seq) float64 of one layer for one window of (1, seq) ids; see attention.watch_logits."""
     seen: dict[int, torch.Tensor] = {}
-    with watch_logits(lm, seen.__setitem__, [layer]), hooks.stop_after(lm.arch, layer):
+    with attention.watch_logits(lm, seen.__setitem__, [layer]), hooks.stop_after(lm.arch, layer):
         hooks.forward(lm, ids)
     hooks.require_finite(layer, seen[layer].diagonal(dim1=2, dim2=3))
     return seen[layer][0].cpu().double()
@@ -215,115 +35,11 @@ def first_token_logits(head: torch.Tensor) -> FirstTokenLogits:
     return FirstTokenLogits(*(torch.tensor(means).mean(0).tolist() if means else [None] * 3))
 
 
-def _masked_to_inf(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return logits.masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -torch.inf)
-
-
-@contextmanager
-def _intercepted(
-    lm: LanguageModel,
-    see: Callable[..., None],
-    layers: Iterable[int] | None,
-    attention: Instead,
-    attention_map: Instead,
-) -> Iterator[None]:
-    """Call `see(layer, *seen)` for the attention of each layer.
-
-    attention, attention_map: called in the place of scaled_dot_product_attention and of softmax.
-
-    Most models look these functions up in torch.nn.functional when they call them, and find ours there. Whether one
-    does is learned from its first call: only then, and where a model has functions of its own, each of PyTorch's is
-    looked at while an attention module runs, which in a short window takes as long as the attention.
-    """
-    running: list[int] = []  # the layer whose attention has been called and not been seen
-    unseen: set[int] = set()
-
-    def instead_of(function: Callable[..., Any], replacement: Instead) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if not running:
-                return function(*args, **kwargs)
-            layer = running.pop()
-            unseen.discard(layer)
-            output, seen = replacement(*args, **kwargs)
-            see(layer, *seen)
-            return output
-
-        return call
-
-    def found(call: Callable[..., Any]) -> Callable[..., Any]:
-        def looked_up(*args: Any, **kwargs: Any) -> Any:
-            if running:
-                _LOOKING_UP.add(kind(running[-1]))
-            return call(*args, **kwargs)
-
-        return looked_up
-
-    def kind(layer: int) -> tuple[type, str]:
-        return type(lm.arch.module(layer, "attention_module")), lm.model.config._attn_implementation
-
-    @contextmanager
-    def watched(layer: int) -> Iterator[None]:
-        running.append(layer)
-        unseen.add(layer)
-        try:
-            with nullcontext() if kind(layer) in _LOOKING_UP else _Replaced(instead):
-                yield
-        finally:
-            running.clear()
-
-    instead: dict[Callable[..., Any], Callable[..., Any]] = {
-        scaled_dot_product_attention: instead_of(scaled_dot_product_attention, attention),
-        softmax: instead_of(softmax, attention_map),
-    }
-    in_functional = {function.__name__: found(call) for function, call in instead.items()}
-    with _attributes(functional, in_functional), hooks.around_calls(lm.arch, "attention_module", watched, layers):
-        yield
-    if unseen:
-        raise UserError(f"cannot watch '{lm.model.config._attn_implementation}' attention; use sdpa or eager")
-
-
-_LOOKING_UP: set[tuple[type, str]] = set()  # kinds of attention modules known to
-
-
-@contextmanager
-def _attributes(module: ModuleType, values: Mapping[str, Any]) -> Iterator[None]:
-    """The module with these for attributes."""
-    before = {name: getattr(module, name) for name in values}
-    vars(module).update(values)
-    try:
-        yield
-    finally:
-        vars(module).update(before)
-
-
-class _Replaced(TorchFunctionMode):
-    """Calls others in the place of some of PyTorch's functions."""
-
-    def __init__(self, instead: dict[Callable[..., Any], Callable[..., Any]]) -> None:
-        super().__init__()
-        self.instead = instead
-
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return self.instead.get(function, function)(*args, **(kwargs or {}))
-
-
-def _not_masked(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
-    """(seq,) bool of a mask, or of scores with the mask added: True where the first key counts."""
-    if mask is None:
-        return _all(query.shape[2], query.device)
-    first = mask[0, 0, :, 0]
-    return first if first.dtype == torch.bool else first > torch.finfo(first.dtype).min / 2
-
-
-@lru_cache(maxsize=1)
-def _all(n: int, device: torch.device) -> torch.Tensor:
-    return torch.ones(n, dtype=torch.bool, device=device)
-
-
 class QueryMeans:
-    """Of one pass, the mean probability on the first token over these of QUERIES; feed `update` to `watch`."""
+    """Of one pass, the mean probability on the first token over these of QUERIES.
+
+    Feed `update` to lib.model.attention.watch_first_token.
+    """
 
     def __init__(self, kept: OnDevice, queries: Iterable[str] = QUERIES) -> None:
         """kept: whose `take` is given to `taken`."""
@@ -355,7 +71,8 @@ class QueryMeans:
 
 
 class HeadScores:
-    """Per-sequence means of the probability on the first token; feed `update` to `watch`.
+    """Per-sequence means of the probability on the first token; feed `update` to
+    lib.model.attention.watch_first_token.
 
     Three arrays of (sequences, layers, heads), each a mean over the queries that can see the first token:
     `scores` over all queries, the first (always 1) included; `later` without it; `window` over the first
@@ -419,7 +136,7 @@ def measure(lm: LanguageModel, windows: Windows, batch_size: int, last_layer: in
     stop = nullcontext() if last_layer is None else hooks.stop_after(lm.arch, last_layer)
     with (
         processes.progress(len(windows.ids), batch_size, "attention") as progress,
-        watch(lm, scores.update),
+        attention.watch_first_token(lm, scores.update),
         stop,
     ):
         for _rows, ids in windows.batches(batch_size):

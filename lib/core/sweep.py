@@ -14,7 +14,7 @@ from lib.core.data import Windows
 from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.place import Place
 from lib.core.versions import BASELINE, applied, each_batch, sharing_a_pass
-from lib.model import hooks
+from lib.model import attention, hooks
 from lib.model.models import LanguageModel
 from lib.run import processes
 from lib.run.unfinished import Unfinished
@@ -168,18 +168,18 @@ class Passes:
         means = sinks.QueryMeans(kept, ["window"])
         layers = range(first, arch.n_layers)
         with (
-            sinks.watch(self.lm, means.update, layers) if layers else nullcontext(),
+            attention.watch_first_token(self.lm, means.update, layers) if layers else nullcontext(),
             hooks.watch_outputs(arch, "block", column.see, layers),
         ):
             kept.keep("losses", exact(hooks.token_losses(self.lm, ids)).mean(1))
         taken = kept.take()
         column.take_in(taken)
-        attention = np.full((len(ids), arch.n_layers, arch.n_heads), np.nan)
+        probabilities = np.full((len(ids), arch.n_layers, arch.n_heads), np.nan)
         for layer, of_layer in means.taken(taken):
-            attention[:, layer] = of_layer["window"]
-        measured = zip(*(np.split(array, n) for array in (column.values, taken["losses"], attention)), strict=True)
-        for version, (values, losses, sinks_seen) in zip(versions, measured, strict=True):
-            version.values[rows], version.losses[rows], version.attention[rows] = values, losses, sinks_seen
+            probabilities[:, layer] = of_layer["window"]
+        measured = zip(*(np.split(array, n) for array in (column.values, taken["losses"], probabilities)), strict=True)
+        for version, (values, losses, of_heads) in zip(versions, measured, strict=True):
+            version.values[rows], version.losses[rows], version.attention[rows] = values, losses, of_heads
             if baseline is not None:
                 version.values[rows, :first] = baseline.values[rows, :first]
                 version.attention[rows, :first] = baseline.attention[rows, :first]

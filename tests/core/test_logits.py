@@ -11,7 +11,7 @@ from transformers.integrations import sdpa_attention
 
 from lib.core import sinks
 from lib.core.results import FirstTokenLogits
-from lib.model import hooks
+from lib.model import attention, hooks
 from tests import architectures
 from tests.cases import close, run
 
@@ -21,7 +21,7 @@ def test_logits_give_the_maps(case, grouped):
     """Also where transformers does not leave the grouping of queries to PyTorch, as for heads wider than 256."""
     seen = {}
     with mock.patch.object(sdpa_attention, "use_gqa_in_sdpa", return_value=grouped):
-        logits = run(case, sinks.watch_logits(case.lm, seen.__setitem__))[0]
+        logits = run(case, attention.watch_logits(case.lm, seen.__setitem__))[0]
     close(logits, case.real.logits)
     for layer, maps in enumerate(case.real.maps):
         assert_close(seen[layer].softmax(-1), maps, rtol=0, atol=1e-5)
@@ -33,7 +33,7 @@ def test_logits_are_what_the_softmax_of_eager_attention_takes(case):
     if "ALiBi" in case.variant and case.family == "falcon":
         pytest.skip("eager Falcon adds ALiBi twice")
     seen, taken = {}, []
-    with sinks.watch_logits(case.lm, seen.__setitem__):
+    with attention.watch_logits(case.lm, seen.__setitem__):
         hooks.forward(case.lm, case.ids)
     model = copy.deepcopy(case.lm.model)
     model.config._attn_implementation = "eager"
@@ -63,7 +63,7 @@ def test_first_token_logits_by_hand():
 
 def test_logits_of_one_layer(case):
     seen = {}
-    with sinks.watch_logits(case.lm, seen.__setitem__, [1]):
+    with attention.watch_logits(case.lm, seen.__setitem__, [1]):
         hooks.forward(case.lm, case.ids)
     assert list(seen) == [1]
     assert_close(seen[1].softmax(-1), case.real.maps[1], rtol=0, atol=1e-5)
@@ -74,6 +74,6 @@ def test_restored_after_an_error(case):
     def fail(*_args):
         raise ValueError("on purpose")
 
-    with pytest.raises(ValueError, match="on purpose"), sinks.watch_logits(case.lm, fail):
+    with pytest.raises(ValueError, match="on purpose"), attention.watch_logits(case.lm, fail):
         hooks.forward(case.lm, case.ids)
     assert torch.equal(run(case)[0], case.real.logits)

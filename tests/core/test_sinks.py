@@ -8,7 +8,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lib.core import sinks
 from lib.core.data import Windows
-from lib.model import hooks
+from lib.model import attention, hooks
 from tests import reference
 from tests.conftest import HEADS, LAYERS, language_model, logits, tiny_model, token_ids
 
@@ -24,7 +24,7 @@ def long_lm(family, tokenizer):
 
 def head_scores(lm, ids, batch_size):
     scores = sinks.HeadScores(lm.arch)
-    with sinks.watch(lm, scores.update):
+    with attention.watch_first_token(lm, scores.update):
         for batch in ids.split(batch_size):
             hooks.forward(lm, batch)
             scores.end_batch()
@@ -51,7 +51,7 @@ def test_scores_equal_means_over_attention_maps(long_lm, kernel, name, queries):
 
 def test_only_queries_that_can_see_the_first_token_count(long_lm):
     ids, visible = token_ids(1, 20), {}
-    with sinks.watch(long_lm, lambda layer, _p, seen: visible.update({layer: seen.tolist()})):
+    with attention.watch_first_token(long_lm, lambda layer, _p, seen: visible.update({layer: seen.tolist()})):
         hooks.forward(long_lm, ids)
     attentions = reference.observe(long_lm.model, ids).attentions
     for layer in range(LAYERS):
@@ -83,7 +83,7 @@ def test_sink_rate_is_that_of_64_tokens():
 def test_watching_changes_nothing(lm, kernel):
     ids = token_ids(2, 30)
     before = logits(lm, ids)
-    with sinks.watch(lm, lambda *_: None):
+    with attention.watch_first_token(lm, lambda *_: None):
         assert_close(logits(lm, ids), before, **({"rtol": 0, "atol": 0} if kernel == "log sum exp" else TOLERANCE))
     assert lm.model.config._attn_implementation == "sdpa"
     assert torch.equal(logits(lm, ids), before)
@@ -96,10 +96,10 @@ def test_restored_after_an_error(lm):
 
     ids = token_ids(2, 30)
     before = logits(lm, ids)
-    with pytest.raises(ValueError, match="on purpose"), sinks.watch(lm, fail):
+    with pytest.raises(ValueError, match="on purpose"), attention.watch_first_token(lm, fail):
         hooks.forward(lm, ids)
     assert torch.equal(logits(lm, ids), before)
-    with sinks.watch(lm, lambda *_: None):
+    with attention.watch_first_token(lm, lambda *_: None):
         hooks.forward(lm, ids)
 
 
@@ -126,10 +126,10 @@ def test_attention_functions_are_found_wherever_a_model_has_them(own, monkeypatc
     """A model's code may look them up in torch.nn.functional or have imported them; the kind of a module is learned."""
     sdpa = torch.nn.functional.scaled_dot_product_attention
     lm, ids = language_model(tiny_model("llama")), token_ids(2, 12)
-    monkeypatch.setattr(sinks, "_LOOKING_UP", set())
+    monkeypatch.setattr(attention, "_LOOKING_UP", set())
     expected = head_scores(lm, ids, 2)
-    assert len(sinks._LOOKING_UP) == 1
-    monkeypatch.setattr(sinks, "_LOOKING_UP", set())
+    assert len(attention._LOOKING_UP) == 1
+    monkeypatch.setattr(attention, "_LOOKING_UP", set())
 
     def attend(_module, query, key, value, mask, scaling=None, **_kwargs):
         call = sdpa if own else torch.nn.functional.scaled_dot_product_attention
@@ -139,5 +139,5 @@ def test_attention_functions_are_found_wherever_a_model_has_them(own, monkeypatc
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", attend)
     for _learning_then_learned in range(2):
         assert_close(head_scores(lm, ids, 2).scores, expected.scores, **TOLERANCE)
-    assert len(sinks._LOOKING_UP) == (0 if own else 1)
+    assert len(attention._LOOKING_UP) == (0 if own else 1)
     assert torch.nn.functional.scaled_dot_product_attention is sdpa

@@ -21,7 +21,7 @@ from experiments.interventions.changes import Intervention
 from experiments.interventions.sites import Sites
 from experiments.mlp_internal import measure as mlp_internal_measure
 from lib.core import ablation, attribution, data, measurements, neurons, place, sinks, stats, sweep
-from lib.model import arch, hooks
+from lib.model import arch, attention, hooks
 from lib.planted import planting
 from tests import architectures, cases, reference
 from tests.conftest import language_model, planted_model, tiny_model
@@ -122,8 +122,8 @@ def hooks_left_behind(patch):
 
 def masked_queries_counted(patch):
     """Averages over queries that cannot see the first token, too."""
-    not_masked = sinks._not_masked
-    patch.setattr(sinks, "_not_masked", lambda *args: torch.ones_like(not_masked(*args)))
+    not_masked = attention._not_masked
+    patch.setattr(attention, "_not_masked", lambda *args: torch.ones_like(not_masked(*args)))
 
 
 def padding_in_the_statistics(patch):

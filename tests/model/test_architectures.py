@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.integrations import sdpa_attention
 
 from experiments.mlp_internal import measure
-from lib.core import mlp, sinks
-from lib.model import arch, families, hooks
+from lib.core import mlp
+from lib.model import arch, attention, families, hooks
 from lib.model.models import LanguageModel, load
 from lib.run.cli import Options, UserError
 from tests import architectures
@@ -133,7 +133,8 @@ def test_watchers_see_of_what_is_off_what_they_would_see_if_it_ran(case, entered
                 assert all(torch.equal(got[key], expected[key]) for key in expected), (part, role, watch)
         probabilities = [{}, {}]
         for into, off in zip(probabilities, (turn_off(view, [0, 2]), zeroed(view, part, [0, 2])), strict=True):
-            run(case, off, sinks.watch(case.lm, lambda layer, p, _v, into=into: into.update({layer: p})))
+            watched = attention.watch_first_token(case.lm, lambda layer, p, _v, into=into: into.update({layer: p}))
+            run(case, off, watched)
         assert list(probabilities[0]) == [0, 1, 2]
         assert all(torch.equal(probabilities[0][layer], probabilities[1][layer]) for layer in range(3))
 
@@ -195,7 +196,7 @@ def test_probabilities_are_those_of_the_maps(case, kernel):
     def see(layer, probability, sees_first):
         seen[layer], visible[layer] = probability, sees_first
 
-    close(run(case, sinks.watch(case.lm, see))[0], case.real.logits)
+    close(run(case, attention.watch_first_token(case.lm, see))[0], case.real.logits)
     windows = 0
     for layer, maps in enumerate(case.real.maps):
         first = maps[..., 0]
@@ -211,7 +212,7 @@ def test_probability_of_a_single_token_is_one(case, kernel, grouped):
     seen = {}
     with (
         mock.patch.object(sdpa_attention, "use_gqa_in_sdpa", return_value=grouped),
-        sinks.watch(case.lm, lambda layer, probability, _visible: seen.update({layer: probability})),
+        attention.watch_first_token(case.lm, lambda layer, probability, _visible: seen.update({layer: probability})),
     ):
         hooks.forward(case.lm, case.ids[:, :1])
     rounding = 4e-6 if kernel == "log sum exp" else 0  # of float32 logits of up to 16, in the exponent
@@ -228,21 +229,21 @@ def test_everything_is_restored(case):
         if layer == LAYER:
             raise Broken
 
-    attention = case.lm.model.config._attn_implementation
+    implementation = case.lm.model.config._attn_implementation
     architecture = case.lm.arch
     for watcher in (
         hooks.heads_off(architecture, case.heads),
         hooks.attention_off(architecture, [LAYER]),
         hooks.mlps_off(architecture, [LAYER]),
-        sinks.watch(case.lm, lambda *_: None),
+        attention.watch_first_token(case.lm, lambda *_: None),
         hooks.activation_replaced(architecture, LAYER, torch.relu),
     ):
         run(case, watcher)
-    for watcher in (sinks.watch(case.lm, fail), hooks.watch_outputs(architecture, "down", fail)):
+    for watcher in (attention.watch_first_token(case.lm, fail), hooks.watch_outputs(architecture, "down", fail)):
         with pytest.raises(Broken):
             run(case, watcher)
     assert torch.equal(run(case)[0], case.real.logits)
-    assert case.lm.model.config._attn_implementation == attention
+    assert case.lm.model.config._attn_implementation == implementation
 
 
 def test_mlp_checkpoints_equal_a_hand_made_mlp(case):
@@ -338,7 +339,7 @@ def test_maps_are_not_kept(family):
             tensors = (x for x in gc.get_objects() if type(x) is torch.Tensor)
             alive.append(sum(x.shape[-2:] == (length, length) for x in tensors))
 
-    with sinks.watch(lm, see):
+    with attention.watch_first_token(lm, see):
         hooks.forward(lm, torch.ones(1, length, dtype=torch.long))
     assert len(alive) == 4
     assert max(alive) == alive[0] > 0
@@ -353,7 +354,7 @@ def test_attention_that_cannot_be_watched_is_an_error():
             {"sdpa": lambda _module, query, *_a, **_k: (query.transpose(1, 2), None)},
         ),
         pytest.raises(UserError, match="cannot watch"),
-        sinks.watch(lm, lambda *_: None),
+        attention.watch_first_token(lm, lambda *_: None),
     ):
         hooks.forward(lm, torch.ones(1, 4, dtype=torch.long))
 

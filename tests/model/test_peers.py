@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lib.core import sinks
-from lib.model import hooks
+from lib.model import attention, hooks
 from tests.conftest import HEADS, LAYERS, language_model, logits, tiny_model, token_ids
 
 pytestmark = pytest.mark.peer
@@ -106,7 +106,7 @@ def test_attention_to_the_first_token(lm, peer):
         seen[layer] = probability
         scores.update(layer, probability, visible)
 
-    with sinks.watch(lm, see):
+    with attention.watch_first_token(lm, see):
         hooks.forward(lm, IDS)
     scores.end_batch()
     with torch.inference_mode():

@@ -17,7 +17,7 @@ from benchmarks import compare, entries
 from benchmarks.worker import Worker
 from lib import catalogue
 from lib.core import massive, on_device, sinks
-from lib.model import hooks, models
+from lib.model import attention, hooks, models
 from lib.model.arch import Architecture
 from lib.run.cli import Options
 from tests import golden
@@ -80,7 +80,7 @@ def layers_and_heads(model, ids):
     arch = Architecture(model)
     lm = models.LanguageModel(model, arch, None, {})
     found, heads = massive.LayerStatistics(arch, None), sinks.HeadScores(arch)
-    with sinks.watch(lm, heads.update):
+    with attention.watch_first_token(lm, heads.update):
         found.run(ids, lambda: hooks.forward(lm, ids))
     heads.end_batch()
     return {"layers": found.rows.array, "scores": heads.scores, "later": heads.later, "window": heads.window}
@@ -99,7 +99,7 @@ def test_a_kernel_and_a_column_more_give_the_same_probabilities(case, precision,
     device = pytestconfig.getoption("--device")
     model = copy.deepcopy(case.lm.model).to("cpu" if device == "pretend" else device, precision)
     by_kernel = layers_and_heads(model, case.ids)
-    monkeypatch.setattr(sinks, "_kernel", lambda *_args: None)
+    monkeypatch.setattr(attention, "_kernel", lambda *_args: None)
     by_column = layers_and_heads(model, case.ids)
     for name in ("scores", "later", "window"):
         assert_close(by_kernel[name], by_column[name], rtol=0, atol=1e-5 if precision == torch.float32 else 0.02)

@@ -26,7 +26,7 @@ def test_a_pass_makes_few_transfers(experiment, planted, text):
 def test_benchmark_entries_that_are_compared_make_one_copy_a_pass(name, tiny_llama_folder):
     """And transformers one of its own: ours has no better start than theirs."""
     with pretend.device() as transfers:
-        measure = ENTRIES[name].prepare(Options(model=str(tiny_llama_folder), device=str(pretend.DEVICE)))
+        measure = ENTRIES[name].prepare(Options(model=str(tiny_llama_folder), device=str(pretend.DEVICE), batch_size=1))
         transfers.clear()
         measure(token_ids(1, 16))
         assert transfers == {"item": 1, "copy": 1}
