@@ -9,14 +9,12 @@ not kept. The logits of a layer are those that softmax takes, or are computed be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional
 from torch.nn.attention import SDPBackend
 from torch.nn.functional import pad, scaled_dot_product_attention, softmax
 from torch.overrides import TorchFunctionMode
@@ -210,70 +208,27 @@ def _intercepted(
     """Call `see(layer, *seen)` for the attention of each layer.
 
     attention, attention_map: called in the place of scaled_dot_product_attention and of softmax.
-
-    Most models look these functions up in torch.nn.functional when they call them, and find ours there. Whether one
-    does is learned from its first call: only then, and where a model has functions of its own, each of PyTorch's is
-    looked at while an attention module runs, which in a short window takes as long as the attention.
     """
-    running: list[int] = []  # the layer whose attention has been called and not been seen
-    unseen: set[int] = set()
 
-    def instead_of(function: Callable[..., Any], replacement: Instead) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if not running:
-                return function(*args, **kwargs)
-            layer = running.pop()
-            unseen.discard(layer)
-            output, seen = replacement(*args, **kwargs)
-            see(layer, *seen)
-            return output
+    def watched(layer: int) -> _Replaced:
+        def seen_of(function: Instead) -> Callable[..., torch.Tensor]:
+            def call(*args: Any, **kwargs: Any) -> torch.Tensor:
+                output, seen = function(*args, **kwargs)
+                if layer in waiting:
+                    waiting.remove(layer)
+                    see(layer, *seen)
+                return output
 
-        return call
+            return call
 
-    def found(call: Callable[..., Any]) -> Callable[..., Any]:
-        def looked_up(*args: Any, **kwargs: Any) -> Any:
-            if running:
-                _LOOKING_UP.add(kind(running[-1]))
-            return call(*args, **kwargs)
+        waiting.add(layer)
+        return _Replaced({scaled_dot_product_attention: seen_of(attention), softmax: seen_of(attention_map)})
 
-        return looked_up
-
-    def kind(layer: int) -> tuple[type, str]:
-        return type(lm.arch.module(layer, "attention_module")), lm.model.config._attn_implementation
-
-    @contextmanager
-    def watched(layer: int) -> Iterator[None]:
-        running.append(layer)
-        unseen.add(layer)
-        try:
-            with nullcontext() if kind(layer) in _LOOKING_UP else _Replaced(instead):
-                yield
-        finally:
-            running.clear()
-
-    instead: dict[Callable[..., Any], Callable[..., Any]] = {
-        scaled_dot_product_attention: instead_of(scaled_dot_product_attention, attention),
-        softmax: instead_of(softmax, attention_map),
-    }
-    in_functional = {function.__name__: found(call) for function, call in instead.items()}
-    with _attributes(functional, in_functional), hooks.around_calls(lm.arch, "attention_module", watched, layers):
+    waiting: set[int] = set()  # layers whose attention has been called and not been seen
+    with hooks.around_calls(lm.arch, "attention_module", watched, layers):
         yield
-    if unseen:
+    if waiting:
         raise UserError(f"cannot watch '{lm.model.config._attn_implementation}' attention; use sdpa or eager")
-
-
-_LOOKING_UP: set[tuple[type, str]] = set()  # kinds of attention modules known to
-
-
-@contextmanager
-def _attributes(module: ModuleType, values: Mapping[str, Any]) -> Iterator[None]:
-    """The module with these for attributes."""
-    before = {name: getattr(module, name) for name in values}
-    vars(module).update(values)
-    try:
-        yield
-    finally:
-        vars(module).update(before)
 
 
 class _Replaced(TorchFunctionMode):

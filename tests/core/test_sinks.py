@@ -123,13 +123,10 @@ def test_rank():
 
 @pytest.mark.parametrize("own", [False, True], ids=["looked up", "a reference of its own"])
 def test_attention_functions_are_found_wherever_a_model_has_them(own, monkeypatch):
-    """A model's code may look them up in torch.nn.functional or have imported them; the kind of a module is learned."""
+    """A model's code may look them up in torch.nn.functional or have imported them."""
     sdpa = torch.nn.functional.scaled_dot_product_attention
     lm, ids = language_model(tiny_model("llama")), token_ids(2, 12)
-    monkeypatch.setattr(attention, "_LOOKING_UP", set())
     expected = head_scores(lm, ids, 2)
-    assert len(attention._LOOKING_UP) == 1
-    monkeypatch.setattr(attention, "_LOOKING_UP", set())
 
     def attend(_module, query, key, value, mask, scaling=None, **_kwargs):
         call = sdpa if own else torch.nn.functional.scaled_dot_product_attention
@@ -137,7 +134,4 @@ def test_attention_functions_are_found_wherever_a_model_has_them(own, monkeypatc
         return call(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling).transpose(1, 2), None
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", attend)
-    for _learning_then_learned in range(2):
-        assert_close(head_scores(lm, ids, 2).scores, expected.scores, **TOLERANCE)
-    assert len(attention._LOOKING_UP) == (0 if own else 1)
-    assert torch.nn.functional.scaled_dot_product_attention is sdpa
+    assert_close(head_scores(lm, ids, 2).scores, expected.scores, **TOLERANCE)

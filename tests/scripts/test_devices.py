@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import main_llm
 from lib import experiment
 from lib.model import hooks, models
+from lib.run import cli
 from lib.run.checkout import ROOT
 from lib.run.cli import Options
 from tests.conftest import planted_model, save, tiny_model
@@ -167,3 +170,19 @@ def test_float16_warns_when_it_is_about_to_end(
         assert warning is None
         assert "warning" not in text
         assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "argv", "expected"),
+    [
+        ("cpu", [], False),
+        ("cpu", ["--batch_size", "auto"], True),
+        ("mps", [], True),
+        ("cuda", ["--batch_size", "auto"], True),
+        ("cuda", ["--batch_size", "1"], False),
+    ],
+)
+def test_as_many_windows_as_fit_are_the_default_but_on_a_cpu(device, argv, expected):
+    options = cli.parse(main_llm.Options, main_llm.__doc__, ["--exp2", *argv])
+    lm = SimpleNamespace(device=torch.device(device))
+    assert experiment._is_auto(options, lm) is expected
