@@ -32,11 +32,11 @@ demo: $(READY)
 study: $(READY)
 	$(RUN) study.py --model $(MODEL) --dataset $(DATASET) $(if $(FORCE),--force)
 
-# what the README shows: the study, and three scripts in three dtypes
+# what the README shows: the study, and two scripts in three dtypes
 results: $(READY)
 	$(RUN) study.py $(SMOLLM) --batch_size auto
 	for dtype in float32 bfloat16 float16; do \
-		for script in "main_llm.py --exp2" exp3_lifecycle_ledger.py exp1_feasibility_test.py; do \
+		for script in "main_llm.py --exp2" exp3_lifecycle_ledger.py; do \
 			$(RUN) $$script $(SMOLLM) --nsamples 8 --seqlen 512 --dtype $$dtype --savedir results/dtypes/$$dtype || exit; \
 		done; \
 	done

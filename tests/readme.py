@@ -334,7 +334,7 @@ def claims(say):
 
 
 def dtypes(say):
-    """What each dtype gives at the layers of the `layerwise` block, of the ledger's birth, and for the loss."""
+    """What each dtype gives at the layers of the `layerwise` block, and as the ledger's largest write."""
 
     def stored(experiment, file):
         return [result(experiment, RESULTS / "dtypes" / dtype / file).results for dtype in DTYPES]
@@ -351,9 +351,6 @@ def dtypes(say):
     birth = max(ledgers[0].writes, key=lambda write: abs(write.value)).name
     same = [next(write.value for write in ledger.writes if write.name == birth) for ledger in ledgers]
     rows.append((say("write of {name}").format(name=birth), same))
-    ablated = stored("exp1", "comparison/exp1_results.json")
-    for name, label in (("baseline", "perplexity"), ("all_heads_off", "perplexity, all heads off")):
-        rows.append((say(label), [results.conditions[name].perplexity.value for results in ablated]))
     shown = []
     for label, (first, *others) in rows:
         cells = [cell for value in others for cell in (number(value), f"{value / first - 1:+.2%}")]
