@@ -396,9 +396,9 @@ def test_only_what_can_change_is_run(monkeypatch):
     started = []
 
     class Passes(sweep.Passes):
-        def run(self, ids, rows, first=0, baseline=None):
-            started.append(first)
-            super().run(ids, rows, first, baseline)
+        def run(self, ids, rows, first=0, baseline=None, others=()):
+            started.extend([first] * (1 + len(others)))
+            super().run(ids, rows, first, baseline, others)
 
     monkeypatch.setattr(sweep, "Passes", Passes)
     at = place.find(built.lm, built.windows, 8)
