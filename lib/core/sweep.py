@@ -12,7 +12,7 @@ from lib.core import sinks
 from lib.core.changes import Change
 from lib.core.data import Windows
 from lib.core.on_device import OnDevice, Taken, exact
-from lib.core.place import Place
+from lib.core.place import Place, vectors_at
 from lib.core.versions import BASELINE, applied, each_batch, sharing_a_pass
 from lib.model import attention, hooks
 from lib.model.models import LanguageModel
@@ -128,8 +128,7 @@ class _Column:
         self.values = np.full((len(positions), lm.arch.n_layers), np.nan)
 
     def see(self, layer: int, hidden: torch.Tensor) -> None:
-        index = torch.arange(len(hidden), device=hidden.device), self.positions.to(hidden.device)
-        self.kept.keep(("at the place", layer), hidden[(*index, self.dim)])
+        self.kept.keep(("at the place", layer), vectors_at(hidden, self.positions)[:, self.dim])
 
     def take_in(self, taken: Taken) -> None:
         """Raises UserError for inf or nan."""
