@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from torch.testing import assert_close
 from transformers.models.falcon import modeling_falcon
 
-from lib.model import arch, families, hooks
+from lib.model import arch, hooks
 from lib.model.models import LanguageModel
 from tests import architectures
 from tests.reference import matrix, silence
@@ -28,9 +28,8 @@ def configuration(family, changes):
 
 
 def build(config, scale=0.25):
-    """A random model in which no bias is zero and no norm weight is its default, loaded as lib.model.models does it."""
-    attention = families.family_of(config).attention
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    """A random model in which no bias is zero and no norm weight is its default."""
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         noise = scale * torch.randn(parameter.shape, generator=generator)

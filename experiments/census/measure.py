@@ -26,6 +26,7 @@ from lib.core.massive import is_massive
 from lib.core.place import find
 from lib.core.stats import Draws, independent
 from lib.model import hooks
+from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
 from lib.run import processes
@@ -63,7 +64,7 @@ class Probe:
 
         def see(layer, hidden):
             parts.append(hidden[:, :, self.dim].cpu().double())
-            hooks.require_finite(layer, parts[-1])
+            require_finite(layer, parts[-1])
 
         with processes.progress(len(ids), batch_size, label, unit="sequence", leave=False) as progress:
             for _rows, batch in processes.batches(ids, batch_size):

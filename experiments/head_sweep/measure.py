@@ -73,6 +73,7 @@ def survey(lm: LanguageModel, windows: Windows, place: Place, batch_size: int) -
     scores = sinks.HeadScores(arch, kept)
     sums: list[processes.Sum] = [processes.Sum() for _ in range(arch.n_layers)]
     weights = [arch.weight(layer, "head_projection")[dim].detach().cpu().double() for layer in range(arch.n_layers)]
+    scales = [arch.scale(layer, "attention_write") for layer in range(arch.n_layers)]
     writes = np.zeros((len(windows.ids), arch.n_layers, arch.n_heads))
     own = processes.own(len(windows.ids), batch_size)
     with processes.progress(len(windows.ids), batch_size, "heads") as progress:
@@ -96,7 +97,7 @@ def survey(lm: LanguageModel, windows: Windows, place: Place, batch_size: int) -
             taken = kept.take()
             scores.end_batch(taken)
             before, written = (by_layer(taken, name, range(arch.n_layers)) for name in ("projected", "written"))
-            norm = arch.write_scale * np.divide(written, before, out=np.ones_like(before), where=before != 0)
+            norm = np.divide(written, before, out=np.ones_like(before), where=before != 0) * scales
             for layer in range(arch.n_layers):
                 sums[layer] += torch.from_numpy(taken["sum", layer]).double().sum(0).view(heads_shape)
                 parts = torch.from_numpy(taken["heads", layer]).double() * weights[layer]

@@ -32,13 +32,13 @@ def find_writers(
         return Writers(NEURONS_RULE, None, [], left_out)
     there, ids = place.of(rows), windows.ids[rows]
     values = neurons.checkpoints_at_place(lm, replace(windows, ids=ids), there, layer, batch_size)
-    added = lm.arch.write_scale * values.get("mlp_write", values[mlp.OUTPUT])[:, place.dim].numpy()
+    added = lm.arch.scale(layer, "mlp_write") * values.get("mlp_write", values[mlp.OUTPUT])[:, place.dim].numpy()
     share = there.draws.ratios(added, there.values[:, layer])
     if share.mean < WRITTEN:
         left_out = f"MLP {layer} adds {share.mean:.1%} of the value at the followed place"
         return Writers(NEURONS_RULE, share, [], left_out)
     output = values[mlp.OUTPUT][:, place.dim].mean().item()
-    activation = values[mlp.neuron_output(lm.arch)].mean(0)
+    activation = values[mlp.neuron_output(lm.arch, layer)].mean(0)
     contributions = mlp.contributions(lm.arch, layer, place.dim, activation, output)
     check = mlp.contribution_check(lm.arch, layer, place.dim, contributions, output)
     count = smallest_set(contributions, check, CARRIED)

@@ -28,6 +28,7 @@ from lib.core.place import vectors_at
 from lib.core.results import ContributionCheck, Neuron
 from lib.core.stats import Draws, Samples
 from lib.model import hooks
+from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
 from lib.run import processes
@@ -125,7 +126,7 @@ class Internals:
     def _take_in(self, rows: slice, ids: torch.Tensor, taken: Taken, widths: dict[str, int]) -> None:
         """Raises UserError for inf or nan."""
         for name, width in widths.items():
-            hooks.require_finite(self.layer, taken[name, "largest"])
+            require_finite(self.layer, taken[name, "largest"])
             self.medians[name].extend(taken[name, "medians"])
             self._find_maximum(name, width, ids, taken)
         for replacement, losses in self.losses.items():
@@ -134,7 +135,7 @@ class Internals:
             followed = self.by_dim.setdefault(dim, self._nothing_followed(widths))
             followed["positions"][position] += 1
             followed["windows"].extend([rows.start + row])
-            followed["largest"].extend([abs(taken[mlp.neuron_output(self.lm.arch), "at site"][row]).max()])
+            followed["largest"].extend([abs(taken[mlp.neuron_output(self.lm.arch, self.layer), "at site"][row]).max()])
             for name, sums in followed["sums"].items():
                 sums += torch.from_numpy(taken[name, "at site"][row]).double()
             for name, samples in followed["values"].items():
@@ -226,7 +227,7 @@ class Internals:
     def contributions(self, dim: int) -> list[Neuron]:
         """Every neuron's, the largest along the output's sign first; its activation is the mean input of the down
         projection at the followed place."""
-        activation = self._means(dim)[mlp.neuron_output(self.lm.arch)]
+        activation = self._means(dim)[mlp.neuron_output(self.lm.arch, self.layer)]
         return mlp.contributions(self.lm.arch, self.layer, dim, activation, self._output(dim))
 
     def check(self, dim: int, contributions: list[Neuron]) -> ContributionCheck:

@@ -59,7 +59,7 @@ def carried(
         return None
     chosen = [row.neuron for row in minimal_set]
     weight = arch.weight(layer, "down")[dim, chosen].detach().cpu().double()
-    parts = (values[mlp.neuron_output(arch)][:, chosen] * weight).numpy()
+    parts = (values[mlp.neuron_output(arch, layer)][:, chosen] * weight).numpy()
     output = values[mlp.OUTPUT][:, dim].numpy()
     given = np.stack([parts.sum(1), parts[:, :-1].sum(1)], axis=1) * np.sign(output)[:, None]
     return Carried(*draws.ratios(given, abs(output)))
@@ -171,7 +171,7 @@ def _matched_sets(activity: np.ndarray, chosen: list[int], n: int, seed: int) ->
 
 def norm_name(arch: Architecture, layer: int) -> str | None:
     """Class of the norm through which the MLP reads the residual stream; None where it reads that itself."""
-    return None if arch.family.mlp_norm is None else type(arch.module(layer, "mlp_norm")).__name__
+    return None if arch.layers[layer].mlp_norm is None else type(arch.module(layer, "mlp_norm")).__name__
 
 
 def reads(
@@ -179,7 +179,7 @@ def reads(
 ) -> list[ReadingNeuron]:
     """Where the pre-activations of the neurons `chosen` come from, as means over the windows of `values` (of
     neurons.at_place), with the `top` inputs of each."""
-    checkpoints = {"gate": "gate", "up": "up"} if arch.is_gated else {"up": "after_linear1"}
+    checkpoints = {"gate": "gate", "up": "up"} if arch.is_gated(layer) else {"up": "after_linear1"}
     means = {name: vectors.mean(0) for name, vectors in values.items()}
 
     def projections(neuron: int) -> dict[str, Projection]:
@@ -242,7 +242,7 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
         name: vectors[here]
         for name, vectors in neurons.checkpoints_at_place(lm, windows, place, layer, options.batch_size).items()
     }
-    activation = values[mlp.neuron_output(lm.arch)]
+    activation = values[mlp.neuron_output(lm.arch, layer)]
     output = values[mlp.OUTPUT][:, dim].mean().item()
     contributions = mlp.contributions(lm.arch, layer, dim, activation.mean(0), output)
     check = mlp.contribution_check(lm.arch, layer, dim, contributions, output)
@@ -250,7 +250,7 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     chosen = [row.neuron for row in minimal_set]
     activity = activation.abs().mean(0).numpy()
     runs, null = prove(lm, windows, place, layer, end_layer, chosen, activity, options)
-    added = lm.arch.write_scale * values.get("mlp_write", values[mlp.OUTPUT])[:, dim].numpy()
+    added = lm.arch.scale(layer, "mlp_write") * values.get("mlp_write", values[mlp.OUTPUT])[:, dim].numpy()
     shares = [row.share for row in contributions]
     return Results(
         place=place.described(),

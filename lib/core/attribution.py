@@ -24,6 +24,7 @@ from lib.core.results import LayerWrites, LedgerWrite, Profile, SumCheck
 from lib.core.stats import Draws
 from lib.model import hooks
 from lib.model.arch import Architecture
+from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
 from lib.run import processes
 
@@ -138,16 +139,15 @@ def measure(lm: LanguageModel, windows: Windows, place: Place, condition: Everyw
     seen.gather(own)
     # 1 where no norm follows the projection; where the projection gives exactly 0, a norm's scale cannot be told
     norm = np.divide(seen.attention, seen.projected, out=np.zeros_like(seen.projected), where=seen.projected != 0)
-    scale = arch.write_scale
     writes = [Write(None, "embedding", None, seen.first - seen.position)]
     if arch.position_embedding is not None:
         writes.append(Write(None, "position embedding", None, seen.position))
     for layer in range(arch.n_layers):
-        factor = scale * norm[:, layer]
+        factor = arch.scale(layer, "attention_write") * norm[:, layer]
         writes += [Write(layer, "head", h, factor * seen.heads[:, layer, h]) for h in range(arch.n_heads)]
         if ("bias", layer) in seen.projection:
             writes.append(Write(layer, "attention bias", None, factor * seen.projection["bias", layer]))
-        writes.append(Write(layer, "mlp", None, scale * seen.mlps[:, layer]))
+        writes.append(Write(layer, "mlp", None, arch.scale(layer, "mlp_write") * seen.mlps[:, layer]))
     return Ledger(replace(place, values=seen.residual, medians=seen.medians), writes)
 
 
@@ -214,7 +214,7 @@ class _Seen:
         self.first[rows] = taken["first", 0]
         self.position[rows] = taken.get("position", 0.0)
         for layer in range(self.arch.n_layers):
-            hooks.require_finite(layer, taken["largest", layer])
+            require_finite(layer, taken["largest", layer])
             for name in ("projected", "attention", "mlps", "residual", "medians"):
                 getattr(self, name)[rows, layer] = taken.get((name, layer), 0.0)
             if ("heads", layer) in taken:

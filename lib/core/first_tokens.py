@@ -14,6 +14,7 @@ from lib.core.on_device import OnDevice, by_layer
 from lib.core.place import Place
 from lib.core.results import FirstTokens
 from lib.model import hooks
+from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
 from lib.run import processes
 
@@ -106,7 +107,7 @@ def _values(lm: LanguageModel, ids: torch.Tensor, dim: int, layer: int) -> np.nd
                 hooks.forward(lm, batch)
             taken = kept.take()
             for block in range(layer + 1):
-                hooks.require_finite(block, taken["largest", block])
+                require_finite(block, taken["largest", block])
             parts.append(by_layer(taken, "value", range(layer + 1)))
             progress.update(len(batch))
     return np.concatenate(processes.gather(parts))

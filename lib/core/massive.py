@@ -16,6 +16,7 @@ from lib.core.results import LayerAverages, MassiveActivation, TopPlace
 from lib.core.stats import Draws, Samples
 from lib.model import hooks
 from lib.model.arch import Architecture
+from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
 from lib.run import processes
@@ -117,7 +118,7 @@ class LayerStatistics:
         for layers in self.seen:
             largest, places, values, median, massive = (taken[name, layers] for name in SEEN)
             for layer, here in zip(layers, largest, strict=True):
-                hooks.require_finite(layer, here)
+                require_finite(layer, here)
             batch[:, layers] = np.concatenate([largest[..., :3], median[..., None]], axis=2).swapaxes(0, 1)
             order = np.lexsort((places, -largest))[..., :3]  # of equal ones the first place
             self._count_places(layers, *(np.take_along_axis(array, order, 2) for array in (places, values)))

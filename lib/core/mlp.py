@@ -11,17 +11,17 @@ OUTPUT = "mlp_output"
 def checkpoints_of(arch: Architecture, layer: int) -> list[tuple[str, str, str, str]]:
     """[(name, label, role, side)] of the tensors to watch, in the order of computation.
 
-    `mlp_output` is the output of the down projection; families with a norm after it add `mlp_write`.
+    `mlp_output` is the output of the down projection; models with a norm after it add `mlp_write`.
     """
     activation = activation_name(arch, layer)
-    if arch.family.mlp_norm is None:
+    if arch.layers[layer].mlp_norm is None:
         points = [("residual", "residual stream, which is the MLP input", "up", "input")]
     else:
         points = [
             ("residual", "residual stream before the norm", "mlp_norm", "input"),
             ("mlp_input", "MLP input, after the norm", "mlp_norm", "output"),
         ]
-    if arch.is_gated:
+    if arch.is_gated(layer):
         points += [
             ("gate", "gate projection", "gate", "output"),
             ("after_activation", f"after {activation}", "activation", "output"),
@@ -34,7 +34,7 @@ def checkpoints_of(arch: Architecture, layer: int) -> list[tuple[str, str, str, 
             ("after_activation", f"after {activation}", "down", "input"),
         ]
     points.append((OUTPUT, "MLP output, after the down projection", "down", "output"))
-    if arch.family.mlp_write != arch.family.down:
+    if arch.layers[layer].mlp_write != arch.layers[layer].down:
         points.append(("mlp_write", "added to the residual stream, after a norm", "mlp_write", "output"))
     return [*points, ("block_output", "block output", "block", "output")]
 
@@ -44,9 +44,9 @@ def activation_name(arch: Architecture, layer: int) -> str:
     return type(arch.module(layer, "activation")).__name__.removesuffix("Activation")
 
 
-def neuron_output(arch: Architecture) -> str:
+def neuron_output(arch: Architecture, layer: int) -> str:
     """The checkpoint that is the input of the down projection."""
-    return "product" if arch.is_gated else "after_activation"
+    return "product" if arch.is_gated(layer) else "after_activation"
 
 
 def contributions(arch: Architecture, layer: int, dim: int, activation: torch.Tensor, output: float) -> list[Neuron]:

@@ -12,6 +12,7 @@ from lib.core.on_device import OnDevice
 from lib.core.place import Place, vectors_at
 from lib.model import hooks
 from lib.model.arch import Architecture
+from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
 from lib.run import processes
 
@@ -59,6 +60,6 @@ def checkpoints_at_place(
             hooks.forward(lm, ids)
         taken = here.take()
         for name, parts in kept.items():
-            hooks.require_finite(layer, taken[name])
+            require_finite(layer, taken[name])
             parts.append(torch.from_numpy(taken[name]).double())
     return {name: torch.cat(processes.gather(parts)) for name, parts in kept.items()}

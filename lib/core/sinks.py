@@ -13,6 +13,7 @@ from lib.core.results import FirstTokenLogits, HeadScore
 from lib.core.stats import Samples
 from lib.model import attention, hooks
 from lib.model.arch import Architecture
+from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
 from lib.run import processes
 
@@ -24,7 +25,7 @@ def logits(lm: LanguageModel, ids: torch.Tensor, layer: int) -> torch.Tensor:
     seen: dict[int, torch.Tensor] = {}
     with attention.watch_logits(lm, seen.__setitem__, [layer]), hooks.stop_after(lm.arch, layer):
         hooks.forward(lm, ids)
-    hooks.require_finite(layer, seen[layer].diagonal(dim1=2, dim2=3))
+    require_finite(layer, seen[layer].diagonal(dim1=2, dim2=3))
     return seen[layer][0].cpu().double()
 
 
@@ -66,7 +67,7 @@ class QueryMeans:
         for layers in seen:
             for i, layer in enumerate(layers):
                 means = {query: taken[query, layers][i] for query in self.queries}
-                hooks.require_finite(layer, means[self.queries[0]])
+                require_finite(layer, means[self.queries[0]])
                 yield layer, means
 
 

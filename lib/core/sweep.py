@@ -15,6 +15,7 @@ from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.place import Place, vectors_at
 from lib.core.versions import BASELINE, applied, each_batch, sharing_a_pass
 from lib.model import attention, hooks
+from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
 from lib.run import processes
 from lib.run.unfinished import Unfinished
@@ -134,7 +135,7 @@ class _Column:
         """Raises UserError for inf or nan."""
         for layer in range(self.values.shape[1]):
             if ("at the place", layer) in taken:
-                hooks.require_finite(layer, taken["at the place", layer])
+                require_finite(layer, taken["at the place", layer])
                 self.values[:, layer] = taken["at the place", layer]
 
 

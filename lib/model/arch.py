@@ -6,65 +6,107 @@ from typing import cast
 import torch
 from accelerate.utils import align_module_device
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from lib.model import families
+from lib.model import discovery, families
 from lib.run.errors import UserError
+
+ATTENTION = ("attention_module", "head_projection", "attention_write")
+MISSING = dict.fromkeys(ATTENTION, "attention") | {
+    "head_projection": "heads that can be told apart",
+    "mlp_write": "MLP",
+    "mlp_norm": "norm before its MLP",
+    "down": "neurons that can be told apart",
+    "up": "first projection of an MLP",
+    "gate": "gate projection",
+    "activation": "activation function that is a module",
+}
+LONGEST = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")  # fields of configurations
 
 
 class Architecture:
-    """One model's blocks and their parts, by role.
+    """One model's blocks and their parts, by role, as lib/model/discovery.py finds them.
 
-    Raises UserError if the model's architecture is not supported.
+    Raises UserError if they cannot be found, or transformers builds this variant wrongly.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.family = families.family_of(model.config)
-        self.blocks = list(cast(torch.nn.ModuleList, model.base_model.get_submodule(self.family.blocks)))
+        families.require_right(model.config)
+        text = model.config.get_text_config()
+        longest = (getattr(text, name, None) for name in LONGEST)
+        self.n_positions: int | None = next((n for n in longest if isinstance(n, int)), None)
+        try:
+            found = discovery.discover(model, self.n_positions)
+        except UserError as error:
+            raise UserError(f"unsupported architecture '{model.config.model_type}': {error}") from error
+        base = model.base_model
+        self.blocks = list(cast(torch.nn.ModuleList, base.get_submodule(found.blocks)))
+        self.layers = found.layers
         self.n_layers = len(self.blocks)
-        self.n_heads: int = model.config.num_attention_heads
-        self.hidden_size: int = model.config.hidden_size
-        self.n_positions: int | None = getattr(model.config, self.family.positions, None)
-        path, scale = self.family.position_embedding, self.family.write_scale
-        self.position_embedding = None if path is None else model.base_model.get_submodule(path)
-        self.write_scale: float = 1.0 if scale is None else getattr(model.config, scale)
+        self.n_heads: int = max(layer.n_heads for layer in self.layers)
+        self.hidden_size = found.hidden_size
+        path = found.position_embedding
+        self.position_embedding = None if path is None else base.get_submodule(path)
 
     @cached_property
     def head_dim(self) -> int:
-        return self.weight(0, "head_projection").shape[1] // self.n_heads
+        """Raises UserError if there are no heads, or heads of several widths."""
+        layers = self.with_role("head_projection")
+        widths = {self.weight(layer, "head_projection").shape[1] // self.layers[layer].n_heads for layer in layers}
+        if len(widths) != 1:
+            raise UserError("no layer has heads that can be told apart" if not widths else "heads of several widths")
+        return widths.pop()
 
     @property
-    def is_gated(self) -> bool:
-        return self.family.gate is not None
+    def heads(self) -> list[tuple[int, int]]:
+        """Every (layer, head) that there is."""
+        return [(i, head) for i, layer in enumerate(self.layers) for head in range(layer.n_heads)]
+
+    def is_gated(self, layer: int) -> bool:
+        return self.layers[layer].gate is not None
+
+    def with_role(self, role: str) -> list[int]:
+        """The layers that have a module in this role."""
+        return [i for i, layer in enumerate(self.layers) if role == "block" or getattr(layer, role) is not None]
 
     def module(self, layer: int, role: str) -> torch.nn.Module:
-        """The module of `layer` in a `role`: "block", or the name of a Family field or property, for example "down"."""
+        """The module of `layer` in a `role`: "block", or the name of a field of Layer, for example "down".
+
+        Raises UserError if the layer has none.
+        """
         block = self.blocks[layer]
-        if role == "block":
-            return block
-        path = getattr(self.family, role)
-        if isinstance(path, tuple):
-            path = next(name for name in path if getattr(block, name, None) is not None)
+        path = "" if role == "block" else getattr(self.layers[layer], role)
+        if path is None:
+            raise UserError(f"layer {layer} has no {MISSING[role]}{self._why(layer, role)}")
         return block.get_submodule(path)
 
-    def part(self, role: str, value: torch.Tensor) -> torch.Tensor:
+    def _why(self, layer: int, role: str) -> str:
+        inner = self.layers[layer].inner
+        return "" if inner is None or role in ATTENTION else f": {inner}"
+
+    def part(self, layer: int, role: str, value: torch.Tensor) -> torch.Tensor:
         """What belongs to `role` in the (..., out) output of its module: all, unless projections are fused."""
-        fused = self.family.fused
-        return value.chunk(len(fused), dim=-1)[fused.index(role)] if role in fused else value
+        part = self.layers[layer].slices.get(role)
+        return value if part is None else value[..., part]
+
+    def scale(self, layer: int, role: str) -> float:
+        """What the output of a write is multiplied by before it is added to the residual stream."""
+        of = self.layers[layer]
+        return of.scales.get(getattr(of, role), 1.0)
 
     def weight(self, layer: int, role: str) -> torch.Tensor:
         """(out, in) weight of a projection, whichever way the module stores it."""
         module = self.module(layer, role)
         with align_module_device(module):  # it may be on disk
-            weight = cast(torch.Tensor, module.weight)
-            return self.part(role, weight if isinstance(module, Conv1D) else weight.T).T
+            weight = discovery.weight_of(module)
+            is_transposed = role in self.layers[layer].transposed
+            return self.part(layer, role, weight if is_transposed else weight.T).T
 
     def bias(self, layer: int, role: str) -> torch.Tensor | None:
         """(out,) bias of a projection."""
         module = self.module(layer, role)
         with align_module_device(module):
-            bias = cast(torch.Tensor | None, module.bias)
-            return None if bias is None else self.part(role, bias)
+            bias = cast(torch.Tensor | None, getattr(module, "bias", None))
+            return None if bias is None else self.part(layer, role, bias)
 
     def check_layer(self, layer: int) -> None:
         if not 0 <= layer < self.n_layers:

@@ -8,26 +8,27 @@ the dtype; what does not hold is not there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any, cast
 
 import torch
 from accelerate.utils import align_module_device
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention, softmax
-from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
+from lib.model.finite import require_finite
+from lib.model.trace import Attention, Block, Call, Recorder, first_output, outside
 from lib.run.errors import UserError
 
 TOKENS = 2, 11  # sequences, and a length that is no number of heads or experts
 ROUNDINGS = 4  # of each term of a sum
 SUM_OF = 3  # writes of a block, at most
+FITTED = 512  # values that a scale is fitted to
 SAME_SCALE = 1e-3  # a fitted scale and the number of the configuration that it is
 BACK = 3  # modules between a projection and the residual stream, at most
-FUNCTIONS = (scaled_dot_product_attention, softmax, torch.softmax, Tensor.softmax)
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ class Layer:
     head_projection: str | None = None
     """Attention's output projection; its input is the heads' outputs side by side."""
     attention_write: str | None = None
-    """The module whose output attention adds to the residual stream: that projection, or a norm after it."""
+    """The module whose output attention adds to the residual stream: that projection, or a norm after it. In a block
+    without attention, that of what mixes tokens in its place: a state space, a recurrence, linear attention."""
     attention_returns: Returns | None = None
     """What the attention module gives, where it is the projection's output, alone or with the residual stream."""
-    mixers: tuple[str, ...] = ()
-    """What else mixes tokens and writes into the residual stream: a state space, a recurrence, linear attention."""
+    others: tuple[str, ...] = ()
+    """What else writes into the residual stream."""
     mlp_write: str | None = None
     """The module whose output the MLP adds to the residual stream: the down projection, a norm after it, or experts."""
     down: str | None = None
@@ -76,135 +78,33 @@ class Returns:
     adds: bool
 
 
-@dataclass
-class _Call:
-    """One module's run: the tensor it took, and the one it gave."""
-
-    path: str
-    module: torch.nn.Module
-    taken: Tensor | None
-    given: Tensor | None = None
-    raw: Any = None
-
-
-@dataclass
-class _Attention:
-    """One call of attention: the innermost module around it, its heads, and how many modules had ended before."""
-
-    path: str
-    n_heads: int
-    before: int
-
-
-@dataclass
-class _Block:
-    """One run of a block."""
-
-    module: torch.nn.Module
-    calls: list[_Call] = field(default_factory=list)  # in the order of their ends
-    attention: list[_Attention] = field(default_factory=list)
-    taken: Tensor | None = None
-    given: Tensor | None = None
-    runs: int = 0
-
-
-def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """What a module takes: the first tensor of numbers among its arguments."""
-    values = (*args, *([kwargs["hidden_states"]] if "hidden_states" in kwargs else []), *kwargs.values())
-    return next((value for value in values if isinstance(value, Tensor) and value.is_floating_point()), None)
-
-
-def first_output(output: Any) -> Tensor | None:
-    """What a module gives: of several values the first."""
-    if isinstance(output, (tuple, list)):
-        output = output[0] if output else None
-    return output if isinstance(output, Tensor) and output.is_floating_point() else None
-
-
-class _Recorder(TorchFunctionMode):
-    """Keeps what the modules of blocks take and give, and where attention is called; `done` gets each block's run."""
-
-    def __init__(self, done: Callable[[tuple[str, int], _Block], None]) -> None:
-        super().__init__()
-        self.done = done
-        self.open: list[tuple[_Block, str]] = []  # modules that run, the innermost last
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = function(*args, **(kwargs or {}))
-        if self.open and function in FUNCTIONS:
-            n_heads = _heads(args[0] if args else next(iter(kwargs.values())), output)
-            if n_heads:
-                block, path = self.open[-1]
-                block.attention.append(_Attention(path, n_heads, len(block.calls)))
-        return output
-
-    @contextmanager
-    def watching(self, blocks: dict[tuple[str, int], torch.nn.Module]) -> Iterator[None]:
-        with ExitStack() as stack:
-            for key, module in blocks.items():
-                for path, part in module.named_modules():
-                    stack.enter_context(self._watched(key, module, path, part))
-            stack.enter_context(self)
-            yield
-
-    @contextmanager
-    def _watched(self, key: tuple[str, int], block: torch.nn.Module, path: str, part: torch.nn.Module) -> Iterator[None]:
-        started: list[_Call] = []
-
-        def enter(_module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-            taken = first_tensor(args, kwargs)
-            started.append(_Call(path, part, None if taken is None else taken.clone()))
-            run = self.open[-1][0] if self.open and path else _Block(block)
-            self.open.append((run, path))
-
-        def leave(_module: torch.nn.Module, _args: Any, output: Any) -> None:
-            if not started:
-                return
-            call, (run, _path) = started.pop(), self.open.pop()
-            given = first_output(output)
-            call.given, call.raw = None if given is None else given.clone(), output
-            if path:
-                run.calls.append(call)
-            else:
-                run.taken, run.given = call.taken, call.given
-                self.done(key, run)
-
-        handles = [
-            part.register_forward_pre_hook(enter, with_kwargs=True),
-            part.register_forward_hook(leave, always_call=True),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-def _heads(first: Tensor, output: Tensor) -> int:
-    """Of attention's first argument, a query or logits, or 0: not attention, but another softmax."""
-    length = TOKENS[1]
-    if first.ndim == 4 and first.shape[2] == length and (output is not first):
-        return first.shape[1]
-    if first.ndim == 3 and first.shape[1] == length and first.shape[2] >= length:
-        return first.shape[0] // TOKENS[0]
-    return 0
+def is_sum(total: Tensor, parts: Iterable[Tensor], epsilon: float) -> bool:
+    """Whether a flat tensor is the sum of others within their roundings."""
+    parts = list(parts)
+    for some in (slice(0, 64), slice(None)):
+        here = [part[some] for part in parts]
+        bound = total[some].abs() + sum(part.abs() for part in here)
+        if not ((total[some] - sum(here)).abs() <= ROUNDINGS * epsilon * bound).all():
+            return False
+    return True
 
 
 @dataclass
 class _Found:
     """Outputs of one value: the calls that gave it, the innermost first; in float64."""
 
-    calls: list[_Call]
+    calls: list[Call]
     value: Tensor
 
 
 class _Values:
     """A block's run, by value."""
 
-    def __init__(self, block: _Block) -> None:
+    def __init__(self, block: Block) -> None:
         assert block.taken is not None
         assert block.given is not None
         self.block = block
+        self.numbers = [1.0, *(value for value in vars(block.module).values() if isinstance(value, float))]
         self.epsilon = torch.finfo(block.given.dtype).eps
         self.before, self.after = (x.detach().flatten().double().cpu() for x in (block.taken, block.given))
         self.outputs: list[_Found] = []
@@ -220,56 +120,49 @@ class _Values:
             else:
                 same.calls.append(call)
 
-    def is_sum(self, total: Tensor, parts: Iterable[Tensor]) -> bool:
-        """Whether `total` is that of the parts within their roundings."""
-        parts = list(parts)
-        for some in (slice(0, 64), slice(None)):
-            total_here = total[some]
-            here = [part[some] for part in parts]
-            bound = total_here.abs() + sum(part.abs() for part in here)
-            if not ((total_here - sum(here)).abs() <= ROUNDINGS * self.epsilon * bound).all():
-                return False
-        return True
+    def is_block(self, parts: list[Tensor]) -> bool:
+        """Whether the block adds the sum of these."""
+        return is_sum(self.after, [self.before, *parts], self.epsilon)
 
     def writes(self, known: Iterable[tuple[tuple[str, float], ...]]) -> tuple[tuple[float, _Found], ...] | None:
         """((scale, output), ...) whose sum is what the block adds; None if there are none."""
+        by_path = {_path(found): found for found in self.outputs}
         for kind in known:
-            by_path = {found.calls[0].path: found for found in self.outputs}
             if all(path in by_path for path, _scale in kind):
                 chosen = tuple((scale, by_path[path]) for path, scale in kind)
-                if self.is_sum(self.after, [self.before, *(scale * found.value for scale, found in chosen)]):
+                if self.is_block([scale * found.value for scale, found in chosen]):
                     return chosen
         for n in range(1, SUM_OF + 1):
             for some in combinations(self.outputs, n):
-                if self.is_sum(self.after, [self.before, *(found.value for found in some)]):
+                if self.is_block([found.value for found in some]):
                     return tuple((1.0, found) for found in some)
         for n in range(1, SUM_OF + 1):
             for some in combinations(self.outputs, n):
-                scales = self._scales([found.value for found in some])
+                scales = fitted([found.value for found in some], self.after - self.before, self.numbers)
                 parts = [scale * found.value for scale, found in zip(scales, some, strict=True)]
-                if all(scales) and self.is_sum(self.after, [self.before, *parts]):
+                if all(scales) and self.is_block(parts):
                     return tuple(zip(scales, some, strict=True))
         return None
 
-    def _scales(self, parts: list[Tensor]) -> list[float]:
-        """By least squares; the numbers that the block keeps, where they are these."""
-        matrix = torch.stack(parts, dim=1)
-        fitted = torch.linalg.lstsq(matrix, (self.after - self.before)[:, None]).solution[:, 0].tolist()
-        own = [1.0, *(value for value in vars(self.block.module).values() if isinstance(value, float))]
-        nearest = [min(own, key=lambda value: abs(value - scale)) for scale in fitted]  # noqa: B023
-        return [
-            near if abs(near - scale) <= SAME_SCALE * abs(scale) else scale
-            for near, scale in zip(nearest, fitted, strict=True)
-        ]
+
+def fitted(parts: list[Tensor], total: Tensor, numbers: Iterable[float]) -> list[float]:
+    """What to multiply `parts` by for the least squares of `total`; one of `numbers` where it is this."""
+    some = torch.stack(parts, dim=1)[:FITTED], total[:FITTED, None]
+    least = torch.linalg.lstsq(*some).solution[:, 0].tolist()
+    return [
+        next((number for number in numbers if abs(number - scale) <= SAME_SCALE * abs(number)), scale)
+        for scale in least
+    ]
 
 
-def is_projection(call: _Call) -> str | None:
+def is_projection(call: Call) -> str | None:
     """ "out, in" or "in, out", as the weight is; None if this is no product with a weight."""
-    weight = getattr(call.module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or call.taken is None or call.given is None:
+    if not _has_matrix(call.module) or call.taken is None or call.given is None:
         return None
+    if call.replaced:
+        return "in, out" if isinstance(call.module, Conv1D) else "out, in"
     with align_module_device(call.module):
-        weight, bias = call.module.weight.detach().double(), getattr(call.module, "bias", None)
+        weight, bias = weight_of(call.module).detach().double(), getattr(call.module, "bias", None)
         taken, given = call.taken.double().to(weight.device), call.given.double().to(weight.device)
         for name, matrix in (("out, in", weight), ("in, out", weight.T)):
             if matrix.shape != (given.shape[-1], taken.shape[-1]):
@@ -282,19 +175,22 @@ def is_projection(call: _Call) -> str | None:
 
 
 class _Parts:
-    """Finds the Layer of one run of a block, or says in `why` what does not hold."""
+    """Finds the Layer of one run of a block."""
 
-    def __init__(self, block: _Block, known: Iterable[tuple[tuple[str, float], ...]]) -> None:
+    def __init__(self, block: Block, known: Iterable[tuple[tuple[str, float], ...]]) -> None:
         self.block, self.values = block, _Values(block)
         self.writes = self.values.writes(known)
 
     def layer(self) -> Layer | str:
         """Or what does not hold."""
         if self.writes is None:
+            last = self.values.outputs[-1] if self.values.outputs else None
+            if last is not None and torch.equal(last.value, self.values.after) and is_norm(last.calls[0].module):
+                return "its output is that of a norm: the residual stream itself is normalised (post-norm)"
             return "its output is not its input plus what its modules give"
         order = {id(call): i for i, call in enumerate(self.block.calls)}
         left = sorted(self.writes, key=lambda write: order[id(write[1].calls[0])])
-        layer = Layer(scales={found.calls[0].path: scale for scale, found in left if scale != 1})
+        layer = Layer(scales={_path(found): scale for scale, found in left if scale != 1})
         attention = next(
             (
                 (write, call)
@@ -310,24 +206,31 @@ class _Parts:
             left.remove(write)
             stream.append(write[0] * write[1].value)
             layer = self._attention(layer, write[1], call)
-        mixers = []
+        mlps: list[tuple[Layer, str]] = []
+        others: list[str] = []
         for scale, found in left:
             inner = self._inner(layer, found, stream)
-            if inner is not None:
-                layer = inner
-            elif (scale, found) == left[-1] and (len(stream) > 1 or self._is_by_position(found)):
-                layer = replace(layer, mlp_write=found.calls[0].path, inner="not known")
+            is_last = found is left[-1][1]
+            if inner.inner is None or self._is_by_position(found, otherwise=is_last and len(stream) > 1):
+                mlps.append((inner, _path(found)))
             else:
-                mixers.append(found.calls[0].path)
+                others.append(_path(found))
             stream.append(scale * found.value)
-        return replace(layer, mixers=tuple(mixers))
+        if len(mlps) == 1:
+            layer = mlps[0][0]
+        elif mlps:
+            layer = replace(layer, inner="several of its modules write as an MLP does")
+            others += [path for _layer, path in mlps]
+        if attention is None and len(others) == 1:
+            return replace(layer, attention_write=others[0])
+        return replace(layer, others=tuple(others))
 
-    def _attention(self, layer: Layer, write: _Found, attention: _Attention) -> Layer:
+    def _attention(self, layer: Layer, write: _Found, attention: Attention) -> Layer:
         projection, orientation = self._back(write)
         layer = replace(
             layer,
             attention_module=attention.path,
-            attention_write=write.calls[0].path,
+            attention_write=_path(write),
             n_heads=attention.n_heads,
         )
         if projection is None:
@@ -344,13 +247,13 @@ class _Parts:
                 written = projection.given.flatten().double().cpu()
                 if _same(module.given, projection.given):
                     layer = replace(layer, attention_returns=returns)
-                elif self.values.is_sum(module.given.flatten().double().cpu(), [self.values.before, written]):
+                elif is_sum(module.given.flatten().double().cpu(), [self.values.before, written], self.values.epsilon):
                     layer = replace(layer, attention_returns=replace(returns, adds=True))
         return layer
 
-    def _back(self, found: _Found) -> tuple[_Call | None, str]:
+    def _back(self, found: _Found) -> tuple[Call | None, str]:
         """The projection behind a write: its own module, or one before a norm."""
-        call: _Call | None = found.calls[0]
+        call: Call | None = found.calls[0]
         for _step in range(BACK):
             if call is None:
                 break
@@ -360,45 +263,58 @@ class _Parts:
             call = self._giver(call.taken)
         return None, ""
 
-    def _giver(self, value: Tensor | None) -> _Call | None:
+    def _giver(self, value: Tensor | None) -> Call | None:
         """The innermost call that gave this value."""
         return next((call for call in self.block.calls if _same(call.given, value)), None)
 
-    def _is_by_position(self, found: _Found) -> bool:
-        """Whether the module of the block that gives this does the same to the tokens in any order."""
-        path = found.calls[-1].path.partition(".")[0]
-        call = next(call for call in self.block.calls if call.path == path)
+    def _is_by_position(self, found: _Found, otherwise: bool) -> bool:
+        """Whether the module of the block that gives this does the same to the tokens in any order; `otherwise`: where
+        it wants more than the stream."""
+        call = self._child(found.calls[-1])
+        for _step in range(BACK):  # norms do, whatever they follow
+            before = self._giver(call.taken)
+            if before is None or any(True for _ in call.module.children()):
+                break
+            call = self._child(before)
         if call.taken is None or call.taken.ndim != 3 or call.given is None:
-            return False
+            return otherwise
         try:
             given = first_output(call.module(call.taken.flip(1)))
-        except Exception:  # it wants more than the stream
-            return False
-        return given is not None and torch.allclose(
-            given.flip(1).flatten(), call.given.flatten(), rtol=1e-3, atol=1e-5
-        )
+        except Exception:
+            return otherwise
+        if given is None or given.numel() != call.given.numel():
+            return otherwise
+        given = given.view(call.taken.shape).flip(1).flatten()
+        return torch.allclose(given, call.given.flatten(), rtol=1e-3, atol=1e-5)
 
-    def _inner(self, layer: Layer, write: _Found, stream: Sequence[Tensor]) -> Layer | None:
-        """With an MLP's projections; None where this is none."""
+    def _child(self, call: Call) -> Call:
+        """The block's own module that this one is in."""
+        path = call.path.partition(".")[0]
+        return next(call for call in self.block.calls if call.path == path)
+
+    def _inner(self, layer: Layer, write: _Found, stream: Sequence[Tensor]) -> Layer:
+        """With an MLP's projections, as far as they are found."""
+        layer = replace(layer, mlp_write=_path(write))
         down, orientation = self._back(write)
         if down is None or down.taken is None:
-            return None
-        layer = replace(layer, mlp_write=write.calls[0].path, down=down.path)
+            return replace(layer, inner="no projection gives what its MLP writes")
+        layer = replace(layer, down=down.path)
         if orientation == "in, out":
             layer = replace(layer, transposed=layer.transposed | {"down"})
         width = down.taken.shape[-1]
         earlier = self.block.calls[: self.block.calls.index(down)]
-        first: list[tuple[_Call, slice, Tensor, str]] = []  # projections' outputs, whole or in two
-        others: list[_Call] = []  # what may be an activation function
+        first: list[tuple[Call, slice, Tensor, str]] = []  # projections' outputs, whole or in two
+        others: list[Call] = []  # what may be an activation function
+        n_tokens = down.taken.shape[:-1].numel()
         for call in earlier:
-            if call.given is None or call.taken is None or call.given.shape[:-1].numel() != down.taken.shape[:-1].numel():
+            if call.given is None or call.taken is None or call.given.shape[:-1].numel() != n_tokens:
                 continue
-            if call.given.shape[-1] in (width, 2 * width) and call.module is not down.module:
-                orientation = is_projection(call) if _has_matrix(call.module) else None
-                if orientation:
-                    n = call.given.shape[-1]
+            n = call.given.shape[-1]
+            if n in (width, 2 * width) and call.module is not down.module:
+                stored = is_projection(call)
+                if stored:
                     parts = [slice(None)] if n == width else _halves(width)
-                    first += [(call, part, call.given[..., part], orientation) for part in parts]
+                    first += [(call, part, call.given[..., part], stored) for part in parts]
                 elif call.given.shape[-1] == width and call.taken.shape[-1] == width:
                     others.append(call)
         for activation in others:
@@ -416,8 +332,8 @@ class _Parts:
     def _first(
         self,
         layer: Layer,
-        roles: dict[str, tuple[_Call, slice, Tensor, str]],
-        activation: _Call,
+        roles: dict[str, tuple[Call, slice, Tensor, str]],
+        activation: Call,
         stream: Sequence[Tensor],
     ) -> Layer:
         """With what is before the down projection."""
@@ -443,7 +359,17 @@ class _Parts:
         if value is None or value.numel() != self.values.before.numel():
             return False
         flat = value.flatten().double().cpu()
-        return self.values.is_sum(flat, stream) or self.values.is_sum(flat, stream[:1])
+        return any(is_sum(flat, parts, self.values.epsilon) for parts in (stream, stream[:1]))
+
+
+def is_norm(module: torch.nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
+def _path(found: _Found) -> str:
+    """Of the innermost module that gives this in the shape of the residual stream."""
+    whole = (call for call in found.calls if call.given is not None and call.given.ndim == 3)
+    return next(whole, found.calls[0]).path
 
 
 def _is_map(value: Any, n_heads: int) -> bool:
@@ -452,6 +378,10 @@ def _is_map(value: Any, n_heads: int) -> bool:
 
 def _halves(width: int) -> list[slice]:
     return [slice(0, width), slice(width, 2 * width), slice(0, None, 2), slice(1, None, 2)]
+
+
+def weight_of(module: torch.nn.Module) -> Tensor:
+    return cast(Tensor, module.weight)
 
 
 def _has_matrix(module: torch.nn.Module) -> bool:
@@ -470,46 +400,57 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
 
 @dataclass(frozen=True)
 class Found:
-    """A model's blocks: the path of their list in the base model, and the Layer of each."""
+    """Paths in the base model: blocks: of the list of its blocks; layers: the Layer of each; position_embedding: of the
+    learned or fixed vectors that are added to the tokens' before the first block, None where there are none."""
 
     blocks: str
     layers: list[Layer]
+    hidden_size: int
+    position_embedding: str | None
 
 
-def discover(model: torch.nn.Module, vocabulary: int) -> Found:
+def discover(model: PreTrainedModel, longest: int | None) -> Found:
     """The blocks of `model.base_model`, by one pass of a few tokens.
+
+    longest: how many tokens a sequence may have.
 
     Raises UserError: no list of blocks, or a block whose writes are not found.
     """
-    base = cast(torch.nn.Module, model.base_model)
+    base = model.base_model
+    tokens = cast(torch.nn.Embedding, model.get_input_embeddings())
+    shape = TOKENS[0], min(TOKENS[1], longest or TOKENS[1])
     lists = {
-        path: module
-        for path, module in base.named_modules()
-        if isinstance(module, torch.nn.ModuleList) and len(module)
+        path: module for path, module in base.named_modules() if isinstance(module, torch.nn.ModuleList) and len(module)
     }
     outer = {path: of for path, of in lists.items() if not any(path.startswith(f"{other}.") for other in lists)}
     layers: dict[tuple[str, int], Layer | str] = {}
     ends: dict[tuple[str, int], tuple[Tensor | None, Tensor | None]] = {}
     kinds: dict[tuple[tuple[str, float], ...], None] = {}
 
-    def done(key: tuple[str, int], block: _Block) -> None:
+    def done(key: tuple[str, int], block: Block) -> None:
         if key in layers:
             layers[key] = "it runs more than once"
             return
         ends[key] = block.taken, block.given
+        if block.given is not None:
+            require_finite(key[1], block.given)
         if block.taken is None or block.given is None or block.taken.shape != block.given.shape:
             layers[key] = "it takes or gives no residual stream"
             return
+        if any(isinstance(layer, str) for (path, _i), layer in layers.items() if path == key[0]):
+            layers[key] = "one before it does not hold"
+            return
         parts = _Parts(block, kinds)
         if parts.writes is not None:
-            kinds[tuple((found.calls[0].path, scale) for scale, found in parts.writes)] = None
+            kinds[tuple((_path(found), scale) for scale, found in parts.writes)] = None
         layers[key] = parts.layer()
 
     blocks = {(path, i): block for path, of in outer.items() for i, block in enumerate(of)}
-    length = min(TOKENS[1], vocabulary)
-    ids = torch.randint(vocabulary, (TOKENS[0], length), generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode(), _Recorder(done).watching(blocks):
-        base(input_ids=ids.to(model.device), use_cache=False)
+    before: dict[str, Tensor] = {}  # what modules outside of blocks give
+    ids = torch.randint(len(tokens.weight), shape, generator=torch.Generator().manual_seed(0))
+    device = torch.device("cpu") if model.device.type == "meta" else model.device
+    with torch.inference_mode(), Recorder(shape, done).watching(blocks), outside(base, lists, tokens, before):
+        base(input_ids=ids.to(device), use_cache=False)
     chains = [path for path, of in outer.items() if _chained([ends.get((path, i)) for i in range(len(of))])]
     if not chains:
         raise UserError("no list of blocks, each of which takes what the one before gives")
@@ -520,11 +461,31 @@ def discover(model: torch.nn.Module, vocabulary: int) -> Found:
         if isinstance(layer, str):
             raise UserError(f"layer {i}: {layer}")
         found.append(layer)
-    return Found(path, found)
+    first = cast(Tensor, ends[path, 0][0])
+    return Found(path, found, first.shape[-1], _position_embedding(first, before))
+
+
+def _position_embedding(first: Tensor, before: dict[str, Tensor]) -> str | None:
+    """The module whose output, the same for all sequences, is a part of the sum that enters the first block."""
+    entered = first.flatten().double().cpu()
+    values = {}
+    for path, value in before.items():
+        if value.ndim in (2, 3) and value.shape[-2:] == first.shape[-2:]:
+            values[path] = value.expand(first.shape).flatten().double().cpu()
+    for path, positions in values.items():
+        one, other = positions.view(first.shape)
+        if not torch.equal(one, other):
+            continue
+        for others in (other for n in (1, 2) for other in combinations(values, n)):
+            rest = [values[other] for other in others]
+            scales = fitted(rest, entered - positions, [1.0])
+            parts = [scale * part for scale, part in zip(scales, rest, strict=True)]
+            if path not in others and is_sum(entered, [positions, *parts], torch.finfo(first.dtype).eps):
+                return path
+    return None
 
 
 def _chained(ends: Sequence[tuple[Tensor | None, Tensor | None] | None]) -> bool:
     if not all(end is not None and end[0] is not None and end[1] is not None for end in ends):
         return False
-    pairs = zip(ends[:-1], ends[1:], strict=True)
-    return all(_same(cast(tuple, one)[1], cast(tuple, other)[0]) for one, other in pairs)
+    return all(_same(cast(tuple, one)[1], cast(tuple, other)[0]) for one, other in pairwise(ends))

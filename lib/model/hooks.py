@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, M
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -49,15 +48,6 @@ def token_losses(lm: "LanguageModel", ids: Tensor, chunk: int = 256) -> Tensor:
         return torch.cat(losses).view(len(ids), -1)
 
 
-def require_finite(layer: int, value: Tensor | np.ndarray) -> None:
-    """Raise UserError if (batch, ...) values of `layer` hold inf or nan."""
-    if not (np.isfinite(value) if isinstance(value, np.ndarray) else value.isfinite()).all():
-        raise UserError(
-            f"non-finite values at layer {layer}; float16 ends at 65,504, which massive activations can pass: "
-            "try --dtype bfloat16 or float32"
-        )
-
-
 @contextmanager
 def around_calls(
     arch: Architecture,
@@ -91,11 +81,15 @@ def watch_inputs(arch: Architecture, role: str, see: See, layers: Iterable[int] 
     """Call `see` with the first argument of each layer's `role` module."""
 
     def register(layer: int, module: torch.nn.Module) -> RemovableHandle:
-        def hook(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            new = see(layer, args[0])
-            return None if new is None else (new, *args[1:])
+        def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if args:
+                new = see(layer, args[0])
+                return None if new is None else ((new, *args[1:]), kwargs)
+            name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+            new = see(layer, kwargs[name])
+            return None if new is None else (args, kwargs | {name: new})
 
-        return module.register_forward_pre_hook(hook)
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
 
     with _registered(arch, role, layers, register):
         yield
@@ -110,7 +104,7 @@ def watch_outputs(arch: Architecture, role: str, see: See, layers: Iterable[int]
             if isinstance(output, tuple):
                 new = see(layer, output[0])
                 return None if new is None else (new, *output[1:])
-            return see(layer, arch.part(role, output))
+            return see(layer, arch.part(layer, role, output))
 
         return module.register_forward_hook(hook)
 
@@ -127,7 +121,7 @@ def _registered(
 ) -> Iterator[None]:
     handles = []
     try:
-        for layer in range(arch.n_layers) if layers is None else layers:
+        for layer in arch.with_role(role) if layers is None else layers:
             handles.append(register(layer, arch.module(layer, role)))
         yield
     finally:
@@ -251,6 +245,7 @@ def _write_off(
 ) -> AbstractContextManager[None]:
     for layer in layers:
         arch.check_layer(layer)
+    layers = [layer for layer in arch.with_role(role) if layer in layers]
     zero = watch_outputs(arch, role, lambda _layer, value: torch.zeros_like(value), layers)
     return _together(*(skipped(arch, layer, role) for layer in layers), zero)
 

@@ -17,9 +17,9 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from lib.model import checkpoint, gguf_file, hooks, hub, tokenizer
+from lib.model import checkpoint, families, gguf_file, hooks, hub, tokenizer
 from lib.model.arch import Architecture
-from lib.model.families import family_of
+from lib.model.finite import require_finite
 from lib.run import atomic, processes, storage
 from lib.run.cli import PACKAGED, Options
 from lib.run.errors import UserError, cause
@@ -94,7 +94,7 @@ def load(options: Options) -> LanguageModel:
         if path is None:
             _require_no_adapter(options)
         config = transformers.AutoConfig.from_pretrained(name, **where)
-        attention = family_of(config).attention
+        families.require_right(config)
         checkpoint.require_understood(options.model, raw, config)
         if path is not None:
             n_bytes = sum(file.stat().st_size for file in checkpoint.weight_files(path))
@@ -105,7 +105,6 @@ def load(options: Options) -> LanguageModel:
             name,
             config=config,
             dtype=getattr(torch, options.dtype),
-            attn_implementation=attention,
             device_map=device_map,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # which are told with both shapes below
@@ -132,23 +131,25 @@ def load(options: Options) -> LanguageModel:
     own = _tokenizer(options, name, where)
     if device_map is None:
         model.to(device)  # type: ignore[arg-type]  # as transformers wraps it, it seems to lack its `self`
-    lm = LanguageModel(model.eval(), Architecture(model), own, source)
-    _look(options.model, lm)
+    try:
+        lm = LanguageModel(model.eval(), Architecture(model), own, source)
+        _look(options.model, lm)
+    except UserError:
+        raise
+    except Exception as error:  # a configuration of wrong numbers may build a model that cannot run
+        raise UserError(f"'{options.model}' cannot run: {cause(error)}") from error
     return lm
 
 
 def _look(name: str, lm: LanguageModel) -> None:
-    """Run a few tokens. Raises UserError if the model cannot run, sees ahead, or gives infinite values."""
+    """Run a few tokens. Raises UserError if the model sees ahead, or gives infinite values."""
     first = {}
-    n = lm.model.config.vocab_size
+    n = lm.n_embeddings
     ids = torch.tensor([[0, n // 3, n // 2], [0, n - 1, 2 * n // 3]])  # the same first token
-    try:
-        with hooks.watch_outputs(lm.arch, "block", lambda layer, hidden: first.update({layer: hidden[:, 0].float()})):
-            hooks.forward(lm, ids)
-    except Exception as error:  # a configuration of wrong numbers may build a model that cannot run
-        raise UserError(f"'{name}' cannot run: {cause(error)}") from error
+    with hooks.watch_outputs(lm.arch, "block", lambda layer, hidden: first.update({layer: hidden[:, 0].float()})):
+        hooks.forward(lm, ids)
     for layer, (one, other) in first.items():
-        hooks.require_finite(layer, one)
+        require_finite(layer, one)
         if (one - other).abs().max() > SAME * torch.finfo(lm.model.dtype).eps * one.abs().max():
             raise UserError(
                 f"'{name}' sees ahead: the output of layer {layer} at the first token depends on later tokens; only "

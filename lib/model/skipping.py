@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lib.model.arch import Architecture
+from lib.model.trace import first_tensor
 
 
 def input_is_seen(module: torch.nn.Module, besides: int = 0) -> bool:
@@ -38,12 +39,16 @@ def forward_replaced(module: torch.nn.Module, function: Callable[..., Any]) -> I
 
 @contextmanager
 def attention_skipped(arch: Architecture, layer: int, off: str) -> Iterator[None]:
-    """One layer's attention does not run, and its projection gives its bias.
+    """One layer's attention does not run, where it is known what it returns, and its projection gives its bias.
 
     off: what one hook of the caller's zeroes, "heads" (the projection's input) or "attention_write". All runs as ever
     that a hook still sees before that, and attention itself if it has a hook; the projection, too, if another hook than
     that of the heads sees its input, which it may change.
     """
+    returns = arch.layers[layer].attention_returns
+    if returns is None:
+        yield
+        return
     roles = ("attention_module", "head_projection", "attention_write")
     attention, projection, write = (arch.module(layer, role) for role in roles)
     run, project = attention.forward, projection.forward
@@ -57,9 +62,12 @@ def attention_skipped(arch: Architecture, layer: int, off: str) -> Iterator[None
     def attend(*args: Any, **kwargs: Any) -> Any:
         if input_is_seen(attention) or is_seen():
             return run(*args, **kwargs)
-        hidden = args[0] if args else kwargs["hidden_states"]
-        output = projection(hidden.new_zeros(*hidden.shape[:-1], arch.n_heads * arch.head_dim))
-        return args[1] + output if arch.family.attention_adds_residual else output, None
+        hidden = first_tensor(args, kwargs)
+        assert hidden is not None
+        output = projection(hidden.new_zeros(*hidden.shape[:-1], arch.layers[layer].n_heads * arch.head_dim))
+        if returns.adds:
+            output = args[1] + output
+        return output if returns.others is None else (output, *[None] * returns.others)
 
     def bias_alone(value: Tensor) -> Tensor:
         if is_seen() or (off == "heads" and input_is_seen(projection, besides=1)):
@@ -76,9 +84,13 @@ def attention_skipped(arch: Architecture, layer: int, off: str) -> Iterator[None
 def mlp_skipped(arch: Architecture, layer: int, _off: str) -> Iterator[None]:
     """One layer's MLP gives zeros: its first projections give nothing at all, and the last one zeros for that.
 
-    It runs as ever if a hook sees anything of it before what it writes is zeroed.
+    It runs as ever if a hook sees anything of it before what it writes is zeroed, and where its projections are not
+    known.
     """
-    first = {arch.module(layer, role) for role in ("up", *["gate"] * arch.is_gated)}
+    if arch.layers[layer].inner is not None:
+        yield
+        return
+    first = {arch.module(layer, role) for role in ("up", *["gate"] * arch.is_gated(layer))}
     activation, down, write = (arch.module(layer, role) for role in ("activation", "down", "mlp_write"))
     project = down.forward
     seen_before = output_is_seen(write)

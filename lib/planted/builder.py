@@ -88,7 +88,7 @@ class Builder:
         """A direction in which tokens differ, for a part that reads FLAG beside it."""
         noise = torch.from_numpy(self.rng.standard_normal(HIDDEN).astype(np.float32))
         noise[self.private] = 0
-        return (0.8 if self.arch.is_gated else 3.0) * noise / noise.norm()
+        return (0.8 if self.arch.is_gated(0) else 3.0) * noise / noise.norm()
 
     def readers(self, first: int, last: int, n: int | None = None, shout: bool = False) -> tuple[tuple[int, int], ...]:
         """One or two (or `n`) heads in layers `first` to `last` whose keys are the largest value, at any query.
@@ -138,7 +138,7 @@ class Builder:
         return tuple(sorted(neurons))
 
     def _neurons_read(self, layer: int, neurons: list[int], reads: torch.Tensor) -> None:
-        gains = {"gate": 2.0, "up": 0.2} if self.arch.is_gated else {"up": 2.0}
+        gains = {"gate": 2.0, "up": 0.2} if self.arch.is_gated(0) else {"up": 2.0}
         for role, gain in gains.items():
             weight = self.arch.weight(layer, role)
             weight[neurons] = QUIET * weight[neurons] + gain * reads

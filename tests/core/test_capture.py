@@ -13,6 +13,7 @@ from lib.core import massive, on_device
 from lib.core.massive import LayerStatistics, medians
 from lib.core.stats import independent
 from lib.model import hooks
+from lib.model.arch import Architecture
 from lib.run.cli import UserError
 from tests import pretend, reference
 from tests.conftest import (
@@ -235,12 +236,14 @@ def test_neither_limit_alone_makes_a_value_massive(tokenizer):
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_non_finite_values_are_an_error(bad, tokenizer):
     model = copy.deepcopy(tiny_model("llama"))
-    reference.matrix(reference.parts(reference.blocks(model)[1]).down)[3, 2] = bad
     lm = language_model(model, tokenizer)
+    reference.matrix(reference.parts(reference.blocks(model)[1]).down)[3, 2] = bad
     statistics = LayerStatistics(lm.arch, tokenizer)
     ids = token_ids(2, 5)
     with pytest.raises(UserError, match="non-finite values at layer 1"):
         statistics.run(ids, lambda: hooks.forward(lm, ids))
+    with pytest.raises(UserError, match="non-finite values at layer 1"):
+        Architecture(model)
 
 
 def test_a_median_of_zero_makes_no_error(tokenizer):
