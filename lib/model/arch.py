@@ -34,10 +34,7 @@ class Architecture:
         text = model.config.get_text_config()
         longest = (getattr(text, name, None) for name in LONGEST)
         self.n_positions: int | None = next((n for n in longest if isinstance(n, int)), None)
-        try:
-            found = discovery.discover(model, self.n_positions)
-        except UserError as error:
-            raise UserError(f"unsupported architecture '{model.config.model_type}': {error}") from error
+        found = discovery.discover(model, self.n_positions)
         base = model.base_model
         self.blocks = list(cast(torch.nn.ModuleList, base.get_submodule(found.blocks)))
         self.layers = found.layers
@@ -80,8 +77,8 @@ class Architecture:
         return block.get_submodule(path)
 
     def _why(self, layer: int, role: str) -> str:
-        inner = self.layers[layer].inner
-        return "" if inner is None or role in ATTENTION else f": {inner}"
+        why = self.layers[layer].heads if role in ATTENTION else self.layers[layer].inner
+        return "" if why is None else f": {why}"
 
     def part(self, layer: int, role: str, value: torch.Tensor) -> torch.Tensor:
         """What belongs to `role` in the (..., out) output of its module: all, unless projections are fused."""

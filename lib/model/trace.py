@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention, softmax
 from torch.overrides import TorchFunctionMode
 
-FUNCTIONS = (scaled_dot_product_attention, softmax, torch.softmax, Tensor.softmax)
+SOFTMAX = (softmax, torch.softmax, Tensor.softmax)
+ATTENTION = (scaled_dot_product_attention, *SOFTMAX)
 
 
 @dataclass
@@ -64,6 +65,12 @@ def first_output(output: Any) -> Tensor | None:
     return output if isinstance(output, Tensor) and output.is_floating_point() else None
 
 
+def is_attention(args: tuple[Any, ...], kwargs: dict[str, Any], n_heads: int) -> bool:
+    """Whether a softmax is that of attention with so many heads, and not of what chooses experts."""
+    scores = args[0] if args else kwargs["input"]
+    return scores.ndim == 4 or (scores.ndim == 3 and scores.shape[0] % n_heads == 0)
+
+
 class Recorder(TorchFunctionMode):
     """Keeps what the modules of blocks take and give, and where attention is called; `done` gets each block's run."""
 
@@ -75,7 +82,7 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = function(*args, **(kwargs or {}))
-        if self.open and function in FUNCTIONS:
+        if self.open and function in ATTENTION:
             n_heads = self._heads(args[0] if args else next(iter(kwargs.values())))
             if n_heads:
                 block, path = self.open[-1]
@@ -97,7 +104,6 @@ class Recorder(TorchFunctionMode):
             for key, module in blocks.items():
                 for path, part in module.named_modules():
                     stack.enter_context(self._watched(key, module, path, part))
-            stack.enter_context(self)
             yield
 
     @contextmanager
@@ -112,6 +118,8 @@ class Recorder(TorchFunctionMode):
             started.append(Call(path, part, None if taken is None else taken.clone()))
             run = self.open[-1][0] if self.open and path else Block(block)
             self.open.append((run, path))
+            if not path:
+                self.__enter__()
 
         def leave(_module: torch.nn.Module, _args: Any, output: Any) -> Tensor | None:
             if not started:
@@ -119,13 +127,14 @@ class Recorder(TorchFunctionMode):
             call, (run, _path) = started.pop(), self.open.pop()
             given = first_output(output)
             new = None
-            if is_leaf and given is output and given is not None and not given.any():
-                new = given = torch.randn(given.shape, generator=self.noise).to(given)
+            if is_leaf and given is output and given is not None and given.ndim == 3 and not given.any():
+                new = given = torch.randn(given.shape[1:], generator=self.noise).to(given).expand(given.shape).clone()
                 call.replaced = True
             call.given, call.raw = None if given is None else given.clone(), output
             if path:
                 run.calls.append(call)
             else:
+                self.__exit__(None, None, None)
                 run.taken, run.given = call.taken, call.given
                 self.done(key, run)
             return new
@@ -157,7 +166,8 @@ def outside(
                 return None
             if value is output and value.ndim == 3 and not value.any():
                 shape = value.shape if module is tokens else value.shape[1:]
-                output = value = torch.randn(shape, generator=noise).to(value).expand(value.shape)
+                output = value = torch.randn(shape, generator=noise).to(value).expand(value.shape).clone()
+                value[:, 0] = value[0, 0].clone()  # the same first token
             given[path] = value.clone()
             return output
 

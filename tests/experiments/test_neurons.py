@@ -98,7 +98,7 @@ def split(built, n):
     arch, layer, (first, *others) = built.lm.arch, built.truth.layer, built.truth.neurons
     taken = {first, *others, *built.truth.decoy_neurons}
     parts = [first, *[i for i in range(arch.weight(layer, "down").shape[1]) if i not in taken][: n - 1]]
-    for role in ("gate", "up") if arch.is_gated else ("up",):
+    for role in ("gate", "up") if arch.is_gated(layer) else ("up",):
         arch.weight(layer, role)[parts] = arch.weight(layer, role)[first].clone()
         if arch.bias(layer, role) is not None:
             arch.bias(layer, role)[parts] = arch.bias(layer, role)[first].clone()
@@ -141,7 +141,7 @@ def with_twins(architecture):
     )
     arch, layer, neuron = built.lm.arch, built.truth.layer, built.truth.neurons[0]
     others = [i for i in range(20) if i != neuron][:2]
-    for role in ("gate", "up") if arch.is_gated else ("up",):
+    for role in ("gate", "up") if arch.is_gated(layer) else ("up",):
         arch.weight(layer, role)[others] = arch.weight(layer, role)[neuron].clone()
         if arch.bias(layer, role) is not None:
             arch.bias(layer, role)[others] = arch.bias(layer, role)[neuron].clone()

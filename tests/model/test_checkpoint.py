@@ -592,8 +592,12 @@ def test_a_model_that_sees_ahead(llama, monkeypatch):
     """Whatever makes it: here attention without its mask."""
     from transformers.models.llama import modeling_llama
 
+    def sees_all(inputs_embeds, **_others):
+        length = inputs_embeds.shape[1]
+        return torch.zeros(1, 1, length, length)
+
     load(llama)
-    monkeypatch.setattr(modeling_llama, "create_causal_mask", lambda **_kwargs: torch.zeros(1, 1, 3, 3))
+    monkeypatch.setattr(modeling_llama, "create_causal_mask", sees_all)
     refused(llama, "sees ahead: the output of layer 0")
 
 

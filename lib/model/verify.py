@@ -1,0 +1,135 @@
+"""Check on a loaded model what was found on it, by two passes of a few tokens, one of them with eager attention.
+
+In both, each token's query of one head after the other gives nothing. So: the projection's input must have zeros in the
+columns of that head and there alone, if it is the heads' outputs side by side; and the probabilities on the first token
+must be those of the eager maps, as the block outputs must be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lib.model import attention, hooks
+from lib.model.arch import Architecture
+from lib.model.trace import ATTENTION, SOFTMAX, is_attention
+from lib.run.errors import UserError
+
+if TYPE_CHECKING:
+    from lib.model.models import LanguageModel
+
+LENGTH = 8
+ATOL = 1e-4  # of probabilities, and of values relative to the largest, in float32
+
+
+class _OneHeadOff(TorchFunctionMode):
+    """Puts zeros for the output of head t mod n_heads at token t of the batch; tells maps before that."""
+
+    def __init__(self, n_heads: int, see_map: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.n_heads, self.see_map = n_heads, see_map
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        output = function(*args, **kwargs)
+        if function not in ATTENTION:
+            return output
+        if function in SOFTMAX:
+            if not is_attention(args, kwargs, self.n_heads):
+                return output
+            self.see_map(output)
+        by_head = output.view(-1, self.n_heads, *output.shape[-2:])  # (batch, heads, queries, width or keys)
+        tokens = torch.arange(by_head.shape[0] * by_head.shape[2], device=output.device).view(-1, by_head.shape[2])
+        off = (tokens % self.n_heads)[:, None] == torch.arange(self.n_heads, device=output.device)[None, :, None]
+        return by_head.masked_fill(off[..., None], 0).view(output.shape)
+
+
+def verified(lm: LanguageModel) -> Architecture:
+    """The Architecture, without the heads of layers in which they cannot be told apart.
+
+    Raises UserError if probabilities or block outputs are not those of eager attention.
+    """
+    layers = lm.arch.with_role("attention_module")
+    if not layers:
+        return lm.arch
+    ids = _ids(lm)
+    inputs: dict[int, Tensor] = {}
+    probabilities: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
+    maps: dict[int, Tensor] = {}
+    with (
+        attention.watch_first_token(lm, lambda layer, p, _visible: probabilities.update({layer: p}), layers),
+        hooks.watch_inputs(lm.arch, "head_projection", lambda layer, value: inputs.update({layer: value.clone()})),
+    ):
+        _run(lm, ids, lambda layer, of_layer: maps.update({layer: of_layer}), outputs)
+    for layer, value in inputs.items():
+        if not _side_by_side(value, lm.arch.layers[layer].n_heads):
+            lm.arch.layers[layer] = replace(
+                lm.arch.layers[layer],
+                head_projection=None,
+                heads="its projection does not take one head after the other",
+            )
+    if not maps:
+        with _eager(lm):
+            eager: dict[int, Tensor] = {}
+            _run(lm, ids, lambda layer, of_layer: maps.update({layer: of_layer}), eager)
+        if maps:  # some models have no eager attention
+            _require_same(lm, outputs, eager, "output")
+    first = {layer: of_layer[..., 0].reshape(probabilities[layer].shape) for layer, of_layer in maps.items()}
+    _require_same(lm, probabilities, first, "attention to the first token")
+    return lm.arch
+
+
+def _ids(lm: LanguageModel) -> Tensor:
+    """So many that each head is off at one token."""
+    length = min(LENGTH, lm.arch.n_positions or LENGTH)
+    n = max(2, -(-lm.arch.n_heads // length))
+    return torch.randint(lm.n_embeddings, (n, length), generator=torch.Generator().manual_seed(0))
+
+
+def _run(lm: LanguageModel, ids: Tensor, see: Callable[[int, Tensor], None], outputs: dict[int, Tensor]) -> None:
+    def one_head_off(layer: int) -> _OneHeadOff:
+        return _OneHeadOff(lm.arch.layers[layer].n_heads, lambda of_layer: see(layer, of_layer.clone()))
+
+    with (
+        hooks.around_calls(lm.arch, "attention_module", one_head_off),
+        hooks.watch_outputs(lm.arch, "block", lambda layer, value: outputs.update({layer: value.clone()})),
+    ):
+        hooks.forward(lm, ids)
+
+
+def _side_by_side(value: Tensor, n_heads: int) -> bool:
+    """Of the (..., width) input of a projection at all tokens: whether zeros are where the one head is off."""
+    if value.shape[-1] % n_heads:
+        return False
+    is_zero = (value.reshape(-1, n_heads, value.shape[-1] // n_heads) == 0).all(-1)
+    tokens = torch.arange(len(is_zero), device=value.device)
+    return bool(is_zero[tokens, tokens % n_heads].all()) and not is_zero.all()
+
+
+@contextmanager
+def _eager(lm: LanguageModel) -> Iterator[None]:
+    own = lm.model.config._attn_implementation
+    with ExitStack() as stack:
+        lm.model.set_attn_implementation("eager")
+        stack.callback(lm.model.set_attn_implementation, own)
+        yield
+
+
+def _require_same(lm: LanguageModel, got: dict[int, Tensor], expected: dict[int, Tensor], what: str) -> None:
+    tolerance = max(ATOL, 4 * torch.finfo(lm.model.dtype).eps)
+    for layer, value in expected.items():
+        scale = max(1.0, value.abs().max().item())
+        error = (got[layer].double() - value.double()).abs().max().item()
+        if not error <= tolerance * scale:
+            name = lm.model.config._attn_implementation
+            raise UserError(
+                f"the {what} of layer {layer} by '{name}' attention is not that of eager attention: it differs by "
+                f"{error:.1g}"
+            )
