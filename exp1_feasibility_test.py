@@ -33,7 +33,7 @@ def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:
     from experiments.ablation import measure
     from lib.core.ablation import Condition
 
-    heads = tuple((layer, head) for layer in range(lm.arch.n_layers) for head in range(lm.arch.n_heads))
+    heads = tuple(lm.arch.heads)
     return measure.run(lm, windows, Condition("all_heads_off", "all heads off", heads=heads), options)
 
 

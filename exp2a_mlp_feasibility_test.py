@@ -33,7 +33,7 @@ def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:
     from experiments.ablation import measure
     from lib.core.ablation import Condition
 
-    mlps = tuple(range(lm.arch.n_layers))
+    mlps = tuple(lm.arch.with_role("mlp_write"))
     return measure.run(lm, windows, Condition("all_mlps_off", "all MLPs off", mlps=mlps), options)
 
 

@@ -92,7 +92,7 @@ def random_heads(arch: Architecture, sets: Sets, name: str, seed: int) -> tuple[
     taken = {*sets.top, *sets.bottom}
     free, wanted = {}, Counter(head.layer for head in sets.named(name))
     for layer in sorted(wanted):
-        free[layer] = [head for head in range(arch.n_heads) if (layer, head) not in taken]
+        free[layer] = [head for head in range(arch.layers[layer].n_heads) if (layer, head) not in taken]
         if len(free[layer]) < wanted[layer]:
             raise UserError(
                 f"layer {layer} has only {len(free[layer])} heads outside TOP and BOTTOM to draw random heads from"

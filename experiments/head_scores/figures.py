@@ -11,8 +11,10 @@ from lib.report.figures import PALETTE, SEQUENTIAL, label_layers, make_axes, mak
 def head_scores(result: Stored) -> Figure:
     """Heatmap layers x heads of the mean attention to the first token."""
     results = result.results
-    scores = np.array([[cell.mean for cell in row] for row in results.scores])
-    n_layers, n_heads = scores.shape
+    n_layers, n_heads = len(results.scores), max(map(len, results.scores))
+    scores = np.full((n_layers, n_heads), np.nan)  # a layer without attention stays empty
+    for layer, row in enumerate(results.scores):
+        scores[layer, : len(row)] = [cell.mean for cell in row]
     figure, ax = make_axes(size=(max(5.0, 2.5 + 0.42 * n_heads), max(4.0, 1.6 + 0.27 * n_layers)))
     annotate = n_layers * n_heads <= 300
     sns.heatmap(
@@ -42,7 +44,7 @@ def head_ranking(result: Stored) -> Figure:
     by_layer.scatter(
         [r.layer for r in ranking], [r.score for r in ranking], s=22, color=PALETTE[0], alpha=0.6, label="head"
     )
-    layer_means = [np.mean([cell.mean for cell in row]) for row in results.scores]
+    layer_means = [np.mean([cell.mean for cell in row]) if row else np.nan for row in results.scores]
     by_layer.plot(layer_means, color=PALETTE[1], marker="s", markersize=4, label="mean of the layer")
     by_layer.axhline(results.uniform, color=PALETTE[7], ls="--", lw=1, label="uniform attention")
     by_layer.set_ylabel("mean attention probability on the first token")

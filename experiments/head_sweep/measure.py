@@ -65,9 +65,12 @@ class Survey:
 def survey(lm: LanguageModel, windows: Windows, place: Place, batch_size: int) -> Survey:
     """The Survey of all windows, in one pass.
 
+    Raises UserError if a layer has no heads, or not as many as others.
+
     Where a norm follows the output projection, a write is multiplied by what the norm does to the projection's output
     at the place. Biases belong to no head.
     """
+    lm.arch.require_in_every_layer("head_projection")
     arch, dim, heads_shape = lm.arch, place.dim, (lm.arch.n_heads, lm.arch.head_dim)
     kept = OnDevice()
     scores = sinks.HeadScores(arch, kept)

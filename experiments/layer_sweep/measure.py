@@ -73,6 +73,8 @@ def sweep_layers(
     The place is measured in all windows, cut after it; losses and sink rates in `n_whole` of them. What is said of the
     value is of the windows that have the spike (of all, if none has): elsewhere there is nothing to lose.
     """
+    for role in ("mlp_write", "attention_write"):
+        lm.arch.require_in_every_layer(role)
     n_layers = lm.arch.n_layers
     sets = {kind: off_sets(kind, n_layers) for kind in KINDS}
     changes = {

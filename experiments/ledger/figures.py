@@ -16,8 +16,11 @@ def ledger(result: Stored) -> Figure:
     results, values = result.results, result.conclusion.values
     layers = results.layers
     before = sum(write.value for write in results.writes if write.layer is None)
-    attention = [layer.heads.mean + (layer.attention_bias.mean if layer.attention_bias else 0) for layer in layers]
-    mlp = [layer.mlp.mean for layer in layers]
+    heads, bias, mlp, other = (
+        np.array([part.mean if part else 0.0 for part in parts])
+        for parts in zip(*((la.heads, la.attention_bias, la.mlp, la.other) for la in layers), strict=True)
+    )
+    attention = heads + bias
     start = -1.5  # where the embedding stands
     figure, ax = make_axes(size=(max(8, 3 + 0.25 * len(layers)), 5.4))
     ax.use_sticky_edges = False
@@ -28,6 +31,9 @@ def ledger(result: Stored) -> Figure:
     ax.bar(range(len(layers)), attention, color=PALETTE[1], label="attention (heads and bias)")
     on_top = np.where(np.sign(attention) == np.sign(mlp), attention, 0)
     ax.bar(range(len(layers)), mlp, bottom=on_top, color=PALETTE[0], label="MLP")
+    if other.any():
+        on_top = np.sum([np.where(np.sign(part) == np.sign(other), part, 0) for part in (attention, mlp)], axis=0)
+        ax.bar(range(len(layers)), other, bottom=on_top, color=PALETTE[2], label="other mixers and writes")
     draw_curve(ax, results.residual, 2, "block output (band: 95 % interval)")
     births = [values.birth] if values.birth else []
     for role, marker, writes in (("birth", "*", births), ("eraser", "v", values.erasers)):

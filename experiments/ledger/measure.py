@@ -32,18 +32,14 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
 
 def condition_of(arch: Architecture, options: Any) -> Condition:
     """The ablation.Condition of --mlps_off and --heads_off. Raises UserError for what is no layer or no head."""
-    layers = range(arch.n_layers)
     if options.mlps_off == ("all",):
-        mlps = tuple(layers)
+        mlps = tuple(arch.with_role("mlp_write"))
     else:
         for name in options.mlps_off:
             if not name.isdigit():
                 raise UserError(f"'{name}' is not a layer; write layers, for example --mlps_off 28 29, or all")
         mlps = tuple(sorted({int(name) for name in options.mlps_off}))
-    if options.heads_off == ("all",):
-        heads = tuple((layer, head) for layer in layers for head in range(arch.n_heads))
-    else:
-        heads = parse_heads(options.heads_off)
+    heads = tuple(arch.heads) if options.heads_off == ("all",) else parse_heads(options.heads_off)
     for layer in mlps:
         arch.check_layer(layer)
     for layer, head in heads:

@@ -66,23 +66,26 @@ def details(result: Stored) -> str:
     """Every layer: what its heads, its attention bias and its MLP add, and the block output."""
     results = result.results
     before = [f"{write.kind} {tables.number(write.value, True)}" for write in results.writes if write.layer is None]
+    other = any(layer.other for layer in results.layers)
     rows = []
     for layer, residual in zip(results.layers, results.residual, strict=True):
         heads = [write for write in results.writes if write.layer == layer.layer and write.kind == "head"]
-        largest = max(heads, key=lambda write: abs(write.value))
+        largest = max(heads, key=lambda write: abs(write.value), default=None)
         rows.append(
             [
                 layer.layer,
-                tables.interval(layer.heads, True),
-                f"{tables.number(largest.value, True)} ({largest.component})",
+                tables.interval(layer.heads, True) if layer.heads else "-",
+                f"{tables.number(largest.value, True)} ({largest.component})" if largest else "-",
                 tables.mean(layer.attention_bias, True) if layer.attention_bias else "-",
-                tables.interval(layer.mlp, True),
+                tables.interval(layer.mlp, True) if layer.mlp else "-",
+                *([tables.interval(layer.other, True) if layer.other else "-"] if other else []),
                 tables.interval(residual, True),
             ]
         )
+    columns = ["layer", "sum of heads", "largest head", "attention bias", "mlp"]
     return "\n".join(
         [
             f"Every layer, signed, mean over windows [95 % interval]; before layer 0: {', '.join(before)}",
-            tables.table(["layer", "sum of heads", "largest head", "attention bias", "mlp", "block output"], rows),
+            tables.table([*columns, *(["others"] if other else []), "block output"], rows),
         ]
     )

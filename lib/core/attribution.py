@@ -7,12 +7,13 @@ attention in this dim it does to each head's part.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from msgspec import UNSET
 
 from lib.core.changes import Everywhere
 from lib.core.data import Windows
@@ -29,7 +30,7 @@ from lib.model.models import LanguageModel
 from lib.run import processes
 
 TOLERANCE = 1e-4
-Kind = Literal["embedding", "position embedding", "head", "attention bias", "mlp"]
+OF_LAYERS = "head", "attention bias", "mlp"
 CHECK = (
     "relative_error: largest |sum of all writes up to a layer - that block's output|, over layers and windows, "
     f"relative to the window's largest |block output| at the place; float32 keeps it below {TOLERANCE:.0e}"
@@ -41,7 +42,9 @@ class Write:
     """What one component adds to the place: (windows,) signed values. layer: None for embeddings; head: of a head."""
 
     layer: int | None
-    kind: Kind
+    kind: str
+    """"embedding", "position embedding", "head", "attention bias", "mlp", "mixer" of a layer without attention, or the
+    path of what else writes."""
     head: int | None
     values: np.ndarray
 
@@ -59,21 +62,26 @@ class Ledger:
 
     place: Place
     writes: list[Write]
+    keeps: np.ndarray
+    """(layers,) what each block multiplies its input by: 1, but in few models."""
 
-    def _of(self, layer: int, kind: Kind) -> list[np.ndarray]:
-        return [write.values for write in self.writes if write.layer == layer and write.kind == kind]
+    def _kept(self, write: Write, layer: int) -> float:
+        """What is left of it in the output of a later block."""
+        return float(np.prod(self.keeps[(-1 if write.layer is None else write.layer) + 1 : layer + 1]))
 
-    def _average(self, layer: int, kind: Kind) -> Average:
-        """Of the sum of the layer's writes of this kind."""
-        return self.place.draws.averages(np.sum(self._of(layer, kind), axis=0))
+    def _average(self, layer: int, is_meant: Callable[[str], bool]) -> Average | None:
+        """Of the sum of the layer's writes of these kinds; None where it has none."""
+        values = [write.values for write in self.writes if write.layer == layer and is_meant(write.kind)]
+        return self.place.draws.averages(np.sum(values, axis=0)) if values else None
 
     def layers(self) -> list[LayerWrites]:
         return [
             LayerWrites(
                 layer,
-                heads=self._average(layer, "head"),
-                attention_bias=self._average(layer, "attention bias") if self._of(layer, "attention bias") else None,
-                mlp=self._average(layer, "mlp"),
+                heads=self._average(layer, "head".__eq__),
+                attention_bias=self._average(layer, "attention bias".__eq__),
+                mlp=self._average(layer, "mlp".__eq__),
+                other=self._average(layer, lambda kind: kind not in OF_LAYERS) or UNSET,
             )
             for layer in range(self.place.values.shape[1])
         ]
@@ -81,7 +89,8 @@ class Ledger:
     def check(self) -> SumCheck:
         sums = np.zeros_like(self.place.values)
         for write in self.writes:
-            sums[:, write.layer or 0 :] += write.values[:, None]
+            for layer in range(write.layer or 0, sums.shape[1]):
+                sums[:, layer] += write.values * self._kept(write, layer)
         largest = np.abs(self.place.values).max(1, keepdims=True)
         error = np.abs(sums - self.place.values) / np.where(largest > 0, largest, 1)
         return SumCheck(
@@ -101,8 +110,9 @@ class Ledger:
     def listed(self) -> list[LedgerWrite]:
         there, draws = self._there
         values = np.stack([write.values[there] for write in self.writes], axis=1)
+        at_peak = values * [self._kept(write, self.place.peak) for write in self.writes]
         peak = np.abs(self.place.values[there, self.place.peak])
-        shares = draws.ratios(self.place.sign * values, np.where(peak.any(), peak, 1), family=True)
+        shares = draws.ratios(self.place.sign * at_peak, np.where(peak.any(), peak, 1), family=True)
         return [
             LedgerWrite(write.layer, write.kind, write.head, write.name, average.mean, average, share)
             for write, average, share in zip(self.writes, draws.averages(values), shares, strict=True)
@@ -142,13 +152,22 @@ def measure(lm: LanguageModel, windows: Windows, place: Place, condition: Everyw
     writes = [Write(None, "embedding", None, seen.first - seen.position)]
     if arch.position_embedding is not None:
         writes.append(Write(None, "position embedding", None, seen.position))
-    for layer in range(arch.n_layers):
-        factor = arch.scale(layer, "attention_write") * norm[:, layer]
-        writes += [Write(layer, "head", h, factor * seen.heads[:, layer, h]) for h in range(arch.n_heads)]
-        if ("bias", layer) in seen.projection:
-            writes.append(Write(layer, "attention bias", None, factor * seen.projection["bias", layer]))
-        writes.append(Write(layer, "mlp", None, arch.scale(layer, "mlp_write") * seen.mlps[:, layer]))
-    return Ledger(replace(place, values=seen.residual, medians=seen.medians), writes)
+    for layer, parts in enumerate(arch.layers):
+        written = arch.scale(layer, "attention_write")
+        if parts.head_projection is not None:
+            factor = written * norm[:, layer]
+            writes += [Write(layer, "head", h, factor * seen.heads[:, layer, h]) for h in range(parts.n_heads)]
+            if ("bias", layer) in seen.projection:
+                writes.append(Write(layer, "attention bias", None, factor * seen.projection["bias", layer]))
+        elif parts.attention_write is not None:
+            kind = "attention" if parts.n_heads else "mixer"
+            writes.append(Write(layer, kind, None, written * seen.attention[:, layer]))
+        for i, path in enumerate(parts.others):
+            writes.append(Write(layer, path, None, arch.scale(layer, f"other {i}") * seen.others[i][:, layer]))
+        if parts.mlp_write is not None:
+            writes.append(Write(layer, "mlp", None, arch.scale(layer, "mlp_write") * seen.mlps[:, layer]))
+    keeps = np.array([layer.keep for layer in arch.layers])
+    return Ledger(replace(place, values=seen.residual, medians=seen.medians), writes, keeps)
 
 
 class _Seen:
@@ -157,13 +176,14 @@ class _Seen:
     first, position: (windows,) input of block 0, and the position embedding's part of it. heads: (windows, layers,
     heads) shares of the projection's output without its bias. projected, attention: (windows, layers) output of the
     projection, and of the norm that may follow it. mlps, residual: (windows, layers) outputs of MLPs and blocks.
+    others: (n, windows, layers) outputs of what else writes.
     medians: (windows, layers) of |block output|. projection: of each layer, its weights and bias to the dim.
     """
 
     def __init__(self, arch: Architecture, place: Place) -> None:
         self.arch, self.dim = arch, place.dim
         projection = OnDevice()
-        for layer in range(arch.n_layers):
+        for layer in arch.with_role("head_projection"):
             projection.keep(("weights", layer), arch.weight(layer, "head_projection")[self.dim].detach())
             bias = arch.bias(layer, "head_projection")
             if bias is not None:
@@ -174,6 +194,7 @@ class _Seen:
         self.first, self.position = np.zeros((2, len(self.positions)))
         self.heads = np.zeros((*shape, arch.n_heads))
         self.projected, self.attention, self.mlps, self.residual, self.medians = np.zeros((5, *shape))
+        self.others = np.zeros((max(len(layer.others) for layer in arch.layers), *shape))
 
     def run(self, lm: LanguageModel, ids: torch.Tensor, rows: slice) -> None:
         kept, positions = OnDevice(), self.positions[rows].to(lm.device)
@@ -196,6 +217,9 @@ class _Seen:
         watched: AbstractContextManager[object] = (
             nullcontext() if embedding is None else embedding.register_forward_hook(position)
         )
+        others = ExitStack()
+        for i in range(len(self.others)):
+            others.enter_context(hooks.watch_outputs(self.arch, f"other {i}", into(f"other {i}")))
         with (
             watched,
             hooks.watch_inputs(self.arch, "block", into("first"), [0]),
@@ -203,6 +227,7 @@ class _Seen:
             hooks.watch_outputs(self.arch, "head_projection", into("projected")),
             hooks.watch_outputs(self.arch, "attention_write", into("attention")),
             hooks.watch_outputs(self.arch, "mlp_write", into("mlps")),
+            others,
             hooks.watch_outputs(self.arch, "block", into("residual")),
             hooks.watch_outputs(self.arch, "block", block),
         ):
@@ -217,12 +242,17 @@ class _Seen:
             require_finite(layer, taken["largest", layer])
             for name in ("projected", "attention", "mlps", "residual", "medians"):
                 getattr(self, name)[rows, layer] = taken.get((name, layer), 0.0)
+            for i, other in enumerate(self.others):
+                other[rows, layer] = taken.get((f"other {i}", layer), 0.0)
             if ("heads", layer) in taken:
                 shares = taken["heads", layer].astype(np.float64) * self.projection["weights", layer]
-                self.heads[rows, layer] = shares.reshape(len(shares), self.arch.n_heads, -1).sum(2)
+                n_heads = self.arch.layers[layer].n_heads
+                self.heads[rows, layer, :n_heads] = shares.reshape(len(shares), n_heads, -1).sum(2)
 
     def gather(self, own: slice) -> None:
         """Have the windows of all processes; `own` are this one's."""
         for name, array in vars(self).items():
-            if isinstance(array, np.ndarray):
+            if name == "others":
+                self.others = np.concatenate(processes.gather([array[:, own]]), axis=1)
+            elif isinstance(array, np.ndarray):
                 setattr(self, name, np.concatenate(processes.gather([array[own]])))

@@ -6,6 +6,8 @@ No torch: whoever reads a stored result needs no model.
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from msgspec import UNSET, UnsetType
+
 from lib.core.evidence import Average, Perplexity
 
 
@@ -242,12 +244,14 @@ class LedgerWrite:
 
 @dataclass(frozen=True)
 class LayerWrites:
-    """Averages of the sum of a layer's heads, of its attention bias (None without one) and of its MLP."""
+    """Averages of the sum of a layer's heads, of its attention bias, of its MLP (None without one) and of what else
+    writes in it."""
 
     layer: int
-    heads: Average
+    heads: Average | None
     attention_bias: Average | None
-    mlp: Average
+    mlp: Average | None
+    other: Average | UnsetType = UNSET
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from lib.model.arch import Architecture
 from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
 from lib.run import processes
+from lib.run.errors import UserError
 
 QUERIES = "scores", "later", "window"  # of which HeadScores gives means: all, all but the first, the first of a window
 
@@ -75,13 +76,15 @@ class HeadScores:
     """Per-sequence means of the probability on the first token; feed `update` to
     lib.model.attention.watch_first_token.
 
-    Three arrays of (sequences, layers, heads), each a mean over the queries that can see the first token:
-    `scores` over all queries, the first (always 1) included; `later` without it; `window` over the first
-    SINK_WINDOW queries, which by causality is what a window of SINK_WINDOW tokens would give.
+    Three arrays of (sequences, layers, heads), NaN where a layer has fewer heads than others. Each is a mean over the
+    queries that can see the first token: `scores` over all queries, the first (always 1) included; `later` without it;
+    `window` over the first SINK_WINDOW queries, which by causality is what a window of SINK_WINDOW tokens would give.
     """
 
     def __init__(self, arch: Architecture, kept: OnDevice | None = None) -> None:
         """kept: where `update` keeps what it sees; shared with others, one copy takes all of it to the host."""
+        if not arch.n_heads:
+            raise UserError("this model has no attention heads: nothing attends to the first token")
         self.shape = (arch.n_layers, arch.n_heads)
         self.kept = OnDevice() if kept is None else kept
         self.means = QueryMeans(self.kept)
@@ -95,10 +98,11 @@ class HeadScores:
         """
         seen = dict(self.means.taken(self.kept.take() if taken is None else taken))
         self.last: dict[str, np.ndarray] = {}
+        n = len(next(iter(seen.values()))["scores"]) if seen or baseline is None else len(baseline.last["scores"])
         for query in QUERIES:
-            rows = np.full((len(next(iter(seen.values()))[query]), *self.shape), np.nan)
+            rows = np.full((n, *self.shape), np.nan)
             for layer, means in seen.items():
-                rows[:, layer] = means[query]
+                rows[:, layer, : means[query].shape[1]] = means[query]
             if baseline is not None:
                 rows[:, :first] = baseline.last[query][:, :first]
             self.rows[query].extend(rows)
@@ -122,12 +126,18 @@ class HeadScores:
 
     def sink_rates(self) -> np.ndarray:
         """(sequences,) share of all heads over SINK_EPSILON in `window` (Gu et al. 2025, arXiv 2410.10781)."""
-        return (self.window > SINK_EPSILON).mean((1, 2))
+        return rates(self.window)
+
+
+def rates(probabilities: np.ndarray, epsilon: float = SINK_EPSILON) -> np.ndarray:
+    """(sequences,) share of the heads over `epsilon`, of (sequences, layers, heads); NaN is no head."""
+    return (probabilities > epsilon).sum((1, 2)) / np.isfinite(probabilities).sum((1, 2))
 
 
 def rank(scores: Iterable[Iterable[float]]) -> list[HeadScore]:
-    """Heads, highest first, of (layers, heads) mean scores; ties in layer order."""
+    """Heads, highest first, of (layers, heads) mean scores, NaN where there is no head; ties in layer order."""
     heads = [HeadScore(layer, head, float(score)) for layer, row in enumerate(scores) for head, score in enumerate(row)]
+    heads = [head for head in heads if np.isfinite(head.score)]
     return sorted(heads, key=lambda head: -head.score)
 
 

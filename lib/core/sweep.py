@@ -1,7 +1,6 @@
 """Measure many changed versions of a model beside the baseline, at one place, without running what cannot change."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +36,7 @@ class Measured:
 
     def sink_rates(self, epsilon: float = sinks.SINK_EPSILON) -> np.ndarray:
         """(windows,) share of all heads whose attention exceeds epsilon."""
-        return (self.attention > epsilon).mean((1, 2))
+        return sinks.rates(self.attention, epsilon)
 
 
 def measure(
@@ -168,7 +167,7 @@ class Passes:
         means = sinks.QueryMeans(kept, ["window"])
         layers = range(first, arch.n_layers)
         with (
-            attention.watch_first_token(self.lm, means.update, layers) if layers else nullcontext(),
+            attention.watch_first_token(self.lm, means.update, layers),
             hooks.watch_outputs(arch, "block", column.see, layers),
         ):
             kept.keep("losses", exact(hooks.token_losses(self.lm, ids)).mean(1))
@@ -176,7 +175,7 @@ class Passes:
         column.take_in(taken)
         probabilities = np.full((len(ids), arch.n_layers, arch.n_heads), np.nan)
         for layer, of_layer in means.taken(taken):
-            probabilities[:, layer] = of_layer["window"]
+            probabilities[:, layer, : of_layer["window"].shape[1]] = of_layer["window"]
         measured = zip(*(np.split(array, n) for array in (column.values, taken["losses"], probabilities)), strict=True)
         for version, (values, losses, of_heads) in zip(versions, measured, strict=True):
             version.values[rows], version.losses[rows], version.attention[rows] = values, losses, of_heads

@@ -20,6 +20,7 @@ MISSING = dict.fromkeys(ATTENTION, "attention") | {
     "gate": "gate projection",
     "activation": "activation function that is a module",
 }
+OTHER = "other "
 LONGEST = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")  # fields of configurations
 
 
@@ -33,7 +34,7 @@ class Architecture:
         families.require_right(model.config)
         text = model.config.get_text_config()
         longest = (getattr(text, name, None) for name in LONGEST)
-        self.n_positions: int | None = next((n for n in longest if isinstance(n, int)), None)
+        self.n_positions: int | None = next((n for n in longest if isinstance(n, int) and n > 0), None)
         found = discovery.discover(model, self.n_positions)
         base = model.base_model
         self.blocks = list(cast(torch.nn.ModuleList, base.get_submodule(found.blocks)))
@@ -55,30 +56,41 @@ class Architecture:
 
     @property
     def heads(self) -> list[tuple[int, int]]:
-        """Every (layer, head) that there is."""
-        return [(i, head) for i, layer in enumerate(self.layers) for head in range(layer.n_heads)]
+        """Every (layer, head) that can be told from the others."""
+        layers = self.with_role("head_projection")
+        return [(layer, head) for layer in layers for head in range(self.layers[layer].n_heads)]
 
     def is_gated(self, layer: int) -> bool:
         return self.layers[layer].gate is not None
 
     def with_role(self, role: str) -> list[int]:
         """The layers that have a module in this role."""
-        return [i for i, layer in enumerate(self.layers) if role == "block" or getattr(layer, role) is not None]
+        return [layer for layer in range(self.n_layers) if self._path(layer, role) is not None]
+
+    def _path(self, layer: int, role: str) -> str | None:
+        if role == "block":
+            return ""
+        if role.startswith(OTHER):
+            others, i = self.layers[layer].others, int(role.removeprefix(OTHER))
+            return others[i] if i < len(others) else None
+        return getattr(self.layers[layer], role)
 
     def module(self, layer: int, role: str) -> torch.nn.Module:
-        """The module of `layer` in a `role`: "block", or the name of a field of Layer, for example "down".
+        """The module of `layer` in a `role`: "block", the name of a field of Layer, for example "down", or "other 0"
+        for the first of its `others`.
 
         Raises UserError if the layer has none.
         """
-        block = self.blocks[layer]
-        path = "" if role == "block" else getattr(self.layers[layer], role)
+        path = self._path(layer, role)
         if path is None:
-            raise UserError(f"layer {layer} has no {MISSING[role]}{self._why(layer, role)}")
-        return block.get_submodule(path)
+            why = self.layers[layer].heads if role in ATTENTION else self.layers[layer].inner
+            raise UserError(f"layer {layer} has no {MISSING[role]}" + ("" if why is None else f": {why}"))
+        return self.blocks[layer].get_submodule(path)
 
-    def _why(self, layer: int, role: str) -> str:
-        why = self.layers[layer].heads if role in ATTENTION else self.layers[layer].inner
-        return "" if why is None else f": {why}"
+    def require_in_every_layer(self, role: str) -> None:
+        """Raise UserError if a layer has no module in this role."""
+        for layer in range(self.n_layers):
+            self.module(layer, role)
 
     def part(self, layer: int, role: str, value: torch.Tensor) -> torch.Tensor:
         """What belongs to `role` in the (..., out) output of its module: all, unless projections are fused."""
@@ -87,8 +99,7 @@ class Architecture:
 
     def scale(self, layer: int, role: str) -> float:
         """What the output of a write is multiplied by before it is added to the residual stream."""
-        of = self.layers[layer]
-        return of.scales.get(getattr(of, role), 1.0)
+        return self.layers[layer].scales.get(self._path(layer, role) or "", 1.0)
 
     def weight(self, layer: int, role: str) -> torch.Tensor:
         """(out, in) weight of a projection, whichever way the module stores it."""
@@ -111,8 +122,12 @@ class Architecture:
 
     def check_head(self, layer: int, head: int) -> None:
         self.check_layer(layer)
-        if not 0 <= head < self.n_heads:
-            raise UserError(f"head {head} is out of range: this model has heads 0 to {self.n_heads - 1}")
+        n_heads = self.layers[layer].n_heads
+        if n_heads:
+            self.module(layer, "head_projection")
+        if not 0 <= head < n_heads:
+            here = f"has heads 0 to {n_heads - 1}" if n_heads else "has no attention"
+            raise UserError(f"head {head} is out of range: layer {layer} {here}")
 
     def check_dim(self, dim: int) -> None:
         if not 0 <= dim < self.hidden_size:

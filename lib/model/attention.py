@@ -214,7 +214,7 @@ def _intercepted(
     attention: Instead,
     attention_map: Instead,
 ) -> Iterator[None]:
-    """Call `see(layer, *seen)` for the attention of each layer.
+    """Call `see(layer, *seen)` for the attention of each of these layers that has attention.
 
     attention, attention_map: called in the place of scaled_dot_product_attention and, after itself, of softmax.
     """
@@ -237,7 +237,10 @@ def _intercepted(
         return _Replaced({scaled_dot_product_attention: seen_of(attention), **maps})
 
     waiting: set[int] = set()  # layers whose attention has been called and not been seen
-    with hooks.around_calls(lm.arch, "attention_module", watched, layers):
+    with_attention = lm.arch.with_role("attention_module")
+    if layers is not None:
+        with_attention = [layer for layer in layers if layer in with_attention]
+    with hooks.around_calls(lm.arch, "attention_module", watched, with_attention):
         yield
     if waiting:
         raise UserError(f"cannot watch '{lm.model.config._attn_implementation}' attention; use sdpa or eager")

@@ -30,6 +30,7 @@ OUTPUTS = 32  # of a projection, that are computed again
 FITTED = 512  # values that a scale is fitted to
 SAME = 64  # in units of the last place: what outputs may differ by that should not differ
 SAME_SCALE = 1e-3  # a fitted scale and the number of the configuration that it is
+Kind = tuple[str, ...]  # paths
 BACK = 3  # modules between a projection and the residual stream, at most
 
 
@@ -62,7 +63,10 @@ class Layer:
     activation: str | None = None
     """The MLP's activation function."""
     mlp_norm: str | None = None
-    """The norm before the MLP, whose input is the residual stream; None where the MLP reads that itself."""
+    """The norm before the MLP, whose input is the residual stream; None where its first projection reads that itself,
+    or is not known."""
+    keep: float = 1.0
+    """What the residual stream is multiplied by before the writes are added."""
     scales: dict[str, float] = field(default_factory=dict)
     """What a write is multiplied by before it is added, by its path; 1 where it is not here."""
     slices: dict[str, slice] = field(default_factory=dict)
@@ -101,6 +105,14 @@ class _Found:
     value: Tensor
 
 
+@dataclass(frozen=True)
+class Writes:
+    """keep: what the block's input is multiplied by; outputs: (what it is multiplied by, output) of what it adds."""
+
+    keep: float
+    outputs: tuple[tuple[float, _Found], ...]
+
+
 class _Values:
     """A block's run, by value."""
 
@@ -108,55 +120,70 @@ class _Values:
         assert block.taken is not None
         assert block.given is not None
         self.block = block
-        self.numbers = [1.0, *(value for value in vars(block.module).values() if isinstance(value, float))]
+        own = (value for module in block.module.modules() for value in vars(module).values())
+        self.numbers = [1.0, *dict.fromkeys(value for value in own if isinstance(value, float))]
         self.epsilon = torch.finfo(block.given.dtype).eps
         self.before, self.after = (x.detach().flatten().double().cpu() for x in (block.taken, block.given))
         self.outputs: list[_Found] = []
+        self.is_post_norm = False
         for call in block.calls:
             if call.given is None or call.given.numel() != self.before.numel():
                 continue
             value = call.given.detach().flatten().double().cpu()
             if torch.equal(value, self.before):
                 continue
+            self.is_post_norm |= is_norm(call.module) and torch.equal(value, self.after)
             same = next((found for found in self.outputs if torch.equal(found.value, value)), None)
             if same is None:
                 self.outputs.append(_Found([call], value))
             else:
                 same.calls.append(call)
 
-    def is_block(self, parts: list[Tensor]) -> bool:
-        """Whether the block adds the sum of these."""
-        return is_sum(self.after, [self.before, *parts], self.epsilon)
+    def is_block(self, parts: list[Tensor], keep: float = 1.0) -> bool:
+        """Whether the block adds the sum of these to its input, multiplied by `keep`."""
+        return is_sum(self.after, [keep * self.before, *parts], self.epsilon)
 
-    def writes(self, known: Iterable[tuple[tuple[str, float], ...]]) -> tuple[tuple[float, _Found], ...] | None:
-        """((scale, output), ...) whose sum is what the block adds; None if there are none."""
+    def writes(self, known: Iterable[Kind]) -> Writes | None:
+        """What the block adds; None if it is not found. known: paths of what other blocks add."""
         by_path = {_path(found): found for found in self.outputs}
-        for kind in known:
-            if all(path in by_path for path, _scale in kind):
-                chosen = tuple((scale, by_path[path]) for path, scale in kind)
-                if self.is_block([scale * found.value for scale, found in chosen]):
-                    return chosen
-        for n in range(1, SUM_OF + 1):
-            for some in combinations(self.outputs, n):
-                if self.is_block([found.value for found in some]):
-                    return tuple((1.0, found) for found in some)
-        for n in range(1, SUM_OF + 1):
-            for some in combinations(self.outputs, n):
-                scales = fitted([found.value for found in some], self.after - self.before, self.numbers)
-                parts = [scale * found.value for scale, found in zip(scales, some, strict=True)]
-                if all(scales) and self.is_block(parts):
-                    return tuple(zip(scales, some, strict=True))
+        for paths in known:
+            chosen = tuple(by_path[path] for path in paths if path in by_path)
+            if len(chosen) == len(paths) and (writes := self._sum(chosen, fit=False) or self._sum(chosen, fit=True)):
+                return writes
+        for fit in (False, True):
+            if fit and self.is_post_norm:
+                break
+            for n in range(1, SUM_OF + 1):
+                for some in combinations(self.outputs, n):
+                    if writes := self._sum(some, fit):
+                        return writes
         return None
 
+    def _sum(self, some: tuple[_Found, ...], fit: bool) -> Writes | None:
+        """The outputs with what they and the block's input are multiplied by; None if this is not what it gives."""
+        values = [found.value for found in some]
+        if not fit:
+            return Writes(1.0, tuple((1.0, found) for found in some)) if self.is_block(values) else None
+        for parts, total in ((values, self.after - self.before), ([*values, self.before], self.after)):
+            least = fitted(parts, total)
+            for scales in (self._own(least), least):
+                keep = scales[len(some)] if len(scales) > len(some) else 1.0
+                scaled = [scale * value for scale, value in zip(scales, values, strict=False)]
+                if all(scales) and self.is_block(scaled, keep):
+                    return Writes(keep, tuple(zip(scales, some, strict=False)))
+        return None
 
-def fitted(parts: list[Tensor], total: Tensor, numbers: Iterable[float]) -> list[float]:
-    """What to multiply `parts` by for the least squares of `total`; one of `numbers` where it is this."""
+    def _own(self, scales: list[float]) -> list[float]:
+        """The numbers that the block keeps, where the fitted ones are these."""
+        return [
+            next((own for own in self.numbers if abs(own - scale) <= SAME_SCALE * abs(own)), scale) for scale in scales
+        ]
+
+
+def fitted(parts: list[Tensor], total: Tensor) -> list[float]:
+    """What to multiply `parts` by for the least squares of `total`."""
     some = torch.stack(parts, dim=1)[:FITTED], total[:FITTED, None]
-    least = torch.linalg.lstsq(*some).solution[:, 0].tolist()
-    return [
-        next((number for number in numbers if abs(number - scale) <= SAME_SCALE * abs(number)), scale)
-        for scale in least
-    ]
+    return torch.linalg.lstsq(*some).solution[:, 0].tolist()
 
 
 def is_projection(call: Call) -> str | None:
@@ -184,35 +211,31 @@ def is_projection(call: Call) -> str | None:
 class _Parts:
     """Finds the Layer of one run of a block."""
 
-    def __init__(self, block: Block, known: Iterable[tuple[tuple[str, float], ...]]) -> None:
+    def __init__(self, block: Block, known: Iterable[Kind]) -> None:
         self.block, self.values = block, _Values(block)
         self.writes = self.values.writes(known)
 
     def layer(self) -> Layer | str:
         """Or what does not hold."""
+        if self.writes is None and self.values.is_post_norm:
+            return "its output is that of a norm: the residual stream itself is normalised (post-norm)"
         if self.writes is None:
-            last = self.values.outputs[-1] if self.values.outputs else None
-            if last is not None and torch.equal(last.value, self.values.after) and is_norm(last.calls[0].module):
-                return "its output is that of a norm: the residual stream itself is normalised (post-norm)"
             return "its output is not its input plus what its modules give"
         order = {id(call): i for i, call in enumerate(self.block.calls)}
-        left = sorted(self.writes, key=lambda write: order[id(write[1].calls[0])])
-        layer = Layer(scales={_path(found): scale for scale, found in left if scale != 1})
-        attention = next(
-            (
-                (write, call)
-                for write in left
-                for call in reversed(self.block.attention)
-                if call.before <= order[id(write[1].calls[0])]
-            ),
-            None,
-        )
-        stream = [self.values.before]
-        if attention is not None:
-            write, call = attention
-            left.remove(write)
-            stream.append(write[0] * write[1].value)
-            layer = self._attention(layer, write[1], call)
+        left = sorted(self.writes.outputs, key=lambda write: order[id(write[1].calls[0])])
+        keep = self.writes.keep
+        layer = Layer(keep=keep, scales={_path(found): scale for scale, found in left if scale != 1})
+        stream = [self.values.before]  # as the MLP reads it
+        for write in left:
+            before = [call for call in self.block.attention if call.before <= order[id(write[1].calls[0])]]
+            if before and self._is_of(write[1], before[-1]):
+                layer = self._attention(layer, write[1], before[-1])
+                left.remove(write)
+                stream.append(write[0] / keep * write[1].value)
+                break
+        else:
+            if self.block.attention:
+                layer = replace(layer, heads="its attention does not write into the residual stream")
         mlps: list[tuple[Layer, str]] = []
         others: list[str] = []
         for scale, found in left:
@@ -222,15 +245,21 @@ class _Parts:
                 mlps.append((inner, _path(found)))
             else:
                 others.append(_path(found))
-            stream.append(scale * found.value)
+            stream.append(scale / keep * found.value)
         if len(mlps) == 1:
             layer = mlps[0][0]
-        elif mlps:
+        if len(others) == 1 and layer.attention_write is None:
+            layer, others = replace(layer, attention_write=others[0]), []
+        if len(mlps) > 1:
             layer = replace(layer, inner="several of its modules write as an MLP does")
             others += [path for _layer, path in mlps]
-        if attention is None and len(others) == 1:
-            return replace(layer, attention_write=others[0])
         return replace(layer, others=tuple(others))
+
+    def _is_of(self, write: _Found, attention: Attention) -> bool:
+        """Whether a write comes from the part of the block that attention is in."""
+        projection, _orientation = self._back(write)
+        path = (projection or write.calls[-1]).path
+        return not attention.path or path.partition(".")[0] == attention.path.partition(".")[0]
 
     def _attention(self, layer: Layer, write: _Found, attention: Attention) -> Layer:
         projection, orientation = self._back(write)
@@ -291,7 +320,7 @@ class _Parts:
             return otherwise
         if given is None or given.numel() != call.given.numel():
             return otherwise
-        given = given.view(call.taken.shape).flip(1).flatten()
+        given = given.view(call.given.shape).flip(1).flatten()
         return torch.allclose(given, call.given.flatten(), rtol=1e-3, atol=1e-5)
 
     def _child(self, call: Call) -> Call:
@@ -434,7 +463,7 @@ def discover(model: PreTrainedModel, longest: int | None) -> Found:
     outer = {path: of for path, of in lists.items() if not any(path.startswith(f"{other}.") for other in lists)}
     layers: dict[tuple[str, int], Layer | str] = {}
     ends: dict[tuple[str, int], tuple[Tensor | None, Tensor | None]] = {}
-    kinds: dict[tuple[tuple[str, float], ...], None] = {}
+    kinds: dict[Kind, None] = {}
 
     def done(key: tuple[str, int], block: Block) -> None:
         if key in layers:
@@ -447,12 +476,15 @@ def discover(model: PreTrainedModel, longest: int | None) -> Found:
         if block.taken is None or block.given is None or block.taken.shape != block.given.shape:
             layers[key] = "it takes or gives no residual stream"
             return
+        if block.taken.shape[:2] != shape:
+            layers[key] = f"of {length} tokens it takes {block.taken.shape[1]}"
+            return
         if any(isinstance(layer, str) for (path, _i), layer in layers.items() if path == key[0]):
             layers[key] = "one before it does not hold"
             return
         parts = _Parts(block, kinds)
         if parts.writes is not None:
-            kinds[tuple((_path(found), scale) for scale, found in parts.writes)] = None
+            kinds[tuple(_path(found) for _scale, found in parts.writes.outputs)] = None
         layers[key] = parts.layer()
 
     blocks = {(path, i): block for path, of in outer.items() for i, block in enumerate(of)}
@@ -466,6 +498,10 @@ def discover(model: PreTrainedModel, longest: int | None) -> Found:
     if not chains:
         raise UserError(f"{unsupported}: no list of blocks, each of which takes what the one before gives")
     path = max(chains, key=lambda path: sum(p.numel() for p in outer[path].parameters()))
+    width = cast(Tensor, ends[path, 0][0]).shape
+    also = [other for other in chains if other != path and cast(Tensor, ends[other, 0][0]).shape == width]
+    if also:
+        raise UserError(f"{unsupported}: several lists of blocks run: {path}, {', '.join(also)}")
     found: list[Layer] = []
     for i in range(len(outer[path])):
         layer = layers[path, i]
@@ -481,8 +517,8 @@ def require_causal(layer: int, output: Tensor) -> None:
     one, other = output[:2, 0].float()
     if (one - other).abs().max() > SAME * torch.finfo(output.dtype).eps * one.abs().max():
         raise UserError(
-            f"the model sees ahead: the output of layer {layer} at the first token depends on later tokens; only causal "
-            "models can be measured"
+            f"the model sees ahead: the output of layer {layer} at the first token depends on later tokens; only "
+            "causal models can be measured"
         )
 
 
@@ -495,14 +531,16 @@ def _position_embedding(first: Tensor, before: dict[str, Tensor]) -> str | None:
             values[path] = value.expand(first.shape).flatten().double().cpu()
     for path, positions in values.items():
         one, other = positions.view(first.shape)
-        if not torch.equal(one, other):
+        if not torch.equal(one, other) or torch.equal(one[0], one[1]):
             continue
         for others in (other for n in (1, 2) for other in combinations(values, n)):
             rest = [values[other] for other in others]
-            scales = fitted(rest, entered - positions, [1.0])
-            parts = [scale * part for scale, part in zip(scales, rest, strict=True)]
-            if path not in others and is_sum(entered, [positions, *parts], torch.finfo(first.dtype).eps):
-                return path
+            if path in others:
+                continue
+            for scales in ([1.0] * len(rest), fitted(rest, entered - positions)):
+                parts = [scale * part for scale, part in zip(scales, rest, strict=True)]
+                if is_sum(entered, [positions, *parts], torch.finfo(first.dtype).eps):
+                    return path
     return None
 
 
