@@ -33,7 +33,7 @@ def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:
     from experiments.ablation import measure
     from lib.core.ablation import Condition
 
-    mlps = tuple(lm.arch.with_role("mlp_write"))
+    mlps = tuple(lm.arch.mlps)
     return measure.run(lm, windows, Condition("all_mlps_off", "all MLPs off", mlps=mlps), options)
 
 

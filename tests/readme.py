@@ -5,6 +5,7 @@ results as the rules of today judge them. Such a function gets `say`, which give
 """
 
 import functools
+import json
 import re
 import unicodedata
 
@@ -15,7 +16,6 @@ from lib.report.result_files import read_json
 from lib.report.tables import fraction, interval, mean, number
 from lib.run import cli
 from lib.run.checkout import ROOT
-from tests import architectures
 
 RESULTS = ROOT / "results"
 MODEL = RESULTS / "smollm2-135m"
@@ -64,6 +64,7 @@ def chinese(word):
     return CHINESE["words"][word]
 
 
+ARCHITECTURES = ROOT / "ARCHITECTURES.md"
 READMES = {ROOT / "README.md": english, ROOT / "README_CN.md": chinese}
 
 
@@ -371,8 +372,59 @@ def bench(say):
     return said
 
 
+MEASURED = {
+    ("all", "all"): "heads and neurons of every layer",
+    ("all", "some"): "heads of every layer, neurons of some",
+    ("all", "none"): "heads of every layer, no single neurons",
+    ("some", "all"): "heads where there is attention, neurons of every layer",
+    ("some", "some"): "heads where there is attention, neurons of some layers",
+    ("some", "none"): "heads where there is attention, no single neurons",
+    ("none", "all"): "no heads, neurons of every layer",
+    ("none", "some"): "no heads, neurons of some layers",
+    ("none", "none"): "block outputs, mixers and MLPs as a whole",
+}
+REFUSED = {
+    "post-norm": "refused: the residual stream itself is normalised",
+    "not its input plus": "refused: a block's output is not its input plus what its modules give",
+    "sees ahead": "refused: they see ahead",
+    "": "refused: no list of blocks over the tokens",
+}
+
+
+def by_what_is_measured():
+    """{what is measured of them, or why they are refused: the types}, of all that transformers builds."""
+    groups = {text: {} for text in (*MEASURED.values(), *REFUSED.values())}
+    for model_type, found in json.loads((ROOT / "tests" / "types.json").read_text(encoding="utf-8")).items():
+        if isinstance(found, str):
+            groups[next(text for reason, text in REFUSED.items() if reason in found)][model_type] = found
+        else:
+            groups[MEASURED[tuple(found)]][model_type] = None
+    return {text: of_text for text, of_text in groups.items() if of_text}
+
+
 def families(say):
-    return wrapped(say("; ").join(f"`{family}` ({of.models})" for family, of in architectures.TESTED.items()))
+    """How many types, by what is measured of them."""
+    counts = (f"{say(text)}: {len(of_text)}" for text, of_text in by_what_is_measured().items())
+    return wrapped(say("; ").join(counts))
+
+
+def architectures():
+    """ARCHITECTURES.md: every type, what is measured of it, what is not and why."""
+    parts = [
+        "# Types of decoders\n\n",
+        wrapped(
+            "Of each type that `AutoModelForCausalLM` of transformers builds, on a tiny model with random weights: what "
+            "is found in it, and verified. Made by `python -m tests.types --write` and `make readme`."
+        ),
+    ]
+    for text, of_text in by_what_is_measured().items():
+        parts.append(f"\n## {text[0].upper()}{text[1:]} ({len(of_text)})\n")
+        reasons = {}
+        for model_type, reason in of_text.items():
+            reasons.setdefault(reason, []).append(model_type)
+        for reason, types in reasons.items():
+            parts.append(wrapped(f"- {reason}: {', '.join(types)}" if reason else ", ".join(types), "  "))
+    return "".join(parts)
 
 
 BLOCKS = {
@@ -412,7 +464,7 @@ def rendered(readme):
 
 
 def main():
-    texts = {readme: rendered(readme) for readme in READMES}
+    texts = {readme: rendered(readme) for readme in READMES} | {ARCHITECTURES: architectures()}
     for readme, text in texts.items():
         readme.write_text(text, encoding="utf-8")
 

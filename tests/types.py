@@ -2,20 +2,25 @@
 
     python -m tests.types [TYPE ...]
 
-prints what lib/model finds in each.
+prints what lib/model finds in each; --write keeps for the README of which layers heads and neurons are measured.
 """
 
 import inspect
+import json
 import sys
 from copy import deepcopy
+from pathlib import Path
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from lib.model import verify
 from lib.model.arch import Architecture
+from lib.model.models import LanguageModel
 from lib.run.errors import UserError
 
+FOUND = Path(__file__).with_name("types.json")
 LAYERS, WINDOW = 3, 6
 COMMON = {
     "vocab_size": 128,
@@ -324,8 +329,36 @@ def report(model_type):
     return [f"{model_type}: OK", *(f"    {where}: {what}" for what, where in layers.items())]
 
 
+def measured(lm):
+    """(of which layers heads are measured, of which neurons): "all", "some" or "none" of those with attention, with an
+    MLP; of a loaded model."""
+    arch = lm.arch
+    heads = [layer.head_projection is not None for layer in arch.layers if layer.attention_write or layer.heads]
+    neurons = [layer.inner is None for layer in arch.layers if layer.mlp_write or layer.inner]
+    return tuple("all" if found and all(found) else "some" if any(found) else "none" for found in (heads, neurons))
+
+
+def loaded(model_type):
+    """The LanguageModel as a script has it. Raises UserError if it is refused."""
+    model = build(model_type)
+    lm = LanguageModel(model, Architecture(model), None, {})
+    verify.verified(lm)
+    return lm
+
+
+def found(model_type):
+    """`measured`, or why it is refused."""
+    try:
+        return list(measured(loaded(model_type)))
+    except UserError as error:
+        return str(error).removeprefix(f"unsupported architecture '{model_type}': ")
+
+
 def main():
     logging.set_verbosity_error()
+    if sys.argv[1:] == ["--write"]:
+        FOUND.write_text(json.dumps({model_type: found(model_type) for model_type in TYPES}, indent=0) + "\n")
+        return
     for model_type in sys.argv[1:] or TYPES:
         print("\n".join(report(model_type)), flush=True)
 

@@ -33,7 +33,7 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
 def condition_of(arch: Architecture, options: Any) -> Condition:
     """The ablation.Condition of --mlps_off and --heads_off. Raises UserError for what is no layer or no head."""
     if options.mlps_off == ("all",):
-        mlps = tuple(arch.with_role("mlp_write"))
+        mlps = tuple(arch.mlps)
     else:
         for name in options.mlps_off:
             if not name.isdigit():

@@ -56,9 +56,23 @@ class Architecture:
 
     @property
     def heads(self) -> list[tuple[int, int]]:
-        """Every (layer, head) that can be told from the others."""
-        layers = self.with_role("head_projection")
+        """Every (layer, head). Raises UserError if there are none, or a layer's cannot be told apart."""
+        layers = [layer for layer, parts in enumerate(self.layers) if parts.n_heads]
+        if not layers:
+            raise UserError("this model has no attention heads")
+        for layer in layers:
+            self.module(layer, "head_projection")
         return [(layer, head) for layer in layers for head in range(self.layers[layer].n_heads)]
+
+    @property
+    def mlps(self) -> list[int]:
+        """Every layer with an MLP. Raises UserError if there are none, or a layer's is not one module."""
+        layers = [layer for layer, parts in enumerate(self.layers) if parts.mlp_write or parts.inner]
+        if not layers:
+            raise UserError("this model has no MLPs")
+        for layer in layers:
+            self.module(layer, "mlp_write")
+        return layers
 
     def is_gated(self, layer: int) -> bool:
         return self.layers[layer].gate is not None

@@ -59,9 +59,9 @@ def watch_first_token(
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        head_dim = query.shape[-1]
+        width = value.shape[-1]  # may be another than the query's
         visible = _not_masked(attn_mask, query)
-        scale = head_dim**-0.5 if scale is None else scale
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
             key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
@@ -74,9 +74,9 @@ def watch_first_token(
             product = torch.linalg.vecdot(query.to(log_sum.dtype), key[:, :, :1].to(log_sum.dtype))
             return output, (product.mul_(scale).sub_(log_sum).exp_(), visible)
         query, key, value = (pad(x, (0, EXTRA_COLUMNS)) for x in (query, key, value))
-        value[:, :, 0, head_dim] = 1
+        value[:, :, 0, width] = 1
         output = scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
-        return output[..., :head_dim], (output[..., head_dim], visible)
+        return output[..., :width], (output[..., width], visible)
 
     def attention_map(
         softmax: Softmax, scores: torch.Tensor, *args: Any, **kwargs: Any

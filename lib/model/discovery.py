@@ -29,7 +29,9 @@ SUM_OF = 3  # writes of a block, at most
 OUTPUTS = 32  # of a projection, that are computed again
 FITTED = 512  # values that a scale is fitted to
 SAME = 64  # in units of the last place: what outputs may differ by that should not differ
+LEAST_SCALE = 1e-2
 SAME_SCALE = 1e-3  # a fitted scale and the number of the configuration that it is
+NOT_FINITE = "its output is not finite"
 Kind = tuple[str, ...]  # paths
 BACK = 3  # modules between a projection and the residual stream, at most
 
@@ -169,7 +171,7 @@ class _Values:
             for scales in (self._own(least), least):
                 keep = scales[len(some)] if len(scales) > len(some) else 1.0
                 scaled = [scale * value for scale, value in zip(scales, values, strict=False)]
-                if all(scales) and self.is_block(scaled, keep):
+                if min(map(abs, (*scales, keep))) > LEAST_SCALE and self.is_block(scaled, keep):
                     return Writes(keep, tuple(zip(scales, some, strict=False)))
         return None
 
@@ -236,24 +238,34 @@ class _Parts:
         else:
             if self.block.attention:
                 layer = replace(layer, heads="its attention does not write into the residual stream")
-        mlps: list[tuple[Layer, str]] = []
+        mlps: list[tuple[Layer, _Found]] = []
         others: list[str] = []
         for scale, found in left:
             inner = self._inner(layer, found, stream)
             is_last = found is left[-1][1]
             if inner.inner is None or self._is_by_position(found, otherwise=is_last and len(stream) > 1):
-                mlps.append((inner, _path(found)))
+                mlps.append((inner, found))
             else:
                 others.append(_path(found))
             stream.append(scale / keep * found.value)
+        mlps, beside = self._one_mlp(mlps)
+        others += beside
         if len(mlps) == 1:
             layer = mlps[0][0]
         if len(others) == 1 and layer.attention_write is None:
             layer, others = replace(layer, attention_write=others[0]), []
         if len(mlps) > 1:
             layer = replace(layer, inner="several of its modules write as an MLP does")
-            others += [path for _layer, path in mlps]
+            others += [_path(found) for _layer, found in mlps]
         return replace(layer, others=tuple(others))
+
+    def _one_mlp(self, mlps: list[tuple[Layer, _Found]]) -> tuple[list[tuple[Layer, _Found]], list[str]]:
+        """The one with neurons, and the paths of others that read something else; all, where others read the same."""
+        known = [mlp for mlp in mlps if mlp[0].inner is None]
+        reads = [self._child(self._first_of(found)).taken for _layer, found in mlps]
+        if len(known) != 1 or any(_same(one, other) for one, other in combinations(reads, 2)):
+            return mlps, []
+        return known, [_path(found) for _layer, found in mlps if found is not known[0][1]]
 
     def _is_of(self, write: _Found, attention: Attention) -> bool:
         """Whether a write comes from the part of the block that attention is in."""
@@ -306,12 +318,7 @@ class _Parts:
     def _is_by_position(self, found: _Found, otherwise: bool) -> bool:
         """Whether the module of the block that gives this does the same to the tokens in any order; `otherwise`: where
         it wants more than the stream."""
-        call = self._child(found.calls[-1])
-        for _step in range(BACK):  # norms do, whatever they follow
-            before = self._giver(call.taken)
-            if before is None or any(True for _ in call.module.children()):
-                break
-            call = self._child(before)
+        call = self._child(self._first_of(found))
         if call.taken is None or call.taken.ndim != 3 or call.given is None:
             return otherwise
         try:
@@ -322,6 +329,17 @@ class _Parts:
             return otherwise
         given = given.view(call.given.shape).flip(1).flatten()
         return torch.allclose(given, call.given.flatten(), rtol=1e-3, atol=1e-5)
+
+    def _first_of(self, found: _Found) -> Call:
+        """What gives a write before the norms that may follow."""
+        call = found.calls[-1]
+        for _step in range(BACK):
+            child = self._child(call)
+            before = self._giver(child.taken)
+            if before is None or any(True for _ in child.module.children()):
+                break
+            call = before
+        return call
 
     def _child(self, call: Call) -> Call:
         """The block's own module that this one is in."""
@@ -470,11 +488,11 @@ def discover(model: PreTrainedModel, longest: int | None) -> Found:
             layers[key] = "it runs more than once"
             return
         ends[key] = block.taken, block.given
-        if block.given is not None:
-            require_finite(key[1], block.given)
-            require_causal(key[1], block.given)
         if block.taken is None or block.given is None or block.taken.shape != block.given.shape:
             layers[key] = "it takes or gives no residual stream"
+            return
+        if not block.given.isfinite().all():
+            layers[key] = NOT_FINITE
             return
         if block.taken.shape[:2] != shape:
             layers[key] = f"of {length} tokens it takes {block.taken.shape[1]}"
@@ -499,14 +517,17 @@ def discover(model: PreTrainedModel, longest: int | None) -> Found:
         raise UserError(f"{unsupported}: no list of blocks, each of which takes what the one before gives")
     path = max(chains, key=lambda path: sum(p.numel() for p in outer[path].parameters()))
     width = cast(Tensor, ends[path, 0][0]).shape
-    also = [other for other in chains if other != path and cast(Tensor, ends[other, 0][0]).shape == width]
+    also = [other for other in chains if other != path and all(cast(Tensor, x).shape == width for x in ends[other, 0])]
     if also:
         raise UserError(f"{unsupported}: several lists of blocks run: {path}, {', '.join(also)}")
     found: list[Layer] = []
     for i in range(len(outer[path])):
         layer = layers[path, i]
+        if layer == NOT_FINITE:
+            require_finite(i, cast(Tensor, ends[path, i][1]))
         if isinstance(layer, str):
             raise UserError(f"{unsupported}: layer {i}: {layer}")
+        require_causal(i, cast(Tensor, ends[path, i][1]))
         found.append(layer)
     first = cast(Tensor, ends[path, 0][0])
     return Found(path, found, first.shape[-1], _position_embedding(first, before))

@@ -245,7 +245,7 @@ def _write_off(
 ) -> AbstractContextManager[None]:
     for layer in layers:
         arch.check_layer(layer)
-    layers = [layer for layer in arch.with_role(role) if layer in layers]
+        arch.module(layer, role)
     zero = watch_outputs(arch, role, lambda _layer, value: torch.zeros_like(value), layers)
     return _together(*(skipped(arch, layer, role) for layer in layers), zero)
 

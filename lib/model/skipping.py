@@ -46,7 +46,7 @@ def attention_skipped(arch: Architecture, layer: int, off: str) -> Iterator[None
     that of the heads sees its input, which it may change.
     """
     returns = arch.layers[layer].attention_returns
-    if returns is None:
+    if returns is None or arch.layers[layer].head_projection is None:
         yield
         return
     roles = ("attention_module", "head_projection", "attention_write")

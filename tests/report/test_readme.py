@@ -8,10 +8,10 @@ import pytest
 from lib.run import cli
 from lib.run.checkout import ROOT
 from tests import readme as blocks
-from tests.readme import BLOCK, BLOCKS, READMES, WIDTH, columns, rendered
+from tests.readme import ARCHITECTURES, BLOCK, BLOCKS, READMES, WIDTH, architectures, columns, rendered
 
 LINES = 350  # fewer than these
-PAGES = [*READMES, ROOT / "CONTRIBUTING.md"]
+PAGES = [*READMES, ROOT / "CONTRIBUTING.md", ARCHITECTURES]
 RESULTS = ("finding", "layerwise", "exp3", "exp5", "claims")
 
 
@@ -40,6 +40,10 @@ def test_both_languages_have_the_same(what):
     found = [re.findall(what, text(path), re.DOTALL | re.MULTILINE) for path in READMES]
     english, chinese = ([re.sub(r" +#.*", "", each) for each in of] for of in found)
     assert differing(english, chinese) == []
+
+
+def test_architectures_are_those_that_were_found():
+    assert architectures() == ARCHITECTURES.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("what", [r"`[^`\n]+`", r"\d[\d.,]*\d|\d"], ids=["code", "numbers"])
