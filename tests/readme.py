@@ -413,8 +413,8 @@ def architectures():
     parts = [
         "# Types of decoders\n\n",
         wrapped(
-            "Of each type that `AutoModelForCausalLM` of transformers builds, on a tiny model with random weights: what "
-            "is found in it, and verified. Made by `python -m tests.types --write` and `make readme`."
+            "Of each type that `AutoModelForCausalLM` of transformers builds, on a tiny model with random weights: "
+            "what is found in it, and verified. Made by `python -m tests.types --write` and `make readme`."
         ),
     ]
     for text, of_text in by_what_is_measured().items():
