@@ -321,7 +321,7 @@ def _plain(frequencies: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
 def _require_tied(name: str, model: PreTrainedModel, files: dict[str, Tensor]) -> None:
     """Raise UserError if the files have a head that is not the embedding, and the configuration says that it is."""
     head, inner = model.get_output_embeddings(), model.get_input_embeddings()
-    if model.config.tie_word_embeddings and head is not None and head.weight is not inner.weight:
+    if getattr(model.config, "tie_word_embeddings", False) and head is not None and head.weight is not inner.weight:
         paths = [path for path, module in model.named_modules() if module is head and f"{path}.weight" in files]
         if paths:
             raise UserError(

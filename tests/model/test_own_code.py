@@ -1,0 +1,153 @@
+"""A model of a folder's own code, of an architecture that exists nowhere: gated parallel blocks whose weights are
+(in, out), whose writes are scaled, and whose parts have names of their own."""
+
+import json
+
+import pytest
+import torch
+
+from lib.core import attribution
+from lib.core.ablation import Condition
+from lib.model import hooks
+from lib.model.models import load
+from lib.run.cli import Options, UserError
+from tests.cases import close
+from tests.conftest import save
+from tests.core.test_sweep import fixed_place, windows_of
+
+CODE = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput, BaseModelOutput
+
+
+class OddConfig(PretrainedConfig):
+    model_type = "odd-of-this-test"
+
+    def __init__(self, vocab_size=320, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, share=0.5, **kwargs):
+        self.vocab_size, self.hidden_size, self.num_hidden_layers = vocab_size, hidden_size, num_hidden_layers
+        self.num_attention_heads, self.share = num_attention_heads, share
+        super().__init__(**kwargs)
+
+
+class Product(nn.Module):
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(n_in, n_out) / n_in ** 0.5)
+
+    def forward(self, value):
+        return value @ self.weight
+
+
+class Looks(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.n = config.num_attention_heads
+        width = config.hidden_size
+        self.all_three, self.back = Product(width, 3 * width), Product(width, width)
+
+    def forward(self, value):
+        b, s, width = value.shape
+        q, k, v = (x.view(b, s, self.n, -1).transpose(1, 2) for x in self.all_three(value).chunk(3, dim=-1))
+        scores = q @ k.transpose(2, 3) / (width // self.n) ** 0.5
+        scores = scores.masked_fill(torch.ones(s, s).triu(1).bool(), -torch.inf)
+        return self.back((torch.softmax(scores, -1) @ v).transpose(1, 2).reshape(b, s, width))
+
+
+class Thinks(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.both, self.bend, self.out = Product(config.hidden_size, 80), nn.ReLU(), Product(40, config.hidden_size)
+
+    def forward(self, value):
+        one, other = self.both(value)[..., ::2], self.both(value)[..., 1::2]
+        return self.out(one * self.bend(other))
+
+
+class Step(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.even, self.looks, self.thinks = nn.LayerNorm(config.hidden_size), Looks(config), Thinks(config)
+        self.share = config.share
+
+    def forward(self, stream):
+        value = self.even(stream)
+        return stream + self.share * (self.thinks(value) + self.looks(value))
+
+
+class OddModel(PreTrainedModel):
+    config_class, base_model_prefix = OddConfig, "inner"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.words = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.steps = nn.ModuleList(Step(config) for _ in range(config.num_hidden_layers))
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.words
+
+    def forward(self, input_ids, **kwargs):
+        stream = self.words(input_ids)
+        for step in self.steps:
+            stream = step(stream)
+        return BaseModelOutput(last_hidden_state=stream)
+
+
+class OddForCausalLM(PreTrainedModel, GenerationMixin):
+    config_class, base_model_prefix = OddConfig, "inner"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.inner = OddModel(config)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.inner.words
+
+    def _init_weights(self, module):
+        pass
+
+    def forward(self, input_ids, **kwargs):
+        return CausalLMOutput(logits=self.head(self.inner(input_ids).last_hidden_state))
+"""
+MAP = {"AutoConfig": "odd.OddConfig", "AutoModelForCausalLM": "odd.OddForCausalLM"}
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    spaces = {}
+    exec(CODE, spaces)
+    torch.manual_seed(0)
+    model = spaces["OddForCausalLM"](spaces["OddConfig"]())
+    where = save(tmp_path / "odd", model, tokenizer)
+    (where / "odd.py").write_text(CODE)
+    config = json.loads((where / "config.json").read_text())
+    (where / "config.json").write_text(json.dumps(config | {"auto_map": MAP}))
+    return where
+
+
+def test_code_that_exists_nowhere(folder):
+    lm = load(Options(model=str(folder), device="cpu", offline=True, trust_remote_code=True))
+    layer = lm.arch.layers[1]
+    assert (layer.n_heads, layer.head_projection, layer.attention_write) == (4, "looks.back", "looks.back")
+    assert (layer.mlp_norm, layer.down, layer.activation) == ("even", "thinks.out", "thinks.bend")
+    assert (layer.gate, layer.up) == ("thinks.both", "thinks.both")
+    assert layer.slices == {"gate": slice(1, None, 2), "up": slice(0, None, 2)}
+    assert layer.scales == {"looks.back": 0.5, "thinks.out": 0.5}
+    ids = torch.randint(8, 300, (2, 12), generator=torch.Generator().manual_seed(0))
+    ledger = attribution.measure(lm, windows_of(ids), fixed_place([0, 9], 3), Condition("nothing", ""), 2)
+    assert ledger.check().relative_error < 1e-5
+    with hooks.heads_off(lm.arch, [(1, 2)]), torch.inference_mode():
+        off = lm.model(ids).logits
+    with torch.no_grad():
+        lm.model.inner.steps[1].looks.back.weight[16:24] = 0
+        close(off, lm.model(ids).logits)
+
+
+def test_it_does_not_run_unless_it_is_trusted(folder):
+    with pytest.raises(UserError, match="--trust_remote_code"):
+        load(Options(model=str(folder), device="cpu", offline=True))
