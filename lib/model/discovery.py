@@ -23,7 +23,7 @@ from lib.model.finite import require_finite
 from lib.model.trace import Attention, Block, Call, Recorder, first_output, outside
 from lib.run.errors import UserError
 
-TOKENS = 2, 11  # sequences, and a length that is no number of heads or experts
+TOKENS = 2, 7  # sequences, and a length that is no number of heads or experts
 ROUNDINGS = 4  # of each term of a sum
 SUM_OF = 3  # writes of a block, at most
 OUTPUTS = 32  # of a projection, that are computed again
@@ -215,6 +215,7 @@ class _Parts:
 
     def __init__(self, block: Block, known: Iterable[Kind]) -> None:
         self.block, self.values = block, _Values(block)
+        self.projections: dict[int, str | None] = {}
         self.writes = self.values.writes(known)
 
     def layer(self) -> Layer | str:
@@ -305,11 +306,16 @@ class _Parts:
         for _step in range(BACK):
             if call is None:
                 break
-            orientation = is_projection(call)
+            orientation = self._projection(call)
             if orientation:
                 return call, orientation
             call = self._giver(call.taken)
         return None, ""
+
+    def _projection(self, call: Call) -> str | None:
+        if id(call) not in self.projections:
+            self.projections[id(call)] = is_projection(call)
+        return self.projections[id(call)]
 
     def _giver(self, value: Tensor | None) -> Call | None:
         """The innermost call that gave this value."""
@@ -365,7 +371,7 @@ class _Parts:
                 continue
             n = call.given.shape[-1]
             if n in (width, 2 * width) and call.module is not down.module:
-                stored = is_projection(call)
+                stored = self._projection(call)
                 if stored:
                     parts = [slice(None)] if n == width else _halves(width)
                     first += [(call, part, call.given[..., part], stored) for part in parts]
@@ -495,7 +501,7 @@ def discover(model: PreTrainedModel, longest: int | None) -> Found:
             layers[key] = NOT_FINITE
             return
         if block.taken.shape[:2] != shape:
-            layers[key] = f"of {length} tokens it takes {block.taken.shape[1]}"
+            layers[key] = "it runs over something else than the tokens that are given"
             return
         if any(isinstance(layer, str) for (path, _i), layer in layers.items() if path == key[0]):
             layers[key] = "one before it does not hold"

@@ -19,7 +19,7 @@ SOFTMAX = (softmax, torch.softmax, Tensor.softmax)
 ATTENTION = (scaled_dot_product_attention, *SOFTMAX)
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """One module's run: the tensor it took, and the one it gave."""
 

@@ -24,7 +24,7 @@ from lib.run.errors import UserError
 if TYPE_CHECKING:
     from lib.model.models import LanguageModel
 
-LENGTH = 8
+LENGTH = 5
 ATOL = 1e-4  # of probabilities, and of values relative to the largest, in float32
 
 
