@@ -117,7 +117,9 @@ def sweep_layers(
 
 def _write(writes: Sequence[Write], kind: Kind, layer: int) -> np.ndarray:
     """(windows,) what a layer's MLP, or its attention with all heads and bias, adds to the place."""
-    parts = [write for write in writes if write.layer == layer and (write.kind == "mlp") == (kind == "mlp")]
+    parts = [
+        write for write in writes if write.layer == layer and (write.kind in attribution.OF_MLP) == (kind == "mlp")
+    ]
     return np.sum([write.values for write in parts], 0)
 
 

@@ -6,7 +6,7 @@ after the projection (OLMo 2, Gemma) is an RMS norm: linear once its scale is kn
 attention in this dim it does to each head's part.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,14 +23,16 @@ from lib.core.on_device import OnDevice, Taken
 from lib.core.place import Place, vectors_at
 from lib.core.results import LayerWrites, LedgerWrite, Profile, SumCheck
 from lib.core.stats import Draws
-from lib.model import hooks
+from lib.model import experts, hooks
 from lib.model.arch import Architecture
+from lib.model.experts import Chosen
 from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
 from lib.run import processes
 
 TOLERANCE = 1e-4
-OF_LAYERS = "head", "attention bias", "mlp"
+OF_MLP = "mlp", "expert", "shared expert"
+OF_LAYERS = "head", "attention bias", *OF_MLP
 CHECK = (
     "relative_error: largest |sum of all writes up to a layer - that block's output|, over layers and windows, "
     f"relative to the window's largest |block output| at the place; float32 keeps it below {TOLERANCE:.0e}"
@@ -39,12 +41,13 @@ CHECK = (
 
 @dataclass(frozen=True, eq=False)
 class Write:
-    """What one component adds to the place: (windows,) signed values. layer: None for embeddings; head: of a head."""
+    """What one component adds to the place: (windows,) signed values. layer: None for embeddings; head: the number of a
+    head or of an expert."""
 
     layer: int | None
     kind: str
-    """"embedding", "position embedding", "head", "attention bias", "mlp", "mixer" of a layer without attention, or the
-    path of what else writes."""
+    """"embedding", "position embedding", "head", "attention bias", "mlp" or of a mixture "expert" and "shared expert",
+    "mixer" of a layer without attention, or the path of what else writes."""
     head: int | None
     values: np.ndarray
 
@@ -62,8 +65,8 @@ class Ledger:
 
     place: Place
     writes: list[Write]
-    keeps: np.ndarray
-    """(layers,) what each block multiplies its input by: 1, but in few models."""
+    keeps: Sequence[float] = ()
+    """What each block multiplies its input by; empty where all do by 1."""
 
     def _kept(self, write: Write, layer: int) -> float:
         """What is left of it in the output of a later block."""
@@ -80,7 +83,7 @@ class Ledger:
                 layer,
                 heads=self._average(layer, "head".__eq__),
                 attention_bias=self._average(layer, "attention bias".__eq__),
-                mlp=self._average(layer, "mlp".__eq__),
+                mlp=self._average(layer, OF_MLP.__contains__),
                 other=self._average(layer, lambda kind: kind not in OF_LAYERS) or UNSET,
             )
             for layer in range(self.place.values.shape[1])
@@ -164,10 +167,25 @@ def measure(lm: LanguageModel, windows: Windows, place: Place, condition: Everyw
             writes.append(Write(layer, kind, None, written * seen.attention[:, layer]))
         for i, path in enumerate(parts.others):
             writes.append(Write(layer, path, None, arch.scale(layer, f"other {i}") * seen.others[i][:, layer]))
-        if parts.mlp_write is not None:
+        if parts.experts is not None:
+            writes += _of_experts(arch, layer, seen)
+        elif parts.mlp_write is not None:
             writes.append(Write(layer, "mlp", None, arch.scale(layer, "mlp_write") * seen.mlps[:, layer]))
-    keeps = np.array([layer.keep for layer in arch.layers])
+    keeps = [layer.keep for layer in arch.layers]
     return Ledger(replace(place, values=seen.residual, medians=seen.medians), writes, keeps)
+
+
+def _of_experts(arch: Architecture, layer: int, seen: "_Seen") -> Iterator[Write]:
+    """The writes of the experts that a token at the place is sent to in any window, and of the shared expert."""
+    chosen, given = seen.chosen[layer], seen.given[layer]  # (windows, k) each
+    total = seen.mixtures[:, layer]
+    # 1 where no norm follows; where the sum is exactly 0, a norm's scale cannot be told
+    factor = np.divide(seen.mlps[:, layer], total, out=np.zeros_like(total), where=total != 0)
+    factor *= arch.scale(layer, "mlp_write")
+    for expert in np.unique(chosen).astype(int).tolist():
+        yield Write(layer, "expert", expert, factor * np.where(chosen == expert, given, 0).sum(1))
+    if arch.layers[layer].shared_expert is not None:
+        yield Write(layer, "shared expert", None, factor * (total - given.sum(1)))
 
 
 class _Seen:
@@ -176,7 +194,8 @@ class _Seen:
     first, position: (windows,) input of block 0, and the position embedding's part of it. heads: (windows, layers,
     heads) shares of the projection's output without its bias. projected, attention: (windows, layers) output of the
     projection, and of the norm that may follow it. mlps, residual: (windows, layers) outputs of MLPs and blocks.
-    others: (n, windows, layers) outputs of what else writes.
+    others: (n, windows, layers) outputs of what else writes. mixtures: (windows, layers) sums of all experts; chosen,
+    given: of each layer with experts, the (windows, k) that are chosen, and what these write.
     medians: (windows, layers) of |block output|. projection: of each layer, its weights and bias to the dim.
     """
 
@@ -194,6 +213,9 @@ class _Seen:
         self.first, self.position = np.zeros((2, len(self.positions)))
         self.heads = np.zeros((*shape, arch.n_heads))
         self.projected, self.attention, self.mlps, self.residual, self.medians = np.zeros((5, *shape))
+        self.mixtures = np.zeros(shape)
+        self.chosen: dict[int, np.ndarray] = {}
+        self.given: dict[int, np.ndarray] = {}
         self.others = np.zeros((max(len(layer.others) for layer in arch.layers), *shape))
 
     def run(self, lm: LanguageModel, ids: torch.Tensor, rows: slice) -> None:
@@ -211,7 +233,17 @@ class _Seen:
             kept.keep(("medians", layer), medians(magnitude))
 
         def into(name: str) -> Callable[[int, torch.Tensor], None]:
-            return lambda layer, value: kept.keep((name, layer), vectors_at(value, positions)[:, self.dim])
+            def keep(layer: int, value: torch.Tensor) -> None:
+                value = value.view(len(ids), -1, value.shape[-1])  # experts take all tokens in a row
+                kept.keep((name, layer), vectors_at(value, positions)[:, self.dim])
+
+            return keep
+
+        def chosen(layer: int, value: Chosen) -> None:
+            tokens = torch.arange(len(ids), device=positions.device) * ids.shape[1] + positions
+            here = value.at(tokens)
+            kept.keep(("chosen", layer), here.experts)
+            kept.keep(("given", layer), experts.writes(self.arch.module(layer, "experts"), here, self.dim))
 
         embedding = self.arch.position_embedding
         watched: AbstractContextManager[object] = (
@@ -228,6 +260,8 @@ class _Seen:
             hooks.watch_outputs(self.arch, "attention_write", into("attention")),
             hooks.watch_outputs(self.arch, "mlp_write", into("mlps")),
             others,
+            hooks.watch_experts(self.arch, chosen),
+            hooks.watch_outputs(self.arch, "experts_sum", into("mixtures")),
             hooks.watch_outputs(self.arch, "block", into("residual")),
             hooks.watch_outputs(self.arch, "block", block),
         ):
@@ -240,8 +274,12 @@ class _Seen:
         self.position[rows] = taken.get("position", 0.0)
         for layer in range(self.arch.n_layers):
             require_finite(layer, taken["largest", layer])
-            for name in ("projected", "attention", "mlps", "residual", "medians"):
+            for name in ("projected", "attention", "mlps", "mixtures", "residual", "medians"):
                 getattr(self, name)[rows, layer] = taken.get((name, layer), 0.0)
+            for name, of_layers in (("chosen", self.chosen), ("given", self.given)):
+                if (name, layer) in taken:
+                    here = taken[name, layer]
+                    of_layers.setdefault(layer, np.zeros((len(self.positions), here.shape[1])))[rows] = here
             for i, other in enumerate(self.others):
                 other[rows, layer] = taken.get((f"other {i}", layer), 0.0)
             if ("heads", layer) in taken:
@@ -254,5 +292,7 @@ class _Seen:
         for name, array in vars(self).items():
             if name == "others":
                 self.others = np.concatenate(processes.gather([array[:, own]]), axis=1)
+            elif name in ("chosen", "given"):
+                setattr(self, name, {i: np.concatenate(processes.gather([rows[own]])) for i, rows in array.items()})
             elif isinstance(array, np.ndarray):
                 setattr(self, name, np.concatenate(processes.gather([array[own]])))

@@ -14,6 +14,9 @@ ATTENTION = ("attention_module", "head_projection", "attention_write")
 MISSING = dict.fromkeys(ATTENTION, "attention") | {
     "head_projection": "heads that can be told apart",
     "mlp_write": "MLP",
+    "experts": "experts",
+    "experts_sum": "experts",
+    "shared_expert": "shared expert",
     "mlp_norm": "norm before its MLP",
     "down": "neurons that can be told apart",
     "up": "first projection of an MLP",

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lib.model import experts
 from lib.model.finite import require_finite
 from lib.model.trace import Attention, Block, Call, Recorder, first_output, outside
 from lib.run.errors import UserError
@@ -69,6 +70,12 @@ class Layer:
     or is not known."""
     keep: float = 1.0
     """What the residual stream is multiplied by before the writes are added."""
+    experts: str | None = None
+    """The experts of a mixture: a module that lib/model/experts.py knows."""
+    experts_sum: str | None = None
+    """The module whose output is the sum of the experts and of the shared expert beside them."""
+    shared_expert: str | None = None
+    """The module of that expert, whose output may be multiplied by a number for each token."""
     scales: dict[str, float] = field(default_factory=dict)
     """What a write is multiplied by before it is added, by its path; 1 where it is not here."""
     slices: dict[str, slice] = field(default_factory=dict)
@@ -252,7 +259,7 @@ class _Parts:
         mlps, beside = self._one_mlp(mlps)
         others += beside
         if len(mlps) == 1:
-            layer = mlps[0][0]
+            layer = self._with_experts(*mlps[0])
         if len(others) == 1 and layer.attention_write is None:
             layer, others = replace(layer, attention_write=others[0]), []
         if len(mlps) > 1:
@@ -267,6 +274,37 @@ class _Parts:
         if len(known) != 1 or any(_same(one, other) for one, other in combinations(reads, 2)):
             return mlps, []
         return known, [_path(found) for _layer, found in mlps if found is not known[0][1]]
+
+    def _with_experts(self, layer: Layer, write: _Found) -> Layer:
+        """Where the MLP is a mixture, its experts, if their sum is what they give."""
+        mixture = self._first_of(write)
+        for call in self.block.calls:
+            inside = call.path == mixture.path or call.path.startswith(f"{mixture.path}.")
+            if call.given is not None and call.given.ndim == 2 and experts.is_experts(call.module) and inside:
+                chosen = experts.chosen(*call.arguments)
+                if experts.gives_sum(call.module, chosen, call.given, ROUNDINGS * 16):
+                    return self._with_shared(replace(layer, experts=call.path, experts_sum=mixture.path), call, mixture)
+        return layer
+
+    def _with_shared(self, layer: Layer, experts_call: Call, mixture: Call) -> Layer:
+        """With the shared expert; without any where the rest of the mixture is not that of one."""
+        width = self.values.before.numel()
+        if experts_call.given is None or mixture.given is None or mixture.given.numel() != width:
+            return replace(layer, experts=None, experts_sum=None)
+        given, total = (x.double().view(-1, x.shape[-1]) for x in (experts_call.given, mixture.given))
+        bound = ROUNDINGS * self.values.epsilon * (given.abs() + total.abs()).amax()
+        rest = total - given
+        if (rest.abs() <= bound).all():
+            return layer
+        inside = [call for call in self.block.calls if call.path.startswith(f"{mixture.path}.")]
+        for call in reversed(inside):
+            if call is experts_call or call.given is None or call.given.numel() != width:
+                continue
+            shared = call.given.double().view(rest.shape)
+            by_token = (rest * shared).sum(-1, keepdim=True) / (shared * shared).sum(-1, keepdim=True).clamp_min(1e-30)
+            if ((rest - by_token * shared).abs() <= bound).all():
+                return replace(layer, shared_expert=call.path)
+        return replace(layer, experts=None, experts_sum=None)
 
     def _is_of(self, write: _Found, attention: Attention) -> bool:
         """Whether a write comes from the part of the block that attention is in."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lib.model.arch import Architecture
+from lib.model.experts import Chosen, chosen
 from lib.model.skipping import attention_skipped, forward_replaced, mlp_skipped
 from lib.run.errors import UserError
 
@@ -109,6 +110,21 @@ def watch_outputs(arch: Architecture, role: str, see: See, layers: Iterable[int]
         return module.register_forward_hook(hook)
 
     with _registered(arch, role, layers, register):
+        yield
+
+
+@contextmanager
+def watch_experts(
+    arch: Architecture, see: Callable[[int, Chosen], None], layers: Iterable[int] | None = None
+) -> Iterator[None]:
+    """Call `see` with what each layer's experts are called with."""
+
+    def register(layer: int, module: torch.nn.Module) -> RemovableHandle:
+        return module.register_forward_pre_hook(
+            lambda _module, args, kwargs: see(layer, chosen(args, kwargs)), with_kwargs=True
+        )
+
+    with _registered(arch, "experts", layers, register):
         yield
 
 

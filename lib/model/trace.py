@@ -28,6 +28,7 @@ class Call:
     taken: Tensor | None
     given: Tensor | None = None
     raw: Any = None
+    arguments: tuple[Any, dict[str, Any]] = ((), {})
     replaced: bool = False
     """It gave zeros, for which noise was put."""
 
@@ -115,7 +116,7 @@ class Recorder(TorchFunctionMode):
 
         def enter(_module: torch.nn.Module, args: Any, kwargs: Any) -> None:
             taken = first_tensor(args, kwargs)
-            started.append(Call(path, part, None if taken is None else taken.clone()))
+            started.append(Call(path, part, None if taken is None else taken.clone(), arguments=(args, kwargs)))
             run = self.open[-1][0] if self.open and path else Block(block)
             self.open.append((run, path))
             if not path:
