@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 
 from experiments.head_scores.results import Results
 from lib.core import definitions, sinks
@@ -14,7 +15,8 @@ NEIGHBOURS = 10
 
 
 def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
-    heads = sinks.measure(lm, windows, options.batch_size)
+    learned = sinks.LearnedSinks(lm.arch)
+    heads = sinks.measure(lm, windows, options.batch_size, learned=learned)
     seqlen, draws = windows.ids.shape[1], windows.draws(options.seed)
     ranking = sinks.rank(heads.scores.mean(0))
     highest = np.stack([heads.scores[:, head.layer, head.head] for head in ranking[:NEIGHBOURS]], axis=1)
@@ -37,4 +39,6 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
         sink_rate=draws.averages(heads.sink_rates()),
         sink_epsilon=definitions.SINK_EPSILON,
         sink_window=min(definitions.SINK_WINDOW, seqlen),
+        learned_scores=by_head(learned.scores) if learned else UNSET,
+        learned_sink_rate=draws.averages(sinks.rates(learned.window)) if learned else UNSET,
     )

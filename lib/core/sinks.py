@@ -129,6 +129,50 @@ class HeadScores:
         return rates(self.window)
 
 
+class LearnedSinks:
+    """Per-sequence means of the probability on learned sinks; feed `update` to
+    lib.model.attention.watch_learned_sinks.
+
+    scores, window: (sequences, layers, heads), NaN where there is none, over all queries and over the first
+    SINK_WINDOW.
+    """
+
+    def __init__(self, arch: Architecture) -> None:
+        self.shape = (arch.n_layers, arch.n_heads)
+        self.kept = OnDevice()
+        self.layers: list[int] = []  # of the batch, that have one
+        self.rows = {"scores": Samples(), "window": Samples()}
+
+    def __bool__(self) -> bool:
+        """Whether the model has any."""
+        return bool(self.rows["scores"].rows)
+
+    def update(self, layer: int, probability: torch.Tensor) -> None:
+        self.layers.append(layer)
+        self.kept.keep(("scores", layer), exact(probability).mean(2))
+        self.kept.keep(("window", layer), exact(probability[:, :, :SINK_WINDOW]).mean(2))
+
+    def end_batch(self) -> None:
+        taken, layers = self.kept.take(), self.layers
+        self.layers = []
+        for name, samples in self.rows.items() if layers else ():
+            rows = np.full((len(taken[name, layers[0]]), *self.shape), np.nan)
+            for layer in layers:
+                rows[:, layer, : taken[name, layer].shape[1]] = taken[name, layer]
+            samples.extend(rows)
+
+    def gather(self) -> None:
+        self.rows = processes.merged(self.rows)
+
+    @property
+    def scores(self) -> np.ndarray:
+        return self.rows["scores"].array
+
+    @property
+    def window(self) -> np.ndarray:
+        return self.rows["window"].array
+
+
 def rates(probabilities: np.ndarray, epsilon: float = SINK_EPSILON) -> np.ndarray:
     """(sequences,) share of the heads over `epsilon`, of (sequences, layers, heads); NaN is no head."""
     return (probabilities > epsilon).sum((1, 2)) / np.isfinite(probabilities).sum((1, 2))
@@ -141,18 +185,29 @@ def rank(scores: Iterable[Iterable[float]]) -> list[HeadScore]:
     return sorted(heads, key=lambda head: -head.score)
 
 
-def measure(lm: LanguageModel, windows: Windows, batch_size: int, last_layer: int | None = None) -> HeadScores:
-    """All windows; with `last_layer` no later layer is run (their scores are nan)."""
+def measure(
+    lm: LanguageModel,
+    windows: Windows,
+    batch_size: int,
+    last_layer: int | None = None,
+    learned: LearnedSinks | None = None,
+) -> HeadScores:
+    """All windows; with `last_layer` no later layer is run (their scores are nan). learned: gets the learned sinks."""
     scores = HeadScores(lm.arch)
     stop = nullcontext() if last_layer is None else hooks.stop_after(lm.arch, last_layer)
     with (
         processes.progress(len(windows.ids), batch_size, "attention") as progress,
         attention.watch_first_token(lm, scores.update),
+        nullcontext() if learned is None else attention.watch_learned_sinks(lm, learned.update),
         stop,
     ):
         for _rows, ids in windows.batches(batch_size):
             hooks.forward(lm, ids)
             scores.end_batch()
+            if learned is not None:
+                learned.end_batch()
             progress.update(len(ids))
     scores.gather()
+    if learned is not None:
+        learned.gather()
     return scores

@@ -159,6 +159,28 @@ def _added(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | Non
     return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
 
 
+@contextmanager
+def watch_learned_sinks(lm: LanguageModel, see: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
+    """Call `see(layer, probability)` for the attention of each layer in which softmax has a learned logit beside the
+    keys, whose probability goes nowhere (gpt-oss). probability: (batch, heads, seq), of each query on it."""
+
+    def watched(layer: int) -> _Replaced:
+        def seen_of(softmax: Softmax) -> Softmax:
+            def call(*args: Any, **kwargs: Any) -> torch.Tensor:
+                weights = softmax(*args, **kwargs)
+                n_heads, n_queries = lm.arch.layers[layer].n_heads, weights.shape[-2]
+                if is_attention(args, kwargs, n_heads) and weights.shape[-1] == n_queries + 1:
+                    see(layer, weights[..., -1].reshape(-1, n_heads, n_queries))
+                return weights
+
+            return call
+
+        return _Replaced({softmax: seen_of(softmax) for softmax in SOFTMAX})
+
+    with hooks.around_calls(lm.arch, "attention_module", watched, lm.arch.with_role("attention_module")):
+        yield
+
+
 def watch_logits(
     lm: LanguageModel, see: Callable[[int, torch.Tensor], None], layers: Iterable[int] | None = None
 ) -> AbstractContextManager[None]:

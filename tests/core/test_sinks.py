@@ -9,8 +9,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from lib.core import sinks
 from lib.core.data import Windows
 from lib.model import attention, hooks
-from tests import reference
+from tests import reference, types
 from tests.conftest import HEADS, LAYERS, language_model, logits, tiny_model, token_ids
+from tests.core.test_sweep import windows_of
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 LENGTH = 72  # longer than SINK_WINDOW
@@ -135,3 +136,27 @@ def test_attention_functions_are_found_wherever_a_model_has_them(own, monkeypatc
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", attend)
     assert_close(head_scores(lm, ids, 2).scores, expected.scores, **TOLERANCE)
+
+
+def test_learned_sinks_are_what_is_missing_of_the_maps():
+    """gpt-oss: a learned logit stands in softmax beside the keys, and what it takes is in no map."""
+    lm = types.loaded("gpt_oss")
+    ids = torch.randint(3, 100, (3, 12), generator=torch.Generator().manual_seed(3))
+    learned = sinks.LearnedSinks(lm.arch)
+    scores = sinks.measure(lm, windows_of(ids), 2, learned=learned).scores
+    with torch.inference_mode():
+        maps = lm.model(input_ids=ids, use_cache=False, output_attentions=True).attentions
+    for layer, of_layer in enumerate(maps):
+        missing = (1 - of_layer.sum(-1)).mean(-1)
+        assert_close(torch.from_numpy(learned.scores[:, layer]).float(), missing, rtol=0, atol=1e-5)
+        seen = (of_layer[..., 0] > 0).any(0).any(0)  # sliding windows: later queries do not see the first token
+        first = of_layer[..., 0][..., seen].mean(-1)
+        assert_close(torch.from_numpy(scores[:, layer]).float(), first, rtol=0, atol=1e-5)
+    assert learned.scores.max() > 0.1
+
+
+def test_a_model_without_learned_sinks_has_none():
+    lm = types.loaded("mixtral")
+    learned = sinks.LearnedSinks(lm.arch)
+    sinks.measure(lm, windows_of(torch.ones(1, 8, dtype=torch.long)), 1, learned=learned)
+    assert not learned
