@@ -63,11 +63,13 @@ def ledger_writes(result: Stored, annotated: float = 0.01) -> Figure:
     experts of a layer are one column: their sum."""
     results = result.results
     writes = [write for write in results.writes if write.layer is not None]
-    column = {write.name: ("experts", None) if write.kind == "expert" else (write.kind, write.head) for write in writes}
-    components = list(dict.fromkeys(column.values()))
+    component = {
+        write.name: ("experts", None) if write.kind == "expert" else (write.kind, write.head) for write in writes
+    }
+    components = list(dict.fromkeys(component.values()))
     values = np.zeros((len(results.layers), len(components)))
     for write in writes:
-        values[write.order, components.index(column[write.name])] += write.value
+        values[write.order, components.index(component[write.name])] += write.value
     limit = float(np.abs(values).max()) or 1.0
     least = annotated * abs(result.conclusion.values.peak.value)
     figure, ax = make_axes(size=(max(6.0, 2.8 + 0.55 * len(components)), max(4.0, 1.8 + 0.27 * len(values))))
