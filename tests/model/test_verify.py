@@ -15,9 +15,10 @@ class Rolled(torch.nn.Module):
         return value.roll(1, dims=-1)
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
-def test_nothing_is_wrong(model_type):
-    model = tiny_model(model_type)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "gemma3_text"])
+def test_nothing_is_wrong(model_type, dtype):
+    model = tiny_model(model_type).to(dtype)
     lm = language_model(model)
     before = list(lm.arch.layers)
     verify.verified(lm)
