@@ -11,9 +11,10 @@ OUTPUT = "mlp_output"
 def checkpoints_of(arch: Architecture, layer: int) -> list[tuple[str, str, str, str]]:
     """[(name, label, role, side)] of the tensors to watch, in the order of computation.
 
-    `mlp_output` is the output of the down projection; models with a norm after it add `mlp_write`.
+    What an activation function gives that is no module is not among them, in a gated MLP. `mlp_output` is the output
+    of the down projection; models with a norm after it add `mlp_write`.
     """
-    activation = activation_name(arch, layer)
+    activation, has_module = activation_name(arch, layer), arch.layers[layer].function is None
     if arch.layers[layer].mlp_norm is None:
         points = [("residual", "residual stream, which is the MLP input", "up", "input")]
     else:
@@ -24,7 +25,7 @@ def checkpoints_of(arch: Architecture, layer: int) -> list[tuple[str, str, str, 
     if arch.is_gated(layer):
         points += [
             ("gate", "gate projection", "gate", "output"),
-            ("after_activation", f"after {activation}", "activation", "output"),
+            *([("after_activation", f"after {activation}", "activation", "output")] if has_module else []),
             ("up", "up projection", "up", "output"),
             ("product", f"product {activation}(gate) x up", "down", "input"),
         ]
@@ -41,6 +42,9 @@ def checkpoints_of(arch: Architecture, layer: int) -> list[tuple[str, str, str, 
 
 def activation_name(arch: Architecture, layer: int) -> str:
     """The activation function's name as transformers has it, for example NewGELU or SiLU."""
+    function = arch.layers[layer].function
+    if function is not None:
+        return function
     return type(arch.module(layer, "activation")).__name__.removesuffix("Activation")
 
 

@@ -8,14 +8,16 @@ the dtype; what does not hold is not there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations, pairwise
 from typing import Any, cast
 
 import torch
 from accelerate.utils import align_module_device
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -35,6 +37,18 @@ SAME_SCALE = 1e-3  # a fitted scale and the number of the configuration that it 
 NOT_FINITE = "its output is not finite"
 Kind = tuple[str, ...]  # paths
 BACK = 3  # modules between a projection and the residual stream, at most
+
+
+CLOSE = 8  # times ROUNDINGS
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {  # of activation, as code may call them
+    "SiLU": functional.silu,
+    "GELU": functional.gelu,
+    "GELU, tanh": partial(functional.gelu, approximate="tanh"),
+    "ReLU": torch.relu,
+    "squared ReLU": lambda value: torch.relu(value).square(),
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,9 @@ class Layer:
     gate: str | None = None
     """Projection that enters the activation function in a gated MLP; None in a plain one."""
     activation: str | None = None
-    """The MLP's activation function."""
+    """The MLP's activation function, where it is a module."""
+    function: str | None = None
+    """Its name in FUNCTIONS, where it is none."""
     mlp_norm: str | None = None
     """The norm before the MLP, whose input is the residual stream; None where its first projection reads that itself,
     or is not known."""
@@ -425,19 +441,28 @@ class _Parts:
             for other in first:
                 if other[2] is not entered[2] and _same(given * other[2].reshape(given.shape), down.taken):
                     return self._first(layer, {"gate": entered, "up": other}, activation, stream)
+        for name, function in FUNCTIONS.items():
+            for entered in first:
+                given = function(entered[2])
+                if self._close(given, down.taken):
+                    return self._first(layer, {"up": entered}, name, stream)
+                for other in first:
+                    if other is not entered and self._close(given * other[2].reshape(given.shape), down.taken):
+                        return self._first(layer, {"gate": entered, "up": other}, name, stream)
         return replace(layer, inner="the input of its down projection is no activation of a projection's output")
 
     def _first(
         self,
         layer: Layer,
         roles: dict[str, tuple[Call, slice, Tensor, str]],
-        activation: Call,
+        activation: Call | str,
         stream: Sequence[Tensor],
     ) -> Layer:
         """With what is before the down projection."""
         layer = replace(
             layer,
-            activation=activation.path,
+            activation=None if isinstance(activation, str) else activation.path,
+            function=activation if isinstance(activation, str) else None,
             up=roles["up"][0].path,
             gate=roles["gate"][0].path if "gate" in roles else None,
             slices={role: part for role, (_call, part, _value, _o) in roles.items() if part != slice(None)},
@@ -452,6 +477,11 @@ class _Parts:
         if norm is None:
             return replace(layer, inner="what its first projection reads is no norm of the residual stream")
         return replace(layer, mlp_norm=norm.path)
+
+    def _close(self, one: Tensor, other: Tensor) -> bool:
+        """Within a few roundings; functions may be computed in several ways."""
+        flat, expected = (value.flatten().double().cpu() for value in (one, other))
+        return len(flat) == len(expected) and is_sum(expected, [flat], CLOSE * self.values.epsilon)
 
     def _is_stream(self, value: Tensor | None, stream: Sequence[Tensor]) -> bool:
         if value is None or value.numel() != self.values.before.numel():

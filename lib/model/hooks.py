@@ -293,8 +293,32 @@ def position_embeddings_swapped(arch: Architecture, one: int, other: int) -> Ite
 
 
 @contextmanager
+def _product_replaced(arch: Architecture, layer: int, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """As activation_replaced where the function is no module: what the down projection takes is made anew."""
+    given: dict[str, Tensor] = {}
+    roles = ["gate", "up"] if arch.is_gated(layer) else ["up"]
+
+    def keep(role: str) -> See:
+        return lambda _layer, value: given.update({role: value})
+
+    def product(_layer: int, _value: Tensor) -> Tensor:
+        first = function(given[roles[0]])
+        return first * given["up"] if arch.is_gated(layer) else first
+
+    with ExitStack() as stack:
+        for role in roles:
+            stack.enter_context(watch_outputs(arch, role, keep(role), [layer]))
+        stack.enter_context(watch_inputs(arch, "down", product, [layer]))
+        yield
+
+
+@contextmanager
 def activation_replaced(arch: Architecture, layer: int, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Put `function` in the place of the activation function of one layer's MLP."""
+    if arch.layers[layer].function is not None:
+        with _product_replaced(arch, layer, function):
+            yield
+        return
     handle = arch.module(layer, "activation").register_forward_hook(lambda _module, args, _output: function(args[0]))
     try:
         yield

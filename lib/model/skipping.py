@@ -91,7 +91,8 @@ def mlp_skipped(arch: Architecture, layer: int, _off: str) -> Iterator[None]:
         yield
         return
     first = {arch.module(layer, role) for role in ("up", *["gate"] * arch.is_gated(layer))}
-    activation, down, write = (arch.module(layer, role) for role in ("activation", "down", "mlp_write"))
+    down, write = (arch.module(layer, role) for role in ("down", "mlp_write"))
+    inside = [*first, *([arch.module(layer, "activation")] if arch.layers[layer].activation else [])]
     project = down.forward
     seen_before = output_is_seen(write)
 
@@ -100,7 +101,7 @@ def mlp_skipped(arch: Architecture, layer: int, _off: str) -> Iterator[None]:
             seen_before
             or input_is_seen(down)
             or (write is not down and output_is_seen(down))
-            or any(input_is_seen(module) or output_is_seen(module) for module in (*first, activation))
+            or any(input_is_seen(module) or output_is_seen(module) for module in inside)
         )
 
     def nothing(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

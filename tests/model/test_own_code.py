@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lib.core import attribution
 from lib.core.ablation import Condition
@@ -146,6 +147,39 @@ def test_code_that_exists_nowhere(folder):
     with torch.no_grad():
         lm.model.inner.steps[1].looks.back.weight[16:24] = 0
         close(off, lm.model(ids).logits)
+
+
+def test_an_activation_function_that_is_no_module(folder):
+    """As in much code: F.gelu(x)."""
+    code = CODE.replace("one * self.bend(other)", "one * F.silu(other)")
+    assert code != CODE
+    (folder / "odd.py").write_text(code)
+    lm = load(Options(model=str(folder), device="cpu", offline=True, trust_remote_code=True))
+    layer = lm.arch.layers[1]
+    assert (layer.function, layer.activation, layer.inner) == ("SiLU", None, None)
+    assert layer.slices == {"gate": slice(1, None, 2), "up": slice(0, None, 2)}
+    ids = torch.randint(8, 300, (2, 12), generator=torch.Generator().manual_seed(0))
+    with hooks.activation_replaced(lm.arch, 1, torch.relu), torch.inference_mode():
+        replaced = lm.model(ids).logits
+    assert torch.equal(replaced, relu_logits(folder, ids))
+    with hooks.mlps_off(lm.arch, [1]), torch.inference_mode():
+        off = lm.model(ids).logits
+    with torch.no_grad():
+        lm.model.inner.steps[1].thinks.out.weight.zero_()
+        close(off, lm.model(ids).logits)
+
+
+def relu_logits(folder, ids):
+    """Of the same weights with ReLU in layer 1, by other code."""
+    code = CODE.replace("one * self.bend(other)", "one * (F.relu(other) if self.relu else F.silu(other))")
+    spaces = {}
+    exec(code, spaces)
+    model = spaces["OddForCausalLM"](spaces["OddConfig"]()).eval()
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    for i, step in enumerate(model.inner.steps):
+        step.thinks.relu = i == 1
+    with torch.inference_mode():
+        return model(ids).logits
 
 
 def test_it_does_not_run_unless_it_is_trusted(folder):
