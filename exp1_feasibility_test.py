@@ -31,10 +31,9 @@ class Options(cli.Options):
 
 def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:
     from experiments.ablation import measure
-    from lib.core.ablation import Condition
+    from lib.core.ablation import all_heads_off
 
-    heads = tuple(lm.arch.heads)
-    return measure.run(lm, windows, Condition("all_heads_off", "all heads off", heads=heads), options)
+    return measure.run(lm, windows, all_heads_off(lm.arch), options)
 
 
 def summarise(result: Stored) -> str:

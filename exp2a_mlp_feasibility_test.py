@@ -31,10 +31,9 @@ class Options(cli.Options):
 
 def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:
     from experiments.ablation import measure
-    from lib.core.ablation import Condition
+    from lib.core.ablation import all_mlps_off
 
-    mlps = tuple(lm.arch.mlps)
-    return measure.run(lm, windows, Condition("all_mlps_off", "all MLPs off", mlps=mlps), options)
+    return measure.run(lm, windows, all_mlps_off(lm.arch), options)
 
 
 def summarise(result: Stored) -> str:

@@ -374,7 +374,7 @@ def head_forward(options):
 def switch_off(lm, which):
     """Zero a head's part of the input of its layer's attention output projection, for good."""
     layer, head = which
-    columns = slice(head * lm.arch.head_dim, (head + 1) * lm.arch.head_dim)
+    columns = slice(head * lm.arch.head_dims[layer], (head + 1) * lm.arch.head_dims[layer])
 
     def zero(_module, args):
         value = args[0].clone()

@@ -13,6 +13,7 @@ from lib.model.tokens import text_of
 
 def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     lm.arch.check_layer(options.layer_id)
+    lm.arch.module(options.layer_id, "attention_module")
     logits = sinks.logits(lm, windows.ids, options.layer_id)
     return Results(
         layer=options.layer_id,

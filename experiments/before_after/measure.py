@@ -17,6 +17,9 @@ from lib.model.tokens import text_of
 
 def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     lm.arch.check_layer(options.layer_id)
+    lm.arch.module(options.layer_id, "head_projection")
+    if options.head is not None:
+        lm.arch.check_head(options.layer_id, options.head)
     head, chosen = (options.head, "--head") if options.head is not None else highest_head(lm, options)
     kept = OnDevice()
     statistics = LayerStatistics(lm.arch, lm.tokenizer, kept)

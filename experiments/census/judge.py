@@ -111,14 +111,15 @@ def judge(results: Results) -> Verdict:
 def _cells(results: Results) -> dict[str, Share | None]:
     """{manipulation: share}."""
     census = Share.exact(results.census.n_spiking / results.census.tokens)
-    return vars(results.shares) | {CENSUS: census, "repeated": _repeated(results)}
+    repeated = None if results.not_alone else _repeated(results)  # no evidence, where it has other context
+    return vars(results.shares) | {CENSUS: census, "repeated": repeated}
 
 
 def _repeated(results: Results) -> Share:
     """Behind itself, exact where no draw of tokens could change it."""
     shares = results.shares
     same = float(results.census.n_spiking > 0)  # those tried spike as the first token, or no token does
-    certain = shares.there is None and shares.repeated.mean == same
+    certain = not results.not_alone and shares.there is None and shares.repeated.mean == same
     return Share.exact(same) if certain else shares.repeated
 
 

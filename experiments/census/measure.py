@@ -20,6 +20,7 @@ from experiments.census.results import (
     TokenValue,
     Tried,
 )
+from lib.core import sinks
 from lib.core.data import Windows
 from lib.core.definitions import ABSOLUTE, RELATIVE
 from lib.core.massive import is_massive
@@ -89,7 +90,7 @@ def every_token(probe: Probe) -> np.ndarray:
 
     One-token sequences are exact: by causality nothing after the first token can change it.
     """
-    values = np.full(probe.lm.model.config.vocab_size, np.nan)
+    values = np.full(probe.lm.model.config.get_text_config().vocab_size, np.nan)
     ids = np.array(sorted(i for i in set(probe.lm.tokenizer.get_vocab().values()) if i < len(values)))
     values[ids] = probe.values(torch.from_numpy(ids)[:, None], TOKENS_AT_ONCE, "census")[:, 0]
     return values
@@ -229,6 +230,15 @@ def behind_bos(
     return of_bos, share
 
 
+def not_alone(lm: LanguageModel, ids: torch.Tensor, layer: int) -> str | None:
+    """results.not_alone, of the output of `layer`."""
+    layers = enumerate(lm.arch.layers[: layer + 1])
+    mixed = [str(i) for i, parts in layers if parts.others or (parts.attention_write and not parts.n_heads)]
+    if mixed:
+        return f"more than attention may mix tokens in layers {', '.join(mixed)}"
+    return None if sinks.sees_only_itself(lm, ids) else "heads attend to a learned sink, too"
+
+
 def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     if options.layer_id is not None:
         lm.arch.check_layer(options.layer_id)
@@ -258,4 +268,5 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
         elsewhere=moved,
         bos=bos,
         shares=shares,
+        not_alone=not_alone(lm, windows.ids, layer),
     )

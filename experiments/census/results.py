@@ -129,7 +129,8 @@ class Shares:
 
 @dataclass(frozen=True)
 class Results:
-    """spiking: how many of the windows spike as they are. elsewhere: by position. bos: None without a BOS token."""
+    """spiking: how many of the windows spike as they are. elsewhere: by position. bos: None without a BOS token.
+    not_alone: why a token behind itself may have other context than one alone; None: it has not."""
 
     place: FollowedPlace
     layer: int
@@ -141,6 +142,7 @@ class Results:
     elsewhere: list[Elsewhere]
     bos: Bos | None
     shares: Shares
+    not_alone: str | None = None
 
 
 @dataclass(frozen=True)

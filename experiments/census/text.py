@@ -30,6 +30,7 @@ def summarise(result: Stored) -> str:
             "most: of the windows), and what does not fit (x) or cannot be told (?)",
             _causes(values.causes, values.measured),
             *(f"{measured.label}: {measured.tells}" for measured in values.measured.values()),
+            *([f"behind itself is no evidence here: {results.not_alone}"] if results.not_alone else []),
             "",
             tables.conclusion_text(conclusion, values.note or values.why),
             *_named(values.tokens),

@@ -72,8 +72,9 @@ def choose_sets(lm: LanguageModel, windows: Windows, options: Any) -> Sets:
     elif identity.is_gpt2(provenance.of_model(options, lm)) and (lm.arch.n_layers, lm.arch.n_heads) == (12, 12):
         ranked = SEED_STUDY
     else:
+        every = lm.arch.heads
         scores = sinks.measure(lm, windows, options.batch_size).scores.mean(0)
-        heads = tuple(Head(score.layer, score.head) for score in sinks.rank(scores))
+        heads = tuple(Head(*head) for head in sorted(every, key=lambda head: -scores[head]))
         highest, lowest = heads[: pruning.OVERALL], heads[::-1][: pruning.OVERALL]
         ranked = Sets(highest, lowest, "this model's ranking on these windows")
     sets = Sets(top or ranked.top, bottom or ranked.bottom, ranked.source)
@@ -95,7 +96,8 @@ def random_heads(arch: Architecture, sets: Sets, name: str, seed: int) -> tuple[
         free[layer] = [head for head in range(arch.layers[layer].n_heads) if (layer, head) not in taken]
         if len(free[layer]) < wanted[layer]:
             raise UserError(
-                f"layer {layer} has only {len(free[layer])} heads outside TOP and BOTTOM to draw random heads from"
+                f"layer {layer} has only {len(free[layer])} heads outside TOP and BOTTOM to draw random heads from; "
+                "name others by --top and --bottom"
             )
     possible = prod(comb(len(others), wanted[layer]) for layer, others in free.items())
     if possible <= NULL:

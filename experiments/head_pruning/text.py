@@ -25,7 +25,8 @@ def summarise(result: Stored) -> str:
             ", ".join(_said(result, name) for name in SETS) + "\n",
             tables.conclusion_text(result.conclusion, None if values is None else values.note),
             "Heads of later layers cannot change earlier ones, and no attention score can change position 0, which",
-            "sees only itself: a set is fairly compared only with the random heads of its own layers.",
+            "sees only itself (and a learned sink, where there is one): a set is fairly compared only with the random",
+            "heads of its own layers.",
             "",
         ]
     )

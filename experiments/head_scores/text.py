@@ -32,6 +32,7 @@ def summarise(result: Stored) -> str:
             "score: mean over windows and queries of the probability on the first token, the first query (always 1)",
             f"included. Uniform attention would score {results.uniform:.4f}; no head can score below "
             f"{results.floor:.4f}.",
+            *_first_query(results),
             "Intervals: 95 %, as above.",
             "",
             f"The {min(10, len(ranked))} highest of {len(ranked)} heads",
@@ -60,6 +61,12 @@ def _learned_rate(results: Results) -> list[str]:
         f"Learned sinks: {tables.interval(results.learned_sink_rate)} of the heads that have one give it more than "
         f"{results.sink_epsilon}: a head that looks there needs no first token."
     ]
+
+
+def _first_query(results: Results) -> list[str]:
+    if not results.learned_scores:
+        return []
+    return ["But for a learned sink, as heads of this model have it: it takes a part of the first query, too."]
 
 
 def _score(scores: list[list[Average]], head: HeadScore) -> str:

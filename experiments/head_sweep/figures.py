@@ -48,12 +48,18 @@ def _in_windows(n: int) -> str:
 
 def _head_panels(results: Results, n: int) -> tuple[Figure, np.ndarray]:
     n_layers, n_heads = _shape(results)
+    unequal = len(results.heads) < n_layers * n_heads
     size = (2.2 + n * max(1.9, 0.24 * n_heads), 2.6 + 0.17 * n_layers)
     figure, axes = make_axes(1, n, size=size, sharey=True)
     named = Line2D([], [], color="black", ls="", **NAMED, label="named by the rule")
     figure.legend(
         handles=[
-            Patch(facecolor="0.9", edgecolor="0.5", hatch="////", label="impossible by causality, not run"),
+            Patch(
+                facecolor="0.9",
+                edgecolor="0.5",
+                hatch="////",
+                label="impossible by causality, not run" + (", or no head" if unequal else ""),
+            ),
             named,
         ],
         loc="outside lower center",
@@ -66,9 +72,8 @@ def _head_panels(results: Results, n: int) -> tuple[Figure, np.ndarray]:
 
 
 def _shape(results: Results) -> tuple[int, int]:
-    """Layers, and heads of each."""
-    last = results.heads[-1]
-    return last.layer + 1, last.head + 1
+    """Layers up to the last with heads, and the most heads that one has."""
+    return results.heads[-1].layer + 1, 1 + max(head.head for head in results.heads)
 
 
 def _head_changes(

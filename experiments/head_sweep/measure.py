@@ -1,8 +1,8 @@
 """Every head off or at its mean, one by one and in order of its write."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from experiments.head_sweep.results import (
     ValueEffects,
 )
 from lib.core import first_tokens, sinks, sweep
-from lib.core.ablation import Condition
+from lib.core.ablation import all_heads_off
 from lib.core.data import Windows
 from lib.core.evidence import Average
 from lib.core.heads import HeadsSet, label
@@ -46,37 +46,38 @@ from lib.run.errors import UserError
 class Survey:
     """Every head of the model as it is.
 
-    scores: (windows, layers, heads) mean probability on the first token. writes: (windows, layers, heads), signed, what
-    a head adds to the residual stream at the place. outputs: (layers, heads, head_dim), a head's part of the input of
-    the attention output projection, mean over all tokens of all windows.
+    scores: (windows, layers, heads) mean probability on the first token, nan where a layer has fewer heads than others.
+    writes: (windows, layers, heads), signed, what a head adds to the residual stream at the place. outputs: of each
+    layer, (heads, width of a head), a head's part of the input of the attention output projection, mean over all tokens
+    of all windows.
     """
 
     scores: np.ndarray
     writes: np.ndarray
-    outputs: torch.Tensor
+    outputs: list[torch.Tensor]
 
     @property
     def heads(self) -> list[Head]:
         """All, in order."""
-        n_layers, n_heads = self.scores.shape[1:]
-        return [Head(*head) for head in product(range(n_layers), range(n_heads))]
+        return [Head(*head) for head in np.argwhere(np.isfinite(self.scores).all(0)).tolist()]
 
 
 def survey(lm: LanguageModel, windows: Windows, place: Place, batch_size: int) -> Survey:
     """The Survey of all windows, in one pass.
 
-    Raises UserError if a layer has no heads, or not as many as others.
+    Raises UserError if there are no heads, or those of a layer cannot be told apart.
 
     Where a norm follows the output projection, a write is multiplied by what the norm does to the projection's output
     at the place. Biases belong to no head.
     """
-    lm.arch.require_in_every_layer("head_projection")
-    arch, dim, heads_shape = lm.arch, place.dim, (lm.arch.n_heads, lm.arch.head_dim)
+    arch, dim = lm.arch, place.dim
+    layers = [*dict.fromkeys(layer for layer, _head in arch.heads)]
+    shapes = {layer: (arch.layers[layer].n_heads, arch.head_dims[layer]) for layer in layers}
     kept = OnDevice()
     scores = sinks.HeadScores(arch, kept)
-    sums: list[processes.Sum] = [processes.Sum() for _ in range(arch.n_layers)]
-    weights = [arch.weight(layer, "head_projection")[dim].detach().cpu().double() for layer in range(arch.n_layers)]
-    scales = [arch.scale(layer, "attention_write") for layer in range(arch.n_layers)]
+    sums: list[processes.Sum] = [processes.Sum() for _ in layers]
+    weights = [arch.weight(layer, "head_projection")[dim].detach().cpu().double() for layer in layers]
+    scales = [arch.scale(layer, "attention_write") for layer in layers]
     writes = np.zeros((len(windows.ids), arch.n_layers, arch.n_heads))
     own = processes.own(len(windows.ids), batch_size)
     with processes.progress(len(windows.ids), batch_size, "heads") as progress:
@@ -99,17 +100,18 @@ def survey(lm: LanguageModel, windows: Windows, place: Place, batch_size: int) -
                 hooks.forward(lm, ids)
             taken = kept.take()
             scores.end_batch(taken)
-            before, written = (by_layer(taken, name, range(arch.n_layers)) for name in ("projected", "written"))
+            before, written = (by_layer(taken, name, layers) for name in ("projected", "written"))
             norm = np.divide(written, before, out=np.ones_like(before), where=before != 0) * scales
-            for layer in range(arch.n_layers):
-                sums[layer] += torch.from_numpy(taken["sum", layer]).double().sum(0).view(heads_shape)
-                parts = torch.from_numpy(taken["heads", layer]).double() * weights[layer]
-                writes[rows, layer] = parts.view(-1, *heads_shape).sum(2).numpy() * norm[:, layer, None]
+            for i, (layer, shape) in enumerate(shapes.items()):
+                sums[i] += torch.from_numpy(taken["sum", layer]).double().sum(0).view(shape)
+                parts = torch.from_numpy(taken["heads", layer]).double() * weights[i]
+                writes[rows, layer, : shape[0]] = parts.view(-1, *shape).sum(2).numpy() * norm[:, i, None]
             progress.update(len(ids))
     scores.gather()
     writes = np.concatenate(processes.gather([writes[own]]))
-    outputs = torch.stack([layer.total for layer in processes.merged(sums)])
-    return Survey(scores.scores, writes, (outputs / windows.ids.numel()).float())
+    totals = zip(layers, processes.merged(sums), strict=True)
+    means = {layer: (outputs.total / windows.ids.numel()).float() for layer, outputs in totals}
+    return Survey(scores.scores, writes, [means.get(layer, torch.empty(0, 0)) for layer in range(arch.n_layers)])
 
 
 @dataclass(frozen=True)
@@ -134,11 +136,11 @@ def orders(surveyed: Survey, n_random: int, seed: int) -> Orders:
         return sorted(surveyed.heads, key=lambda head: -size[head])
 
     by_score = largest_first(surveyed.scores.mean(0))
-    n_layers, n_heads = surveyed.scores.shape[1:]
+    counts = Counter(head.layer for head in surveyed.heads)
     rng = np.random.default_rng(seed)
     random = []
     for _draw in range(n_random):
-        left = [rng.permutation(n_heads).tolist() for _ in range(n_layers)]
+        left = {layer: rng.permutation(n_heads).tolist() for layer, n_heads in counts.items()}
         random.append([Head(layer, left[layer].pop()) for layer, _head in by_score])
     return Orders(by_score, largest_first(np.abs(surveyed.writes.mean(0))), random)
 
@@ -167,7 +169,7 @@ def heads_off(surveyed: Survey, orders: Iterable[Sequence[Head]]) -> list[HeadsS
 
 def heads_at_mean(surveyed: Survey) -> list[HeadsSet]:
     """Every single head at its mean."""
-    return [HeadsSet(at_its_mean(head), {head: surveyed.outputs[head]}) for head in surveyed.heads]
+    return [HeadsSet(at_its_mean(head), {head: surveyed.outputs[head.layer][head.head]}) for head in surveyed.heads]
 
 
 class Effects:
@@ -238,20 +240,20 @@ class Effects:
         return rows
 
     def by_layer(self, versions: Mapping[str, int]) -> list[dict[str, Any]]:
-        """The fields of each layer's AllEffects[Average], or ValueEffects[Average], of {version: the layer of its one
+        """The fields of AllEffects[Average], or ValueEffects[Average], of each layer of {version: the layer of its one
         head}: the mean over its heads of |change|."""
-        sizes = self._sizes(versions)
-        rows: list[dict[str, Any]] = [dict.fromkeys(sizes) for _ in range(self.layers[-1] + 1)]
+        sizes, layers = self._sizes(versions), np.unique(list(versions.values()))
+        rows: list[dict[str, Any]] = [dict.fromkeys(sizes) for _ in layers]
         for effect, of_layers in sizes.items():
-            able = of_layers[:, : self.effects[effect].reach + 1]
+            able = of_layers[:, layers <= self.effects[effect].reach]
             averages = self.draws(able).averages(able, family=True) if able.size else ()
             for row, average in zip(rows, averages, strict=False):
                 row[effect] = average
         return rows
 
     def early(self, versions: Mapping[str, int]) -> Early | None:
-        losses = self._sizes(versions)["loss"]
-        quarters = np.array_split(np.arange(losses.shape[1]), 4)
+        losses, numbers = self._sizes(versions)["loss"], np.unique(list(versions.values()))
+        quarters = np.array_split(np.arange(len(numbers)), 4)
         if not all(map(len, quarters)):
             return None
         means = np.stack([losses[:, layers].mean(1) for layers in quarters], axis=1)
@@ -260,10 +262,10 @@ class Effects:
         def minus(first):
             return draws.averages(first[:, None] - means[:, 1:], family=True)
 
-        rest = quarters[0][quarters[0] >= 2]
+        rest = quarters[0][numbers[quarters[0]] >= 2]
         return Early(
             quarters=[
-                Quarter((int(layers[0]), int(layers[-1])), average)
+                Quarter((int(numbers[layers[0]]), int(numbers[layers[-1]])), average)
                 for layers, average in zip(quarters, draws.averages(means, family=True), strict=True)
             ],
             first_minus=minus(means[:, 0]),
@@ -278,9 +280,9 @@ class Effects:
         }
 
     def _sizes(self, versions: Mapping[str, int]) -> dict[Effect, np.ndarray]:
-        """(windows, layers) mean |paired difference| over the heads of a layer, by effect."""
+        """(windows, layers) mean |paired difference| over the heads of each layer that has some, by effect."""
         layer_of = np.array(list(versions.values()))
-        layers = range(self.layers[-1] + 1)
+        layers = np.unique(layer_of)
         return {
             effect: np.stack([abs(differences[:, layer_of == layer]).mean(1) for layer in layers], axis=1)
             for effect, differences in self._differences(versions).items()
@@ -301,6 +303,7 @@ class Effects:
 def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     if options.n_whole < 1:
         raise UserError("--n_whole: at least 1")
+    all_off = all_heads_off(lm.arch)
     place = find(lm, windows, options.batch_size, options.dim, options.position, options.seed)
     surveyed = survey(lm, windows, place, options.batch_size)
     ordered = orders(surveyed, options.n_random, options.seed)
@@ -313,7 +316,6 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     zero = {off([head]): head.layer for head in surveyed.heads}
     mean = {at_its_mean(head): head.layer for head in surveyed.heads}
     scores, writes = surveyed.scores.mean(0), surveyed.writes.mean(0)
-    all_off = Condition("all_heads_off", "all heads off", heads=tuple(surveyed.heads))
     exactly = first_tokens.at_plateau(lm, windows, place, [all_off])
     first, end, last = effects.layers
     shown: list[Effect] = ["birth"]
@@ -330,7 +332,7 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
         effects=effects.effects,
         shown=[*shown, "sink_rate", "loss"],
         through_scores=None
-        if place.positions.any()
+        if place.positions.any() or not sinks.sees_only_itself(lm, windows.ids)
         else "impossible, position 0 sees only itself: what a head changes there goes through its values",
         baseline=effects.described(sweep.BASELINE),
         heads=[
@@ -340,9 +342,12 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
             )
         ],
         layers=[
-            SingleHeadsOfLayer(layer, scores[layer].mean(), AllEffects(**sizes), ValueEffects(**sizes_mean))
-            for layer, (sizes, sizes_mean) in enumerate(
-                zip(effects.by_layer(zero), effects.by_layer(mean), strict=True)
+            SingleHeadsOfLayer(layer, scores[layer, :n_heads].mean(), AllEffects(**sizes), ValueEffects(**sizes_mean))
+            for (layer, n_heads), sizes, sizes_mean in zip(
+                Counter(head.layer for head in surveyed.heads).items(),
+                effects.by_layer(zero),
+                effects.by_layer(mean),
+                strict=True,
             )
         ],
         early=effects.early(zero),

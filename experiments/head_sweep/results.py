@@ -189,8 +189,8 @@ class Early:
 @dataclass(frozen=True)
 class Results:
     """shown: those of `effects` that differ. through_scores: None, or why attention scores cannot change the place.
-    heads: every head, in order. early: None of fewer than four layers. first_tokens: of lib.core.first_tokens, with all
-    heads off; None where the place is not position 0."""
+    heads: every head, in order. layers: those with heads. early: None of fewer than four of these. first_tokens: of
+    lib.core.first_tokens, with all heads off; None where the place is not position 0."""
 
     place: FollowedPlace
     effects: dict[Effect, EffectOnModel]

@@ -185,10 +185,13 @@ def _described(measured: Measured, epsilons: Sequence[float], draws: Draws) -> d
 
 
 def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
+    lm.arch.require_attention()
     if options.layer_id is not None:
         lm.arch.check_layer(options.layer_id)
+        lm.arch.module(options.layer_id, "mlp_write")
     place = find(lm, windows, options.batch_size, options.dim, options.position, options.seed)
     layer = place.plateau[0] if options.layer_id is None else options.layer_id
+    lm.arch.module(layer, "mlp_write")
     off, held = (NEURONS_OFF, MLP_OFF), (LAYER, ONWARD)
     wanted = [
         *product(off, (THERE, EVERYWHERE)),
@@ -199,6 +202,7 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
 
 
 def run_single(lm: LanguageModel, windows: Windows, options: Any) -> Results:
+    lm.arch.require_attention()
     lm.arch.check_layer(options.layer_id)
     place = find(lm, windows, options.batch_size, seed=options.seed)
     wanted = [(RESET[options.reset_type], LAYER)]

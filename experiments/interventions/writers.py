@@ -25,6 +25,9 @@ def find_writers(
     lm: LanguageModel, windows: Windows, place: Place, rows: np.ndarray, layer: int, batch_size: int
 ) -> Writers:
     """By NEURONS_RULE, from the windows `rows` (indices)."""
+    inner = lm.arch.layers[layer].inner
+    if inner is not None:
+        return Writers(NEURONS_RULE, None, [], f"the neurons of MLP {layer} cannot be told apart: {inner}")
     here = place.of(rows)
     rows = rows[is_massive(here.values[:, layer], here.medians[:, layer])]
     if not len(rows):

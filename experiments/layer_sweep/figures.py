@@ -6,7 +6,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from experiments.layer_sweep.results import Part, Run, Stored, Swept, Word
+from experiments.layer_sweep.results import Kind, Part, Results, Run, Stored, Swept, Word
 from lib.report.figures import LINES, MARKERS, PALETTE, SEQUENTIAL, label_layers, make_axes, make_title
 
 SWEEP_RUNS: dict[Run, str] = {
@@ -48,7 +48,7 @@ def layer_sweep(result: Stored) -> Figure:
             cbar_kws={"label": "share of the value left\n(colour ends at 0 and 1)", "extend": "both"},
         )
         ax.tick_params(axis="y", rotation=0)
-        ax.set_xlabel(f"layer of the {'MLP' if kind == 'mlp' else 'attention block'}")
+        ax.set_xlabel(f"layer of the {'MLP' if kind == 'mlp' else 'attention block'}{_in_its_place(kind, results)}")
         for layer in range(n):
             part = Part(kind, layer)
             said = [LETTERS[word] for word, parts in values.words.items() if word in LETTERS and part in parts]
@@ -68,6 +68,11 @@ def layer_sweep(result: Stored) -> Figure:
     return figure
 
 
+def _in_its_place(kind: Kind, results: Results) -> str:
+    """What an attention block is in layers without attention."""
+    return ", or what mixes tokens in its place" if kind == "attention" and results.mixers else ""
+
+
 def _retained(swept: Swept | None) -> float:
     return np.nan if swept is None or swept.retained is None else swept.retained.mean
 
@@ -84,7 +89,8 @@ def layer_sweep_cost(result: Stored) -> Figure:
             column[1].plot([*runs], [swept.sink_rate.mean for swept in runs.values()], **style)
         column[0].axhline(results.baseline.perplexity.value, color="black", lw=0.8, label="baseline")
         column[1].axhline(results.baseline.sink_rate.mean, color="black", lw=0.8)
-        column[0].set_title("MLPs" if kind == "mlp" else "attention blocks", fontsize=11)
+        title = "MLPs" if kind == "mlp" else "attention blocks"
+        column[0].set_title(title + _in_its_place(kind, results), fontsize=11)
         column[0].set_yscale("log")
         column[0].set_ylabel("perplexity (log scale)")
         column[1].set_ylabel("sink rate")

@@ -73,8 +73,6 @@ def sweep_layers(
     The place is measured in all windows, cut after it; losses and sink rates in `n_whole` of them. What is said of the
     value is of the windows that have the spike (of all, if none has): elsewhere there is nothing to lose.
     """
-    for role in ("mlp_write", "attention_write"):
-        lm.arch.require_in_every_layer(role)
     n_layers = lm.arch.n_layers
     sets = {kind: off_sets(kind, n_layers) for kind in KINDS}
     changes = {
@@ -116,11 +114,10 @@ def sweep_layers(
 
 
 def _write(writes: Sequence[Write], kind: Kind, layer: int) -> np.ndarray:
-    """(windows,) what a layer's MLP, or its attention with all heads and bias, adds to the place."""
-    parts = [
-        write for write in writes if write.layer == layer and (write.kind in attribution.OF_MLP) == (kind == "mlp")
-    ]
-    return np.sum([write.values for write in parts], 0)
+    """(windows,) what a layer's MLP, or its attention with all heads and bias (or what is in its place), adds to the
+    place."""
+    kinds = attribution.OF_MLP if kind == "mlp" else ("head", "attention bias", "attention", "mixer")
+    return np.sum([write.values for write in writes if write.layer == layer and write.kind in kinds], 0)
 
 
 class _Whole:
@@ -246,6 +243,9 @@ def _massive(lm: LanguageModel, ids: torch.Tensor) -> dict[Spot, float]:
 def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     if options.n_whole < 1:
         raise UserError("--n_whole: at least 1")
+    lm.arch.require_attention()
+    for role in ("mlp_write", "attention_write"):
+        lm.arch.require_in_every_layer(role)
     place = find(lm, windows, options.batch_size, options.dim, options.position, options.seed)
     every = tuple(range(lm.arch.n_layers))
     exactly = first_tokens.at_plateau(lm, windows, place, [_without(kind, kind, every) for kind in KINDS])
@@ -253,4 +253,6 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
         place.described(),
         *sweep_layers(lm, windows, place, options.n_whole, options.batch_size),
         first_tokens=None if exactly is None else {kind: exactly[kind] for kind in KINDS},
+        mixers=[layer for layer, parts in enumerate(lm.arch.layers) if not parts.n_heads] or None,
+        never_off=[*dict.fromkeys(path for parts in lm.arch.layers for path in parts.others)] or None,
     )

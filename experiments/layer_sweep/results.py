@@ -104,13 +104,16 @@ class SweptLayer:
 @dataclass(frozen=True)
 class Results:
     """kinds: "mlp" and "attention", of each every layer. first_tokens: of each kind, with all of it off; None where the
-    place is not position 0 of every window."""
+    place is not position 0 of every window. mixers: layers without attention, in which what mixes tokens in its place
+    is off instead. never_off: what else writes into the residual stream. None: nothing."""
 
     place: FollowedPlace
     windows: SweptWindows
     baseline: Baseline
     kinds: dict[Kind, list[SweptLayer]]
     first_tokens: dict[Kind, FirstTokens] | None
+    mixers: list[int] | None = None
+    never_off: list[str] | None = None
 
 
 class Part(NamedTuple):

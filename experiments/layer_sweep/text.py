@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from experiments.layer_sweep.results import Kind, Part, Rebuilt, Run, Stored, Swept, SweptLayer, Values
+from experiments.layer_sweep.results import Kind, Part, Rebuilt, Results, Run, Stored, Swept, SweptLayer, Values
 from lib.report import tables
 
 RUNS: dict[Run, str] = {
@@ -30,12 +30,24 @@ def summarise(result: Stored) -> str:
             "",
             "off alone ... off from: share of the baseline's value at the place that is left at the end of the plateau",
             "sink rate: of all heads, those of attention that is off, too",
+            *_other_parts(results),
             *(_table(kind, layers, result.conclusion.values) for kind, layers in results.kinds.items()),
             _elsewhere(results.kinds),
             *(f"Without any {kind}: {tables.exact_text(exact)}" for kind, exact in exactly.items()),
             tables.conclusion_text(result.conclusion),
         ]
     )
+
+
+def _other_parts(results: Results) -> list[str]:
+    """What an attention block is in layers without attention, and what stays on."""
+    lines = []
+    if results.mixers:
+        layers = ", ".join(map(str, results.mixers))
+        lines.append(f"attention, in layers without it: what mixes tokens in its place (layers {layers})")
+    if results.never_off:
+        lines.append(f"never off, and in no write: {', '.join(results.never_off)}")
+    return lines
 
 
 def _table(kind: Kind, layers: Sequence[SweptLayer], values: Values) -> str:

@@ -272,7 +272,7 @@ def _entries(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 
 def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
-    lm.arch.check_layer(options.layer_id)
+    lm.arch.require_neurons(options.layer_id)
     if options.dim is not None:
         lm.arch.check_dim(options.dim)
     if options.position is not None and not 0 <= options.position < windows.ids.shape[1]:

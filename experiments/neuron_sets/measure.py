@@ -228,12 +228,14 @@ def _projection(
 
 
 def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
+    lm.arch.require_attention()
     if options.layer_id is not None:
-        lm.arch.check_layer(options.layer_id)
+        lm.arch.require_neurons(options.layer_id)
     if options.n_whole < 1:
         raise UserError("--n_whole: at least 1")
     place = find(lm, windows, options.batch_size, options.dim, options.position, options.seed)
     layer, dim = place.plateau[0] if options.layer_id is None else options.layer_id, place.dim
+    lm.arch.require_neurons(layer)
     end_layer = max(layer, place.plateau[1])
     spiking = is_massive(place.values[:, layer], place.medians[:, layer])
     here = spiking if spiking.any() else ~spiking

@@ -100,6 +100,8 @@ def one_erases(measured: Measured) -> Judged:
         for wanted in (True, False)
     )
     values = {"largest eraser": erasers[0].name, "writes": erasers[0].value, "peak": peak_size(measured.place)}
+    if not heads or not others:
+        raise CannotTellError(f"nothing but {'heads' if heads else 'what is no single head'} writes from the birth on")
     most, other = highest_of(heads), highest_of(others)
     what = "what the most erasing head takes, less what the most erasing other part takes, in parts of the peak"
     tests = [Test(what, less(heads[most], others[other]), "above", 0.0)]
@@ -128,6 +130,8 @@ def highest_only_read(measured: Measured) -> Judged:
     if not able:
         raise CannotTellError(f"causality: all ten run after layer {peak}, the peak's, so it was certain beforehand")
     writes = head_shares(measured.ledger)
+    if not writes:
+        raise CannotTellError("no head's write is told apart")
     shares = together({head: writes[head] for head in able}, documents(measured.ledger))
     largest = largest_of(shares)
     values = {

@@ -80,6 +80,28 @@ class Condition:
         return stack
 
 
+def all_heads_off(arch: Architecture) -> Condition:
+    """Its label says what of other mixers stays on. Raises UserError if there are no heads, or unknown ones."""
+    heads = tuple(arch.heads)
+    others = dict.fromkeys(path for parts in arch.layers for path in parts.others)
+    stays = _left_out(arch, [layer for layer, _head in heads]) + [f"{path} stays on" for path in others]
+    return Condition("all_heads_off", _with("all heads off", stays), heads=heads)
+
+
+def all_mlps_off(arch: Architecture) -> Condition:
+    """Raises UserError if there are no MLPs, or one is not one module."""
+    return Condition("all_mlps_off", _with("all MLPs off", _left_out(arch, arch.mlps)), mlps=tuple(arch.mlps))
+
+
+def _left_out(arch: Architecture, layers: Sequence[int]) -> list[str]:
+    n = arch.n_layers - len(set(layers))
+    return [f"{n} of {arch.n_layers} layers have none"] if n else []
+
+
+def _with(label: str, notes: list[str]) -> str:
+    return f"{label} ({', '.join(notes)})" if notes else label
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Every condition beside the baseline, by name.

@@ -8,6 +8,7 @@ MASSIVE = f"|value| > {ABSOLUTE:,.0f} and > {RELATIVE:,.0f} x the layer's median
 # attention sinks (Gu et al. 2025, arXiv 2410.10781)
 SINK_WINDOW = 64  # tokens
 SINK_EPSILON = 0.3  # mean probability on the first token
+ALL = 0.99  # of a query's attention, in any dtype
 
 # the place and its ledger
 PLATEAU = 0.5  # of the largest mean |value| over layers

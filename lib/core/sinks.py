@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from lib.core.data import Windows
-from lib.core.definitions import SINK_EPSILON, SINK_WINDOW
+from lib.core.definitions import ALL, SINK_EPSILON, SINK_WINDOW
 from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.results import FirstTokenLogits, HeadScore
 from lib.core.stats import Samples
@@ -16,7 +16,6 @@ from lib.model.arch import Architecture
 from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
 from lib.run import processes
-from lib.run.errors import UserError
 
 QUERIES = "scores", "later", "window"  # of which HeadScores gives means: all, all but the first, the first of a window
 
@@ -26,7 +25,7 @@ def logits(lm: LanguageModel, ids: torch.Tensor, layer: int) -> torch.Tensor:
     seen: dict[int, torch.Tensor] = {}
     with attention.watch_logits(lm, seen.__setitem__, [layer]), hooks.stop_after(lm.arch, layer):
         hooks.forward(lm, ids)
-    require_finite(layer, seen[layer].diagonal(dim1=2, dim2=3))
+    require_finite(layer, seen[layer].amax(3))  # -inf is hidden, and no query sees nothing
     return seen[layer][0].cpu().double()
 
 
@@ -35,6 +34,19 @@ def first_token_logits(head: torch.Tensor) -> FirstTokenLogits:
     rows = [row[row > -torch.inf] for row in head[1:] if row[0] > -torch.inf]
     means = [(row[0], row[1:].mean(), row.softmax(0)[0]) for row in rows]
     return FirstTokenLogits(*(torch.tensor(means).mean(0).tolist() if means else [None] * 3))
+
+
+def sees_only_itself(lm: LanguageModel, ids: torch.Tensor) -> bool:
+    """Whether every head of the first token of (windows, seq) ids gives it all of its attention; where a head has a
+    learned sink, it does not."""
+    kept = OnDevice()
+
+    def see(layer: int, probability: torch.Tensor, _visible: torch.Tensor) -> None:
+        kept.keep(layer, probability.float().amin())
+
+    with attention.watch_first_token(lm, see):
+        hooks.forward(lm, ids[:1, :1])
+    return all(least > ALL for least in kept.take().values())
 
 
 class QueryMeans:
@@ -83,8 +95,7 @@ class HeadScores:
 
     def __init__(self, arch: Architecture, kept: OnDevice | None = None) -> None:
         """kept: where `update` keeps what it sees; shared with others, one copy takes all of it to the host."""
-        if not arch.n_heads:
-            raise UserError("this model has no attention heads: nothing attends to the first token")
+        arch.require_attention()
         self.shape = (arch.n_layers, arch.n_heads)
         self.kept = OnDevice() if kept is None else kept
         self.means = QueryMeans(self.kept)

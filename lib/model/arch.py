@@ -13,7 +13,7 @@ from lib.run.errors import UserError
 ATTENTION = ("attention_module", "head_projection", "attention_write")
 MISSING = dict.fromkeys(ATTENTION, "attention") | {
     "head_projection": "heads that can be told apart",
-    "mlp_write": "MLP",
+    "mlp_write": "MLP that is one module",
     "experts": "experts",
     "experts_sum": "experts",
     "shared_expert": "shared expert",
@@ -49,20 +49,16 @@ class Architecture:
         self.position_embedding = None if path is None else base.get_submodule(path)
 
     @cached_property
-    def head_dim(self) -> int:
-        """Raises UserError if there are no heads, or heads of several widths."""
+    def head_dims(self) -> dict[int, int]:
+        """The width of one head, in every layer whose heads can be told apart."""
         layers = self.with_role("head_projection")
-        widths = {self.weight(layer, "head_projection").shape[1] // self.layers[layer].n_heads for layer in layers}
-        if len(widths) != 1:
-            raise UserError("no layer has heads that can be told apart" if not widths else "heads of several widths")
-        return widths.pop()
+        return {layer: self.weight(layer, "head_projection").shape[1] // self.layers[layer].n_heads for layer in layers}
 
     @property
     def heads(self) -> list[tuple[int, int]]:
         """Every (layer, head). Raises UserError if there are none, or a layer's cannot be told apart."""
+        self.require_attention()
         layers = [layer for layer, parts in enumerate(self.layers) if parts.n_heads]
-        if not layers:
-            raise UserError("this model has no attention heads")
         for layer in layers:
             self.module(layer, "head_projection")
         return [(layer, head) for layer in layers for head in range(self.layers[layer].n_heads)]
@@ -70,7 +66,7 @@ class Architecture:
     @property
     def mlps(self) -> list[int]:
         """Every layer with an MLP. Raises UserError if there are none, or a layer's is not one module."""
-        layers = [layer for layer, parts in enumerate(self.layers) if parts.mlp_write or parts.inner]
+        layers = [layer for layer, parts in enumerate(self.layers) if parts.mlp_write or parts.inner or parts.others]
         if not layers:
             raise UserError("this model has no MLPs")
         for layer in layers:
@@ -100,9 +96,32 @@ class Architecture:
         """
         path = self._path(layer, role)
         if path is None:
-            why = self.layers[layer].heads if role in ATTENTION else self.layers[layer].inner
-            raise UserError(f"layer {layer} has no {MISSING[role]}" + ("" if why is None else f": {why}"))
+            raise self._missing(layer, role)
         return self.blocks[layer].get_submodule(path)
+
+    def _missing(self, layer: int, role: str) -> UserError:
+        """Says which part the layer lacks, and why."""
+        parts = self.layers[layer]
+        if role in ATTENTION:
+            missing, why = MISSING[role] if parts.n_heads else "attention heads", parts.heads
+        elif parts.mlp_write is None and parts.inner is None:
+            missing, why = "MLP", f"{', '.join(parts.others)} may be one" if parts.others else None
+        else:
+            missing, why = MISSING[role], parts.inner
+        return UserError(f"layer {layer} has no {missing}" + ("" if why is None else f": {why}"))
+
+    def require_attention(self) -> None:
+        """Raise UserError if no layer has attention heads."""
+        if not self.n_heads:
+            why = next((f" that can be measured: {parts.heads}" for parts in self.layers if parts.heads), None)
+            raise UserError("this model has no attention heads" + (why or ": nothing attends to the first token"))
+
+    def require_neurons(self, layer: int) -> None:
+        """Raise UserError if the layer is out of range, or has no MLP whose neurons are known."""
+        self.check_layer(layer)
+        if self.layers[layer].inner is not None:
+            raise self._missing(layer, "down")
+        self.module(layer, "down")
 
     def require_in_every_layer(self, role: str) -> None:
         """Raise UserError if a layer has no module in this role."""
@@ -143,7 +162,7 @@ class Architecture:
         if n_heads:
             self.module(layer, "head_projection")
         if not 0 <= head < n_heads:
-            here = f"has heads 0 to {n_heads - 1}" if n_heads else "has no attention"
+            here = f"has heads 0 to {n_heads - 1}" if n_heads else "has no attention heads"
             raise UserError(f"head {head} is out of range: layer {layer} {here}")
 
     def check_dim(self, dim: int) -> None:

@@ -411,7 +411,7 @@ class _Parts:
         layer = replace(layer, mlp_write=_path(write))
         down, orientation = self._back(write)
         if down is None or down.taken is None:
-            return replace(layer, inner="no projection gives what its MLP writes")
+            return replace(layer, inner="no projection gives what its MLP writes, as in a mixture of experts")
         layer = replace(layer, down=down.path)
         if orientation == "in, out":
             layer = replace(layer, transposed=layer.transposed | {"down"})

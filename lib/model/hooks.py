@@ -185,15 +185,15 @@ def heads_off(arch: Architecture, heads: Iterable[tuple[int, int]]) -> AbstractC
 def heads_set(arch: Architecture, *versions: Mapping[tuple[int, int], Tensor | float]) -> AbstractContextManager[None]:
     """Put constants in the place of heads' outputs, before the attention output projection.
 
-    versions: {(layer, head): (head_dim,) tensor, or a number}; with several, a batch is as many batches, one after the
-    other, and each has its own.
+    versions: {(layer, head): (width of the head,) tensor, or a number}; with several, a batch is as many batches, one
+    after the other, and each has its own.
     """
     off: dict[int, Tensor] = {}
     instead: dict[int, Tensor] = {}
-    shape = len(versions), arch.n_heads, arch.head_dim
     for version, outputs in enumerate(versions):
         for (layer, head), output in outputs.items():
             arch.check_head(layer, head)
+            shape = len(versions), arch.layers[layer].n_heads, arch.head_dims[layer]
             mask = off.setdefault(layer, torch.zeros(shape, dtype=torch.bool))
             mask[version, head] = True
             instead.setdefault(layer, torch.zeros(shape))[version, head] = output

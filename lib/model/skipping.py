@@ -64,7 +64,7 @@ def attention_skipped(arch: Architecture, layer: int, off: str) -> Iterator[None
             return run(*args, **kwargs)
         hidden = first_tensor(args, kwargs)
         assert hidden is not None
-        output = projection(hidden.new_zeros(*hidden.shape[:-1], arch.layers[layer].n_heads * arch.head_dim))
+        output = projection(hidden.new_zeros(*hidden.shape[:-1], arch.layers[layer].n_heads * arch.head_dims[layer]))
         if returns.adds:
             output = args[1] + output
         return output if returns.others is None else (output, *[None] * returns.others)

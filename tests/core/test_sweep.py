@@ -52,7 +52,7 @@ def zeroed(case):
 def heads_one_by_one(case):
     """Each head zero and, of layer 1, at other constants; two heads of different layers; something else beside them."""
     heads = np.ndindex(case.lm.arch.n_layers, case.lm.arch.n_heads)
-    some = torch.linspace(-1, 1, case.lm.arch.head_dim)
+    some = torch.linspace(-1, 1, case.lm.arch.head_dims[1])
     sets = [HeadsSet(f"off {head}", {head: 0.0}) for head in heads]
     sets += [HeadsSet(f"set {head}", {(1, head): some * (head + 1)}) for head in range(case.lm.arch.n_heads)]
     return [*sets, HeadsSet("two", {(1, 0): 0.0, (2, 1): some}), Condition("mlp", "", mlps=(1,))]

@@ -459,15 +459,19 @@ def test_what_depth_alone_explains_is_no_correlation_within_layers():
     assert (rho, p) == (pytest.approx(1), pytest.approx(1 / 4001))
 
 
+def of_heads(n_heads):
+    return SimpleNamespace(layers=[SimpleNamespace(n_heads=n_heads)] * 4)
+
+
 def test_random_heads_are_all_draws_where_they_are_few():
     sets = Sets((Head(1, 0), Head(1, 1), Head(3, 2)), (Head(1, 2), Head(0, 0), Head(3, 3)), "here")
-    draws, possible = measure.random_heads(SimpleNamespace(n_heads=8), sets, "top", seed=0)
+    draws, possible = measure.random_heads(of_heads(8), sets, "top", seed=0)
     free = [3, 4, 5, 6, 7], [0, 1, 4, 5, 6, 7]
     expected = {(*((1, head) for head in two), (3, one)) for two in combinations(free[0], 2) for one in free[1]}
     assert possible == len(draws) == len(expected) == 60
     assert set(draws) == expected
     assert draws != sorted(draws), "those run whole are random ones"
-    draws, possible = measure.random_heads(SimpleNamespace(n_heads=16), sets, "top", seed=0)
+    draws, possible = measure.random_heads(of_heads(16), sets, "top", seed=0)
     assert possible == 78 * 14
     assert len(set(draws)) == len(draws) == measure.NULL
     assert all([layer for layer, _head in draw] == [1, 1, 3] for draw in draws)

@@ -38,7 +38,7 @@ def head_slice_after_the_projection(patch):
         def zero(layer, value):
             value = value.clone()
             for _layer, head in (pair for pair in heads if pair[0] == layer):
-                value[..., head * view.head_dim : (head + 1) * view.head_dim] = 0
+                value[..., head * view.head_dims[layer] : (head + 1) * view.head_dims[layer]] = 0
             return value
 
         return WATCH_OUTPUTS(view, "head_projection", zero, {layer for layer, _head in heads})
@@ -191,7 +191,7 @@ def mean_over_heads(patch):
 
     def averaged(*args):
         found = survey(*args)
-        return replace(found, outputs=found.outputs.mean(1, keepdim=True).expand_as(found.outputs))
+        return replace(found, outputs=[heads.mean(0, keepdim=True).expand_as(heads) for heads in found.outputs])
 
     patch.setattr(head_sweep_measure, "survey", averaged)
 

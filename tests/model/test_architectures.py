@@ -320,7 +320,7 @@ def test_dimensions(case):
     assert architecture.n_heads == case.real.maps[0].shape[1]
     assert architecture.hidden_size == case.real.hidden[0].shape[-1]
     width = getattr(config, "head_dim", None) or architecture.hidden_size // architecture.n_heads
-    assert architecture.head_dim == width
+    assert set(architecture.head_dims.values()) == {width}
     assert architecture.n_positions == (None if config.model_type == "bloom" else 64)
 
 

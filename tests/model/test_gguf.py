@@ -95,7 +95,7 @@ def holds(folder, expected):
 def test_the_packaged_model_is_what_is_in_its_gguf_file(monkeypatch, smollm2):
     monkeypatch.undo()  # the cache that the model was loaded from
     folder = models._converted(models.PACKAGED, models.PACKAGED_SHA256, list)
-    assert holds(folder, gguf_tensors(models._packaged_gguf(), smollm2.arch.head_dim))
+    assert holds(folder, gguf_tensors(models._packaged_gguf(), smollm2.arch.head_dims[0]))
 
 
 def test_two_processes_dequantise_at_once(tiny_gguf, tmp_path):

@@ -88,7 +88,7 @@ def test_a_head_off_is_zero_columns_of_the_projection(lm):
     for layer in lm.arch.with_role("head_projection")[:2]:
         head = lm.arch.layers[layer].n_heads - 1
         weight = lm.arch.weight(layer, "head_projection")
-        kept, columns = weight.clone(), slice(head * lm.arch.head_dim, (head + 1) * lm.arch.head_dim)
+        kept, columns = weight.clone(), slice(head * lm.arch.head_dims[layer], (head + 1) * lm.arch.head_dims[layer])
         off = logits(lm, hooks.heads_off(lm.arch, [(layer, head)]))
         with torch.no_grad():
             weight[:, columns] = 0
