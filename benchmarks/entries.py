@@ -240,9 +240,8 @@ def _nnsight(options, heads):
     if heads:
         base.set_attn_implementation("eager")
     model = nnsight.NNsight(base)
-    family = lm.arch.family
-    blocks = model.get(family.blocks)
-    attention = family.head_projection.rpartition(".")[0]
+    path = next(path for path, module in base.named_modules() if module is lm.arch.blocks[0]).removesuffix(".0")
+    blocks, attention = model.get(path), lm.arch.layers[0].attention_module
 
     def measure(ids):
         with model.trace(ids.to(lm.device), use_cache=False):

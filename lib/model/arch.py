@@ -7,7 +7,7 @@ import torch
 from accelerate.utils import align_module_device
 from transformers import PreTrainedModel
 
-from lib.model import discovery, families
+from lib.model import discovery, families, parts
 from lib.run.errors import UserError
 
 ATTENTION = ("attention_module", "head_projection", "attention_write")
@@ -141,7 +141,7 @@ class Architecture:
         """(out, in) weight of a projection, whichever way the module stores it."""
         module = self.module(layer, role)
         with align_module_device(module):  # it may be on disk
-            weight = discovery.weight_of(module)
+            weight = parts.weight_of(module)
             is_transposed = role in self.layers[layer].transposed
             return self.part(layer, role, weight if is_transposed else weight.T).T
 
