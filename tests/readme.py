@@ -394,7 +394,7 @@ REFUSED = {
 def by_what_is_measured():
     """{what is measured of them, or why they are refused: the types}, of all that transformers builds."""
     groups = {text: {} for text in (*MEASURED.values(), *REFUSED.values())}
-    for model_type, found in json.loads((ROOT / "tests" / "types.json").read_text(encoding="utf-8")).items():
+    for model_type, found in json.loads((ROOT / "tests" / "every_type.json").read_text(encoding="utf-8")).items():
         if isinstance(found, str):
             groups[next(text for reason, text in REFUSED.items() if reason in found)][model_type] = found
         else:
@@ -414,7 +414,7 @@ def architectures():
         "# Types of decoders\n\n",
         wrapped(
             "Of each type that `AutoModelForCausalLM` of transformers builds, on a tiny model with random weights: "
-            "what is found in it, and verified. Made by `python -m tests.types --write` and `make readme`."
+            "what is found in it, and verified. Made by `python -m tests.every_type --write` and `make readme`."
         ),
     ]
     for text, of_text in by_what_is_measured().items():

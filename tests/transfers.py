@@ -20,6 +20,7 @@ def counted(command, planted, text):
     begun, inside = [], Counter()
     with pretend.device() as transfers:
         there = golden.moved(planted, pretend.DEVICE)
+        transfers.clear()  # of finding its parts
         blocks = there.lm.model.base_model
         blocks.register_forward_pre_hook(lambda *_args: begun.append(transfers.copy()))
         blocks.register_forward_hook(lambda *_args: inside.update(transfers - begun[-1]), always_call=True)

@@ -122,11 +122,11 @@ def require_causal(layer: int, output: Tensor) -> None:
 
 def _position_embedding(first: Tensor, before: dict[str, Tensor]) -> str | None:
     """The module whose output, the same for all sequences, is a part of the sum that enters the first block."""
-    entered = first.flatten().double().cpu()
+    entered = first.flatten().cpu().double()
     values = {}
     for path, value in before.items():
         if value.ndim in (2, 3) and value.shape[-2:] == first.shape[-2:]:
-            values[path] = value.expand(first.shape).flatten().double().cpu()
+            values[path] = value.expand(first.shape).flatten().cpu().double()
     for path, positions in values.items():
         one, other = positions.view(first.shape)
         if not torch.equal(one, other) or torch.equal(one[0], one[1]):

@@ -107,7 +107,7 @@ class Parts:
         width = self.values.before.numel()
         if experts_call.given is None or mixture.given is None or mixture.given.numel() != width:
             return replace(layer, experts=None, experts_sum=None)
-        given, total = (x.double().view(-1, x.shape[-1]) for x in (experts_call.given, mixture.given))
+        given, total = (x.cpu().double().view(-1, x.shape[-1]) for x in (experts_call.given, mixture.given))
         bound = ROUNDINGS * self.values.epsilon * (given.abs() + total.abs()).amax()
         rest = total - given
         if (rest.abs() <= bound).all():
@@ -116,7 +116,7 @@ class Parts:
         for call in reversed(inside):
             if call is experts_call or call.given is None or call.given.numel() != width:
                 continue
-            shared = call.given.double().view(rest.shape)
+            shared = call.given.cpu().double().view(rest.shape)
             by_token = (rest * shared).sum(-1, keepdim=True) / (shared * shared).sum(-1, keepdim=True).clamp_min(1e-30)
             if ((rest - by_token * shared).abs() <= bound).all():
                 return replace(layer, shared_expert=call.path)
@@ -147,10 +147,10 @@ class Parts:
             others = module.raw[1:] if isinstance(module.raw, tuple) else None
             if all(other is None or _is_map(other, attention.n_heads) for other in others or ()):
                 returns = Returns(None if others is None else len(others), adds=False)
-                written = projection.given.flatten().double().cpu()
+                written = projection.given.flatten().cpu().double()
                 if same(module.given, projection.given):
                     layer = replace(layer, attention_returns=returns)
-                elif is_sum(module.given.flatten().double().cpu(), [self.values.before, written], self.values.epsilon):
+                elif is_sum(module.given.flatten().cpu().double(), [self.values.before, written], self.values.epsilon):
                     layer = replace(layer, attention_returns=replace(returns, adds=True))
         return layer
 
@@ -280,13 +280,13 @@ class Parts:
 
     def _close(self, one: Tensor, other: Tensor) -> bool:
         """Within a few roundings; functions may be computed in several ways."""
-        flat, expected = (value.flatten().double().cpu() for value in (one, other))
+        flat, expected = (value.flatten().cpu().double() for value in (one, other))
         return len(flat) == len(expected) and is_sum(expected, [flat], CLOSE * self.values.epsilon)
 
     def _is_stream(self, value: Tensor | None, stream: Sequence[Tensor]) -> bool:
         if value is None or value.numel() != self.values.before.numel():
             return False
-        flat = value.flatten().double().cpu()
+        flat = value.flatten().cpu().double()
         return any(is_sum(flat, parts, self.values.epsilon) for parts in (stream, stream[:1]))
 
 
@@ -298,14 +298,14 @@ def is_projection(call: Call) -> str | None:
         return "in, out" if isinstance(call.module, Conv1D) else "out, in"
     with align_module_device(call.module):
         weight, bias = weight_of(call.module), getattr(call.module, "bias", None)
-        taken = call.taken.flatten(0, -2).double().to(weight.device)
+        taken = call.taken.flatten(0, -2).cpu().double()
         some = torch.linspace(0, call.given.shape[-1] - 1, OUTPUTS, device=weight.device).long()
-        given = call.given.flatten(0, -2).to(weight.device)[:, some].double()
-        added = torch.zeros(()) if bias is None else bias.detach()[some].double()
+        given = call.given.flatten(0, -2)[:, some.to(call.given.device)].cpu().double()
+        added = torch.zeros(()) if bias is None else bias.detach()[some].cpu().double()
         for name, matrix in (("out, in", weight), ("in, out", weight.T)):
             if matrix.shape != (call.given.shape[-1], call.taken.shape[-1]):
                 continue
-            rows = matrix.detach()[some].double().T
+            rows = matrix.detach()[some].cpu().double().T
             bound = taken.abs() @ rows.abs() + given.abs()
             if ((taken @ rows + added - given).abs() <= ROUNDINGS * torch.finfo(call.given.dtype).eps * bound).all():
                 return name

@@ -145,7 +145,7 @@ def _eager(lm: LanguageModel) -> Iterator[None]:
 
 def _require_same(lm: LanguageModel, layer: int, got: Tensor, expected: Tensor, of_layer: _Map, what: str) -> None:
     tolerance = ATOL + ROUNDINGS * torch.finfo(lm.model.dtype).eps * max(1.0, of_layer.largest)
-    error = (got.double() - expected.double()).abs().max().item()
+    error = (got.cpu().double() - expected.cpu().double()).abs().max().item()
     if not error <= tolerance * max(1.0, expected.abs().max().item()):
         name = lm.model.config._attn_implementation
         raise UserError(

@@ -56,13 +56,13 @@ class Values:
         own = (value for module in block.module.modules() for value in vars(module).values())
         self.numbers = [1.0, *dict.fromkeys(value for value in own if isinstance(value, float))]
         self.epsilon = torch.finfo(block.given.dtype).eps
-        self.before, self.after = (x.detach().flatten().double().cpu() for x in (block.taken, block.given))
+        self.before, self.after = (x.detach().flatten().cpu().double() for x in (block.taken, block.given))
         self.outputs: list[Found] = []
         self.is_post_norm = False
         for call in block.calls:
             if call.given is None or call.given.numel() != self.before.numel():
                 continue
-            value = call.given.detach().flatten().double().cpu()
+            value = call.given.detach().flatten().cpu().double()
             if torch.equal(value, self.before):
                 continue
             self.is_post_norm |= is_norm(call.module) and torch.equal(value, self.after)

@@ -9,7 +9,7 @@ import torch
 from lib.core import attribution
 from lib.core.ablation import Condition
 from lib.model import experts, hooks
-from tests import types
+from tests import every_type
 from tests.core.test_sweep import fixed_place, windows_of
 
 IDS = torch.randint(3, 100, (3, 12), generator=torch.Generator().manual_seed(3))
@@ -27,7 +27,7 @@ def model_type(request):
 
 @pytest.fixture(scope="module")
 def lm(model_type):
-    return types.loaded(model_type)
+    return every_type.loaded(model_type)
 
 
 def ledger(lm):

@@ -9,7 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from lib.core import sinks
 from lib.core.data import Windows
 from lib.model import attention, hooks
-from tests import reference, types
+from tests import every_type, reference
 from tests.conftest import HEADS, LAYERS, language_model, logits, tiny_model, token_ids
 from tests.core.test_sweep import windows_of
 
@@ -140,7 +140,7 @@ def test_attention_functions_are_found_wherever_a_model_has_them(own, monkeypatc
 
 def test_learned_sinks_are_what_is_missing_of_the_maps():
     """gpt-oss: a learned logit stands in softmax beside the keys, and what it takes is in no map."""
-    lm = types.loaded("gpt_oss")
+    lm = every_type.loaded("gpt_oss")
     ids = torch.randint(3, 100, (3, 12), generator=torch.Generator().manual_seed(3))
     learned = sinks.LearnedSinks(lm.arch)
     scores = sinks.measure(lm, windows_of(ids), 2, learned=learned).scores
@@ -156,7 +156,7 @@ def test_learned_sinks_are_what_is_missing_of_the_maps():
 
 
 def test_a_model_without_learned_sinks_has_none():
-    lm = types.loaded("mixtral")
+    lm = every_type.loaded("mixtral")
     learned = sinks.LearnedSinks(lm.arch)
     sinks.measure(lm, windows_of(torch.ones(1, 8, dtype=torch.long)), 1, learned=learned)
     assert not learned

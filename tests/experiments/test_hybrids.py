@@ -17,7 +17,7 @@ from lib.core.ablation import all_heads_off, all_mlps_off
 from lib.model import hooks
 from lib.report.result_files import Result
 from lib.run.errors import UserError
-from tests import types
+from tests import every_type
 from tests.core.test_sweep import windows_of
 
 IDS = torch.randint(3, 100, (2, 6), generator=torch.Generator().manual_seed(0))
@@ -28,7 +28,7 @@ def models():
     words = WordLevel({str(token): token for token in range(128)}, unk_token="0")
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
     names = ("jamba", "mixtral", "mamba", "falcon_h1", "llama4_text", "gpt_oss")
-    return {name: dataclasses.replace(types.loaded(name), tokenizer=tokenizer) for name in names}
+    return {name: dataclasses.replace(every_type.loaded(name), tokenizer=tokenizer) for name in names}
 
 
 def results(lm, experiment, **flags):

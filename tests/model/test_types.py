@@ -12,7 +12,7 @@ from lib.core import attribution, sinks
 from lib.core.ablation import Condition
 from lib.model import hooks
 from lib.run.errors import UserError
-from tests import types
+from tests import every_type
 from tests.cases import close
 from tests.core.test_sweep import fixed_place, windows_of
 
@@ -27,12 +27,12 @@ NO_SUM = ["deepseek_v4", "doge", "minimax", "qwen4_exp_text", "zaya"]
 def loaded(model_type):
     """LanguageModel as it is loaded, or the UserError."""
     try:
-        return types.loaded(model_type)
+        return every_type.loaded(model_type)
     except UserError as error:
         return error
 
 
-@pytest.fixture(params=types.TYPES, scope="module")
+@pytest.fixture(params=every_type.TYPES, scope="module")
 def lm(request):
     found = loaded(request.param)
     if isinstance(found, UserError):
@@ -47,14 +47,14 @@ def logits(lm, *watchers):
 
 def test_most_types_are_measured():
     """As the README says, which is held to what is found by the next test."""
-    said = json.loads(types.FOUND.read_text())
-    assert list(said) == types.TYPES
+    said = json.loads(every_type.FOUND.read_text())
+    assert list(said) == every_type.TYPES
     assert sum(isinstance(of_type, list) for of_type in said.values()) >= MEASURED
 
 
-@pytest.mark.parametrize("model_type", types.TYPES)
+@pytest.mark.parametrize("model_type", every_type.TYPES)
 def test_what_is_found_is_what_the_readme_says(model_type):
-    assert types.found(model_type) == json.loads(types.FOUND.read_text())[model_type]
+    assert every_type.found(model_type) == json.loads(every_type.FOUND.read_text())[model_type]
 
 
 @pytest.mark.parametrize("model_type", [*POST_NORM, *NO_SUM])

@@ -1,6 +1,6 @@
 """A tiny model of every type that transformers' AutoModelForCausalLM builds, with random weights.
 
-    python -m tests.types [TYPE ...]
+    python -m tests.every_type [TYPE ...]
 
 prints what lib/model finds in each; --write keeps for the README of which layers heads and neurons are measured.
 """
@@ -20,7 +20,7 @@ from lib.model.arch import Architecture
 from lib.model.models import LanguageModel
 from lib.run.errors import UserError
 
-FOUND = Path(__file__).with_name("types.json")
+FOUND = Path(__file__).with_name("every_type.json")
 LAYERS, WINDOW = 3, 6
 COMMON = {
     "vocab_size": 128,
