@@ -33,7 +33,7 @@ def ledger(result: Stored) -> Figure:
     ax.bar(range(len(layers)), mlp, bottom=on_top, color=PALETTE[0], label="MLP")
     if other.any():
         on_top = np.sum([np.where(np.sign(part) == np.sign(other), part, 0) for part in (attention, mlp)], axis=0)
-        ax.bar(range(len(layers)), other, bottom=on_top, color=PALETTE[2], label="other mixers and writes")
+        ax.bar(range(len(layers)), other, bottom=on_top, color=PALETTE[5], label="other mixers and writes")
     draw_curve(ax, results.residual, 2, "block output (band: 95 % interval)")
     births = [values.birth] if values.birth else []
     for role, marker, writes in (("birth", "*", births), ("eraser", "v", values.erasers)):
@@ -66,7 +66,7 @@ def ledger_writes(result: Stored, annotated: float = 0.01) -> Figure:
     component = {
         write.name: ("experts", None) if write.kind == "expert" else (write.kind, write.head) for write in writes
     }
-    components = list(dict.fromkeys(component.values()))
+    components = sorted(dict.fromkeys(component.values()), key=lambda found: found[1] is None)  # heads first
     values = np.zeros((len(results.layers), len(components)))
     for write in writes:
         values[write.order, components.index(component[write.name])] += write.value
