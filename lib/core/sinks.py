@@ -1,6 +1,6 @@
 """How much each head attends to the first token, and the logits that make it so."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 
 import numpy as np
@@ -84,7 +84,34 @@ class QueryMeans:
                 yield layer, means
 
 
-class HeadScores:
+class _ByHead:
+    """Rows of (sequences, layers, heads), NaN where a layer has fewer heads than others."""
+
+    def __init__(self, arch: Architecture, queries: Iterable[str]) -> None:
+        self.shape = (arch.n_layers, arch.n_heads)
+        self.rows = {query: Samples() for query in queries}
+
+    def _padded(self, n: int, means: Mapping[int, np.ndarray]) -> np.ndarray:
+        """means: {layer: (n, heads)}."""
+        rows = np.full((n, *self.shape), np.nan)
+        for layer, of_layer in means.items():
+            rows[:, layer, : of_layer.shape[1]] = of_layer
+        return rows
+
+    def gather(self) -> None:
+        """Have the rows of all processes; call it after the last batch."""
+        self.rows = processes.merged(self.rows)
+
+    @property
+    def scores(self) -> np.ndarray:
+        return self.rows["scores"].array
+
+    @property
+    def window(self) -> np.ndarray:
+        return self.rows["window"].array
+
+
+class HeadScores(_ByHead):
     """Per-sequence means of the probability on the first token; feed `update` to
     lib.model.attention.watch_first_token.
 
@@ -96,11 +123,10 @@ class HeadScores:
     def __init__(self, arch: Architecture, kept: OnDevice | None = None) -> None:
         """kept: where `update` keeps what it sees; shared with others, one copy takes all of it to the host."""
         arch.require_attention()
-        self.shape = (arch.n_layers, arch.n_heads)
+        super().__init__(arch, QUERIES)
         self.kept = OnDevice() if kept is None else kept
         self.means = QueryMeans(self.kept)
         self.update = self.means.update
-        self.rows = {query: Samples() for query in QUERIES}
 
     def end_batch(self, taken: Taken | None = None, first: int = 0, baseline: "HeadScores | None" = None) -> None:
         """Take the batch's rows in; call it after each forward pass. Raises UserError for inf or nan.
@@ -111,36 +137,22 @@ class HeadScores:
         self.last: dict[str, np.ndarray] = {}
         n = len(next(iter(seen.values()))["scores"]) if seen or baseline is None else len(baseline.last["scores"])
         for query in QUERIES:
-            rows = np.full((n, *self.shape), np.nan)
-            for layer, means in seen.items():
-                rows[:, layer, : means[query].shape[1]] = means[query]
+            rows = self._padded(n, {layer: means[query] for layer, means in seen.items()})
             if baseline is not None:
                 rows[:, :first] = baseline.last[query][:, :first]
             self.rows[query].extend(rows)
             self.last[query] = rows
 
-    def gather(self) -> None:
-        """Have the rows of all processes; call it after the last batch."""
-        self.rows = processes.merged(self.rows)
-
-    @property
-    def scores(self) -> np.ndarray:
-        return self.rows["scores"].array
-
     @property
     def later(self) -> np.ndarray:
         return self.rows["later"].array
-
-    @property
-    def window(self) -> np.ndarray:
-        return self.rows["window"].array
 
     def sink_rates(self) -> np.ndarray:
         """(sequences,) share of all heads over SINK_EPSILON in `window` (Gu et al. 2025, arXiv 2410.10781)."""
         return rates(self.window)
 
 
-class LearnedSinks:
+class LearnedSinks(_ByHead):
     """Per-sequence means of the probability on learned sinks; feed `update` to
     lib.model.attention.watch_learned_sinks.
 
@@ -149,10 +161,9 @@ class LearnedSinks:
     """
 
     def __init__(self, arch: Architecture) -> None:
-        self.shape = (arch.n_layers, arch.n_heads)
+        super().__init__(arch, ["scores", "window"])
         self.kept = OnDevice()
         self.layers: list[int] = []  # of the batch, that have one
-        self.rows = {"scores": Samples(), "window": Samples()}
 
     def __bool__(self) -> bool:
         """Whether the model has any."""
@@ -167,21 +178,7 @@ class LearnedSinks:
         taken, layers = self.kept.take(), self.layers
         self.layers = []
         for name, samples in self.rows.items() if layers else ():
-            rows = np.full((len(taken[name, layers[0]]), *self.shape), np.nan)
-            for layer in layers:
-                rows[:, layer, : taken[name, layer].shape[1]] = taken[name, layer]
-            samples.extend(rows)
-
-    def gather(self) -> None:
-        self.rows = processes.merged(self.rows)
-
-    @property
-    def scores(self) -> np.ndarray:
-        return self.rows["scores"].array
-
-    @property
-    def window(self) -> np.ndarray:
-        return self.rows["window"].array
+            samples.extend(self._padded(len(taken[name, layers[0]]), {layer: taken[name, layer] for layer in layers}))
 
 
 def rates(probabilities: np.ndarray, epsilon: float = SINK_EPSILON) -> np.ndarray:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn.attention import SDPBackend
@@ -34,6 +34,21 @@ MASK_ROWS = 16
 Kernel = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, bool, float], tuple[torch.Tensor, torch.Tensor]
 ]
+
+
+class Arguments(NamedTuple):
+    """Of scaled_dot_product_attention."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    attn_mask: torch.Tensor | None = None
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | None = None
+    enable_gqa: bool = False
+
+
 Softmax = Callable[..., torch.Tensor]
 Instead = Callable[..., tuple[torch.Tensor, tuple[torch.Tensor, ...]]]  # a function's output, and what is seen of it
 
@@ -49,16 +64,8 @@ def watch_first_token(
     visible: (seq,) bool, whether a query can see the first token (sliding windows: the later ones cannot).
     """
 
-    def attention(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    def attention(given: Arguments) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        query, key, value, attn_mask, dropout_p, is_causal, scale, _enable_gqa = given
         width = value.shape[-1]  # may be another than the query's
         visible = _not_masked(attn_mask, query)
         scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -190,16 +197,8 @@ def watch_logits(
     model; -inf where a query cannot see a key.
     """
 
-    def attention(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor]]:
+    def attention(given: Arguments) -> tuple[torch.Tensor, tuple[torch.Tensor]]:
+        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa = given
         output = scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
@@ -256,7 +255,8 @@ def _intercepted(
 
         waiting.add(layer)
         maps = {softmax: seen_of(partial(attention_map, softmax), softmax) for softmax in SOFTMAX}
-        return _Replaced({scaled_dot_product_attention: seen_of(attention), **maps})
+        product = seen_of(lambda *args, **kwargs: attention(Arguments(*args, **kwargs)))
+        return _Replaced({scaled_dot_product_attention: product, **maps})
 
     waiting: set[int] = set()  # layers whose attention has been called and not been seen
     with_attention = lm.arch.with_role("attention_module")

@@ -9,7 +9,7 @@ first, so that no rounding adds up; what is left of it grows with the logits, wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -137,10 +137,11 @@ def _side_by_side(value: Tensor, n_heads: int) -> bool:
 @contextmanager
 def _eager(lm: LanguageModel) -> Iterator[None]:
     own = lm.model.config._attn_implementation
-    with ExitStack() as stack:
-        lm.model.set_attn_implementation("eager")
-        stack.callback(lm.model.set_attn_implementation, own)
+    lm.model.set_attn_implementation("eager")
+    try:
         yield
+    finally:
+        lm.model.set_attn_implementation(own)
 
 
 def _require_same(lm: LanguageModel, layer: int, got: Tensor, expected: Tensor, of_layer: _Map, what: str) -> None:
