@@ -345,14 +345,12 @@ def test_maps_are_not_kept(family):
     assert max(alive) == alive[0] > 0
 
 
-def test_attention_that_cannot_be_watched_is_an_error():
+def test_attention_that_cannot_be_watched_is_an_error(monkeypatch):
     model = build(configuration("llama", {}))
     lm = LanguageModel(model, arch.Architecture(model), None, {})
+    every = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS
+    monkeypatch.setitem(every, "sdpa", lambda _module, query, *_a, **_k: (query.transpose(1, 2), None))
     with (
-        mock.patch.dict(
-            transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS._global_mapping,
-            {"sdpa": lambda _module, query, *_a, **_k: (query.transpose(1, 2), None)},
-        ),
         pytest.raises(UserError, match="cannot watch"),
         attention.watch_first_token(lm, lambda *_: None),
     ):
