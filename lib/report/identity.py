@@ -48,11 +48,19 @@ def is_gpt2(provenance: dict[str, Any]) -> bool:
     return source.get("hub_id") in GPT2_ON_THE_HUB or (bool(hashes) and hashes <= GPT2_WEIGHTS)
 
 
+def _comparable(provenance: dict[str, Any], older: dict[str, Any]) -> dict[str, Any]:
+    """Without the configuration's hash, where an older file has none."""
+    if "config_sha256" in older["model"]:
+        return provenance
+    source = {key: value for key, value in provenance["model"].items() if key != "config_sha256"}
+    return provenance | {"model": source}
+
+
 def require_same(path: Path, provenance: dict[str, Any]) -> None:
     """Raise UserError if `path` holds a result of another model, revision or dtype, which would be lost."""
     try:
         there = result_files.read_json(path)["provenance"]
-        same = of(there) == of(provenance)
+        same = of(there) == of(_comparable(provenance, there))
         found = described(there)
     except (UserError, LookupError, TypeError, AttributeError, ValueError):  # there is no result to lose
         return

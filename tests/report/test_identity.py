@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 
@@ -10,6 +11,7 @@ from experiments.head_pruning import measure
 from lib import experiment
 from lib.core import data
 from lib.report import identity
+from lib.run.errors import UserError
 from tests.conftest import language_model, make_tokenizer, save, save_gguf, tiny_model, token_ids
 from tests.scripts.test_scripts import SAMPLE, files, run
 
@@ -69,6 +71,16 @@ def test_the_same_model(one, other):
 def test_different_models(one, other):
     assert identity.of(one) != identity.of(other)
     assert identity.described(one) != identity.described(other)
+
+
+@pytest.mark.parametrize(("weights", "same"), [("0", True), ("9", False)])
+def test_an_older_result_without_a_configuration_is_of_the_model_with_its_weights(weights, same, tmp_path):
+    older = folder(sha=weights)
+    del older["config_sha256"]
+    path = tmp_path / "exp3_results.json"
+    path.write_text(json.dumps({"provenance": provenance(**older)}))
+    with nullcontext() if same else pytest.raises(UserError, match="another model"):
+        identity.require_same(path, provenance(**folder(sha="0")))
 
 
 @pytest.mark.parametrize("source", GPT2)
