@@ -5,6 +5,7 @@
 prints what lib/model finds in each; --write keeps for the README of which layers heads and neurons are measured.
 """
 
+import functools
 import inspect
 import json
 import sys
@@ -346,12 +347,21 @@ def loaded(model_type):
     return lm
 
 
+@functools.lru_cache(maxsize=1)
+def attempted(model_type):
+    """The LanguageModel, or the UserError by which it is refused."""
+    try:
+        return loaded(model_type)
+    except UserError as error:
+        return error
+
+
 def found(model_type):
     """`measured`, or why it is refused."""
-    try:
-        return list(measured(loaded(model_type)))
-    except UserError as error:
-        return str(error).removeprefix(f"unsupported architecture '{model_type}': ")
+    outcome = attempted(model_type)
+    if isinstance(outcome, UserError):
+        return str(outcome).removeprefix(f"unsupported architecture '{model_type}': ")
+    return list(measured(outcome))
 
 
 def main():
