@@ -343,7 +343,7 @@ def loaded(model_type):
     """The LanguageModel as a script has it. Raises UserError if it is refused."""
     model = build(model_type)
     lm = LanguageModel(model, Architecture(model), None, {})
-    verify.verified(lm)
+    verify.verify(lm)
     return lm
 
 

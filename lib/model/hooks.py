@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from lib.model.arch import Architecture
 from lib.model.experts import Chosen, chosen
 from lib.model.skipping import attention_skipped, forward_replaced, mlp_skipped
+from lib.model.trace import first_key
 from lib.run.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,16 +80,17 @@ def around_calls(
 
 @contextmanager
 def watch_inputs(arch: Architecture, role: str, see: See, layers: Iterable[int] | None = None) -> Iterator[None]:
-    """Call `see` with the first argument of each layer's `role` module."""
+    """Call `see` with the tensor that each layer's `role` module takes."""
 
     def register(layer: int, module: torch.nn.Module) -> RemovableHandle:
         def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if args:
-                new = see(layer, args[0])
-                return None if new is None else ((new, *args[1:]), kwargs)
-            name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
-            new = see(layer, kwargs[name])
-            return None if new is None else (args, kwargs | {name: new})
+            key = first_key(args, kwargs)
+            if isinstance(key, int):
+                new = see(layer, args[key])
+                return None if new is None else ((*args[:key], new, *args[key + 1 :]), kwargs)
+            assert key is not None, "every module with a role takes a tensor"
+            new = see(layer, kwargs[key])
+            return None if new is None else (args, kwargs | {key: new})
 
         return module.register_forward_pre_hook(hook, with_kwargs=True)
 

@@ -131,7 +131,7 @@ def load(options: Options) -> LanguageModel:
         model.to(device)  # type: ignore[arg-type]  # as transformers wraps it, it seems to lack its `self`
     try:
         lm = LanguageModel(model.eval(), Architecture(model), own, source)
-        verify.verified(lm)
+        verify.verify(lm)
     except UserError:
         raise
     except Exception as error:  # a configuration of wrong numbers may build a model that cannot run

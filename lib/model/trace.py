@@ -53,10 +53,17 @@ class Block:
     given: Tensor | None = None
 
 
+def first_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str | None:
+    """Where among a module's arguments is what it takes: the first tensor of numbers."""
+    named = (*(["hidden_states"] if "hidden_states" in kwargs else []), *kwargs)
+    values = (*enumerate(args), *((name, kwargs[name]) for name in named))
+    return next((key for key, value in values if isinstance(value, Tensor) and value.is_floating_point()), None)
+
+
 def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """What a module takes: the first tensor of numbers among its arguments."""
-    values = (*args, *([kwargs["hidden_states"]] if "hidden_states" in kwargs else []), *kwargs.values())
-    return next((value for value in values if isinstance(value, Tensor) and value.is_floating_point()), None)
+    """What a module takes."""
+    key = first_key(args, kwargs)
+    return args[key] if isinstance(key, int) else None if key is None else kwargs[key]
 
 
 def first_output(output: Any) -> Tensor | None:

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lib.model import attention, hooks
-from lib.model.arch import Architecture
 from lib.model.trace import ATTENTION, SOFTMAX, is_attention
 from lib.run.errors import UserError
 
@@ -52,14 +51,14 @@ class _OneHeadOff(TorchFunctionMode):
         return by_head.masked_fill(off[..., None], 0).view(output.shape)
 
 
-def verified(lm: LanguageModel) -> Architecture:
-    """The Architecture, without the heads of layers in which they cannot be told apart.
+def verify(lm: LanguageModel) -> None:
+    """Take the heads away from layers in which they cannot be told apart.
 
     Raises UserError if probabilities or block outputs are not those of eager attention.
     """
     layers = lm.arch.with_role("attention_module")
     if not layers:
-        return lm.arch
+        return
     ids = _ids(lm)
     inputs: dict[int, Tensor] = {}
     probabilities: dict[int, Tensor] = {}
@@ -87,7 +86,6 @@ def verified(lm: LanguageModel) -> Architecture:
     for layer, of_layer in maps.items():
         first = of_layer.first.reshape(probabilities[layer].shape)
         _require_same(lm, layer, probabilities[layer], first, of_layer, "attention to the first token")
-    return lm.arch
 
 
 @dataclass(frozen=True)

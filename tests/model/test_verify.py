@@ -21,7 +21,7 @@ def test_nothing_is_wrong(model_type, dtype):
     model = tiny_model(model_type).to(dtype)
     lm = language_model(model)
     before = list(lm.arch.layers)
-    verify.verified(lm)
+    verify.verify(lm)
     assert lm.arch.layers == before
     assert model.config._attn_implementation == "sdpa"
 
@@ -33,7 +33,7 @@ def test_heads_that_are_not_side_by_side():
     layer.o_proj = torch.nn.Sequential(Rolled(), layer.o_proj)
     lm = language_model(model)
     assert lm.arch.layers[1].head_projection == "self_attn.o_proj.1"
-    verify.verified(lm)
+    verify.verify(lm)
     assert [parts.head_projection for parts in lm.arch.layers] == ["self_attn.o_proj", None, "self_attn.o_proj"]
     with pytest.raises(UserError, match="layer 1 has no heads that can be told apart: its projection does not take"):
         lm.arch.check_head(1, 0)
@@ -47,10 +47,10 @@ def test_attention_that_is_not_that_of_the_eager_implementation(monkeypatch):
 
     every = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS
     sdpa, lm = every["sdpa"], language_model(tiny_model("llama", scale=0.5))
-    verify.verified(lm)
+    verify.verify(lm)
     monkeypatch.setitem(every, "sdpa", sharper)
     with pytest.raises(UserError, match="of layer 0 by 'sdpa' attention is not that of eager attention: it differs by"):
-        verify.verified(lm)
+        verify.verify(lm)
     assert lm.model.config._attn_implementation == "sdpa"
 
 
