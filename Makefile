@@ -59,8 +59,14 @@ reproduce-gpt2: $(READY)
 	$(RUN) verify_claims.py results --model gpt2
 
 # two workers: CI has two cores
+PYTEST := $(RUN) -m pytest --numprocesses 2 --dist worksteal
+
 test: $(READY)
-	$(RUN) -m pytest --numprocesses 2 --dist worksteal
+	$(PYTEST) -m "not slow and not peer"
+
+# the rest: whole commands, every architecture, every planted model
+test-slow: $(READY)
+	$(PYTEST) -m "slow and not peer"
 
 # every script, every way to a model and the benchmark's entries on a GPU, as `make test` runs them on a pretended device
 test-cuda: $(READY)
@@ -97,4 +103,4 @@ clean:
 	rm -rf .venv .venv-peers .venv-bench .pytest_cache .ruff_cache results/demo results/bench
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
-.PHONY: setup demo study results readme reproduce-gpt2 test test-cuda test-peers bench lint clean
+.PHONY: setup demo study results readme reproduce-gpt2 test test-slow test-cuda test-peers bench lint clean

@@ -28,6 +28,7 @@ from tests.conftest import language_model, planted_model, tiny_model
 from tests.core import test_capture, test_sinks, test_sweep
 from tests.experiments import test_ablation, test_census, test_heads, test_interventions, test_ledger, test_neurons
 
+pytestmark = pytest.mark.slow
 WATCH_OUTPUTS = hooks.watch_outputs
 
 

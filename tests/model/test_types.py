@@ -15,6 +15,7 @@ from tests import every_type
 from tests.cases import close
 from tests.core.test_sweep import fixed_place, windows_of
 
+pytestmark = pytest.mark.slow
 MEASURED = 120  # types, at least
 POSITIONS, DIM = [0, 9], 3
 IDS = torch.randint(3, 100, (2, 12), generator=torch.Generator().manual_seed(3))

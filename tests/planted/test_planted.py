@@ -19,6 +19,7 @@ from lib.planted import truth as planted_truth
 from lib.run.cli import Options
 from tests.conftest import save
 
+pytestmark = pytest.mark.slow
 SEEDS = (0, 1234)
 MASSIVE_KINDS = [kind for kind in planted_kinds.KINDS if kind not in ("sinks", "none")]
 REDUNDANT_KINDS = ("redundant", "repair", "partial")

@@ -21,6 +21,7 @@ from lib.run.checkout import ROOT
 from lib.run.cli import Options, UserError
 from tests.conftest import token_ids
 
+pytestmark = pytest.mark.slow
 LAYERS = np.arange(1, 13, dtype=float).reshape(2, 3, 2)
 
 

@@ -8,6 +8,7 @@ import cluster
 from lib.run import checkout
 from tests.scripts.test_scripts import run
 
+pytestmark = pytest.mark.slow
 RESULT = checkout.ROOT / "results" / "smollm2-135m" / "main_llm" / "smollm2-135m_layerwise.json"
 
 

@@ -20,6 +20,8 @@ from tests.conftest import planted_model, save, tiny_model
 from tests.scripts.test_ranks import exact, experiment_of, spiked_windows
 from tests.scripts.test_scripts import SAMPLE, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("cuda", "mps", "expected"),

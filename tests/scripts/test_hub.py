@@ -11,6 +11,7 @@ from lib.run import checkout
 from tests import hub as our_hub
 from tests.conftest import TEXT, save, tiny_model
 
+pytestmark = pytest.mark.slow
 NOWHERE = "http://127.0.0.1:1"
 
 

@@ -21,6 +21,7 @@ from lib.run.cli import UserError
 from tests import killed
 from tests.scripts.test_scripts import SAMPLE, files, run
 
+pytestmark = pytest.mark.slow
 NAMES = ["tiny-gpt2.png", "tiny-gpt2_layerwise.json", "tiny-gpt2_layerwise.txt"]
 
 

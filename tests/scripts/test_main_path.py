@@ -14,6 +14,7 @@ from lib.run import checkout
 from tests import hub as our_hub
 from tests.conftest import TEXT
 
+pytestmark = pytest.mark.slow
 # the files that the seed study's README shows and names, below the folder it runs in
 SEED_FILES = (
     "results/llm/3d_feat_vis/gpt2_layer2_3d.png",

@@ -17,6 +17,7 @@ from lib.report import result_files
 from lib.run.cli import UserError
 from tests.scripts.test_scripts import SAMPLE, files, run
 
+pytestmark = pytest.mark.slow
 WRONG = [None, True, "", "x\ny", [], {}, [[]], 0, -1, 3, 1.5, -1e300, 10**30, float("nan"), float("inf"), "../../x"]
 
 

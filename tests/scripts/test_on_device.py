@@ -24,6 +24,7 @@ from tests import golden
 from tests.conftest import token_ids
 from tests.experiments.test_golden import differences
 
+pytestmark = pytest.mark.slow
 STEP = 0.05  # of an interval: its end is one of many drawn means, and rounding may make it the next one
 OWN = [name for name, entry in entries.ENTRIES.items() if entry.tool in (entries.OURS, entries.TRANSFORMERS)]
 

@@ -26,6 +26,7 @@ from lib.run import checkout
 from lib.run.cli import Options, UserError
 from tests.scripts.test_scripts import SAMPLE, files, run
 
+pytestmark = pytest.mark.slow
 TRACKED = checkout.ROOT / "results" / "smollm2-135m"
 RESULT = TRACKED / "main_llm" / "smollm2-135m_layerwise.json"
 NAMES = ["smollm2-135m.png", "smollm2-135m_layerwise.json", "smollm2-135m_layerwise.txt"]

@@ -22,6 +22,8 @@ from lib.run import checkout, cli, processes
 from tests.conftest import SPIKE_TOKEN, TEXT, language_model, planted_model, save, tiny_model, token_ids
 from tests.scripts.test_scripts import SCRIPTS, files, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def in_threads(monkeypatch):

@@ -112,6 +112,7 @@ def test_head_scores_agree_with_eager_maps(smollm2, naive):
             assert result.scores[layer][head].mean == pytest.approx(np.mean(scores), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_nsamples(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("Summer is warm. Winter is cold. " * 400)  # few first tokens

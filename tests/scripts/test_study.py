@@ -15,6 +15,8 @@ from tests.conftest import save
 from tests.partial import partial
 from tests.scripts.test_scripts import run
 
+pytestmark = pytest.mark.slow
+
 
 def planted_study(folder, seed):
     """(flags of a study of a GPT-2 in which one MLP writes the massive activation and nothing takes it away, truth)."""
