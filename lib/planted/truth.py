@@ -8,7 +8,15 @@ from lib.model.models import LanguageModel
 
 CONSTANT, AS_IT_IS = "needed, a constant is enough", "needed as it is"
 
+SHARED = "shared"  # expert, which every token goes to
+
+Expert = int | str  # its number, or SHARED
+Neuron = int | tuple[Expert, int]  # of an MLP; of a mixture with its expert
 Fields = dict[str, Any]  # of Truth, by name
+
+
+def expert_name(layer: int, expert: Expert) -> str:
+    return f"shared expert {layer}" if expert == SHARED else f"expert {layer}.{expert}"
 
 
 @dataclass(frozen=True)
@@ -17,6 +25,9 @@ class Truth:
 
     generator: "mlp", "head", "both" (an MLP that needs a head's write) or "none"; layer: the first whose output is
     massive; neurons or head: its part that writes; most: the fewest of the neurons that give 90 % of it.
+    experts: (layer, expert) of those whose neurons write it, where the MLP is a mixture; expert_retained: {expert:
+    number} of what is left of the value without it, routing weights as they were; decoy_expert: (layer, expert) to
+    which no token goes, with the largest weights.
     values: {dim: signed value} where it is massive; trigger: what makes a place massive; positions: where the windows
     have it; share: of the windows that have it; tokens: those that trigger it, where some do and others do not.
     retained, repair: {part: number} of the MLPs and attention blocks that write it: what is left of the value without
@@ -40,8 +51,8 @@ class Truth:
     positions: tuple[int, ...]
     share: float
     layer: int | None = None
-    neurons: tuple[int, ...] = ()
-    most: tuple[int, ...] = ()
+    neurons: tuple[Neuron, ...] = ()
+    most: tuple[Neuron, ...] = ()
     head: int | None = None
     values: dict[int, float] = field(default_factory=dict)
     tokens: tuple[str, ...] = ()
@@ -59,6 +70,9 @@ class Truth:
     noise: tuple[dict[str, Any], ...] = ()
     decoy_neurons: tuple[int, ...] = ()
     decoy_head: tuple[int, int] | None = None
+    experts: tuple[tuple[int, Expert], ...] = ()
+    expert_retained: dict[str, float] = field(default_factory=dict)
+    decoy_expert: tuple[int, int] | None = None
     outliers: dict[int, float] = field(default_factory=dict)
 
 
