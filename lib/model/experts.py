@@ -76,14 +76,14 @@ def without(of: Chosen, off: Tensor, renormalised: Tensor) -> Tensor:
 
 
 def largest_outputs(module: torch.nn.Module, of: Chosen) -> Tensor:
-    """(tokens, k) float32 largest |output| over dims of each chosen expert, without routing weight.
+    """(tokens, k) largest |output| over dims of each chosen expert, without routing weight.
 
     Costs what the module's own pass does: each token goes to each of its experts alone, with weight 1.
     """
     each = of.experts.reshape(-1, 1)
     hidden = of.hidden.repeat_interleave(of.experts.shape[1], 0)
     given = module.forward(hidden, each, torch.ones_like(each, dtype=of.weights.dtype))
-    return given.abs().amax(-1).float().view(of.experts.shape)
+    return given.abs().amax(-1).view(of.experts.shape)
 
 
 def activations(module: torch.nn.Module, experts: Tensor, hidden: Tensor) -> Tensor:
