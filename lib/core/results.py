@@ -19,6 +19,16 @@ class Head(NamedTuple):
         return f"{self.layer}.{self.head}"
 
 
+class Expert(NamedTuple):
+    """expert: None for the shared expert of the layer."""
+
+    layer: int
+    expert: int | None
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{'shared' if self.expert is None else self.expert}"
+
+
 @dataclass(frozen=True)
 class HeadScore:
     """score: mean attention to the first token."""
@@ -147,7 +157,8 @@ class AblatedCondition:
     """What a model with parts off shows.
 
     sink_rate: of all heads; one that is off writes nothing and still looks somewhere. sink_rate_change: paired; None of
-    the baseline. massive_positions: how many a sequence.
+    the baseline. massive_positions: how many a sequence. experts_off: layers whose experts are all off, if there are
+    any.
     """
 
     label: str
@@ -158,6 +169,7 @@ class AblatedCondition:
     sink_rate: Average
     sink_rate_change: Average | None
     massive_positions: Average
+    experts_off: list[int] | UnsetType = UNSET
 
 
 @dataclass(frozen=True)

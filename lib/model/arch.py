@@ -116,6 +116,12 @@ class Architecture:
             why = next((f" that can be measured: {parts.heads}" for parts in self.layers if parts.heads), None)
             raise UserError("this model has no attention heads" + (why or ": nothing attends to the first token"))
 
+    def require_experts(self) -> None:
+        """Raise UserError if no layer has a mixture of experts."""
+        if not self.with_role("experts"):
+            why = next((f" that can be told apart: {parts.inner}" for parts in self.layers if parts.inner), "")
+            raise UserError(f"this model has no mixture of experts{why}")
+
     def require_neurons(self, layer: int) -> None:
         """Raise UserError if the layer is out of range, or has no MLP whose neurons are known."""
         self.check_layer(layer)

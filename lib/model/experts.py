@@ -32,10 +32,58 @@ class Chosen:
         return Chosen(self.hidden[tokens], self.experts[tokens], self.weights[tokens])
 
 
+@dataclass(frozen=True)
+class Off:
+    """Experts that give nothing: (layer, expert) each, None for the shared expert. renormalised: whether the weights of
+    the others that a token is sent to are rescaled, so that they sum to what all of its weights summed to."""
+
+    experts: tuple[tuple[int, int | None], ...]
+    renormalised: bool = False
+
+
 def chosen(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Chosen:
     """Of the arguments of a module of experts."""
     hidden, experts, weights = (*args, *kwargs.values())[:3]
     return Chosen(hidden, experts, weights)
+
+
+def called_with(
+    weights: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a module of experts with other routing weights."""
+    given = [*args, *kwargs.values()]
+    given[2] = weights
+    return tuple(given[: len(args)]), dict(zip(kwargs, given[len(args) :], strict=True))
+
+
+def count(module: torch.nn.Module) -> int:
+    """How many experts a module has."""
+    return len(cast(Tensor, module.down_proj))
+
+
+def without(of: Chosen, off: Tensor, renormalised: Tensor) -> Tensor:
+    """(tokens, k) routing weights with experts off, in a batch of as many versions, one after the other.
+
+    off: (versions, experts) bool; renormalised: (versions,) bool, as in Off. Where none of a token's experts remains,
+    all are 0.
+    """
+    experts, weights = (value.unflatten(0, (len(off), -1)) for value in (of.experts, of.weights))
+    weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    kept = weights.masked_fill(off.gather(1, experts.flatten(1)).view_as(experts), 0)
+    before, left = (value.sum(-1, keepdim=True) for value in (weights, kept))
+    rescaled = kept * torch.where(left == 0, 0, before / left)
+    return torch.where(renormalised[:, None, None], rescaled, kept).flatten(0, 1).to(of.weights.dtype)
+
+
+def largest_outputs(module: torch.nn.Module, of: Chosen) -> Tensor:
+    """(tokens, k) largest |output| over dims of each chosen expert, without routing weight.
+
+    Costs what the module's own pass does: each token goes to each of its experts alone, with weight 1.
+    """
+    each = of.experts.reshape(-1, 1)
+    hidden = of.hidden.repeat_interleave(of.experts.shape[1], 0)
+    given = module.forward(hidden, each, torch.ones_like(each, dtype=of.weights.dtype))
+    return given.abs().amax(-1).view(of.experts.shape)
 
 
 def activations(module: torch.nn.Module, experts: Tensor, hidden: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lib.model.arch import Architecture
-from lib.model.experts import Chosen, chosen
+from lib.model.experts import Chosen, Off, called_with, chosen, count, without
 from lib.model.skipping import attention_skipped, forward_replaced, mlp_skipped
 from lib.run.errors import UserError
 
@@ -115,14 +115,17 @@ def watch_outputs(arch: Architecture, role: str, see: See, layers: Iterable[int]
 
 @contextmanager
 def watch_experts(
-    arch: Architecture, see: Callable[[int, Chosen], None], layers: Iterable[int] | None = None
+    arch: Architecture, see: Callable[[int, Chosen], Tensor | None], layers: Iterable[int] | None = None
 ) -> Iterator[None]:
-    """Call `see` with what each layer's experts are called with."""
+    """Call `see` with what each layer's experts are called with; what it returns takes the place of the routing
+    weights."""
 
     def register(layer: int, module: torch.nn.Module) -> RemovableHandle:
-        return module.register_forward_pre_hook(
-            lambda _module, args, kwargs: see(layer, chosen(args, kwargs)), with_kwargs=True
-        )
+        def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            weights = see(layer, chosen(args, kwargs))
+            return None if weights is None else called_with(weights, args, kwargs)
+
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
 
     with _registered(arch, "experts", layers, register):
         yield
@@ -224,6 +227,37 @@ def neurons_off(
         return value.masked_fill(mask.to(value.device), 0)
 
     return watch_inputs(arch, "down", zero, [layer])
+
+
+def experts_off(arch: Architecture, *versions: Off) -> AbstractContextManager[None]:
+    """Let experts give nothing, wherever a token is sent to them; with several versions, a batch is as many batches,
+    one after the other, and each has its own."""
+    off: dict[int, Tensor] = {}
+    shared: dict[int, Tensor] = {}
+    for version, these in enumerate(versions):
+        for layer, expert in these.experts:
+            arch.check_layer(layer)
+            if expert is None:
+                shared.setdefault(layer, torch.zeros(len(versions), dtype=torch.bool))[version] = True
+            else:
+                shape = len(versions), count(arch.module(layer, "experts"))
+                off.setdefault(layer, torch.zeros(shape, dtype=torch.bool))[version, expert] = True
+    renormalised = torch.tensor([these.renormalised for these in versions])
+
+    def reweigh(layer: int, value: Chosen) -> Tensor:
+        return without(value, *(mask.to(value.weights.device) for mask in (off[layer], renormalised)))
+
+    def zero(layer: int, value: Tensor) -> Tensor:
+        each = value.unflatten(0, (len(versions), -1))
+        mask = shared[layer].view(-1, *[1] * (each.ndim - 1)).to(value.device)
+        return each.masked_fill(mask, 0).flatten(0, 1)
+
+    return _together(watch_experts(arch, reweigh, off), watch_outputs(arch, "shared_expert", zero, shared))
+
+
+def all_experts_off(arch: Architecture, layers: Collection[int]) -> AbstractContextManager[None]:
+    """Zero what all of these layers' experts give together; shared experts stay."""
+    return watch_outputs(arch, "experts", lambda _layer, value: torch.zeros_like(value), layers)
 
 
 def attention_off(arch: Architecture, layers: Collection[int]) -> AbstractContextManager[None]:
