@@ -4,12 +4,12 @@ A mixture of experts counts as one MLP with the neurons of all experts, and of t
 the down projection is the activation times the routing weight, 0 in an expert that the token is not sent to.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import numpy as np
 import torch
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from lib.core.results import SHARED_EXPERT, ContributionCheck, Mixture, Neuron, NeuronName, OfExpert, ReachedExpert
 from lib.model import experts, hooks
@@ -185,10 +185,15 @@ def number_of(arch: Architecture, layer: int, name: NeuronName) -> int:
     return (n if name.expert == SHARED_EXPERT else int(name.expert)) * width + name.neuron
 
 
-def mixture(arch: Architecture, layer: int, routing: np.ndarray) -> Mixture | UnsetType:
-    """routing: (windows, experts) routing weights where the layer is followed. UNSET of a dense MLP."""
-    if arch.layers[layer].experts is None:
-        return UNSET
+def rest_label(arch: Architecture, layer: int) -> str:
+    """Of REST."""
+    parts = arch.layers[layer]
+    unknown = parts.shared_expert is not None and parts.shared is None
+    return "biases of the down projections" + (", and the shared expert" if unknown else "")
+
+
+def mixture(arch: Architecture, layer: int, routing: np.ndarray) -> Mixture:
+    """routing: (windows, experts) routing weights where the layer is followed."""
     n, width = experts.sizes(arch.module(layer, "experts"))
     shared = arch.layers[layer].shared_expert is not None
     reached = [
@@ -213,32 +218,39 @@ def contributions(arch: Architecture, layer: int, dim: int, activation: torch.Te
     weight = down_row(arch, layer, dim)
     contribution = activation * weight
     order = (contribution * (1 if output >= 0 else -1)).argsort(descending=True).tolist()
-    parts = arch.layers[layer]
-    active = np.full(len(weight), parts.experts is None)
-    if parts.experts is not None:
+    if arch.layers[layer].experts is not None:
         n, width = experts.sizes(arch.module(layer, "experts"))
-        active[: n * width] = np.repeat(activation[: n * width].view(n, width).any(1).numpy(), width)
-        active[n * width :] = True
-    rows = []
-    for number in order:
-        if active[number]:
-            name = name_of(arch, layer, number)
-            given = activation[number].item(), weight[number].item(), c := contribution[number].item()
-            expert, neuron = name if isinstance(name, OfExpert) else (UNSET, name)
-            rows.append(Neuron(neuron, *given, c / output if output else None, expert=expert))
-    return rows
+        active = activation[: n * width].view(n, width).any(1).tolist()
+        order = [number for number in order if number >= n * width or active[number // width]]
+
+    def row(number: int) -> Neuron:
+        name, given = name_of(arch, layer, number), contribution[number].item()
+        expert, neuron = name if isinstance(name, OfExpert) else (UNSET, name)
+        share = given / output if output else None
+        return Neuron(neuron, activation[number].item(), weight[number].item(), given, share, expert=expert)
+
+    return [*map(row, order)]
 
 
-def bias_at(arch: Architecture, layer: int, dim: int, rest: float | None) -> float:
-    """What the down projection gives in a dim beside the contributions; rest: that of Routed."""
-    if rest is not None:
-        return rest
-    biases = arch.bias(layer, "down")
-    return 0.0 if biases is None else biases[dim].item()
-
-
-def contribution_check(contributions: list[Neuron], bias: float, output: float) -> ContributionCheck:
-    """Sum of `contributions` + bias against `output`, the down projection's own in the dim."""
+def contribution_check(
+    arch: Architecture, layer: int, dim: int, contributions: list[Neuron], output: float, rest: float | None
+) -> ContributionCheck:
+    """Sum of `contributions` + bias against `output`, the down projection's own in `dim`; rest: what a mixture gives
+    there beside its neurons, None of a dense MLP."""
+    bias = rest
+    if bias is None:
+        biases = arch.bias(layer, "down")
+        bias = 0.0 if biases is None else biases[dim].item()
     total = sum(row.contribution for row in contributions)
     error = abs(total + bias - output) / abs(output) if output else None
     return ContributionCheck(total, bias, output, error)
+
+
+def at_place(
+    arch: Architecture, layer: int, dim: int, values: Mapping[str, torch.Tensor]
+) -> tuple[list[Neuron], ContributionCheck]:
+    """All contributions and their sum, by means over the windows of neurons.checkpoints_at_place."""
+    output = values[OUTPUT][:, dim].mean().item()
+    rest = values[REST][:, dim].mean().item() if REST in values else None
+    rows = contributions(arch, layer, dim, values[neuron_output(arch, layer)].mean(0), output)
+    return rows, contribution_check(arch, layer, dim, rows, output, rest)

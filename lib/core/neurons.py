@@ -59,8 +59,8 @@ def checkpoints_at_place(
             stack.enter_context(routed.watching())
             stack.enter_context(hooks.stop_after(lm.arch, layer))
             hooks.forward(lm, ids)
-        for name, value in routed.at(tokens_at(positions, ids.shape[1])).items():
-            here.keep(name, value)
+        for name, at_place in routed.at(tokens_at(positions, ids.shape[1])).items():
+            here.keep(name, at_place)
         taken = here.take()
         for name, parts in kept.items():
             require_finite(layer, taken[name])
