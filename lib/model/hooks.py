@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from lib.model.arch import Architecture
+from lib.model import experts
+from lib.model.arch import SHARED, Architecture
 from lib.model.experts import Chosen, Off, called_with, chosen, count, without
 from lib.model.skipping import attention_skipped, forward_replaced, mlp_skipped
 from lib.run.errors import UserError
@@ -216,17 +217,52 @@ def neurons_off(
 ) -> AbstractContextManager[None]:
     """Zero these neurons of one layer's MLP: their activation, which is the input of the down projection.
 
-    where: (batch, seq) bool, at which positions; None: at all.
+    neurons: as Architecture.n_neurons counts them. where: (batch, seq) bool, at which positions; None: at all.
     """
     arch.check_layer(layer)
-    off = torch.zeros(arch.weight(layer, "down").shape[1], dtype=torch.bool)
+    off = torch.zeros(arch.n_neurons(layer), dtype=torch.bool)
     off[list(neurons)] = True
+    if arch.layers[layer].experts is None:
+        return _inputs_off(arch, layer, "down", off, where)
+    module = arch.module(layer, "experts")
+    of_experts, shared = off.split([len(off) - arch.n_shared(layer), arch.n_shared(layer)])
+    managers = []
+    if of_experts.any():
+        managers.append(_experts_off(module, of_experts.view(experts.sizes(module)), where))
+    if shared.any():
+        managers.append(_inputs_off(arch, layer, f"{SHARED}down", shared, where))
+    return _together(*managers)
+
+
+def _inputs_off(
+    arch: Architecture, layer: int, role: str, off: Tensor, where: Tensor | None
+) -> AbstractContextManager[None]:
+    """Zero these inputs of one layer's `role`, (width,) bool."""
 
     def zero(_layer: int, value: Tensor) -> Tensor:
         mask = off if where is None else where.view(*value.shape[:-1], 1) & off
         return value.masked_fill(mask.to(value.device), 0)
 
-    return watch_inputs(arch, "down", zero, [layer])
+    return watch_inputs(arch, role, zero, [layer])
+
+
+@contextmanager
+def _experts_off(module: torch.nn.Module, off: Tensor, where: Tensor | None) -> Iterator[None]:
+    """Zero these neurons of experts, (experts, width) bool; where only some tokens are meant, all are run both ways."""
+    if where is None:
+        with experts.columns_off(module, off):
+            yield
+        return
+    run = module.forward
+
+    def both_ways(*args: Any, **kwargs: Any) -> Tensor:
+        with_all = run(*args, **kwargs)
+        with experts.columns_off(module, off):
+            without = run(*args, **kwargs)
+        return torch.where(where.view(-1, 1).to(with_all.device), without, with_all)
+
+    with forward_replaced(module, both_ways):
+        yield
 
 
 def experts_off(arch: Architecture, *versions: Off) -> AbstractContextManager[None]:
@@ -327,34 +363,49 @@ def position_embeddings_swapped(arch: Architecture, one: int, other: int) -> Ite
 
 
 @contextmanager
-def _product_replaced(arch: Architecture, layer: int, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def _product_replaced(
+    arch: Architecture, layer: int, function: Callable[[Tensor], Tensor], shared: str
+) -> Iterator[None]:
     """As activation_replaced where the function is no module: what the down projection takes is made anew."""
     given: dict[str, Tensor] = {}
-    roles = ["gate", "up"] if arch.is_gated(layer) else ["up"]
+    roles = ["gate", "up"] if arch.is_gated(layer, shared) else ["up"]
 
     def keep(role: str) -> See:
         return lambda _layer, value: given.update({role: value})
 
     def product(_layer: int, _value: Tensor) -> Tensor:
         first = function(given[roles[0]])
-        return first * given["up"] if arch.is_gated(layer) else first
+        return first * given["up"] if len(roles) > 1 else first
 
     with ExitStack() as stack:
         for role in roles:
-            stack.enter_context(watch_outputs(arch, role, keep(role), [layer]))
-        stack.enter_context(watch_inputs(arch, "down", product, [layer]))
+            stack.enter_context(watch_outputs(arch, f"{shared}{role}", keep(role), [layer]))
+        stack.enter_context(watch_inputs(arch, f"{shared}down", product, [layer]))
         yield
+
+
+def can_replace_activation(arch: Architecture, layer: int) -> bool:
+    """Whether activation_replaced can; in a mixture its experts may have none that is a module."""
+    parts = arch.layers[layer]
+    known = parts.activation is not None or parts.function is not None
+    return known and (parts.shared_expert is None or (parts.shared is not None and parts.shared.inner is None))
 
 
 @contextmanager
-def activation_replaced(arch: Architecture, layer: int, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Put `function` in the place of the activation function of one layer's MLP."""
-    if arch.layers[layer].function is not None:
-        with _product_replaced(arch, layer, function):
+def activation_replaced(
+    arch: Architecture, layer: int, function: Callable[[Tensor], Tensor], shared: str = ""
+) -> Iterator[None]:
+    """Put `function` in the place of the activation function of one layer's MLP, or with SHARED of its shared expert
+    alone."""
+    parts = arch.layers[layer].shared if shared else arch.layers[layer]
+    assert parts is not None
+    if parts.function is not None:
+        with _product_replaced(arch, layer, function, shared):
             yield
         return
-    handle = arch.module(layer, "activation").register_forward_hook(lambda _module, args, _output: function(args[0]))
-    try:
+    module = arch.module(layer, f"{shared}activation")
+    with ExitStack() as stack:
+        stack.callback(module.register_forward_hook(lambda _module, args, _output: function(args[0])).remove)
+        if parts.shared is not None:
+            stack.enter_context(activation_replaced(arch, layer, function, SHARED))
         yield
-    finally:
-        handle.remove()

@@ -8,7 +8,7 @@ import tabulate
 
 from lib.core import definitions
 from lib.core.evidence import Cell, Conclusion, StoredTest
-from lib.core.results import AblatedPlace, FirstTokens, FollowedPlace, MassiveActivation
+from lib.core.results import AblatedPlace, FirstTokens, FollowedPlace, MassiveActivation, Mixture
 from lib.report.result_files import Result
 
 tabulate.MIN_PADDING = 0  # columns are as narrow as they can be
@@ -207,6 +207,17 @@ def exact_text(exact: FirstTokens) -> str:
         f"{number(exact.value, True)} -> {number(exact.ablated, True)}, retained {number(exact.retained)}, "
         f"|change| / |value| {number(exact.absolute_change)}{still}\n"
         "Token by token, it " + ", ".join(f"{fate} for {share:.1%}" for fate, share in exact.shares.items()) + "\n"
+    )
+
+
+def mixture_text(mixture: Mixture) -> str:
+    """Which experts the followed place is sent to."""
+    shared = {0: "", None: ", and a shared expert whose neurons are not known"}
+    beside = shared.get(mixture.shared, f", and a shared expert of {mixture.shared}")
+    rows = [[row.expert, row.windows, number(row.weight)] for row in mixture.reached]
+    return (
+        f"{mixture.experts} experts of {mixture.width} neurons each{beside}; neurons are named expert.number. "
+        f"The place is sent to\n{table(['expert', 'windows', 'mean routing weight in these'], rows)}"
     )
 
 
