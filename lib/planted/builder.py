@@ -19,11 +19,12 @@ from typing import cast
 import numpy as np
 import torch
 
+from lib.core.results import SHARED_EXPERT
 from lib.model import hooks
-from lib.model.arch import Architecture
+from lib.model.arch import SHARED, Architecture
 from lib.model.models import LanguageModel
 from lib.planted.blank import BOS, HEAD_DIM, HEADS, HIDDEN, QUIET, VOCABULARY, add_noise, noise_of, tokenizer, zeros
-from lib.planted.truth import SHARED, Expert
+from lib.planted.truth import Expert
 
 FLAG_SIZE, SECOND_FLAG_SIZE, ONE_SIZE = 2.0, 1.0, 0.5
 SHOUTS, TELLS = 5.0, 3.0
@@ -96,9 +97,8 @@ class Builder:
         gated = "gate", "up", "down"
         if expert is None:
             return {role: self.arch.weight(layer, role) for role in (gated if self.arch.is_gated(layer) else gated[1:])}
-        if expert == SHARED:
-            shared = self.arch.module(layer, "shared_expert")
-            return {role: shared.get_parameter(f"{role}_proj.weight") for role in gated}
+        if expert == SHARED_EXPERT:
+            return {role: self.arch.weight(layer, f"{SHARED}{role}") for role in gated}
         experts = self.arch.module(layer, "experts")
         first, down = (experts.get_parameter(name)[expert] for name in ("gate_up_proj", "down_proj"))
         return dict(zip(gated, (*first.chunk(2), down), strict=True))

@@ -4,9 +4,10 @@ largest weights.
 
 from collections.abc import Callable, Sequence
 
+from lib.core.results import SHARED_EXPERT
 from lib.planted.builder import Builder, times
 from lib.planted.kinds import by_head, too_small
-from lib.planted.truth import SHARED, Expert, Fields, expert_name
+from lib.planted.truth import Expert, Fields, expert_name
 
 
 def _expert(b: Builder) -> Fields:
@@ -28,10 +29,11 @@ def _redundant_experts(b: Builder) -> Fields:
     (later,) = b.route(second, 1)
     # the later first, so that its weights fit what it reads without the earlier
     neurons = b.neurons_write(second, b.flag - b.one, b.values, expert=later)
-    truth = _by_experts(b, [1.0], layer=layer, last=second)
+    truth, name = _by_experts(b, [1.0], layer=layer, last=second), expert_name(second, later)
     return truth | {
         "experts": (*truth["experts"], (second, later)),
-        "expert_retained": dict.fromkeys([*truth["expert_retained"], expert_name(second, later)], 1.0),
+        "expert_writes": truth["expert_writes"] | {name: 0.0},
+        "expert_retained": dict.fromkeys([*truth["expert_writes"], name], 1.0),
         "second_generator": {"layer": second, "neurons": tuple((later, n) for n in neurons), "share": 0},
         "retained": {f"mlp {layer}": 1.0},
         "repair": {f"mlp {layer}": 1.0},
@@ -40,7 +42,7 @@ def _redundant_experts(b: Builder) -> Fields:
 
 def _shared_expert(b: Builder) -> Fields:
     """Neurons of the shared expert write it."""
-    return _by_experts(b, [1.0], SHARED)
+    return _by_experts(b, [1.0], SHARED_EXPERT)
 
 
 def _by_experts(
@@ -57,6 +59,7 @@ def _by_experts(
         for neuron in b.neurons_write(layer, b.flag - b.one, times(share, b.values), expert=expert)
     ]
     b.enlarge_expert(layer, decoy)
+    names = [expert_name(layer, expert) for expert in experts]
     return {
         "generator": "mlp",
         "layer": layer,
@@ -64,7 +67,8 @@ def _by_experts(
         "values": b.values,
         "readers": b.readers((layer if last is None else last) + 1, b.n_layers - 1),
         "experts": tuple(sorted((layer, expert) for expert in experts)),
-        "expert_retained": {expert_name(layer, e): 1 - share for e, share in zip(experts, shares, strict=True)},
+        "expert_writes": dict(zip(names, shares, strict=True)),
+        "expert_retained": dict(zip(names, (1 - share for share in shares), strict=True)),
         "decoy_expert": (layer, decoy),
     }
 

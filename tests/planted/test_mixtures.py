@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from lib.core.results import SHARED_EXPERT
 from lib.model import models
 from lib.planted import blank, mixtures, planting
 from lib.planted import truth as planted_truth
@@ -54,7 +55,7 @@ def experts_off(model, *experts):
     model = copy.deepcopy(model)
     for layer, expert in experts:
         mixture = blocks(model)[layer].mlp
-        if expert == planted_truth.SHARED:
+        if expert == SHARED_EXPERT:
             mixture.shared_expert.down_proj.weight.data.zero_()
         else:
             mixture.experts.down_proj.data[expert] = 0
@@ -62,7 +63,7 @@ def experts_off(model, *experts):
 
 
 def every_expert(model):
-    shared = [planted_truth.SHARED] if hasattr(blocks(model)[0].mlp, "shared_expert") else []
+    shared = [SHARED_EXPERT] if hasattr(blocks(model)[0].mlp, "shared_expert") else []
     numbers = range(len(blocks(model)[0].mlp.gate.weight))
     return {(layer, expert) for layer in range(len(blocks(model))) for expert in (*numbers, *shared)}
 
@@ -157,7 +158,7 @@ def test_each_named_neuron_takes_part_and_no_other(planted):
 def down_of(model, layer, expert):
     """(hidden, width) view of an expert's last projection."""
     mixture = blocks(model)[layer].mlp
-    shared = expert == planted_truth.SHARED
+    shared = expert == SHARED_EXPERT
     return mixture.shared_expert.down_proj.weight.data if shared else mixture.experts.down_proj.data[expert]
 
 
@@ -166,7 +167,7 @@ def test_the_trigger_goes_to_them_with_a_weight_well_below_one(planted):
     model, ids, truth = planted
     by_layer = routes(model, ids)
     for layer, expert in truth.experts:
-        if expert != planted_truth.SHARED:
+        if expert != SHARED_EXPERT:
             assert all(0.15 < window[0][expert] < 0.95 for window in by_layer[layer])
             others = [token for window in by_layer[layer] for token in window[1:]]
             assert sum(expert in token for token in others) < 0.9 * len(others)
