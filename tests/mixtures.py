@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lib.core.data import Windows
@@ -83,8 +84,9 @@ def windows(n=6, length=16, tokens=(SPIKE_TOKEN,)):
 
 
 def tokenizer():
-    words = WordLevel({f"t{token}": token for token in range(VOCABULARY)}, unk_token="t0")
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
+    words = Tokenizer(WordLevel({f"t{token}": token for token in range(VOCABULARY)}, unk_token="t0"))
+    words.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words)
 
 
 def planted():

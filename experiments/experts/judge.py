@@ -17,8 +17,8 @@ RULE = (
     "several; where it is gone without none: 'several experts, others in other windows', if without the one that each "
     "window needs most it is gone, 'several experts, each is enough', if it stays with each of several as the only "
     f"candidate that is on, else 'several experts together'. {NONE_FOUND!r}: the baseline has no massive activation. "
-    "Named are those without which it is gone; if there are none, those of which each is enough, or those without "
-    f"which less than {STAYS} is left. Routing weights of the others as they were. A threshold must lie outside the "
+    "Named are those without which it is gone; if there are none, those of which each is enough, or those without which "
+    f"less than {STAYS} is left or which alone keep more than {GONE}. Routing weights of the others as they were. A threshold must lie outside the "
     f"interval, which is simultaneous over all experts that are off; {CANNOT_TELL!r}: it does not. Super: a largest "
     f"output above that percentile and above {SUPER[1]} of the largest of all (arXiv 2507.23279)"
 )
@@ -46,7 +46,8 @@ def _made_by_experts(results: Results, values: Values, together: Test) -> Verdic
     """The verdict where the spike is gone without all candidates."""
     tried = [*results.candidates, *results.random]
     needed = {row.name: _test(row, "off", "below", GONE) for row in tried}
-    enough = {row.name: _test(row, "alone", "above", STAYS) for row in results.candidates if given(row.alone)}
+    alone = [row for row in results.candidates if given(row.alone)]
+    enough = {row.name: _test(row, "alone", "above", STAYS) for row in alone}
     less = {row.name: _test(row, "off", "below", STAYS) for row in tried}
     values.necessary.extend(_with(needed, True))
     values.enough.extend(_with(enough, True))
@@ -74,7 +75,8 @@ def _made_by_experts(results: Results, values: Values, together: Test) -> Verdic
             verdict, named = "several experts, each is enough", values.enough
         else:
             verdict = None if n_enough + len(_with(enough, None)) > 1 else "several experts together"
-            named = _with(less, True)
+            helps = _with({row.name: _test(row, "alone", "above", GONE) for row in alone}, True)
+            named = [name for name in less if name in helps or less[name].answer]
     if verdict is not None:
         values.experts.extend(named)
     return conclusion(verdict or CANNOT_TELL, RULE, values, shown)
