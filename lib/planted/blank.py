@@ -75,7 +75,7 @@ NOISE = (
     ("up_proj", 0.05, None),
     ("experts.down_proj", 0.01, 1),
     ("down_proj", 0.01, 0),
-    ("mlp.gate.", 0.3, None),
+    ("mlp.gate.", 0.05, None),
     ("shared_expert_gate", 0.05, None),
     ("lm_head", 0.02, None),
 )

@@ -187,7 +187,7 @@ class Builder:
     def route(self, layer: int, n: int) -> list[int]:
         """`n` experts to which the tokens that carry FLAG go, also where the value has been written."""
         experts = [self.spare_experts[layer].pop() for _ in range(n)]
-        self.router(layer)[experts] += self.rng.uniform(0.13, 0.17) * (self.flag + self.spike)
+        self.router(layer)[experts] += self.rng.uniform(0.12, 0.17) * (self.flag + self.spike)
         return experts
 
     def unreached_expert(self, layer: int) -> int:

@@ -170,7 +170,7 @@ def test_the_trigger_goes_to_them_with_a_weight_well_below_one(planted):
         if expert != SHARED_EXPERT:
             assert all(0.15 < window[0][expert] < 0.95 for window in by_layer[layer])
             others = [token for window in by_layer[layer] for token in window[1:]]
-            assert sum(expert in token for token in others) < 0.9 * len(others)
+            assert not all(expert in token for token in others)
 
 
 @of(EVERY)
