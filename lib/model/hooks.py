@@ -223,7 +223,7 @@ def neurons_off(
         return _inputs_off(arch, layer, "down", off, where)
     module = arch.module(layer, "experts")
     of_experts, shared = off.split([len(off) - arch.n_shared(layer), arch.n_shared(layer)])
-    managers = []
+    managers: list[AbstractContextManager[None]] = []
     if of_experts.any():
         managers.append(_experts_off(module, of_experts.view(experts.sizes(module)), where))
     if shared.any():
