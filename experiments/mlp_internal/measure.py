@@ -39,7 +39,10 @@ REPLACEMENTS = {"identity": lambda x: x, "relu": torch.relu}
 ENDS = (mlp.OUTPUT, "block_output")  # checkpoints that are followed with the activation function replaced
 FIRST, HEAVIEST = 10, 5  # neurons that are listed with all their checkpoints, and by weight alone
 NEURONS = ("gate", "up", "product", "after_linear1", "after_activation")  # checkpoints with one value a neuron
-AT_DIM = ("residual", "mlp_input", "experts_output", "shared_output", mlp.OUTPUT, "mlp_write", "block_output", mlp.REST)
+AT_DIM = (  # with one value a dim
+    *("residual", "mlp_input", "experts_output", "shared_output"),
+    *(mlp.OUTPUT, "mlp_write", "block_output", mlp.BIASES),
+)
 
 
 class Maximum(NamedTuple):
@@ -204,7 +207,7 @@ class Internals:
         size = {dim: abs(followed["values"][mlp.OUTPUT].array).sum() for dim, followed in self.by_dim.items()}
         dim = max(size, key=size.__getitem__)
         followed, there = self.by_dim[dim], self._draws(dim, draws)
-        labels = {name: label for name, label, *_ in self.points} | {mlp.REST: mlp.rest_label(self.lm.arch, self.layer)}
+        labels = {name: label for name, label, *_ in self.points} | {mlp.BIASES: "biases of the down projections"}
         return Followed(
             dim=dim,
             positions=dict(followed["positions"].most_common()),
@@ -215,6 +218,7 @@ class Internals:
             values=[
                 FollowedValue(name, labels[name], there.averages(samples.array))
                 for name, samples in followed["values"].items()
+                if name != mlp.BIASES or samples.array.any()
             ],
         )
 
@@ -239,9 +243,9 @@ class Internals:
         return mlp.contributions(self.lm.arch, self.layer, dim, activation, self._output(dim))
 
     def check(self, dim: int, contributions: list[Neuron]) -> ContributionCheck:
-        rest = self.by_dim[dim]["values"].get(mlp.REST)
-        mean = None if rest is None else rest.array.mean().item()
-        return mlp.contribution_check(self.lm.arch, self.layer, dim, contributions, self._output(dim), mean)
+        biases = self.by_dim[dim]["values"].get(mlp.BIASES)
+        bias = None if biases is None else biases.array.mean().item()
+        return mlp.contribution_check(self.lm.arch, self.layer, dim, contributions, self._output(dim), bias)
 
     def mixture(self, dim: int) -> Mixture | UnsetType:
         """UNSET of a dense MLP."""

@@ -7,7 +7,7 @@ from lib.core.definitions import MADE
 from lib.core.results import Neuron
 from lib.report import tables
 
-NOT_REPLACED = "No other activation function: that of these experts is no module, or their shared expert has none"
+NOT_REPLACED = "Not with another activation function: these experts have none that is a module"
 
 
 def summarise(result: Stored) -> str:

@@ -198,14 +198,12 @@ def reads(
 def _of_projections(
     arch: Architecture, layer: int, values: Mapping[str, torch.Tensor], name: NeuronName, top: int
 ) -> ReadingNeuron:
-    """Of a dense MLP, or of a shared expert; no projections of one that is known by its down projection alone."""
+    """Of a dense MLP, or of a shared expert."""
     neuron, shared, prefix = (name.neuron, SHARED, "shared_") if isinstance(name, OfExpert) else (name, "", "")
     checkpoints = {"gate": "gate", "up": "up"} if arch.is_gated(layer, shared) else {"up": "after_linear1"}
     means = {name: vectors.mean(0) for name, vectors in values.items()}
     projections = {}
     for role, checkpoint in checkpoints.items():
-        if prefix + checkpoint not in means:
-            continue
         weight, biases = arch.weight(layer, shared + role)[neuron], arch.bias(layer, shared + role)
         bias = 0.0 if biases is None else biases[neuron].item()
         projections[role] = _projection(weight, bias, means, means[prefix + checkpoint][neuron].item(), top)
@@ -219,7 +217,7 @@ def _of_expert(
     here = values[mlp.ROUTING][:, expert] != 0
     means = {checkpoint: values[checkpoint][here].mean(0) for checkpoint in INPUT if checkpoint in values}
     hidden = means.get("mlp_input", means["residual"])
-    entered = experts.enters(module, expert, hidden)
+    entered = experts.enters(module, torch.tensor([expert]), hidden)[0]
     projections = {}
     for role, index in experts.of_neuron(module, name.neuron).items():
         row, bias = experts.first_row(module, expert, index)

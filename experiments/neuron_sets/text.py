@@ -55,7 +55,7 @@ def summarise(result: Stored) -> str:
                 ["run", f"layer {layer}", "share", f"layer {end}", "share", "perplexity", "sink rate"],
                 [_run(run) for run in [*own, *(run for run in random if run.perplexity)]],
             ),
-            _reading(results.reads, layer),
+            _reading(results.reads, layer, "" if mixture is UNSET else ", those of an expert where it is chosen"),
             tables.conclusion_text(conclusion, conclusion.values.note or conclusion.values.why),
         ]
     )
@@ -115,10 +115,12 @@ def _run(run: NeuronsRun) -> list[str]:
     ]
 
 
-def _reading(reads: Reads, layer: int) -> str:
+def _reading(reads: Reads, layer: int, where: str) -> str:
     """What the neurons read: one table a neuron and projection."""
     through = f"through its {reads.norm}" if reads.norm else "without a norm"
-    parts = [f"What they read: the residual stream before the MLP of layer {layer}, {through}, at the same place\n"]
+    parts = [
+        f"What they read: the residual stream before the MLP of layer {layer}, {through}, at the same place{where}\n"
+    ]
     for neuron in reads.neurons:
         for role, projection in neuron.projections.items():
             total, bias = projection.sum, projection.bias

@@ -17,7 +17,8 @@ from lib.model.arch import SHARED, Architecture
 from lib.model.experts import Chosen
 
 OUTPUT = "mlp_output"
-WEIGHTED, ROUTING, REST = "weighted", "routing", "rest"  # of a mixture: see Routed
+WEIGHTED, ROUTING, BIASES = "weighted", "routing", "biases"  # of a mixture: see Routed
+DOWN = f"{SHARED}down"
 
 
 def checkpoints_of(arch: Architecture, layer: int) -> list[tuple[str, str, str, str]]:
@@ -42,7 +43,11 @@ def checkpoints_of(arch: Architecture, layer: int) -> list[tuple[str, str, str, 
         points.append((ROUTING, "routing weights, 0 of experts not chosen", "experts", ROUTING))
         if arch.layers[layer].shared_expert is not None:
             points.append(("experts_output", "output of the routed experts", "experts", "output"))
-            points += _of_shared(arch, layer)
+            points += [
+                (f"shared_{name}", f"shared expert: {label}", role, side)
+                for name, label, role, side in _projections(arch, layer, SHARED)
+            ]
+            points.append(("shared_output", "output of the shared expert", "shared_expert", "output"))
     label = "MLP output, of all experts" if mixture else "MLP output, after the down projection"
     points.append((OUTPUT, label, last, "output"))
     if arch.layers[layer].mlp_write != getattr(arch.layers[layer], last):
@@ -93,7 +98,7 @@ class Routed:
 
     def __init__(self, arch: Architecture, layer: int) -> None:
         self.arch, self.layer, self.parts = arch, layer, arch.layers[layer]
-        self.names = () if self.parts.experts is None else (WEIGHTED, REST)
+        self.names = () if self.parts.experts is None else (WEIGHTED, BIASES)
         self.chosen: Chosen | None = None
         self.seen: dict[str, torch.Tensor] = {}
 
@@ -111,33 +116,28 @@ class Routed:
 
         with ExitStack() as stack:
             stack.enter_context(hooks.watch_experts(self.arch, choose, [self.layer]))
-            if self.parts.shared_expert is not None:
+            if self.parts.shared is not None:
                 for role in ("experts", "shared_expert", "experts_sum"):
                     stack.enter_context(hooks.watch_outputs(self.arch, role, keep(role), [self.layer]))
-            if self.parts.shared is not None:
-                role = f"{SHARED}down"
-                stack.enter_context(hooks.watch_inputs(self.arch, role, keep(role), [self.layer]))
+                stack.enter_context(hooks.watch_inputs(self.arch, DOWN, keep(DOWN), [self.layer]))
             yield
 
     @torch.inference_mode()
     def at(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Of these of the batch x seq tokens, float32: WEIGHTED: (n, neurons) routing weight x activation. REST: (n,
-        hidden) what else the mixture gives: biases, and a shared expert whose neurons are not known."""
+        """Of these of the batch x seq tokens, float32: WEIGHTED: (n, neurons) routing weight x activation. BIASES: (n,
+        hidden) what biases of down projections give."""
         if self.chosen is None:
             return {}
         module, here = self.arch.module(self.layer, "experts"), self.chosen.at(tokens)
-        weighted, rest = experts.weighted(module, here), experts.biases(module, here)
-        if self.parts.shared_expert is not None:
+        weighted, biases = experts.weighted(module, here), experts.biases(module, here)
+        if self.parts.shared is not None:
             seen = {role: value[tokens.to(value.device)].float() for role, value in self.seen.items()}
             left, shared = seen["experts_sum"] - seen["experts"], seen["shared_expert"]
-            if self.parts.shared is None:
-                rest = rest + left
-            else:
-                factor = (left * shared).sum(1, keepdim=True) / shared.square().sum(1, keepdim=True).clamp_min(1e-30)
-                weighted = torch.cat([weighted, factor * seen[f"{SHARED}down"]], dim=1)
-                bias = self.arch.bias(self.layer, f"{SHARED}down")
-                rest = rest if bias is None else rest + factor * bias.float()
-        return {WEIGHTED: weighted, REST: rest}
+            factor = (left * shared).sum(1, keepdim=True) / shared.square().sum(1, keepdim=True).clamp_min(1e-30)
+            weighted = torch.cat([weighted, factor * seen[DOWN]], dim=1)
+            bias = self.arch.bias(self.layer, DOWN)
+            biases = biases if bias is None else biases + factor * bias.float()
+        return {WEIGHTED: weighted, BIASES: biases}
 
 
 def activation_name(arch: Architecture, layer: int, shared: str = "") -> str:
@@ -165,7 +165,7 @@ def down_row(arch: Architecture, layer: int, dim: int) -> torch.Tensor:
         return arch.weight(layer, "down")[dim].detach().cpu().double()
     rows = [experts.down_row(arch.module(layer, "experts"), dim)]
     if arch.layers[layer].shared is not None:
-        rows.append(arch.weight(layer, f"{SHARED}down")[dim].detach())
+        rows.append(arch.weight(layer, DOWN)[dim].detach())
     return torch.cat([row.cpu().double() for row in rows])
 
 
@@ -185,17 +185,9 @@ def number_of(arch: Architecture, layer: int, name: NeuronName) -> int:
     return (n if name.expert == SHARED_EXPERT else int(name.expert)) * width + name.neuron
 
 
-def rest_label(arch: Architecture, layer: int) -> str:
-    """Of REST."""
-    parts = arch.layers[layer]
-    unknown = parts.shared_expert is not None and parts.shared is None
-    return "biases of the down projections" + (", and the shared expert" if unknown else "")
-
-
 def mixture(arch: Architecture, layer: int, routing: np.ndarray) -> Mixture:
     """routing: (windows, experts) routing weights where the layer is followed."""
     n, width = experts.sizes(arch.module(layer, "experts"))
-    shared = arch.layers[layer].shared_expert is not None
     reached = [
         ReachedExpert(expert, int((weights != 0).sum()), float(weights[weights != 0].mean()))
         for expert, weights in enumerate(routing.T)
@@ -204,7 +196,7 @@ def mixture(arch: Architecture, layer: int, routing: np.ndarray) -> Mixture:
     return Mixture(
         experts=n,
         width=width,
-        shared=(arch.n_shared(layer) or None) if shared else 0,
+        shared=arch.n_shared(layer),
         neurons=arch.n_neurons(layer),
         reached=sorted(reached, key=lambda row: -row.windows * row.weight),
     )
@@ -233,11 +225,10 @@ def contributions(arch: Architecture, layer: int, dim: int, activation: torch.Te
 
 
 def contribution_check(
-    arch: Architecture, layer: int, dim: int, contributions: list[Neuron], output: float, rest: float | None
+    arch: Architecture, layer: int, dim: int, contributions: list[Neuron], output: float, bias: float | None
 ) -> ContributionCheck:
-    """Sum of `contributions` + bias against `output`, the down projection's own in `dim`; rest: what a mixture gives
-    there beside its neurons, None of a dense MLP."""
-    bias = rest
+    """Sum of `contributions` + bias against `output`, the down projection's own in `dim`. bias: what those of a mixture
+    give there; None of a dense MLP."""
     if bias is None:
         biases = arch.bias(layer, "down")
         bias = 0.0 if biases is None else biases[dim].item()
@@ -251,6 +242,6 @@ def at_place(
 ) -> tuple[list[Neuron], ContributionCheck]:
     """All contributions and their sum, by means over the windows of neurons.checkpoints_at_place."""
     output = values[OUTPUT][:, dim].mean().item()
-    rest = values[REST][:, dim].mean().item() if REST in values else None
+    bias = values[BIASES][:, dim].mean().item() if BIASES in values else None
     rows = contributions(arch, layer, dim, values[neuron_output(arch, layer)].mean(0), output)
-    return rows, contribution_check(arch, layer, dim, rows, output, rest)
+    return rows, contribution_check(arch, layer, dim, rows, output, bias)

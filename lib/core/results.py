@@ -238,12 +238,12 @@ class ReachedExpert:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A layer's experts, each of `width` neurons, and neurons of the shared expert: 0 without one, None where they are
-    not known. neurons: of all. reached: the experts that the followed place is sent to, the most weight first."""
+    """A layer's experts, each of `width` neurons; `shared` neurons of the shared expert, `neurons` of all. reached: the
+    experts that the followed place is sent to, the most weight first."""
 
     experts: int
     width: int
-    shared: int | None
+    shared: int
     neurons: int
     reached: list[ReachedExpert]
 

@@ -101,7 +101,8 @@ def enters(module: torch.nn.Module, experts: Tensor, hidden: Tensor) -> Tensor:
     experts: (k,); hidden: (hidden,).
     """
     name = "gate_up_proj" if module.has_gate else "up_proj"
-    first, hidden = _rows(module, name, experts), hidden.float()
+    first = _rows(module, name, experts)
+    hidden = hidden.to(first)
     value = torch.einsum("khw,h->kw" if module.is_transposed else "kwh,h->kw", first, hidden)
     return value + _rows(module, f"{name}_bias", experts) if module.has_bias else value
 
@@ -222,4 +223,5 @@ def gives_sum(module: torch.nn.Module, of: Chosen, given: Tensor, roundings: flo
 
 def _rows(module: torch.nn.Module, name: str, experts: Tensor) -> Tensor:
     with align_module_device(module):
-        return cast(Tensor, getattr(module, name)).detach().index_select(0, experts).float()
+        rows = cast(Tensor, getattr(module, name)).detach()
+        return rows.index_select(0, experts.to(rows.device)).float()

@@ -226,7 +226,7 @@ def neurons_off(
         return _inputs_off(arch, layer, "down", off, where)
     module = arch.module(layer, "experts")
     of_experts, shared = off.split([len(off) - arch.n_shared(layer), arch.n_shared(layer)])
-    managers = []
+    managers: list[AbstractContextManager[None]] = []
     if of_experts.any():
         managers.append(_experts_off(module, of_experts.view(experts.sizes(module)), where))
     if shared.any():
@@ -385,10 +385,8 @@ def _product_replaced(
 
 
 def can_replace_activation(arch: Architecture, layer: int) -> bool:
-    """Whether activation_replaced can; in a mixture its experts may have none that is a module."""
-    parts = arch.layers[layer]
-    known = parts.activation is not None or parts.function is not None
-    return known and (parts.shared_expert is None or (parts.shared is not None and parts.shared.inner is None))
+    """Whether activation_replaced can, which wants of experts that theirs is a module."""
+    return arch.layers[layer].activation is not None or arch.layers[layer].function is not None
 
 
 @contextmanager

@@ -110,6 +110,8 @@ class Parts:
         """With the experts' neurons, unless something follows before these are added up."""
         if experts_call.module.has_post_expert_norm:
             return replace(layer, inner="a norm follows the down projection of each of its experts")
+        if layer.shared_expert is not None and layer.shared is None:
+            return replace(layer, inner="those of the shared expert beside its experts are not known")
         function = f"{experts_call.path}.act_fn"
         if any(call.path == function for call in self.block.calls):
             layer = replace(layer, activation=function)
@@ -134,7 +136,8 @@ class Parts:
             if ((rest - by_token * shared).abs() <= bound).all():
                 calls = [other for other in self.block.calls if same(other.given, call.given)]
                 parts = self._inner(Layer(), Found(calls, call.given.flatten().cpu().double()), stream)
-                return replace(layer, shared_expert=call.path, shared=None if parts.down is None else parts)
+                known = parts.inner is None and any(other.path == parts.down for other in calls)
+                return replace(layer, shared_expert=call.path, shared=parts if known else None)
         return replace(layer, experts=None, experts_sum=None)
 
     def _is_of(self, write: Found, attention: Attention) -> bool:

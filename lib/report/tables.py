@@ -212,8 +212,7 @@ def exact_text(exact: FirstTokens) -> str:
 
 def mixture_text(mixture: Mixture) -> str:
     """Which experts the followed place is sent to."""
-    shared = {0: "", None: ", and a shared expert whose neurons are not known"}
-    beside = shared.get(mixture.shared, f", and a shared expert of {mixture.shared}")
+    beside = f", and a shared expert of {mixture.shared}" if mixture.shared else ""
     rows = [[row.expert, row.windows, number(row.weight)] for row in mixture.reached]
     return (
         f"{mixture.experts} experts of {mixture.width} neurons each{beside}; neurons are named expert.number. "
