@@ -1,6 +1,6 @@
 """What experiments 1 and 2A store: one ablation beside the baseline."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from msgspec import UNSET, UnsetType
@@ -59,7 +59,7 @@ class Values:
     first_tokens: FirstTokens | None
     note: str | None
     places: list[PlaceWord]
-    experts_off: str | UnsetType = UNSET
+    experts_off: str | UnsetType = field(default=UNSET, kw_only=True)
 
 
 Verdict = Conclusion[Values | None]  # no values where nothing is massive

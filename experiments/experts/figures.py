@@ -1,5 +1,7 @@
 """The experts of all mixtures at a glance, and what is left of the value without each candidate."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
@@ -34,7 +36,7 @@ def experts(result: Stored) -> Figure:
     figure, ax = make_axes(size=(min(14.0, max(7.0, 3 + 0.11 * sizes.shape[1])), max(3.6, 2.4 + 0.17 * len(layers))))
     ax.set_facecolor(GREY)
     image = ax.imshow(sizes, cmap=SEQUENTIAL, norm=LogNorm(), aspect="auto", interpolation="nearest")
-    styles = {
+    styles: dict[str, dict[str, Any]] = {
         "super": {"marker": "s", "ms": 9, "mfc": "none", "mec": "white", "mew": 1.5},
         "candidate": {"marker": "o", "ms": 5, "mfc": "white", "mec": "black", "mew": 1},
         "named": {"marker": "X", "ms": 9, "mfc": PALETTE[1], "mec": "black", "mew": 1},
@@ -59,7 +61,7 @@ def experts(result: Stored) -> Figure:
     return figure
 
 
-def _on_paper(style: dict[str, object]) -> dict[str, object]:
+def _on_paper(style: dict[str, Any]) -> dict[str, Any]:
     """White edges of the map, on a white legend."""
     return style | ({"mec": "black"} if style["mec"] == "white" else {})
 

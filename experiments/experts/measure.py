@@ -91,8 +91,8 @@ def look(lm: LanguageModel, windows: Windows, place: Place, batch_size: int) -> 
 
     return {
         layer: Seen(
-            tokens=np.sum(rows_of("tokens", layer), 0, dtype=np.float64),
-            largest=np.max(rows_of("largest", layer), 0),
+            tokens=np.stack(rows_of("tokens", layer)).sum(0, dtype=np.float64),
+            largest=np.stack(rows_of("largest", layer)).max(0),
             shared=max(map(float, rows_of("shared", layer)), default=None),
             chosen=np.concatenate(rows_of("chosen", layer)).astype(int),
             weights=np.concatenate(rows_of("weights", layer)).astype(np.float64),
