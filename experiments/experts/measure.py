@@ -135,7 +135,7 @@ class Choice:
 
     def __init__(self, seen: Mapping[int, Seen], writes: Mapping[Expert, np.ndarray], place: Place) -> None:
         self.there = there(place)
-        self.peak = abs(place.values[self.there, place.peak].mean())
+        self.peak = abs(float(place.values[self.there, place.peak].mean()))
         self.every: list[Expert] = []
         self.largest: dict[Expert, float] = {}  # of those that a token is sent to
         for layer, of_layer in seen.items():
@@ -158,9 +158,7 @@ class Choice:
 
     def large(self, writes: Mapping[Expert, np.ndarray]) -> list[Expert]:
         """Those that write at least CANDIDATE of the peak."""
-        return [
-            expert for expert, values in writes.items() if np.abs(values[self.there]).mean() >= CANDIDATE * self.peak
-        ]
+        return [expert for expert, values in writes.items() if abs(values[self.there].mean()) >= CANDIDATE * self.peak]
 
     @property
     def candidates(self) -> list[Expert]:
@@ -271,6 +269,7 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
             for layer, of_layer in seen.items()
         ],
         baseline=runs.baseline(),
+        peak=choice.peak,
         percentile=choice.percentile,
         experts=[
             MeasuredExpert(
