@@ -10,6 +10,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lib.core.data import Windows
+from lib.planted.truth import Planted
 from tests import every_type
 from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, VOCABULARY, language_model
 
@@ -90,8 +91,10 @@ def tokenizer():
 
 
 def planted():
-    """What tests of every script take in the place of a lib.planted.truth.Planted, where a script needs experts: one
-    expert writes the spike, and there is a shared one."""
-    model = model_of("qwen2_moe", writes(1, 3, FLAG, {MASSIVE_DIM: -3000}))
-    truth = SimpleNamespace(architecture="qwen2_moe", layer=1, values={MASSIVE_DIM: -3000.0})
-    return SimpleNamespace(lm=language_model(model, tokenizer()), windows=windows(), truth=truth)
+    """A mixture of experts, one of which writes the spike, with shared experts and a dense layer.
+
+    Its truth is no more than tests of every script ask for.
+    """
+    model = model_of("ernie4_5_moe", writes(1, 3, FLAG, {MASSIVE_DIM: -3000}))
+    truth = SimpleNamespace(architecture="ernie4_5_moe", layer=1, values={MASSIVE_DIM: -3000.0})
+    return Planted(language_model(model, tokenizer()), windows(), truth)

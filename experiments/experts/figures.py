@@ -1,5 +1,7 @@
 """The experts of all mixtures at a glance, and what is left of the value without each candidate."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
@@ -9,11 +11,20 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.experts.judge import GONE, STAYS
 from experiments.experts.results import Run, Stored, given
+from lib.core.definitions import CANDIDATE
 from lib.core.evidence import Average
 from lib.report.figures import MARKERS, PALETTE, PLAIN, SEQUENTIAL, make_axes, make_title
 
 SHOWN = 20  # candidates
 GREY = "0.85"
+STYLES: dict[str, dict[str, Any]] = {  # of marks in the map, what is drawn first first
+    "super": {"marker": "s", "ms": 13, "mfc": "none", "mec": PALETTE[3], "mew": 2, "label": "super expert"},
+    "named": {"marker": "X", "ms": 10, "mfc": PALETTE[4], "mec": "black", "mew": 1, "label": "named by the verdict"},
+    "writes": {
+        **{"marker": "o", "ms": 5, "mfc": "white", "mec": "black", "mew": 0.8},
+        "label": f"writes at least {CANDIDATE:.0%} of the peak at the place",
+    },
+}
 
 
 def experts(result: Stored) -> Figure:
@@ -23,28 +34,22 @@ def experts(result: Stored) -> Figure:
     width = max(mixture.experts for mixture in results.mixtures)
     shared = width if any(mixture.shared for mixture in results.mixtures) else None  # their column
     sizes = np.full((len(layers), width + (shared is not None)), np.nan)
-    marked: dict[str, list[tuple[int, int]]] = {"super": [], "candidate": [], "named": []}
+    marked: dict[str, list[tuple[int, int]]] = {name: [] for name in STYLES}
     for row in results.experts:
         cell = layers.index(row.layer), width if row.expert is None else row.expert
         sizes[cell] = row.largest_output or np.nan
-        of_row = {"super": row.super, "candidate": row.is_candidate, "named": row.name in values.experts}
-        for kind, holds in of_row.items():
+        of_row = {"super": row.super, "writes": results.writes_much(row), "named": row.name in values.experts}
+        for name, holds in of_row.items():
             if holds:
-                marked[kind].append((cell[1], cell[0]))
+                marked[name].append((cell[1], cell[0]))
     figure, ax = make_axes(size=(min(14.0, max(7.0, 3 + 0.11 * sizes.shape[1])), max(3.6, 2.4 + 0.17 * len(layers))))
     ax.set_facecolor(GREY)
     image = ax.imshow(sizes, cmap=SEQUENTIAL, norm=LogNorm(), aspect="auto", interpolation="nearest")
-    styles = {
-        "super": {"marker": "s", "ms": 9, "mfc": "none", "mec": "white", "mew": 1.5},
-        "candidate": {"marker": "o", "ms": 5, "mfc": "white", "mec": "black", "mew": 1},
-        "named": {"marker": "X", "ms": 9, "mfc": PALETTE[1], "mec": "black", "mew": 1},
-    }
-    labels = {"super": "super expert", "candidate": "candidate: off in a run", "named": "named by the verdict"}
-    for kind, style in styles.items():
-        if marked[kind]:
-            ax.plot(*zip(*marked[kind], strict=True), ls="", **style)
+    for name, style in STYLES.items():
+        if marked[name]:
+            ax.plot(*zip(*marked[name], strict=True), ls="", **style)
     ax.set_yticks(*_ticks(layers))
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True))
+    ax.set_xticks(range(0, width, -(-width // 16)))
     ax.set_xlim(-0.5, sizes.shape[1] - 0.5)
     if shared is not None:
         ax.axvline(shared - 0.5, color="white", lw=2)
@@ -52,16 +57,11 @@ def experts(result: Stored) -> Figure:
     ax.set_xlabel("expert")
     ax.set_ylabel("layer")
     figure.colorbar(image, ax=ax, label="largest |output| (log scale)\ngrey: no token is sent to it", format=PLAIN)
-    handles = [Line2D([], [], ls="", label=labels[kind], **_on_paper(style)) for kind, style in styles.items()]
+    handles = [Line2D([], [], ls="", **style) for style in STYLES.values()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     title = f"Experts: dim {results.place.dim} at its place\n{result.conclusion.verdict}"
     figure.suptitle(make_title(result, title), fontsize=11)
     return figure
-
-
-def _on_paper(style: dict[str, object]) -> dict[str, object]:
-    """White edges of the map, on a white legend."""
-    return style | ({"mec": "black"} if style["mec"] == "white" else {})
 
 
 def _ticks(layers: list[int], at_most: int = 24) -> tuple[list[int], list[str]]:
@@ -112,7 +112,7 @@ def off(result: Stored) -> Figure:
         ax.axvline(0, color="black", lw=0.8)
         ax.grid(axis="y", alpha=0.3)
         ax.xaxis.set_major_formatter(PLAIN)
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=6 if ax is left else 4))
     left.set_yticks(range(len(labels)), labels, fontsize=9)
     left.set_ylim(len(labels) - 0.4, -0.6)
     left.set_ylabel("expert (layer.expert)")

@@ -17,10 +17,11 @@ RULE = (
     "several; where it is gone without none: 'several experts, others in other windows', if without the one that each "
     "window needs most it is gone, 'several experts, each is enough', if it stays with each of several as the only "
     f"candidate that is on, else 'several experts together'. {NONE_FOUND!r}: the baseline has no massive activation. "
-    "Named are those without which it is gone; if there are none, those of which each is enough, or those without which "
-    f"less than {STAYS} is left or which alone keep more than {GONE}. Routing weights of the others as they were. A threshold must lie outside the "
-    f"interval, which is simultaneous over all experts that are off; {CANNOT_TELL!r}: it does not. Super: a largest "
-    f"output above that percentile and above {SUPER[1]} of the largest of all (arXiv 2507.23279)"
+    "Named are those without which it is gone; if there are none, those of which each is enough, or those without "
+    f"which less than {STAYS} is left or which alone keep more than {GONE}. The others' routing weights as they were. "
+    "A threshold must lie outside the interval, which is simultaneous over all experts that are off; "
+    f"{CANNOT_TELL!r}: it does not. Super: a largest output above that percentile and above {SUPER[1]} of the largest "
+    "of all (arXiv 2507.23279)"
 )
 
 

@@ -91,8 +91,8 @@ def look(lm: LanguageModel, windows: Windows, place: Place, batch_size: int) -> 
 
     return {
         layer: Seen(
-            tokens=np.sum(rows_of("tokens", layer), 0, dtype=np.float64),
-            largest=np.max(rows_of("largest", layer), 0),
+            tokens=np.stack(rows_of("tokens", layer)).sum(0, dtype=np.float64),
+            largest=np.stack(rows_of("largest", layer)).max(0),
             shared=max(map(float, rows_of("shared", layer)), default=None),
             chosen=np.concatenate(rows_of("chosen", layer)).astype(int),
             weights=np.concatenate(rows_of("weights", layer)).astype(np.float64),
@@ -135,7 +135,7 @@ class Choice:
 
     def __init__(self, seen: Mapping[int, Seen], writes: Mapping[Expert, np.ndarray], place: Place) -> None:
         self.there = there(place)
-        self.peak = abs(place.values[self.there, place.peak].mean())
+        self.peak = abs(float(place.values[self.there, place.peak].mean()))
         self.every: list[Expert] = []
         self.largest: dict[Expert, float] = {}  # of those that a token is sent to
         for layer, of_layer in seen.items():
@@ -158,9 +158,7 @@ class Choice:
 
     def large(self, writes: Mapping[Expert, np.ndarray]) -> list[Expert]:
         """Those that write at least CANDIDATE of the peak."""
-        return [
-            expert for expert, values in writes.items() if np.abs(values[self.there]).mean() >= CANDIDATE * self.peak
-        ]
+        return [expert for expert, values in writes.items() if abs(values[self.there].mean()) >= CANDIDATE * self.peak]
 
     @property
     def candidates(self) -> list[Expert]:
@@ -271,6 +269,7 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
             for layer, of_layer in seen.items()
         ],
         baseline=runs.baseline(),
+        peak=choice.peak,
         percentile=choice.percentile,
         experts=[
             MeasuredExpert(

@@ -5,6 +5,7 @@ from typing import Literal, TypeVar
 
 from msgspec import UNSET, UnsetType
 
+from lib.core.definitions import CANDIDATE
 from lib.core.evidence import Average, Conclusion
 from lib.core.results import Expert, FollowedPlace
 from lib.report.result_files import Result
@@ -106,13 +107,15 @@ class MeasuredExpert:
 
 @dataclass(frozen=True)
 class Results:
-    """percentile: of largest_output over all experts that a token is sent to. together: with all candidates and backups
+    """peak: |mean value| at the place and its peak layer, over the windows that have the spike (over all, if none has).
+    percentile: of largest_output over all experts that a token is sent to. together: with all candidates and backups
     off. most_needed: what is retained where of each window's candidates that one is off without which least is left."""
 
     place: FollowedPlace
     windows: MeasuredWindows
     mixtures: list[Mixture]
     baseline: Baseline
+    peak: float
     percentile: float
     experts: list[MeasuredExpert]
     together: Run | UnsetType = UNSET
@@ -122,6 +125,11 @@ class Results:
     def candidates(self) -> list[MeasuredExpert]:
         """And backups."""
         return [expert for expert in self.experts if expert.is_candidate]
+
+    def writes_much(self, row: MeasuredExpert) -> bool:
+        """Whether it writes CANDIDATE of the peak at the place."""
+        write = given(row.write)
+        return write is not None and abs(write.mean) >= CANDIDATE * self.peak
 
     @property
     def random(self) -> list[MeasuredExpert]:

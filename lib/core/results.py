@@ -169,7 +169,7 @@ class AblatedCondition:
     sink_rate: Average
     sink_rate_change: Average | None
     massive_positions: Average
-    experts_off: list[int] | UnsetType = UNSET
+    experts_off: list[int] | UnsetType = field(default=UNSET, kw_only=True)
 
 
 @dataclass(frozen=True)
