@@ -5,6 +5,7 @@
 
 Writes what the scripts write on their own, below --savedir (default: results/<model>), a folder for each script. What
 is there already, of the same options, code, model, data, packages and machine, is left alone, unless --force is given.
+An experiment that needs what the model has not, as experts, is left out.
 The layers that some scripts need come from the results: {born} is that of the ledger's birth, or, where there is none,
 the first of the followed place's plateau (exp3); {read} that of the head that attends most to the first token.
 """

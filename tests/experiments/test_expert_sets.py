@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+import exp2a_mlp_feasibility_test
 import exp8_experts
+from experiments.ablation import judge as ablation_judge
 from experiments.experts import judge, text
 from experiments.experts.results import MeasuredExpert, Run
 from lib import catalogue
@@ -282,6 +284,55 @@ def test_a_model_without_mixtures_is_refused(monkeypatch):
         exp8_experts.run(lm, windows_of(IDS), OPTIONS)
 
 
+def payload_of(results):
+    """An experiment's Result without its conclusion."""
+    data = {"windows": 6, "seqlen": 16, "dataset": "test", "bos": 0}
+    origin = {"model": {"name": "tiny", "type": ""}, "data": data}
+    origin |= dict.fromkeys(("dtype", "device", "seed", "time", "command"), "")
+    return Result("", origin, {"model_name": "tiny"}, results, None, {})
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_in_every_implementation_and_half_precision(implementation, dtype):
+    model = mixtures.model_of("qwen2_moe", large(1, 3), implementation=implementation).to(dtype)
+    stored = measured(language_model(model, mixtures.tokenizer()), mixtures.windows())
+    assert stored["conclusion"]["verdict"] == "one expert"
+    row = next(row for row in typed(stored).experts if row.name == (1, 3))
+    assert row.largest_output == pytest.approx(-SIZE, rel=0.1)
+    assert row.share_of_tokens >= 1 / 16
+
+
+def ablated(model):
+    """(results and values of experiment 2A, whether its TXT speaks of experts)."""
+    lm = language_model(model, mixtures.tokenizer())
+    options = exp2a_mlp_feasibility_test.Options(batch_size=3)
+    stored = catalogue.judged("exp2a", exp2a_mlp_feasibility_test.run(lm, mixtures.windows(), options))
+    results = catalogue.typed("exp2a", stored)
+    result = dataclasses.replace(payload_of(results), conclusion=ablation_judge.judge(results))
+    return stored, "With all experts off" in exp2a_mlp_feasibility_test.summarise(result)
+
+
+@pytest.mark.parametrize(("maker", "word"), [(3, "collapses"), (None, "persists")])
+def test_all_experts_off_beside_all_mlps_off(maker, word):
+    stored, is_said = ablated(mixtures.model_of("qwen2_moe", large(1, maker)))
+    assert stored["conclusion"]["verdict"] == "collapses"
+    assert stored["conclusion"]["values"]["experts_off"] == word
+    assert is_said
+    assert stored["conditions"]["all_experts_off"]["experts_off"] == [0, 1, 2]
+    assert "experts_off" not in stored["conditions"]["all_mlps_off"]
+    what = [test["what"] for test in stored["conclusion"]["tests"]]
+    assert any(name.endswith(", all experts off") for name in what)
+
+
+def test_all_experts_off_is_left_out_where_it_is_all_mlps_off():
+    stored, is_said = ablated(mixtures.model_of("mixtral", large(1, 3)))
+    assert list(stored["conditions"]) == ["baseline", "all_mlps_off"]
+    assert "experts_off" not in stored
+    assert "experts_off" not in stored["conclusion"]["values"]
+    assert not is_said
+
+
 def cell(mean, low=None, high=None):
     limits = (mean if low is None else low, mean if high is None else high)
     return Average(mean, limits, 0.1, 9, limits)
@@ -354,16 +405,9 @@ def test_a_random_expert_that_it_needs_counts(real):
     assert judge.judge(results).verdict == "several experts together"
 
 
-def payload_of(results):
-    data = {"windows": results.windows.all, "seqlen": 16, "dataset": "test", "bos": 0}
-    origin = {"model": {"name": "tiny", "type": ""}, "data": data}
-    origin |= dict.fromkeys(("dtype", "device", "seed", "time", "command"), "")
-    return Result("exp8", origin, {"model_name": "tiny"}, results, judge.judge(results), {})
-
-
 def test_text_and_figures_say_what_the_json_says(tmp_path):
     results, _conclusion = spiked(large(1, 3), model_type="qwen2_moe")
-    stored = payload_of(results)
+    stored = dataclasses.replace(payload_of(results), conclusion=judge.judge(results))
     written = text.summarise(stored)
     assert "Conclusion: one expert" in written
     assert "Named: 1.3" in written
