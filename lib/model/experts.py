@@ -113,9 +113,9 @@ def of_neuron(module: torch.nn.Module, neuron: int) -> dict[str, int]:
     if not module.has_gate:
         return {"up": neuron}
     _n, width = sizes(module)
-    return (
-        {"gate": neuron, "up": width + neuron} if module.is_concatenated else {"gate": 2 * neuron, "up": 2 * neuron + 1}
-    )
+    if module.is_concatenated:
+        return {"gate": neuron, "up": width + neuron}
+    return {"gate": 2 * neuron, "up": 2 * neuron + 1}
 
 
 def activations(module: torch.nn.Module, experts: Tensor, hidden: Tensor) -> Tensor:

@@ -466,3 +466,17 @@ def test_refused():
     assert arch.layers[1].shared_expert == "mlp.shared_expert"
     with pytest.raises(UserError, match="those of the shared expert beside its experts are not known"):
         arch.require_neurons(1)
+
+
+def test_random_sets_are_of_experts_that_are_reached(monkeypatch):
+    """All windows begin with one token, which two of four experts get."""
+    monkeypatch.setattr(measure, "MATCHED", 400)
+    lm, layer = planted("mixtral")
+    ids = WINDOWS.ids.clone()
+    ids[:, 0] = 5
+    found = results(exp4_neuron_sets, lm, windows_of(ids), layer_id=layer, position=0, dim=3, n_whole=1, n_random=4)
+    reached = {row["expert"] for row in found["mixture"]["reached"]}
+    assert len(reached) == 2
+    drawn = {expert for draw in found["null"]["draws"] for expert, _neuron in draw["neurons"]}
+    assert drawn
+    assert drawn <= reached
