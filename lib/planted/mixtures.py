@@ -4,6 +4,8 @@ largest weights.
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from lib.core.results import SHARED_EXPERT
 from lib.planted.builder import Builder, times
 from lib.planted.kinds import by_head, too_small
@@ -56,7 +58,7 @@ def _by_experts(
     neurons = [
         (expert, neuron)
         for expert, share in zip(experts, shares, strict=True)
-        for neuron in b.neurons_write(layer, b.flag - b.one, times(share, b.values), expert=expert)
+        for neuron in b.neurons_write(layer, b.flag - b.one, times(share, b.values), _parts(b), expert=expert)
     ]
     b.enlarge_expert(layer, decoy)
     names = [expert_name(layer, expert) for expert in experts]
@@ -71,6 +73,12 @@ def _by_experts(
         "expert_retained": dict(zip(names, (1 - share for share in shares), strict=True)),
         "decoy_expert": (layer, decoy),
     }
+
+
+def _parts(b: Builder) -> np.ndarray:
+    """The shares of one to three neurons: each gives a tenth of the value, also where its expert gives 40 % of it."""
+    n = int(b.rng.integers(1, 4))
+    return 0.3 + (1 - 0.3 * n) * b.rng.dirichlet(np.ones(n))
 
 
 def _head(b: Builder) -> Fields:
