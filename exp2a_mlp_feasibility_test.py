@@ -4,7 +4,8 @@
 
 Compares the model with all MLPs off: what each adds to the residual stream is zero, bias included. Every layer is
 compared at the same position and dim, signed; each place is judged once, at the end of its plateau, and at position 0
-over all first tokens that the text could give.
+over all first tokens that the text could give. In a mixture of experts that has shared experts or dense layers, too,
+with all experts off beside it.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class Options(cli.Options):
 
 def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:
     from experiments.ablation import measure
-    from lib.core.ablation import all_mlps_off
+    from lib.core.ablation import all_experts_off, all_mlps_off
 
-    return measure.run(lm, windows, all_mlps_off(lm.arch), options)
+    return measure.run(lm, windows, all_mlps_off(lm.arch), options, all_experts_off(lm.arch))
 
 
 def summarise(result: Stored) -> str:

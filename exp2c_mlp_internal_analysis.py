@@ -5,7 +5,8 @@
 Gives each checkpoint's maximum over all tokens (each may sit elsewhere), then follows one (position, dim) through
 all of them: in every window the MLP's largest output, or --position and --dim. The contribution of a neuron is its
 activation times its weight to the dim; contributions plus bias are the output of the down projection. The
-activation function is then replaced by the identity and by ReLU in this layer.
+activation function is then replaced by the identity and by ReLU in this layer. In a mixture of experts a neuron's
+activation counts with the routing weight of its expert; what is inside of experts is measured where followed alone.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ Follows one dim at one position a window. Neurons are ranked by activation x wei
 makes the MLP's output there is run alone (all other neurons of that MLP off) and removed, beside random sets of the
 same size that are as active. The place is measured in all windows, exactly, by running no later token; perplexity and
 sink rate need whole windows, and --n_whole of them are run. What these neurons read: the dims of the residual stream
-that, through the norm, add up to what enters them.
+that, through the norm, add up to what enters them. In a mixture of experts the set is one of the neurons of all
+experts, each with its routing weight.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@
 
 Writes what the scripts write on their own, below --savedir (default: results/<model>), a folder for each script. What
 is there already, of the same options, code, model, data, packages and machine, is left alone, unless --force is given.
+An experiment that needs what the model has not, as experts, is left out.
 The layers that some scripts need come from the results: {born} is that of the ledger's birth, or, where there is none,
 the first of the followed place's plateau (exp3); {read} that of the head that attends most to the first token.
 """
@@ -59,7 +60,7 @@ def main() -> None:
     from lib.model import models
 
     lm = models.load(options)
-    steps = [step for step, seed in STEPS if seed or not options.short]
+    steps = [step for step, seed in STEPS if (seed or not options.short) and not left_out(step, lm)]
     this = provenance.of_model(options, lm)  # one line now, not one error a step
     for name in {step.split()[0].removesuffix(".py") for step in steps}:
         for path in sorted((folder / name).rglob("*.json")):
@@ -96,6 +97,19 @@ def main() -> None:
         verify_claims.verify(folder, options.model_name, of_model(found, this))
     if failed:
         raise cli.UserError(f"without a whole result: {', '.join(failed)}")
+
+
+def left_out(step: str, lm: LanguageModel) -> bool:
+    """Whether it needs of a model what this one has not; then a line says so."""
+    needs = next((entry.needs for entry in catalogue.EXPERIMENTS.values() if step.startswith(entry.command)), None)
+    if needs is None:
+        return False
+    try:
+        getattr(lm.arch, f"require_{needs}")()
+    except cli.UserError as why:
+        print(f"{step} is left out: {why}")
+        return True
+    return False
 
 
 def of_model(files: verify_claims.Files, this: dict[str, Any]) -> verify_claims.Files:

@@ -25,7 +25,8 @@ class Entry:
     command: the script, with the flags that choose this experiment of it. study: the further flags of each of
     study.py's runs, in which {born} is the layer of the ledger's birth and {read} that of the head that attends most to
     the first token. judge: the function of the folder's judge.py, if it has one: Results -> Conclusion.
-    seed: whether the seed study has it.
+    seed: whether the seed study has it. needs: what a model must have, else it is left out: "experts" for
+    Architecture.require_experts.
     """
 
     folder: str
@@ -33,6 +34,7 @@ class Entry:
     study: tuple[str, ...] = ()
     judge: str | None = None
     seed: bool = False
+    needs: str | None = None
 
 
 EXPERIMENTS = {  # by the name that the JSON has
@@ -57,6 +59,7 @@ EXPERIMENTS = {  # by the name that the JSON has
     "exp5": Entry("interventions", "exp5_interventions.py", study=("--layer_id {born}",), judge="judge"),
     "exp6": Entry("census", "exp6_trigger_census.py", study=("",), judge="judge"),
     "exp7": Entry("head_sweep", "exp7_head_sweep.py", study=("",), judge="judge"),
+    "exp8": Entry("experts", "exp8_experts.py", study=("",), judge="judge", needs="experts"),
     "intervention": Entry("interventions", "main_llm.py --exp3", judge="judge_single"),
     "attention_logits": Entry("attention_logits", "main_llm.py --exp4"),
 }

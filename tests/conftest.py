@@ -260,6 +260,13 @@ def tiny_llama_folder(tmp_path_factory, tokenizer):
     return save(tmp_path_factory.mktemp("models") / "tiny-llama", tiny_model("llama"), tokenizer)
 
 
+@pytest.fixture(scope="session")
+def tiny_mixture_folder(tmp_path_factory, tokenizer):
+    from tests import mixtures  # which imports this
+
+    return save(tmp_path_factory.mktemp("models") / "tiny-mixture", mixtures.planted().lm.model, tokenizer)
+
+
 @pytest.fixture(name="undrawn")
 def _undrawn(monkeypatch):
     monkeypatch.setattr(figures, "save", undrawn.put_away)

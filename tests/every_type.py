@@ -310,7 +310,8 @@ def kind(layer):
         parts.append(f"mixer written by {layer.attention_write}")
     if layer.mlp_write is not None or layer.inner is not None:
         first = layer.up if layer.gate is None else f"{layer.gate} x {layer.up}"
-        neurons = layer.inner or f"{layer.mlp_norm} > {first} > {layer.down}"
+        last = layer.down or " + ".join(path for path in (layer.experts, layer.shared_expert) if path)
+        neurons = layer.inner or " > ".join(path for path in (layer.mlp_norm, first, last) if path)
         parts.append(f"MLP: {neurons}, written by {layer.mlp_write}")
     parts += [f"also written by {path}" for path in layer.others]
     return "; ".join(parts) + (f"; scaled {layer.scales}" if layer.scales else "")

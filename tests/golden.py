@@ -1,4 +1,5 @@
-"""The results of every experiment on two planted models, as they were: tests/golden/<architecture>.json.
+"""The results of every experiment on two planted models, and on a mixture of experts of those that differ there, as
+they were: tests/golden/<architecture>.json.
 
     python -m tests.golden
 
@@ -19,21 +20,34 @@ from lib import catalogue
 from lib.model.arch import Architecture
 from lib.planted import planting
 from lib.report import result_files
+from tests import mixtures
 
 FOLDER = Path(__file__).with_suffix("")
-MODELS = {"gpt2": "mlp_eraser", "llama": "head_eraser"}
+MODELS = {"gpt2": "mlp_eraser", "llama": "head_eraser"}  # what is planted in them
+MIXTURE = "mixture"
+MEASURED = {  # {architecture: experiments}
+    **{of: [name for name, entry in catalogue.EXPERIMENTS.items() if not entry.needs] for of in MODELS},
+    MIXTURE: ["exp2a", *(name for name, entry in catalogue.EXPERIMENTS.items() if entry.needs == "experts")],
+}
+PAIRS = [(architecture, name) for architecture, names in MEASURED.items() for name in names]
 FLAGS = {"batch_size": 3, "n_whole": 2, "n_random": 1}
 NOISE = 1e-9  # what cancels to less is 0
 MACHINE = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
 
 
+def build(architecture):
+    """The planted model of a key of MEASURED."""
+    return mixtures.planted() if architecture == MIXTURE else planting.build(architecture, MODELS[architecture], seed=0)
+
+
 def measured(architecture):
     """{experiment: results} of the planted model of an architecture."""
-    built = planting.build(architecture, MODELS[architecture], seed=0)
+    built = build(architecture)
     built.lm.model.double()
     with tempfile.TemporaryDirectory() as folder:
         text = write_text(built, Path(folder))
-        return {name: results(entry.command, built, text) for name, entry in catalogue.EXPERIMENTS.items()}
+        names = MEASURED[architecture]
+        return {name: results(catalogue.EXPERIMENTS[name].command, built, text) for name in names}
 
 
 def write_text(built, folder):
@@ -72,7 +86,7 @@ def _rounded(value):
 
 def main():
     FOLDER.mkdir(exist_ok=True)
-    for architecture in MODELS:
+    for architecture in MEASURED:
         of = {"machine": MACHINE} | measured(architecture)
         rows = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in of.items()]
         result_files.write_text(FOLDER / f"{architecture}.json", "{\n" + ",\n".join(rows) + "\n}\n")

@@ -2,7 +2,8 @@
 
     python -m tests.transfers
 
-prints it for one planted model, of 8 windows in batches of 4; each copy in a pass makes an accelerator wait.
+prints it for one planted model and for a mixture of experts, of windows in batches of 4; each copy in a pass makes an
+accelerator wait.
 """
 
 import tempfile
@@ -10,7 +11,6 @@ from collections import Counter
 from pathlib import Path
 
 from lib import catalogue
-from lib.planted import planting
 from lib.report import tables
 from tests import golden, pretend
 
@@ -29,13 +29,15 @@ def counted(command, planted, text):
 
 
 def main():
-    planted = planting.build("gpt2", golden.MODELS["gpt2"], seed=0)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        text = golden.write_text(planted, Path(folder))
-        for entry in catalogue.EXPERIMENTS.values():
-            n, inside, in_all = counted(entry.command, planted, text)
-            rows.append([entry.command, n, *(_a_pass(kinds, n) for kinds in (inside, in_all - inside))])
+        for architecture in ("gpt2", golden.MIXTURE):
+            planted = golden.build(architecture)
+            text = golden.write_text(planted, Path(folder))
+            for command in (catalogue.EXPERIMENTS[name].command for name in golden.MEASURED[architecture]):
+                n, inside, in_all = counted(command, planted, text)
+                each = (_a_pass(kinds, n) for kinds in (inside, in_all - inside))
+                rows.append([f"{command} ({architecture})", n, *each])
     print(tables.table(["script", "passes", "in a pass", "between passes"], rows), end="")
 
 

@@ -60,7 +60,7 @@ def percentage_heatmap(result: Stored) -> Figure:
     """Change of every layer and statistic in per cent, each cell with both values."""
     results = result.results
     dims = results.dims[:4]
-    before, after = results.conditions.values()
+    before, after, *_experts_off = results.conditions.values()
     labels = ["top 1", "top 2", "top 3", "median", *(f"dim {dim}" for dim in dims)]
     change, text = [], []
     for layer_before, layer_after in zip(before.layers, after.layers, strict=True):

@@ -1,6 +1,9 @@
 """Experiments 1 and 2A: is a massive activation still there with all heads, or all MLPs, off?"""
 
 from bisect import bisect
+from dataclasses import replace
+
+from msgspec import UnsetType
 
 from experiments.ablation.results import PlaceWord, Results, Values, Verdict
 from lib.core import evidence
@@ -23,6 +26,10 @@ RULE = (
 
 def judge(results: Results) -> Verdict:
     verdict, values, tests = judged_places(results.places, results.first_tokens)
+    if values is not None and not isinstance(results.experts_off, UnsetType):
+        of_experts = judged_places(results.experts_off.places, results.experts_off.first_tokens)
+        values = replace(values, experts_off=of_experts[0])
+        tests += [replace(test, what=f"{test.what}, all experts off") for test in of_experts[2]]
     return evidence.conclusion(verdict, RULE, values, tests)
 
 

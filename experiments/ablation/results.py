@@ -1,7 +1,9 @@
 """What experiments 1 and 2A store: one ablation beside the baseline."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from msgspec import UNSET, UnsetType
 
 from lib.core.evidence import Average, Conclusion
 from lib.core.results import AblatedCondition, AblatedPlace, FirstTokens, LayerChanges, MassiveActivation
@@ -9,11 +11,21 @@ from lib.report.result_files import Result
 
 
 @dataclass(frozen=True)
-class Results:
-    """As lib.core.ablation.Comparison, with the places of the one condition.
+class Left:
+    """What is left of the places in one condition.
 
     first_tokens: of the largest place, if that is the first position, over all first tokens that the text could give;
     see lib.core.first_tokens.
+    """
+
+    places: list[AblatedPlace]
+    first_tokens: FirstTokens | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """As lib.core.ablation.Comparison, with the places of the first condition; first_tokens: as of Left. experts_off:
+    with all experts off, where something else of the MLPs stays on then.
     """
 
     definition: str
@@ -23,6 +35,7 @@ class Results:
     first_tokens: FirstTokens | None
     massive: list[MassiveActivation]
     dims: list[int]
+    experts_off: Left | UnsetType = UNSET
 
 
 class PlaceWord(NamedTuple):
@@ -36,7 +49,7 @@ class PlaceWord(NamedTuple):
 @dataclass(frozen=True)
 class Values:
     """Of the largest place, as in AblatedPlace; places: the word of every place. note: MIXED where the verdict is an
-    average of unlike fates."""
+    average of unlike fates. experts_off: the word of the largest place with all experts off, by the same rule."""
 
     retained: Average
     absolute_change: Average
@@ -46,6 +59,7 @@ class Values:
     first_tokens: FirstTokens | None
     note: str | None
     places: list[PlaceWord]
+    experts_off: str | UnsetType = field(default=UNSET, kw_only=True)
 
 
 Verdict = Conclusion[Values | None]  # no values where nothing is massive

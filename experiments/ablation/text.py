@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from experiments.ablation.results import PlaceWord, Stored
+from msgspec import UnsetType
+
+from experiments.ablation.results import PlaceWord, Results, Stored, Values
 from lib.core import definitions
 from lib.core.evidence import Average, Cell
 from lib.core.results import AblatedCondition, AblatedPlace, LayerChanges
@@ -16,8 +18,20 @@ def summary(result: Stored, title: str, question: str) -> str:
     if values is not None:
         first_tokens = tables.first_tokens_text(results.places[0], results.first_tokens)
         parts.append(places_table(results.places, values.places) + first_tokens)
+        parts += _experts_off(results, values)
     note = None if values is None else values.note
     return "\n".join([*parts, conditions_table(results.conditions), tables.conclusion_text(result.conclusion, note)])
+
+
+def _experts_off(results: Results, values: Values) -> list[str]:
+    """What is left of the largest place with all experts off, where that is measured."""
+    left = results.experts_off
+    if isinstance(left, UnsetType):
+        return []
+    place, label = left.places[0], results.conditions["all_experts_off"].label
+    exact = tables.exact_text(left.first_tokens) if left.first_tokens else ""
+    retained = f"retained {tables.interval(place.retained)} of dim {place.dim}"
+    return [f"With {label}: {retained}, so it {values.experts_off}\n{exact}"]
 
 
 def places_table(places: Sequence[AblatedPlace], words: Sequence[PlaceWord], at_most: int = 12) -> str:

@@ -27,6 +27,8 @@ from experiments.interventions.results import (
     Writers,
 )
 from experiments.interventions.sites import Pair, Sites
+from lib.core import mlp
+from lib.core.results import NeuronName
 from lib.model import hooks
 from lib.model.arch import Architecture
 
@@ -95,7 +97,7 @@ class WriterOff:
     `there`, (windows, seq) bool, or at all (None)."""
 
     layer: int
-    neurons: tuple[int, ...] | None
+    neurons: tuple[NeuronName, ...] | None
     there: np.ndarray | None
     factor = None
 
@@ -131,7 +133,8 @@ class WriterOff:
     def hooks(self, arch: Architecture, rows: slice) -> AbstractContextManager[None]:
         there = None if self.there is None else torch.from_numpy(self.there[rows])
         if self.neurons is not None:
-            return hooks.neurons_off(arch, self.layer, self.neurons, there)
+            neurons = [mlp.number_of(arch, self.layer, name) for name in self.neurons]
+            return hooks.neurons_off(arch, self.layer, neurons, there)
         return hooks.mlps_off(arch, [self.layer]) if there is None else hooks.mlp_off_at(arch, self.layer, there)
 
 
@@ -169,14 +172,14 @@ def changes_of(
     sites: Sites,
     estimation: Sites,
     sizes: np.ndarray,
-    mlp: Writers | None,
+    writers: Writers | None,
     shape: tuple[int, ...],
     seed: int,
 ) -> list[Change]:
-    """What lib.core.sweep is to apply. sizes: (layers,) medians of |block output|; mlp: of find_writers; shape: of the
-    windows' ids."""
+    """What lib.core.sweep is to apply. sizes: (layers,) medians of |block output|; writers: of find_writers; shape: of
+    the windows' ids."""
     there = sites.there(shape)
-    writer = (tuple(row.neuron for row in mlp.neurons) or None) if mlp else None
+    writer = (tuple(row.name for row in writers.neurons) or None) if writers else None
 
     def held(set_to: str | float, where: str) -> Intervention:
         if not isinstance(set_to, str):

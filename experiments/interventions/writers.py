@@ -40,10 +40,7 @@ def find_writers(
     if share.mean < WRITTEN:
         left_out = f"MLP {layer} adds {share.mean:.1%} of the value at the followed place"
         return Writers(NEURONS_RULE, share, [], left_out)
-    output = values[mlp.OUTPUT][:, place.dim].mean().item()
-    activation = values[mlp.neuron_output(lm.arch, layer)].mean(0)
-    contributions = mlp.contributions(lm.arch, layer, place.dim, activation, output)
-    check = mlp.contribution_check(lm.arch, layer, place.dim, contributions, output)
+    contributions, check = mlp.at_place(lm.arch, layer, place.dim, values)
     count = smallest_set(contributions, check, CARRIED)
     if count is None:
         left_out = f"no set of neurons gives {CARRIED:.0%} of what MLP {layer} writes there"

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from msgspec import UNSET
 
 from experiments.mlp_internal.results import Stored
 from lib.core.definitions import MADE
@@ -56,7 +57,8 @@ def dimension_analysis(result: Stored, top: int = 12) -> Figure:
     contributions, output = results.contributions, results.contribution_check.output
     figure, (bars, cumulative, weights) = make_axes(1, 3, size=(14, 4.8))
     _neuron_bars(bars, contributions[:top], [row.contribution for row in contributions[:top]], PALETTE[2])
-    bars.set_xlabel(f"activation \u00d7 weight to dim {results.followed.dim}")
+    activation = "activation" if results.mixture is UNSET else "routing weight \u00d7 activation"
+    bars.set_xlabel(f"{activation} \u00d7 weight to dim {results.followed.dim}")
     bars.set_title("largest contributions", fontsize=11)
     share = np.cumsum([row.contribution for row in contributions]) / (output or np.nan)
     cumulative.plot(np.arange(1, len(share) + 1), share, color=PALETTE[2], marker="o", ms=3)
@@ -70,7 +72,7 @@ def dimension_analysis(result: Stored, top: int = 12) -> Figure:
     _neuron_bars(weights, results.by_weight, [row.weight for row in results.by_weight], PALETTE[7])
     weights.set_yticks(
         range(len(results.by_weight)),
-        [f"{row.neuron} (rank {row.rank_by_contribution}, {fraction(row.share)})" for row in results.by_weight],
+        [f"{row.name} (rank {row.rank_by_contribution}, {fraction(row.share)})" for row in results.by_weight],
         fontsize=9,
     )
     weights.set_xlabel("weight alone")
@@ -81,7 +83,7 @@ def dimension_analysis(result: Stored, top: int = 12) -> Figure:
 
 def _neuron_bars(ax: Axes, rows: Sequence[Neuron], values: Sequence[float], color: tuple[float, float, float]) -> None:
     ax.barh(range(len(rows)), values, color=color)
-    ax.set_yticks(range(len(rows)), [f"neuron {row.neuron}" for row in rows], fontsize=9)
+    ax.set_yticks(range(len(rows)), [f"neuron {row.name}" for row in rows], fontsize=9)
     ax.invert_yaxis()
     ax.axvline(0, color="black", lw=0.8)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5))

@@ -14,5 +14,5 @@ RULE = (
 
 def judge(results: Results) -> Verdict:
     needed = smallest_set(results.contributions, results.contribution_check, MADE)
-    verdict = "none" if needed is None else f"{needed} of {len(results.contributions)} neurons"
-    return conclusion(verdict, RULE, Values([row.neuron for row in results.contributions[: needed or 0]][:NAMED]))
+    verdict = "none" if needed is None else f"{needed} of {results.width} neurons"
+    return conclusion(verdict, RULE, Values([row.name for row in results.contributions[: needed or 0]][:NAMED]))

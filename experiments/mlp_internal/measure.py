@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from msgspec import UNSET, UnsetType
 
 from experiments.mlp_internal.results import (
     Checkpoint,
@@ -24,8 +25,8 @@ from lib.core.data import Windows
 from lib.core.evidence import Average
 from lib.core.massive import medians
 from lib.core.on_device import OnDevice, Taken, exact
-from lib.core.place import vectors_at
-from lib.core.results import ContributionCheck, Neuron
+from lib.core.place import tokens_at, vectors_at
+from lib.core.results import ContributionCheck, Mixture, Neuron
 from lib.core.stats import Draws, Samples
 from lib.model import hooks
 from lib.model.finite import require_finite
@@ -38,6 +39,10 @@ REPLACEMENTS = {"identity": lambda x: x, "relu": torch.relu}
 ENDS = (mlp.OUTPUT, "block_output")  # checkpoints that are followed with the activation function replaced
 FIRST, HEAVIEST = 10, 5  # neurons that are listed with all their checkpoints, and by weight alone
 NEURONS = ("gate", "up", "product", "after_linear1", "after_activation")  # checkpoints with one value a neuron
+AT_DIM = (  # with one value a dim
+    *("residual", "mlp_input", "experts_output", "shared_output"),
+    *(mlp.OUTPUT, "mlp_write", "block_output", mlp.BIASES),
+)
 
 
 class Maximum(NamedTuple):
@@ -58,9 +63,11 @@ class Internals:
     def __init__(self, lm: LanguageModel, layer: int, position: int | None = None, dim: int | None = None) -> None:
         self.lm, self.layer, self.position, self.dim = lm, layer, position, dim
         self.points = mlp.checkpoints_of(lm.arch, layer)
+        self.routed = mlp.Routed(lm.arch, layer)
+        self.replacements = REPLACEMENTS if hooks.can_replace_activation(lm.arch, layer) else {}
         self.maxima: dict[str, Maximum] = {}
         self.medians = {name: Samples() for name, *_ in self.points}
-        self.losses = {name: Samples() for name in ("actual", *REPLACEMENTS)}
+        self.losses = {name: Samples() for name in ("actual", *self.replacements)}
         self.by_dim: dict[int, dict[str, Any]] = {}
         self.sequences = 0
 
@@ -69,14 +76,16 @@ class Internals:
         function."""
         arch, kept = self.lm.arch, OnDevice()
         outputs: dict[int, Any] = {}
-        with hooks.keep_block_outputs(arch, outputs):
+        with hooks.keep_block_outputs(arch, outputs), self.routed.watching():
             values = self._forward(ids, "actual", self.points, kept)
         positions, dims = self._sites(values[mlp.OUTPUT])
         kept.keep("positions", positions)
         kept.keep("dims", dims)
+        at_sites = {name: vectors_at(value, positions) for name, value in values.items()}
+        at_sites |= self.routed.at(tokens_at(positions, ids.shape[1]))
+        for name, at_site in at_sites.items():
+            kept.keep((name, "at site"), _entries(at_site, dims) if name in AT_DIM else at_site)
         for name, value in values.items():
-            at_site = vectors_at(value, positions)
-            kept.keep((name, "at site"), at_site if name in NEURONS else _entries(at_site, dims))
             magnitude = value.abs().float().flatten(1)
             places = magnitude.argmax(1)
             kept.keep((name, "medians"), medians(magnitude))
@@ -86,12 +95,12 @@ class Internals:
         widths = {name: value.shape[2] for name, value in values.items()}
         del values
         ends = [point for point in self.points if point[0] in ENDS]
-        for replacement in REPLACEMENTS:
+        for replacement in self.replacements:
             with hooks.resume_at(arch, self.layer, outputs):
                 values = self._forward(ids, replacement, ends, kept)
             for name, value in values.items():
                 kept.keep((name, replacement), _entries(vectors_at(value, positions), dims))
-        self._take_in(rows, ids, kept.take(), widths)
+        self._take_in(rows, ids, kept.take(), widths, at_sites)
 
     def _forward(
         self, ids: torch.Tensor, replacement: str, points: Sequence[tuple[str, str, str, str]], kept: OnDevice
@@ -103,12 +112,11 @@ class Internals:
         def keep(name):  # a copy: Falcon adds to its MLP's output in place
             return lambda _layer, value: values.update({name: value.clone().view(batch, seq, -1)})
 
-        function = REPLACEMENTS.get(replacement)
+        function = self.replacements.get(replacement)
         with ExitStack() as stack:
             stack.enter_context(hooks.activation_replaced(arch, self.layer, function) if function else nullcontext())
             for name, _label, role, side in points:
-                watch = hooks.watch_inputs if side == "input" else hooks.watch_outputs
-                stack.enter_context(watch(arch, role, keep(name), [self.layer]))
+                stack.enter_context(mlp.watch(arch, self.layer, role, side, keep(name)))
             kept.keep(("losses", replacement), exact(hooks.token_losses(self.lm, ids)).mean(1))
         return values
 
@@ -123,7 +131,9 @@ class Internals:
         places, width = magnitude.flatten(1).argmax(1), magnitude.shape[2]
         return first_position + places // width, first_dim + places % width
 
-    def _take_in(self, rows: slice, ids: torch.Tensor, taken: Taken, widths: dict[str, int]) -> None:
+    def _take_in(
+        self, rows: slice, ids: torch.Tensor, taken: Taken, widths: dict[str, int], at_sites: Iterable[str]
+    ) -> None:
         """Raises UserError for inf or nan."""
         for name, width in widths.items():
             require_finite(self.layer, taken[name, "largest"])
@@ -132,13 +142,13 @@ class Internals:
         for replacement, losses in self.losses.items():
             losses.extend(taken["losses", replacement])
         for row, (position, dim) in enumerate(zip(taken["positions"].tolist(), taken["dims"].tolist(), strict=True)):
-            followed = self.by_dim.setdefault(dim, self._nothing_followed(widths))
+            followed = self.by_dim.setdefault(dim, self._nothing_followed(at_sites))
             followed["positions"][position] += 1
             followed["windows"].extend([rows.start + row])
             followed["largest"].extend([abs(taken[mlp.neuron_output(self.lm.arch, self.layer), "at site"][row]).max()])
             for name, sums in followed["sums"].items():
                 sums += torch.from_numpy(taken[name, "at site"][row]).double()
-            for name, samples in followed["values"].items():
+            for name, samples in (followed["values"] | followed["routing"]).items():
                 samples.extend([taken[name, "at site"][row]])
             for replacement, ends in followed["replaced"].items():
                 for name, samples in ends.items():
@@ -164,10 +174,11 @@ class Internals:
         return {
             "positions": Counter(),
             "windows": Samples(),
-            "values": {name: Samples() for name in names if name not in NEURONS},
+            "values": {name: Samples() for name in AT_DIM if name in names},
+            "routing": {mlp.ROUTING: Samples()} if mlp.ROUTING in names else {},
             "largest": Samples(),
-            "sums": {name: processes.Sum() for name in names if name in NEURONS},
-            "replaced": {replacement: {name: Samples() for name in ENDS} for replacement in REPLACEMENTS},
+            "sums": {name: processes.Sum() for name in names if name in (*NEURONS, mlp.WEIGHTED)},
+            "replaced": {replacement: {name: Samples() for name in ENDS} for replacement in self.replacements},
         }
 
     def gather(self) -> None:
@@ -196,17 +207,18 @@ class Internals:
         size = {dim: abs(followed["values"][mlp.OUTPUT].array).sum() for dim, followed in self.by_dim.items()}
         dim = max(size, key=size.__getitem__)
         followed, there = self.by_dim[dim], self._draws(dim, draws)
-        labels = {name: label for name, label, *_ in self.points}
+        labels = {name: label for name, label, *_ in self.points} | {mlp.BIASES: "biases of the down projections"}
         return Followed(
             dim=dim,
             positions=dict(followed["positions"].most_common()),
             sequences=followed["positions"].total(),
             of=self.sequences,
             activation_function=mlp.activation_name(self.lm.arch, self.layer),
-            neuron_checkpoints=list(followed["sums"]),
+            neuron_checkpoints=["activation" if name == mlp.WEIGHTED else name for name in followed["sums"]],
             values=[
                 FollowedValue(name, labels[name], there.averages(samples.array))
                 for name, samples in followed["values"].items()
+                if name != mlp.BIASES or samples.array.any()
             ],
         )
 
@@ -231,7 +243,14 @@ class Internals:
         return mlp.contributions(self.lm.arch, self.layer, dim, activation, self._output(dim))
 
     def check(self, dim: int, contributions: list[Neuron]) -> ContributionCheck:
-        return mlp.contribution_check(self.lm.arch, self.layer, dim, contributions, self._output(dim))
+        biases = self.by_dim[dim]["values"].get(mlp.BIASES)
+        bias = None if biases is None else biases.array.mean().item()
+        return mlp.contribution_check(self.lm.arch, self.layer, dim, contributions, self._output(dim), bias)
+
+    def mixture(self, dim: int) -> Mixture | UnsetType:
+        """UNSET of a dense MLP."""
+        routing = self.by_dim[dim]["routing"]
+        return mlp.mixture(self.lm.arch, self.layer, routing[mlp.ROUTING].array) if routing else UNSET
 
     def _output(self, dim: int) -> float:
         """Mean output of the down projection at the followed place."""
@@ -239,7 +258,7 @@ class Internals:
 
     def neurons(self, dim: int, contributions: list[Neuron]) -> list[NeuronInside]:
         """These `contributions`, with the neuron's mean at every checkpoint of its width."""
-        means = self._means(dim)
+        means = {name: mean for name, mean in self._means(dim).items() if name in NEURONS}
 
         def inside(row: Neuron) -> NeuronInside:
             own: dict[str, Any] = {name: mean[row.neuron].item() for name, mean in means.items()}
@@ -286,7 +305,7 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     draws = windows.draws(options.seed)
     followed = inside.followed(draws)
     contributions = inside.contributions(followed.dim)
-    by_rank = {row.neuron: rank for rank, row in enumerate(contributions, 1)}
+    by_rank = {row.name: rank for rank, row in enumerate(contributions, 1)}
     heaviest = sorted(contributions, key=lambda row: -abs(row.weight))[:HEAVIEST]
     return Results(
         layer=options.layer_id,
@@ -296,6 +315,7 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
         contribution_check=inside.check(followed.dim, contributions),
         largest_activation=inside.largest_activation(followed.dim, draws),
         neurons=inside.neurons(followed.dim, contributions[:FIRST]),
-        by_weight=[HeavyNeuron(**vars(row), rank_by_contribution=by_rank[row.neuron]) for row in heaviest],
+        by_weight=[HeavyNeuron(**vars(row), rank_by_contribution=by_rank[row.name]) for row in heaviest],
         replaced=inside.replaced(followed.dim, draws),
+        mixture=inside.mixture(followed.dim),
     )

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from msgspec import UNSET, UnsetType
+
 from lib.core.evidence import Average, Conclusion, Perplexity
-from lib.core.results import ContributionCheck, Neuron
+from lib.core.results import ContributionCheck, Mixture, Neuron, NeuronName
 from lib.report.result_files import Result
 
 
@@ -98,7 +100,8 @@ class Results:
     """contributions: every neuron's mean activation (the input of the down projection) x weight, the largest along the
     output's sign first. largest_activation: in each window of any neuron there, in parts of the MLP's output, a ratio
     of sums; None where that output is 0. neurons: the first of the contributions. by_weight: the largest weights alone,
-    for contrast. replaced: by activation function, "actual" (the model's own), "identity" and "relu".
+    for contrast. replaced: by activation function, "actual" (the model's own), "identity" and "relu"; "actual" alone
+    where it cannot be replaced. mixture: where the MLP is one; contributions are then of the experts that are reached.
     """
 
     layer: int
@@ -110,13 +113,19 @@ class Results:
     neurons: list[NeuronInside]
     by_weight: list[HeavyNeuron]
     replaced: dict[str, Replaced]
+    mixture: Mixture | UnsetType = UNSET
+
+    @property
+    def width(self) -> int:
+        """How many neurons the MLP has."""
+        return len(self.contributions) if self.mixture is UNSET else self.mixture.neurons
 
 
 @dataclass(frozen=True)
 class Values:
     """The first neurons of the smallest set; none if there is no such set."""
 
-    neurons: list[int]
+    neurons: list[NeuronName]
 
 
 Verdict = Conclusion[Values]

@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from msgspec import UNSET
 
 from experiments.neuron_sets.results import Stored
 from lib.report.figures import PALETTE, PLAIN, make_axes, make_title
@@ -25,9 +26,12 @@ def neuron_sets(result: Stored) -> Figure:
     curve.xaxis.set_major_formatter(PLAIN)
     curve.set_ylim(bottom=min(0, np.nanmin(share, initial=0)))
     curve.set_xlabel("neurons, largest contribution first (log scale)")
-    curve.set_ylabel("share of the down projection's output")
+    output, activation = "down projection", "activation"
+    if results.mixture is not UNSET:
+        output, activation = "mixture", "routing weight \u00d7 activation"
+    curve.set_ylabel(f"share of the {output}'s output")
     curve.legend(frameon=False, fontsize=9, loc="lower right")
-    curve.set_title(f"activation \u00d7 weight to dim {dim}", fontsize=11)
+    curve.set_title(f"{activation} \u00d7 weight to dim {dim}", fontsize=11)
 
     runs, draws = results.runs, results.null.draws
     labels = []
@@ -87,7 +91,7 @@ def neurons_read(result: Stored, at_most: int = 3) -> Figure:
             ax.xaxis.set_major_formatter(PLAIN)
             half = f"half of it in {projection.dims_to_half or '-'} of {reads.dims} dims"
             value = number(projection.pre_activation, True)
-            ax.set_title(f"neuron {neuron.neuron}, {role}: {value}, {half}", fontsize=10)
+            ax.set_title(f"neuron {neuron.name}, {role}: {value}, {half}", fontsize=10)
     for ax in axes[-1]:
         ax.set_xlabel("normed value \u00d7 weight")
     if not rows:

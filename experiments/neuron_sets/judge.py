@@ -24,7 +24,7 @@ def judge(results: Results) -> Verdict:
     values = Values(
         share=CARRIED,
         layer=results.layer,
-        neurons=[row.neuron for row in results.minimal_set][:NAMED],
+        neurons=[row.name for row in results.minimal_set][:NAMED],
         written_share=results.written.share,
         note=None if confirmed is None else GIVE,
         why=reasons(tests) if verdict == CANNOT_TELL else None,

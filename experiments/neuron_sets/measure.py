@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import UNSET
 
 from experiments.neuron_sets.results import (
     Carried,
@@ -27,14 +28,16 @@ from lib.core.definitions import CARRIED
 from lib.core.evidence import Average
 from lib.core.massive import is_massive
 from lib.core.place import Place, find
-from lib.core.results import Neuron, smallest_set
+from lib.core.results import SHARED_EXPERT, Neuron, NeuronName, OfExpert, smallest_set
 from lib.core.stats import Draws
 from lib.core.sweep import Measured
-from lib.model.arch import Architecture
+from lib.model import experts
+from lib.model.arch import SHARED, Architecture
 from lib.model.models import LanguageModel
 from lib.run.errors import UserError
 
 READING, INPUTS = 5, 8  # neurons whose inputs are listed, and how many of these
+INPUT = "residual", "mlp_input"  # checkpoints before the first projection
 RUNS = {"keep_only": "only {} on", "remove_only": "{} off"}
 WHOLE_DRAWS = 3  # random sets that are run whole
 MATCHED = 20
@@ -44,6 +47,7 @@ MATCHED_RULE = (
     "|activation| at the place is nearest to its own in rank, that are neither in the set nor drawn yet: as active as "
     "this MLP has them"
 )
+MIXTURE_RULE = MATCHED_RULE.replace("|activation|", "|routing weight x activation|") + ", among those active there"
 
 
 def carried(
@@ -57,8 +61,8 @@ def carried(
     """What the neurons of `minimal_set` give, as ratios of sums; None of no neuron. values: of neurons.at_place."""
     if not minimal_set:
         return None
-    chosen = [row.neuron for row in minimal_set]
-    weight = arch.weight(layer, "down")[dim, chosen].detach().cpu().double()
+    chosen = [mlp.number_of(arch, layer, row.name) for row in minimal_set]
+    weight = mlp.down_row(arch, layer, dim)[chosen]
     parts = (values[mlp.neuron_output(arch, layer)][:, chosen] * weight).numpy()
     output = values[mlp.OUTPUT][:, dim].numpy()
     given = np.stack([parts.sum(1), parts[:, :-1].sum(1)], axis=1) * np.sign(output)[:, None]
@@ -78,10 +82,14 @@ def prove(
     """The neurons `chosen` alone and removed, and random sets of the same size.
 
     Whole windows are --n_whole of them; of random sets the first WHOLE_DRAWS are run on these.
-    activity: (neurons,) by what random sets are matched; see _matched_sets.
+    chosen: as Architecture.n_neurons counts them. activity: (neurons,) by what random sets are matched; see
+    _matched_sets. In a mixture they are of neurons that are active at the place.
     """
     everything = {*range(len(activity))}
-    random = _matched_sets(activity, chosen, options.n_random, options.seed)
+    is_mixture = lm.arch.layers[layer].experts is not None
+    among = np.flatnonzero(activity) if is_mixture else np.arange(len(activity))
+    matched = _matched_sets(activity[among], np.searchsorted(among, chosen).tolist(), options.n_random, options.seed)
+    random = [tuple(among[list(draw)].tolist()) for draw in matched]
     sets = {"": ("the set", chosen), **{f"random_{i}_": (f"random {i}", draw) for i, draw in enumerate(random)}}
     changes = {}
     for prefix, (these, members) in sets.items():
@@ -119,14 +127,14 @@ def prove(
 
     alone, without = (described([f"random_{i}_{name}" for i in range(len(random))]) if random else [] for name in RUNS)
     single = len(chosen) == 1
-    possible = min(MATCHED, len(activity) - 1) if single else None
+    possible = min(MATCHED, len(among) - 1) if single else None
     return Runs(*described([sweep.BASELINE, *RUNS])), Null(
-        rule=MATCHED_RULE,
+        rule=MIXTURE_RULE if is_mixture else MATCHED_RULE,
         activity_of_set=_mean(activity, chosen) if chosen else None,
         possible=possible,
         enumerated=len(random) == possible,
         draws=[
-            RandomSet(list(draw), _mean(activity, draw), *runs)
+            RandomSet([mlp.name_of(lm.arch, layer, n) for n in draw], _mean(activity, draw), *runs)
             for draw, *runs in zip(random, alone, without, strict=True)
         ],
     )
@@ -175,34 +183,54 @@ def norm_name(arch: Architecture, layer: int) -> str | None:
 
 
 def reads(
-    arch: Architecture, layer: int, values: Mapping[str, torch.Tensor], chosen: Sequence[int], top: int
+    arch: Architecture, layer: int, values: Mapping[str, torch.Tensor], chosen: Sequence[NeuronName], top: int
 ) -> list[ReadingNeuron]:
     """Where the pre-activations of the neurons `chosen` come from, as means over the windows of `values` (of
-    neurons.at_place), with the `top` inputs of each."""
-    checkpoints = {"gate": "gate", "up": "up"} if arch.is_gated(layer) else {"up": "after_linear1"}
+    neurons.at_place), with the `top` inputs of each; of an expert's over those in which it is chosen."""
+    return [
+        _of_expert(arch, layer, values, name, top)
+        if isinstance(name, OfExpert) and name.expert != SHARED_EXPERT
+        else _of_projections(arch, layer, values, name, top)
+        for name in chosen
+    ]
+
+
+def _of_projections(
+    arch: Architecture, layer: int, values: Mapping[str, torch.Tensor], name: NeuronName, top: int
+) -> ReadingNeuron:
+    """Of a dense MLP, or of a shared expert."""
+    neuron, shared, prefix = (name.neuron, SHARED, "shared_") if isinstance(name, OfExpert) else (name, "", "")
+    checkpoints = {"gate": "gate", "up": "up"} if arch.is_gated(layer, shared) else {"up": "after_linear1"}
     means = {name: vectors.mean(0) for name, vectors in values.items()}
+    projections = {}
+    for role, checkpoint in checkpoints.items():
+        weight, biases = arch.weight(layer, shared + role)[neuron], arch.bias(layer, shared + role)
+        bias = 0.0 if biases is None else biases[neuron].item()
+        projections[role] = _projection(weight, bias, means, means[prefix + checkpoint][neuron].item(), top)
+    return ReadingNeuron(neuron, projections, expert=SHARED_EXPERT if shared else UNSET)
 
-    def projections(neuron: int) -> dict[str, Projection]:
-        return {
-            role: _projection(arch, layer, role, neuron, means, means[name][neuron].item(), top)
-            for role, name in checkpoints.items()
-        }
 
-    return [ReadingNeuron(neuron, projections(neuron)) for neuron in chosen]
+def _of_expert(
+    arch: Architecture, layer: int, values: Mapping[str, torch.Tensor], name: OfExpert, top: int
+) -> ReadingNeuron:
+    module, expert = arch.module(layer, "experts"), int(name.expert)
+    here = values[mlp.ROUTING][:, expert] != 0
+    means = {checkpoint: values[checkpoint][here].mean(0) for checkpoint in INPUT if checkpoint in values}
+    hidden = means.get("mlp_input", means["residual"])
+    entered = experts.enters(module, torch.tensor([expert]), hidden)[0]
+    projections = {}
+    for role, index in experts.of_neuron(module, name.neuron).items():
+        row, bias = experts.first_row(module, expert, index)
+        projections[role] = _projection(row, bias, means, entered[index].item(), top)
+    return ReadingNeuron(name.neuron, projections, expert=expert)
 
 
 def _projection(
-    arch: Architecture,
-    layer: int,
-    role: str,
-    neuron: int,
-    means: Mapping[str, torch.Tensor],
-    pre_activation: float,
-    top: int,
+    row: torch.Tensor, bias: float, means: Mapping[str, torch.Tensor], pre_activation: float, top: int
 ) -> Projection:
+    """row: (hidden,) weights of one neuron."""
     residual, normed = means["residual"], means.get("mlp_input", means["residual"])
-    weight, biases = arch.weight(layer, role)[neuron].cpu().double(), arch.bias(layer, role)
-    bias = 0.0 if biases is None else biases[neuron].item()
+    weight = row.detach().cpu().double()
     contribution = normed * weight
     total = contribution.sum().item()
     cumulative = contribution.sort(descending=pre_activation >= 0).values.cumsum(0)
@@ -245,11 +273,9 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
         for name, vectors in neurons.checkpoints_at_place(lm, windows, place, layer, options.batch_size).items()
     }
     activation = values[mlp.neuron_output(lm.arch, layer)]
-    output = values[mlp.OUTPUT][:, dim].mean().item()
-    contributions = mlp.contributions(lm.arch, layer, dim, activation.mean(0), output)
-    check = mlp.contribution_check(lm.arch, layer, dim, contributions, output)
+    contributions, check = mlp.at_place(lm.arch, layer, dim, values)
     minimal_set = contributions[: smallest_set(contributions, check, CARRIED) or 0]
-    chosen = [row.neuron for row in minimal_set]
+    chosen = [mlp.number_of(lm.arch, layer, row.name) for row in minimal_set]
     activity = activation.abs().mean(0).numpy()
     runs, null = prove(lm, windows, place, layer, end_layer, chosen, activity, options)
     added = lm.arch.scale(layer, "mlp_write") * values.get("mlp_write", values[mlp.OUTPUT])[:, dim].numpy()
@@ -258,7 +284,7 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
         place=place.described(),
         layer=layer,
         end_layer=end_layer,
-        width=len(contributions),
+        width=lm.arch.n_neurons(layer),
         windows=MeasuredWindows(
             all=len(windows.ids),
             massive=place.draws.share(spiking),
@@ -280,6 +306,7 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
         reads=Reads(
             norm=norm_name(lm.arch, layer),
             dims=lm.arch.hidden_size,
-            neurons=reads(lm.arch, layer, values, chosen[:READING], INPUTS),
+            neurons=reads(lm.arch, layer, values, [row.name for row in minimal_set[:READING]], INPUTS),
         ),
+        mixture=mlp.mixture(lm.arch, layer, values[mlp.ROUTING].numpy()) if mlp.ROUTING in values else UNSET,
     )

@@ -1,9 +1,11 @@
 """What experiment 4 stores: the smallest set of neurons, alone and removed, beside random sets; what each reads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from msgspec import UNSET, UnsetType
 
 from lib.core.evidence import Average, Conclusion, Perplexity
-from lib.core.results import ContributionCheck, FollowedPlace, Neuron
+from lib.core.results import ContributionCheck, FollowedPlace, Mixture, Neuron, NeuronName, OfExpert
 from lib.report.result_files import Result
 
 
@@ -62,9 +64,9 @@ class Runs:
 
 @dataclass(frozen=True)
 class RandomSet:
-    """activity: mean |activation| of its neurons at the place."""
+    """activity: mean |activation| of its neurons at the place; in a mixture of routing weight x activation."""
 
-    neurons: list[int]
+    neurons: list[NeuronName]
     activity: float
     keep_only: NeuronsRun
     remove_only: NeuronsRun
@@ -121,10 +123,15 @@ class Projection:
 
 @dataclass(frozen=True)
 class ReadingNeuron:
-    """projections: by role, "up", and "gate" where the MLP is gated."""
+    """projections: by role, "up", and "gate" where the MLP is gated; expert: as Neuron's."""
 
     neuron: int
     projections: dict[str, Projection]
+    expert: int | str | UnsetType = field(default=UNSET, kw_only=True)
+
+    @property
+    def name(self) -> NeuronName:
+        return self.neuron if self.expert is UNSET else OfExpert(self.expert, self.neuron)
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,7 @@ class Results:
 
     carried: None of no neuron. cumulative: the share of the down projection's output by the first 1, 2, ... neurons,
     None where that is 0. keep_only_share, remove_share: of the baseline's value at `layer`; None where it is not
-    massive. reads: the inputs of the first neurons of the set.
+    massive. reads: the inputs of the first neurons of the set. mixture: where the MLP is one.
     """
 
     place: FollowedPlace
@@ -160,6 +167,7 @@ class Results:
     remove_share: Average | None
     null: Null
     reads: Reads
+    mixture: Mixture | UnsetType = UNSET
 
 
 @dataclass(frozen=True)
@@ -170,7 +178,7 @@ class Values:
 
     share: float
     layer: int
-    neurons: list[int]
+    neurons: list[NeuronName]
     written_share: Average | None
     note: str | None
     why: str | None

@@ -1,5 +1,7 @@
 """The TXT of the smallest set of neurons: who is in it, what runs without and with it alone show, what it reads."""
 
+from msgspec import UNSET
+
 from experiments.neuron_sets.results import Carried, NeuronsRun, Null, Reads, Results, Stored
 from lib.core.definitions import CARRIED, HARDLY_ANY
 from lib.core.evidence import Average
@@ -11,10 +13,13 @@ LISTED = 20
 def summarise(result: Stored) -> str:
     results, conclusion = result.results, result.conclusion
     written, check, layer, end = results.written, results.contribution_check, results.layer, results.end_layer
-    null, windows = results.null, results.windows
+    null, windows, mixture = results.null, results.windows, results.mixture
+    output, activation = "down projection", "activation"
+    if mixture is not UNSET:
+        output, activation = "mixture", "routing weight x activation"
     minimal_set = [
         [
-            row.neuron,
+            row.name,
             tables.number(row.activation, True),
             f"{row.weight:+.4f}",
             tables.number(row.contribution, True),
@@ -34,22 +39,23 @@ def summarise(result: Stored) -> str:
             f"Block output there {tables.interval(written.block_output, True)}; of it the MLP adds "
             f"{tables.interval(written.mlp, True)} (share {_interval(written.share)})",
             "",
+            *([] if mixture is UNSET else [tables.mixture_text(mixture)]),
             f"The smallest set with {CARRIED:.0%} of the MLP's output there, means over windows",
-            tables.table(["neuron", "activation", "weight", "contribution", "share"], minimal_set)
+            tables.table(["neuron", activation, "weight", "contribution", "share"], minimal_set)
             + (f"and {more} more, in the JSON\n" if more else ""),
             *_carried(results.carried),
             f"All contributions {tables.number(check.sum, True)} + bias {tables.number(check.bias, True)} = "
-            f"{tables.number(check.sum + check.bias, True)}; output of the down projection "
+            f"{tables.number(check.sum + check.bias, True)}; output of the {output} "
             f"{tables.number(check.output, True)}; relative error {tables.number(check.relative_error)}",
             "",
             f"Sets of {len(results.minimal_set)} neurons alone or off, in every position; share: of the baseline's "
             "value, sums over the windows where it is massive there",
-            f"{_null(null, _others(results))}Perplexity and sink rate: of {windows.whole} whole windows",
+            f"{_null(null, _others(results), activation)}Perplexity and sink rate: of {windows.whole} whole windows",
             tables.table(
                 ["run", f"layer {layer}", "share", f"layer {end}", "share", "perplexity", "sink rate"],
                 [_run(run) for run in [*own, *(run for run in random if run.perplexity)]],
             ),
-            _reading(results.reads, layer),
+            _reading(results.reads, layer, "" if mixture is UNSET else ", those of an expert where it is chosen"),
             tables.conclusion_text(conclusion, conclusion.values.note or conclusion.values.why),
         ]
     )
@@ -72,7 +78,7 @@ def _others(results: Results) -> float:
     return cumulative[min(2 * n, len(cumulative)) - 1] - cumulative[n - 1] if n else 0.0
 
 
-def _null(null: Null, others: float) -> str:
+def _null(null: Null, others: float, activation: str = "activation") -> str:
     """How random sets are drawn, what the best of them do, and what is known of them without a run."""
     draws = null.draws
     if not draws:
@@ -84,7 +90,7 @@ def _null(null: Null, others: float) -> str:
     if alone and without:
         kept = f"; they keep {tables.number(max(alone))} at most, and {tables.number(min(without))} is left at least"
     return (
-        f"{null.rule}\n{drawn}; mean |activation| {tables.number(min(active))} to {tables.number(max(active))}, of "
+        f"{null.rule}\n{drawn}; mean |{activation}| {tables.number(min(active))} to {tables.number(max(active))}, of "
         f"the set {tables.number(null.activity_of_set)}{kept}\n{_foreseen(null, others)}"
     )
 
@@ -109,15 +115,17 @@ def _run(run: NeuronsRun) -> list[str]:
     ]
 
 
-def _reading(reads: Reads, layer: int) -> str:
+def _reading(reads: Reads, layer: int, where: str) -> str:
     """What the neurons read: one table a neuron and projection."""
     through = f"through its {reads.norm}" if reads.norm else "without a norm"
-    parts = [f"What they read: the residual stream before the MLP of layer {layer}, {through}, at the same place\n"]
+    parts = [
+        f"What they read: the residual stream before the MLP of layer {layer}, {through}, at the same place{where}\n"
+    ]
     for neuron in reads.neurons:
         for role, projection in neuron.projections.items():
             total, bias = projection.sum, projection.bias
             parts.append(
-                f"Neuron {neuron.neuron}, {role} projection: all dims {tables.number(total, True)} + bias "
+                f"Neuron {neuron.name}, {role} projection: all dims {tables.number(total, True)} + bias "
                 f"{tables.number(bias, True)} = {tables.number(total + bias, True)}; its output "
                 f"{tables.number(projection.pre_activation, True)}; relative error "
                 f"{tables.number(projection.relative_error)}; "

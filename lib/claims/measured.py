@@ -21,8 +21,10 @@ from lib.core.evidence import Cell, Conclusion
 from lib.core.results import FollowedPlace, Head
 from lib.report.result_files import Result
 
-SCRIPTS = {  # one sentence is no evidence
-    name: entry.command for name, entry in catalogue.EXPERIMENTS.items() if entry.study and name != "sentence"
+SCRIPTS = {  # one sentence is no evidence, and no claim is of what only some models have
+    name: entry.command
+    for name, entry in catalogue.EXPERIMENTS.items()
+    if entry.study and name != "sentence" and not entry.needs
 }
 Values = TypeVar("Values")
 

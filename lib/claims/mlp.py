@@ -1,5 +1,7 @@
 """Claims about MLPs: which is the source, and what happens inside."""
 
+from msgspec import UNSET
+
 from experiments.mlp_internal.results import Replaced
 from experiments.neuron_sets.results import Stored as NeuronSets
 from lib.claims.cells import HIGHEST, counted, together, up_to
@@ -116,15 +118,15 @@ def _one_is_enough(tests: list[Test]) -> list[Test]:
 def heaviest_contribute_most(measured: Measured) -> Judged:
     sets, inside = measured.neuron_sets, measured.mlp_internal.results
     smallest = _confirmed(sets)
-    chosen = {row.neuron for row in smallest}
+    chosen = {row.name for row in smallest}
     dim, other = sets.results.place.dim, inside.followed.dim
     if dim != other:
         raise CannotTellError(f"experiment 2C follows dim {other}, 4 dim {dim}")
     heaviest = sorted(inside.contributions, key=lambda row: -abs(row.weight))[: len(chosen)]
-    others = [row.neuron for row in heaviest if row.neuron not in chosen]
+    others = [row.name for row in heaviest if row.name not in chosen]
     values = {
-        "smallest set": " ".join(str(row.neuron) for row in smallest[:HIGHEST]),
-        "largest weights": " ".join(str(row.neuron) for row in heaviest[:HIGHEST]),
+        "smallest set": " ".join(str(row.name) for row in smallest[:HIGHEST]),
+        "largest weights": " ".join(str(row.name) for row in heaviest[:HIGHEST]),
     }
     return [Test("of the largest weights, outside the set", evidence.exact(len(others)), "below", 0.5)], values
 
@@ -156,8 +158,11 @@ def many_add_up(measured: Measured) -> Judged:
 
 
 def _replaced(measured: Measured) -> list[Replaced]:
-    """Runs of experiment 2C with another activation function."""
-    return [run for name, run in measured.mlp_internal.results.replaced.items() if name != "actual"]
+    """Runs of experiment 2C with another activation function. Raises CannotTellError if there are none."""
+    runs = [run for name, run in measured.mlp_internal.results.replaced.items() if name != "actual"]
+    if not runs:
+        raise CannotTellError("the activation function of these experts cannot be replaced")
+    return runs
 
 
 @claim(
@@ -209,7 +214,7 @@ def explodes_at_the_end(measured: Measured) -> Judged:
         raise CannotTellError("the MLP writes nothing there")
     values = {
         "largest activation": largest.activation,
-        "of neuron": largest.neuron,
+        "of neuron": largest.neuron if largest.expert is UNSET else str(largest.name),
         "output": inside.contribution_check.output,
         "in parts of it": share,
     }

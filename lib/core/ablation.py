@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from msgspec import UNSET
 
 from lib.core.changes import Change
 from lib.core.data import Windows
@@ -56,18 +57,20 @@ class OptionsWithDims(Options, Protocol):
 
 @dataclass(frozen=True)
 class Condition:
-    """What is off: (layer, head) pairs, layers whose MLP is off, layers whose attention is off."""
+    """What is off: (layer, head) pairs, layers whose MLP is off, whose attention is off, whose experts are all off (and
+    the shared one is not)."""
 
     name: str
     label: str
     heads: tuple[tuple[int, int], ...] = ()
     mlps: tuple[int, ...] = ()
     attention: tuple[int, ...] = ()
+    experts: tuple[int, ...] = ()
 
     @property
     def first_layer(self) -> int:
         """The first layer that is changed."""
-        return min(layer for layer in (*(layer for layer, _head in self.heads), *self.mlps, *self.attention))
+        return min((*(layer for layer, _head in self.heads), *self.mlps, *self.attention, *self.experts))
 
     def hooks(self, arch: Architecture, _rows: slice | None = None) -> ExitStack:
         stack = ExitStack()
@@ -77,6 +80,8 @@ class Condition:
             stack.enter_context(hooks.mlps_off(arch, self.mlps))
         if self.attention:
             stack.enter_context(hooks.attention_off(arch, self.attention))
+        if self.experts:
+            stack.enter_context(hooks.all_experts_off(arch, self.experts))
         return stack
 
 
@@ -91,6 +96,22 @@ def all_heads_off(arch: Architecture) -> Condition:
 def all_mlps_off(arch: Architecture) -> Condition:
     """Raises UserError if there are no MLPs, or one is not one module."""
     return Condition("all_mlps_off", _with("all MLPs off", _left_out(arch, arch.mlps)), mlps=tuple(arch.mlps))
+
+
+def all_experts_off(arch: Architecture) -> Condition | None:
+    """None where nothing else of the MLPs would stay on: without mixtures, or without shared experts and dense layers.
+
+    Raises UserError as all_mlps_off does.
+    """
+    experts, mlps = arch.with_role("experts"), arch.mlps
+    shared = [layer for layer in experts if layer in arch.with_role("shared_expert")]
+    if not experts or (experts == mlps and not shared):
+        return None
+    dense = len(set(mlps) - set(experts))
+    stays = [f"shared experts stay on in {len(shared)}"] if shared else []
+    stays += [f"MLPs without experts in {dense}"] if dense else []
+    label = f"all experts off ({' and '.join(stays)} of {arch.n_layers} layers{'' if shared else ' stay on'})"
+    return Condition("all_experts_off", label, experts=tuple(experts))
 
 
 def _left_out(arch: Architecture, layers: Sequence[int]) -> list[str]:
@@ -203,6 +224,7 @@ def _summarise(
             label=condition.label,
             heads_off=[Head(*head) for head in condition.heads],
             mlps_off=list(condition.mlps),
+            experts_off=list(condition.experts) or UNSET,
             layers=layers,
             perplexity=draws.perplexity(here.losses.array),
             sink_rate=draws.averages(rates),

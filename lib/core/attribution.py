@@ -20,7 +20,7 @@ from lib.core.data import Windows
 from lib.core.evidence import Average
 from lib.core.massive import medians
 from lib.core.on_device import OnDevice, Taken
-from lib.core.place import Place, vectors_at
+from lib.core.place import Place, tokens_at, vectors_at
 from lib.core.results import LayerWrites, LedgerWrite, Profile, SumCheck
 from lib.core.stats import Draws
 from lib.model import experts, hooks
@@ -240,8 +240,7 @@ class _Seen:
             return keep
 
         def chosen(layer: int, value: Chosen) -> None:
-            tokens = torch.arange(len(ids), device=positions.device) * ids.shape[1] + positions
-            here = value.at(tokens)
+            here = value.at(tokens_at(positions, ids.shape[1]))
             kept.keep(("chosen", layer), here.experts)
             kept.keep(("given", layer), experts.writes(self.arch.module(layer, "experts"), here, self.dim))
 

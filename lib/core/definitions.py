@@ -36,6 +36,10 @@ CARRIED = 0.95  # of the down projection's output: what the smallest set must gi
 MADE = 0.9  # of it: what the smallest set of the MLP's inside must give, which no run confirms
 WRITTEN = 0.5  # of the block output: from here on it is written by this MLP
 
+# experts of a mixture
+SUPER = (99.5, 0.1)  # percentile of all experts' largest outputs, and share of the largest of them
+CANDIDATE = 0.01  # of the peak: what an expert writes at the place, to be turned off
+
 # intervals
 LEVEL = 0.95
 RESAMPLES = 4000

@@ -9,7 +9,7 @@ import torch
 from lib.core import mlp
 from lib.core.data import Windows
 from lib.core.on_device import OnDevice
-from lib.core.place import Place, vectors_at
+from lib.core.place import Place, tokens_at, vectors_at
 from lib.model import hooks
 from lib.model.arch import Architecture
 from lib.model.finite import require_finite
@@ -19,7 +19,7 @@ from lib.run import processes
 
 @dataclass(frozen=True)
 class NeuronsOff:
-    """These neurons of one layer's MLP are off, in every position."""
+    """These neurons of one layer's MLP are off, in every position. neurons: as Architecture.n_neurons counts them."""
 
     name: str
     label: str
@@ -37,12 +37,13 @@ class NeuronsOff:
 def checkpoints_at_place(
     lm: LanguageModel, windows: Windows, place: Place, layer: int, batch_size: int
 ) -> dict[str, torch.Tensor]:
-    """{checkpoint of mlp.checkpoints_of: (windows, width) float64} of one layer, at the place's positions.
+    """{checkpoint of mlp.checkpoints_of, or of mlp.Routed: (windows, width) float64} of one layer, at the place's
+    positions.
 
     Windows are cut after the place: by causality no later token can change it. Raises UserError for inf or nan.
     """
-    points = mlp.checkpoints_of(lm.arch, layer)
-    kept: dict[str, list[torch.Tensor]] = {name: [] for name, *_ in points}
+    points, routed = mlp.checkpoints_of(lm.arch, layer), mlp.Routed(lm.arch, layer)
+    kept: dict[str, list[torch.Tensor]] = {name: [] for name in (*(name for name, *_ in points), *routed.names)}
     length = int(place.positions.max()) + 1
     for rows, ids in processes.batches(windows.ids[:, :length], batch_size):
         positions, here = torch.from_numpy(place.positions[rows]).to(lm.device), OnDevice()
@@ -54,10 +55,12 @@ def checkpoints_at_place(
 
         with ExitStack() as stack:
             for name, _label, role, side in points:
-                watch = hooks.watch_inputs if side == "input" else hooks.watch_outputs
-                stack.enter_context(watch(lm.arch, role, keep(name), [layer]))
+                stack.enter_context(mlp.watch(lm.arch, layer, role, side, keep(name)))
+            stack.enter_context(routed.watching())
             stack.enter_context(hooks.stop_after(lm.arch, layer))
             hooks.forward(lm, ids)
+        for name, at_place in routed.at(tokens_at(positions, ids.shape[1])).items():
+            here.keep(name, at_place)
         taken = here.take()
         for name, parts in kept.items():
             require_finite(layer, taken[name])

@@ -160,6 +160,11 @@ def vectors_at(value: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     return value[torch.arange(len(value), device=value.device), positions.to(value.device)]
 
 
+def tokens_at(positions: torch.Tensor, seq: int) -> torch.Tensor:
+    """(batch,) where the (batch,) positions are among all batch x seq tokens."""
+    return torch.arange(len(positions), device=positions.device) * seq + positions
+
+
 def _largest_dim(statistics: LayerStatistics) -> int:
     top1 = statistics.top1.mean(0)
     (_position, dim, _positive), _n = statistics.where[int(top1.argmax())][0].most_common(1)[0]

@@ -3,7 +3,7 @@
 No torch: whoever reads a stored result needs no model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from msgspec import UNSET, UnsetType
@@ -17,6 +17,16 @@ class Head(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.layer}.{self.head}"
+
+
+class Expert(NamedTuple):
+    """expert: None for the shared expert of the layer."""
+
+    layer: int
+    expert: int | None
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{'shared' if self.expert is None else self.expert}"
 
 
 @dataclass(frozen=True)
@@ -147,7 +157,8 @@ class AblatedCondition:
     """What a model with parts off shows.
 
     sink_rate: of all heads; one that is off writes nothing and still looks somewhere. sink_rate_change: paired; None of
-    the baseline. massive_positions: how many a sequence.
+    the baseline. massive_positions: how many a sequence. experts_off: layers whose experts are all off, if there are
+    any.
     """
 
     label: str
@@ -158,6 +169,7 @@ class AblatedCondition:
     sink_rate: Average
     sink_rate_change: Average | None
     massive_positions: Average
+    experts_off: list[int] | UnsetType = field(default=UNSET, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -180,15 +192,60 @@ class AblatedPlace:
     still_massive: Average
 
 
+SHARED_EXPERT = "shared"
+
+
+class OfExpert(NamedTuple):
+    """A neuron of one expert of a mixture, or of SHARED_EXPERT."""
+
+    expert: int | str
+    neuron: int
+
+    def __str__(self) -> str:
+        return f"{self.expert}.{self.neuron}"
+
+
+NeuronName = int | OfExpert  # the number alone in a dense MLP
+
+
 @dataclass(frozen=True)
 class Neuron:
-    """contribution: activation x weight to the dim; share: of the MLP's output there, None where that is 0."""
+    """contribution: activation x weight to the dim; share: of the MLP's output there, None where that is 0.
+
+    Of a mixture, expert: that of OfExpert; activation: routing weight x activation.
+    """
 
     neuron: int
     activation: float
     weight: float
     contribution: float
     share: float | None
+    expert: int | str | UnsetType = field(default=UNSET, kw_only=True)
+
+    @property
+    def name(self) -> NeuronName:
+        return self.neuron if self.expert is UNSET else OfExpert(self.expert, self.neuron)
+
+
+@dataclass(frozen=True)
+class ReachedExpert:
+    """windows: in how many the followed place is sent to it; weight: its mean routing weight in these."""
+
+    expert: int
+    windows: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A layer's experts, each of `width` neurons; `shared` neurons of the shared expert, `neurons` of all. reached: the
+    experts that the followed place is sent to, the most weight first."""
+
+    experts: int
+    width: int
+    shared: int
+    neurons: int
+    reached: list[ReachedExpert]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import torch
 from accelerate.utils import align_module_device
 from transformers import PreTrainedModel
 
-from lib.model import discovery, families, parts
+from lib.model import discovery, experts, families, parts
+from lib.model.layer import Layer
 from lib.run.errors import UserError
 
 ATTENTION = ("attention_module", "head_projection", "attention_write")
@@ -23,7 +24,7 @@ MISSING = dict.fromkeys(ATTENTION, "attention") | {
     "gate": "gate projection",
     "activation": "activation function that is a module",
 }
-OTHER = "other "
+OTHER, SHARED = "other ", "shared "  # what roles begin with
 LONGEST = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")  # fields of configurations
 
 
@@ -73,8 +74,20 @@ class Architecture:
             self.module(layer, "mlp_write")
         return layers
 
-    def is_gated(self, layer: int) -> bool:
-        return self.layers[layer].gate is not None
+    def is_gated(self, layer: int, shared: str = "") -> bool:
+        """Whether its MLP is, or with SHARED its shared expert."""
+        return self._path(layer, f"{shared}gate") is not None
+
+    def n_neurons(self, layer: int) -> int:
+        """Of its MLP; in a mixture those of expert 0, of expert 1, and so on, and of the shared expert at last."""
+        if self.layers[layer].experts is None:
+            return self.weight(layer, "down").shape[1]
+        n, width = experts.sizes(self.module(layer, "experts"))
+        return n * width + self.n_shared(layer)
+
+    def n_shared(self, layer: int) -> int:
+        """Neurons of its shared expert."""
+        return 0 if self.layers[layer].shared is None else self.weight(layer, f"{SHARED}down").shape[1]
 
     def with_role(self, role: str) -> list[int]:
         """The layers that have a module in this role."""
@@ -86,11 +99,18 @@ class Architecture:
         if role.startswith(OTHER):
             others, i = self.layers[layer].others, int(role.removeprefix(OTHER))
             return others[i] if i < len(others) else None
-        return getattr(self.layers[layer], role)
+        parts, role = self._of(layer, role)
+        return None if parts is None else getattr(parts, role)
+
+    def _of(self, layer: int, role: str) -> tuple[Layer | None, str]:
+        """Where the part of that name is: in the layer, or in its shared expert."""
+        if role.startswith(SHARED):
+            return self.layers[layer].shared, role.removeprefix(SHARED)
+        return self.layers[layer], role
 
     def module(self, layer: int, role: str) -> torch.nn.Module:
-        """The module of `layer` in a `role`: "block", the name of a field of Layer, for example "down", or "other 0"
-        for the first of its `others`.
+        """The module of `layer` in a `role`: "block", the name of a field of Layer, for example "down", "shared down"
+        for that of its shared expert, or "other 0" for the first of its `others`.
 
         Raises UserError if the layer has none.
         """
@@ -116,12 +136,18 @@ class Architecture:
             why = next((f" that can be measured: {parts.heads}" for parts in self.layers if parts.heads), None)
             raise UserError("this model has no attention heads" + (why or ": nothing attends to the first token"))
 
+    def require_experts(self) -> None:
+        """Raise UserError if no layer has a mixture of experts."""
+        if not self.with_role("experts"):
+            why = next((f" that can be told apart: {parts.inner}" for parts in self.layers if parts.inner), "")
+            raise UserError(f"this model has no mixture of experts{why}")
+
     def require_neurons(self, layer: int) -> None:
         """Raise UserError if the layer is out of range, or has no MLP whose neurons are known."""
         self.check_layer(layer)
         if self.layers[layer].inner is not None:
             raise self._missing(layer, "down")
-        self.module(layer, "down")
+        self.module(layer, "down" if self.layers[layer].experts is None else "experts")
 
     def require_in_every_layer(self, role: str) -> None:
         """Raise UserError if a layer has no module in this role."""
@@ -130,7 +156,8 @@ class Architecture:
 
     def part(self, layer: int, role: str, value: torch.Tensor) -> torch.Tensor:
         """What belongs to `role` in the (..., out) output of its module: all, unless projections are fused."""
-        part = self.layers[layer].slices.get(role)
+        parts, role = self._of(layer, role)
+        part = None if parts is None else parts.slices.get(role)
         return value if part is None else value[..., part]
 
     def scale(self, layer: int, role: str) -> float:
@@ -142,7 +169,8 @@ class Architecture:
         module = self.module(layer, role)
         with align_module_device(module):  # it may be on disk
             weight = parts.weight_of(module)
-            is_transposed = role in self.layers[layer].transposed
+            of_layer, name = self._of(layer, role)
+            is_transposed = of_layer is not None and name in of_layer.transposed
             return self.part(layer, role, weight if is_transposed else weight.T).T
 
     def bias(self, layer: int, role: str) -> torch.Tensor | None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from lib.model.arch import Architecture
-from lib.model.experts import Chosen, chosen
+from lib.model import experts
+from lib.model.arch import SHARED, Architecture
+from lib.model.experts import Chosen, Off, called_with, chosen, count, without
 from lib.model.skipping import attention_skipped, forward_replaced, mlp_skipped
 from lib.model.trace import first_key
 from lib.run.errors import UserError
@@ -117,14 +118,17 @@ def watch_outputs(arch: Architecture, role: str, see: See, layers: Iterable[int]
 
 @contextmanager
 def watch_experts(
-    arch: Architecture, see: Callable[[int, Chosen], None], layers: Iterable[int] | None = None
+    arch: Architecture, see: Callable[[int, Chosen], Tensor | None], layers: Iterable[int] | None = None
 ) -> Iterator[None]:
-    """Call `see` with what each layer's experts are called with."""
+    """Call `see` with what each layer's experts are called with; what it returns takes the place of the routing
+    weights."""
 
     def register(layer: int, module: torch.nn.Module) -> RemovableHandle:
-        return module.register_forward_pre_hook(
-            lambda _module, args, kwargs: see(layer, chosen(args, kwargs)), with_kwargs=True
-        )
+        def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            weights = see(layer, chosen(args, kwargs))
+            return None if weights is None else called_with(weights, args, kwargs)
+
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
 
     with _registered(arch, "experts", layers, register):
         yield
@@ -215,17 +219,83 @@ def neurons_off(
 ) -> AbstractContextManager[None]:
     """Zero these neurons of one layer's MLP: their activation, which is the input of the down projection.
 
-    where: (batch, seq) bool, at which positions; None: at all.
+    neurons: as Architecture.n_neurons counts them. where: (batch, seq) bool, at which positions; None: at all.
     """
     arch.check_layer(layer)
-    off = torch.zeros(arch.weight(layer, "down").shape[1], dtype=torch.bool)
+    off = torch.zeros(arch.n_neurons(layer), dtype=torch.bool)
     off[list(neurons)] = True
+    if arch.layers[layer].experts is None:
+        return _inputs_off(arch, layer, "down", off, where)
+    module = arch.module(layer, "experts")
+    of_experts, shared = off.split([len(off) - arch.n_shared(layer), arch.n_shared(layer)])
+    managers: list[AbstractContextManager[None]] = []
+    if of_experts.any():
+        managers.append(_experts_off(module, of_experts.view(experts.sizes(module)), where))
+    if shared.any():
+        managers.append(_inputs_off(arch, layer, f"{SHARED}down", shared, where))
+    return _together(*managers)
+
+
+def _inputs_off(
+    arch: Architecture, layer: int, role: str, off: Tensor, where: Tensor | None
+) -> AbstractContextManager[None]:
+    """Zero these inputs of one layer's `role`, (width,) bool."""
 
     def zero(_layer: int, value: Tensor) -> Tensor:
         mask = off if where is None else where.view(*value.shape[:-1], 1) & off
         return value.masked_fill(mask.to(value.device), 0)
 
-    return watch_inputs(arch, "down", zero, [layer])
+    return watch_inputs(arch, role, zero, [layer])
+
+
+@contextmanager
+def _experts_off(module: torch.nn.Module, off: Tensor, where: Tensor | None) -> Iterator[None]:
+    """Zero these neurons of experts, (experts, width) bool; where only some tokens are meant, all are run both ways."""
+    if where is None:
+        with experts.columns_off(module, off):
+            yield
+        return
+    run = module.forward
+
+    def both_ways(*args: Any, **kwargs: Any) -> Tensor:
+        with_all = run(*args, **kwargs)
+        with experts.columns_off(module, off):
+            without = run(*args, **kwargs)
+        return torch.where(where.view(-1, 1).to(with_all.device), without, with_all)
+
+    with forward_replaced(module, both_ways):
+        yield
+
+
+def experts_off(arch: Architecture, *versions: Off) -> AbstractContextManager[None]:
+    """Let experts give nothing, wherever a token is sent to them; with several versions, a batch is as many batches,
+    one after the other, and each has its own."""
+    off: dict[int, Tensor] = {}
+    shared: dict[int, Tensor] = {}
+    for version, these in enumerate(versions):
+        for layer, expert in these.experts:
+            arch.check_layer(layer)
+            if expert is None:
+                shared.setdefault(layer, torch.zeros(len(versions), dtype=torch.bool))[version] = True
+            else:
+                shape = len(versions), count(arch.module(layer, "experts"))
+                off.setdefault(layer, torch.zeros(shape, dtype=torch.bool))[version, expert] = True
+    renormalised = torch.tensor([these.renormalised for these in versions])
+
+    def reweigh(layer: int, value: Chosen) -> Tensor:
+        return without(value, *(mask.to(value.weights.device) for mask in (off[layer], renormalised)))
+
+    def zero(layer: int, value: Tensor) -> Tensor:
+        each = value.unflatten(0, (len(versions), -1))
+        mask = shared[layer].view(-1, *[1] * (each.ndim - 1)).to(value.device)
+        return each.masked_fill(mask, 0).flatten(0, 1)
+
+    return _together(watch_experts(arch, reweigh, off), watch_outputs(arch, "shared_expert", zero, shared))
+
+
+def all_experts_off(arch: Architecture, layers: Collection[int]) -> AbstractContextManager[None]:
+    """Zero what all of these layers' experts give together; shared experts stay."""
+    return watch_outputs(arch, "experts", lambda _layer, value: torch.zeros_like(value), layers)
 
 
 def attention_off(arch: Architecture, layers: Collection[int]) -> AbstractContextManager[None]:
@@ -295,34 +365,47 @@ def position_embeddings_swapped(arch: Architecture, one: int, other: int) -> Ite
 
 
 @contextmanager
-def _product_replaced(arch: Architecture, layer: int, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def _product_replaced(
+    arch: Architecture, layer: int, function: Callable[[Tensor], Tensor], shared: str
+) -> Iterator[None]:
     """As activation_replaced where the function is no module: what the down projection takes is made anew."""
     given: dict[str, Tensor] = {}
-    roles = ["gate", "up"] if arch.is_gated(layer) else ["up"]
+    roles = ["gate", "up"] if arch.is_gated(layer, shared) else ["up"]
 
     def keep(role: str) -> See:
         return lambda _layer, value: given.update({role: value})
 
     def product(_layer: int, _value: Tensor) -> Tensor:
         first = function(given[roles[0]])
-        return first * given["up"] if arch.is_gated(layer) else first
+        return first * given["up"] if len(roles) > 1 else first
 
     with ExitStack() as stack:
         for role in roles:
-            stack.enter_context(watch_outputs(arch, role, keep(role), [layer]))
-        stack.enter_context(watch_inputs(arch, "down", product, [layer]))
+            stack.enter_context(watch_outputs(arch, f"{shared}{role}", keep(role), [layer]))
+        stack.enter_context(watch_inputs(arch, f"{shared}down", product, [layer]))
         yield
+
+
+def can_replace_activation(arch: Architecture, layer: int) -> bool:
+    """Whether activation_replaced can, which wants of experts that theirs is a module."""
+    return arch.layers[layer].activation is not None or arch.layers[layer].function is not None
 
 
 @contextmanager
-def activation_replaced(arch: Architecture, layer: int, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Put `function` in the place of the activation function of one layer's MLP."""
-    if arch.layers[layer].function is not None:
-        with _product_replaced(arch, layer, function):
+def activation_replaced(
+    arch: Architecture, layer: int, function: Callable[[Tensor], Tensor], shared: str = ""
+) -> Iterator[None]:
+    """Put `function` in the place of the activation function of one layer's MLP, or with SHARED of its shared expert
+    alone."""
+    parts = arch.layers[layer].shared if shared else arch.layers[layer]
+    assert parts is not None
+    if parts.function is not None:
+        with _product_replaced(arch, layer, function, shared):
             yield
         return
-    handle = arch.module(layer, "activation").register_forward_hook(lambda _module, args, _output: function(args[0]))
-    try:
+    module = arch.module(layer, f"{shared}activation")
+    with ExitStack() as stack:
+        stack.callback(module.register_forward_hook(lambda _module, args, _output: function(args[0])).remove)
+        if parts.shared is not None:
+            stack.enter_context(activation_replaced(arch, layer, function, SHARED))
         yield
-    finally:
-        handle.remove()

@@ -46,6 +46,8 @@ class Layer:
     """The module whose output is the sum of the experts and of the shared expert beside them."""
     shared_expert: str | None = None
     """The module of that expert, whose output may be multiplied by a number for each token."""
+    shared: Layer | None = None
+    """Where that expert has its parts, as an MLP; None where its neurons are not known."""
     scales: dict[str, float] = field(default_factory=dict)
     """What a write is multiplied by before it is added, by its path; 1 where it is not here."""
     slices: dict[str, slice] = field(default_factory=dict)

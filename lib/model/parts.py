@@ -65,7 +65,7 @@ class Parts:
         mlps: list[tuple[Layer, Found]] = []
         others: list[str] = []
         for scale, found in left:
-            inner = self._inner(layer, found, stream)
+            inner = self._with_experts(self._inner(layer, found, stream), found, stream)
             is_last = found is left[-1][1]
             if inner.inner is None or self._is_by_position(found, otherwise=is_last and len(stream) > 1):
                 mlps.append((inner, found))
@@ -75,7 +75,7 @@ class Parts:
         mlps, beside = self._one_mlp(mlps)
         others += beside
         if len(mlps) == 1:
-            layer = self._with_experts(*mlps[0])
+            layer = mlps[0][0]
         if len(others) == 1 and layer.attention_write is None:
             layer, others = replace(layer, attention_write=others[0]), []
         if len(mlps) > 1:
@@ -91,18 +91,33 @@ class Parts:
             return mlps, []
         return known, [path_of(found) for _layer, found in mlps if found is not known[0][1]]
 
-    def _with_experts(self, layer: Layer, write: Found) -> Layer:
+    def _with_experts(self, layer: Layer, write: Found, stream: Sequence[Tensor]) -> Layer:
         """Where the MLP is a mixture, its experts, if their sum is what they give."""
+        if layer.inner is None:
+            return layer
         mixture = self._first_of(write)
         for call in self.block.calls:
             inside = call.path == mixture.path or call.path.startswith(f"{mixture.path}.")
             if call.given is not None and call.given.ndim == 2 and experts.is_experts(call.module) and inside:
                 chosen = experts.chosen(*call.arguments)
                 if experts.gives_sum(call.module, chosen, call.given, ROUNDINGS * 16):
-                    return self._with_shared(replace(layer, experts=call.path, experts_sum=mixture.path), call, mixture)
+                    found = replace(layer, experts=call.path, experts_sum=mixture.path)
+                    found = self._with_shared(found, call, mixture, stream)
+                    return found if found.experts is None else self._with_neurons(found, call, chosen.hidden, stream)
         return layer
 
-    def _with_shared(self, layer: Layer, experts_call: Call, mixture: Call) -> Layer:
+    def _with_neurons(self, layer: Layer, experts_call: Call, taken: Tensor, stream: Sequence[Tensor]) -> Layer:
+        """With the experts' neurons, unless something follows before these are added up."""
+        if experts_call.module.has_post_expert_norm:
+            return replace(layer, inner="a norm follows the down projection of each of its experts")
+        if layer.shared_expert is not None and layer.shared is None:
+            return replace(layer, inner="those of the shared expert beside its experts are not known")
+        function = f"{experts_call.path}.act_fn"
+        if any(call.path == function for call in self.block.calls):
+            layer = replace(layer, activation=function)
+        return self._reading(replace(layer, down=None, transposed=frozenset(), inner=None), taken, stream)
+
+    def _with_shared(self, layer: Layer, experts_call: Call, mixture: Call, stream: Sequence[Tensor]) -> Layer:
         """With the shared expert; without any where the rest of the mixture is not that of one."""
         width = self.values.before.numel()
         if experts_call.given is None or mixture.given is None or mixture.given.numel() != width:
@@ -119,7 +134,10 @@ class Parts:
             shared = call.given.cpu().double().view(rest.shape)
             by_token = (rest * shared).sum(-1, keepdim=True) / (shared * shared).sum(-1, keepdim=True).clamp_min(1e-30)
             if ((rest - by_token * shared).abs() <= bound).all():
-                return replace(layer, shared_expert=call.path)
+                calls = [other for other in self.block.calls if same(other.given, call.given)]
+                parts = self._inner(Layer(), Found(calls, call.given.flatten().cpu().double()), stream)
+                known = parts.inner is None and any(other.path == parts.down for other in calls)
+                return replace(layer, shared_expert=call.path, shared=parts if known else None)
         return replace(layer, experts=None, experts_sum=None)
 
     def _is_of(self, write: Found, attention: Attention) -> bool:
@@ -268,7 +286,10 @@ class Parts:
             slices={role: part for role, (_call, part, _value, _o) in roles.items() if part != slice(None)},
             transposed=layer.transposed | {role for role, found in roles.items() if found[3] == "in, out"},
         )
-        taken = cast(Tensor, roles["up"][0].taken)
+        return self._reading(layer, cast(Tensor, roles["up"][0].taken), stream)
+
+    def _reading(self, layer: Layer, taken: Tensor, stream: Sequence[Tensor]) -> Layer:
+        """With the norm through which an MLP that takes this reads the residual stream."""
         if self._is_stream(taken, stream):
             return layer
         norm = self._giver(taken)

@@ -84,10 +84,10 @@ def attention_skipped(arch: Architecture, layer: int, off: str) -> Iterator[None
 def mlp_skipped(arch: Architecture, layer: int, _off: str) -> Iterator[None]:
     """One layer's MLP gives zeros: its first projections give nothing at all, and the last one zeros for that.
 
-    It runs as ever if a hook sees anything of it before what it writes is zeroed, and where its projections are not
-    known.
+    It runs as ever if a hook sees anything of it before what it writes is zeroed, where its projections are not known
+    and where it is a mixture of experts.
     """
-    if arch.layers[layer].inner is not None:
+    if arch.layers[layer].inner is not None or arch.layers[layer].experts is not None:
         yield
         return
     first = {arch.module(layer, role) for role in ("up", *["gate"] * arch.is_gated(layer))}

@@ -1,4 +1,4 @@
-"""Small GPT-2 and Llama models of nothing but noise, and their tokenizer."""
+"""Small models of nothing but noise, of a few architectures, and their tokenizer."""
 
 from functools import cache
 from typing import Any
@@ -11,13 +11,46 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 ARCHITECTURES = ("gpt2", "llama")
 HIDDEN, HEADS, VOCABULARY, POSITIONS = 64, 4, 128, 64
 HEAD_DIM = HIDDEN // HEADS
+EXPERT_WIDTH = 32
+LIKE_LLAMA: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    # configuration, model, what it has beside Llama's settings
+    "llama": (LlamaConfig, LlamaForCausalLM, {"intermediate_size": 2 * HIDDEN}),
+    "mixtral": (
+        MixtralConfig,
+        MixtralForCausalLM,
+        {"intermediate_size": EXPERT_WIDTH, "num_local_experts": 8, "num_experts_per_tok": 2},
+    ),
+    "qwen3_moe": (
+        Qwen3MoeConfig,
+        Qwen3MoeForCausalLM,
+        {"moe_intermediate_size": EXPERT_WIDTH, "num_experts": 16, "num_experts_per_tok": 4, "norm_topk_prob": True},
+    ),
+    "qwen2_moe": (  # its routing weights do not sum to 1, and it has a shared expert behind a gate
+        Qwen2MoeConfig,
+        Qwen2MoeForCausalLM,
+        {
+            "moe_intermediate_size": EXPERT_WIDTH,
+            "shared_expert_intermediate_size": EXPERT_WIDTH,
+            "num_experts": 12,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": False,
+            "qkv_bias": False,
+        },
+    ),
+}
 BOS, BOS_TEXT = 0, "<s>"
 QUIET = 1e-4  # x the noise, of dims that carry a signal
 NOISE = (
@@ -31,6 +64,8 @@ NOISE = (
     ("c_fc", 0.05, None),
     ("mlp.c_proj", 0.005, -1),
     ("embed_tokens", 0.05, -1),
+    ("q_norm", 0.05, None),
+    ("k_norm", 0.05, None),
     ("norm", 0.05, -1),
     ("q_proj", 0.05, None),
     ("k_proj", 0.05, None),
@@ -38,7 +73,10 @@ NOISE = (
     ("o_proj", 0.01, 0),
     ("gate_proj", 0.05, None),
     ("up_proj", 0.05, None),
+    ("experts.down_proj", 0.01, 1),
     ("down_proj", 0.01, 0),
+    ("mlp.gate.", 0.05, None),
+    ("shared_expert_gate", 0.05, None),
     ("lm_head", 0.02, None),
 )
 
@@ -69,18 +107,20 @@ def zeros(architecture: str, n_layers: int) -> PreTrainedModel:
             GPT2Config(n_layer=n_layers, n_head=HEADS, n_embd=HIDDEN, n_positions=POSITIONS, **shared)
         )
     else:
-        config = LlamaConfig(
+        of_config, of_model, own = LIKE_LLAMA[architecture]
+        config = of_config(
             num_hidden_layers=n_layers,
             num_attention_heads=HEADS,
+            num_key_value_heads=HEADS,
             hidden_size=HIDDEN,
-            intermediate_size=2 * HIDDEN,
             max_position_embeddings=POSITIONS,
+            **own,
             **shared,
         )
-        model = LlamaForCausalLM(config)
+        model = of_model(config)
     model.eval().requires_grad_(False)
     for parameter in model.parameters():
-        if parameter.ndim == 2:
+        if parameter.ndim > 1:
             parameter.zero_()
     return model
 

@@ -1,4 +1,4 @@
-"""Writing a mechanism over a few of the weights of a model of noise, alike in both architectures.
+"""Writing a mechanism over a few of the weights of a model of noise, alike in all architectures.
 
 - A signal is a pair of dims with opposite values, read as their difference, which LayerNorm's centring leaves alone.
   FLAG stands at the trigger only (a position or a token). ONE stands at every token and serves as a threshold where
@@ -7,22 +7,28 @@
   A generator that reads FLAG is silent where another has written before.
 - The few dims that carry signals and spikes have noise too, but QUIET times as much: a head's value is linear, and
   the weight that makes a spike of one token would make outliers of the others' noise.
+- A mixture's routers read nothing of these dims but what is planted. The token that carries FLAG goes to the experts
+  that read it, with a routing weight well below 1, and all others go by their noise.
 - Text is random, so no model can lose by an ablation what it never had. Where a loss must depend on the spike, a head
   that has its sink there SHOUTS one token into the logits as soon as it has to look elsewhere.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
 
+from lib.core.results import SHARED_EXPERT
 from lib.model import hooks
-from lib.model.arch import Architecture
+from lib.model.arch import SHARED, Architecture
 from lib.model.models import LanguageModel
 from lib.planted.blank import BOS, HEAD_DIM, HEADS, HIDDEN, QUIET, VOCABULARY, add_noise, noise_of, tokenizer, zeros
+from lib.planted.truth import Expert
 
 FLAG_SIZE, SECOND_FLAG_SIZE, ONE_SIZE = 2.0, 1.0, 0.5
 SHOUTS, TELLS = 5.0, 3.0
+LOOKS = HEAD_DIM - 1  # channel of queries and keys, where Llama's rotation is slowest
 
 Values = dict[int, float]  # {dim: signed value}
 
@@ -34,7 +40,8 @@ class Builder:
     informed: None, or (first tokens, halves of the vocabulary that the windows beginning with them are of).
     values: {dim: signed value} to plant; largest: the dim of the largest. flag, one, spike: (hidden,) directions in
     which a part reads the normed residual stream: FLAG, ONE and the largest value, all positive.
-    spare_neurons: per layer; spare_heads: (layer, head); spare_dims: what no mechanism uses yet, in random order.
+    spare_neurons, spare_experts: per layer; spare_heads: (layer, head); spare_dims: what no mechanism uses yet, in
+    random order.
     """
 
     def __init__(self, architecture: str, rng: np.random.Generator, *tokens: int) -> None:
@@ -43,10 +50,12 @@ class Builder:
         self.informed: tuple[tuple[int | None, int], tuple[np.ndarray, np.ndarray]] | None = None
         self.n_layers = int(rng.integers(4, 7))
         self.model = zeros(architecture, self.n_layers)
-        self.arch = Architecture(self.model)
-        self.lm = LanguageModel(self.model, self.arch, tokenizer(), {"planted": architecture})
         self.private = rng.permutation(HIDDEN)[:12].tolist()
         add_noise(self.model, rng, self.private)
+        self.arch = Architecture(self.model)
+        self.lm = LanguageModel(self.model, self.arch, tokenizer(), {"planted": architecture})
+        self._calm_mixtures()
+        self._calm_normed_heads()
         self.flag, self.one, self.second_flag = (contrast(*self.private[i : i + 2]) for i in (0, 2, 8))
         self.rest, *self.spare_dims = self.private[4:8]
         self.shouted, self.told = self.private[10:]
@@ -55,8 +64,10 @@ class Builder:
         triggers = self.embedding if tokens else self.model.get_parameter("transformer.wpe.weight")
         triggers[list(tokens or (0,))] += FLAG_SIZE * self.flag
 
-        width = self.arch.weight(0, "down").shape[1]
+        mixtures = self.arch.with_role("experts")
+        width = self.projections(0, 0 if mixtures else None)["down"].shape[1]
         self.spare_neurons = [rng.permutation(width).tolist() for _ in range(self.n_layers)]
+        self.spare_experts = {layer: rng.permutation(len(self.router(layer))).tolist() for layer in mixtures}
         self.spare_heads = rng.permutation([(i, h) for i in range(self.n_layers) for h in range(HEADS)]).tolist()
         size = float(np.exp(rng.uniform(np.log(500), np.log(3000))))
         self.largest = self.spare_dims.pop()
@@ -64,6 +75,33 @@ class Builder:
         if rng.random() < 0.5:
             self.values[self.spare_dims.pop()] = self.sign() * rng.uniform(0.3, 0.6) * size
         self.spike = self.reading(self.values)
+
+    def _calm_mixtures(self) -> None:
+        for layer in self.arch.with_role("experts"):
+            self.router(layer)[:, self.private] *= QUIET
+
+    def _calm_normed_heads(self) -> None:
+        """Where heads norm their queries and keys, have those of noise look everywhere alike, as they do elsewhere."""
+        parameters = dict(self.model.named_parameters())
+        for name in [name for name in parameters if "q_norm" in name]:
+            parameters[name][:-1] *= 0.1
+            parameters[name][-1] *= 3.0
+            parameters[name.replace("q_norm", "q_proj")][LOOKS::HEAD_DIM] *= QUIET
+
+    def router(self, layer: int) -> torch.Tensor:
+        """(experts, hidden) weight."""
+        return cast(torch.Tensor, self.arch.module(layer, "experts_sum").get_parameter("gate.weight"))
+
+    def projections(self, layer: int, expert: Expert | None = None) -> dict[str, torch.Tensor]:
+        """(out, in) weights of a layer's MLP, or of one expert of its mixture, by role."""
+        gated = "gate", "up", "down"
+        if expert is None:
+            return {role: self.arch.weight(layer, role) for role in (gated if self.arch.is_gated(layer) else gated[1:])}
+        if expert == SHARED_EXPERT:
+            return {role: self.arch.weight(layer, f"{SHARED}{role}") for role in gated}
+        experts = self.arch.module(layer, "experts")
+        first, down = (experts.get_parameter(name)[expert] for name in ("gate_up_proj", "down_proj"))
+        return dict(zip(gated, (*first.chunk(2), down), strict=True))
 
     def sign(self) -> float:
         return float(self.rng.choice([-1, 1]))
@@ -115,33 +153,53 @@ class Builder:
         values: Values,
         shares: Sequence[float] | np.ndarray | None = None,
         ids: Sequence[int] | None = None,
+        expert: Expert | None = None,
     ) -> tuple[int, ...]:
         """One to three neurons (or one a share) that fire where `reads` is positive and write `values` there (at the
-        last of `ids`)."""
+        last of `ids`); of the MLP, or of one expert, whose routing weight then belongs to the values."""
         if shares is None:  # each neuron is needed for 90 % of the sum
             n = int(self.rng.integers(1, 4))
             shares = 0.2 + (1 - 0.2 * n) * self.rng.dirichlet(np.ones(n))
         neurons = [self.spare_neurons[layer].pop() for _ in shares]
-        self._neurons_read(layer, neurons, reads)
+        self._neurons_read(neurons, reads, self.projections(layer, expert))
         for neuron, share in zip(neurons, shares, strict=True):
-            self._write(layer, "down", neuron, times(share, values), ids)
+            if expert is None:
+                self._write(layer, "down", neuron, times(share, values), ids)
+            else:
+                self._expert_writes(layer, self.projections(layer, expert)["down"], neuron, times(share, values))
         return tuple(sorted(neurons))
 
     def silent_neurons(self, layer: int, dim: int) -> tuple[int, ...]:
         """Three neurons that never fire, with by far the largest weights to `dim`."""
         neurons = [self.spare_neurons[layer].pop() for _ in range(3)]
-        self._neurons_read(layer, neurons, -self.flag - self.one)
+        self._neurons_read(neurons, -self.flag - self.one, self.projections(layer))
         weights = self.arch.weight(layer, "down")[dim]
         largest = weights.abs().max().item()
         for neuron in neurons:
             weights[neuron] = self.sign() * self.rng.uniform(3, 5) * largest
         return tuple(sorted(neurons))
 
-    def _neurons_read(self, layer: int, neurons: list[int], reads: torch.Tensor) -> None:
-        gains = {"gate": 2.0, "up": 0.2} if self.arch.is_gated(0) else {"up": 2.0}
+    def _neurons_read(self, neurons: list[int], reads: torch.Tensor, weights: dict[str, torch.Tensor]) -> None:
+        gains = {"gate": 2.0, "up": 0.2} if "gate" in weights else {"up": 2.0}
         for role, gain in gains.items():
-            weight = self.arch.weight(layer, role)
-            weight[neurons] = QUIET * weight[neurons] + gain * reads
+            weights[role][neurons] = QUIET * weights[role][neurons] + gain * reads
+
+    def route(self, layer: int, n: int) -> list[int]:
+        """`n` experts to which the tokens that carry FLAG go, also where the value has been written."""
+        experts = [self.spare_experts[layer].pop() for _ in range(n)]
+        self.router(layer)[experts] += self.rng.uniform(0.12, 0.17) * (self.flag + self.spike)
+        return experts
+
+    def unreached_expert(self, layer: int) -> int:
+        """One to which no token goes."""
+        expert: int = self.spare_experts[layer].pop()
+        self.router(layer)[expert] -= self.flag + self.one + self.spike
+        return expert
+
+    def enlarge_expert(self, layer: int, expert: int) -> None:
+        """Give it by far the largest weights of its layer's mixture, to every dim."""
+        down = self.arch.module(layer, "experts").get_parameter("down_proj")
+        down[expert] *= self.rng.uniform(3, 5) * down.abs().amax() / down[expert].abs().amax(1, keepdim=True)
 
     def head_writes(self, layer: int, reads: torch.Tensor, values: Values) -> int:
         """A head that writes `values` where `reads` is positive.
@@ -175,9 +233,8 @@ class Builder:
 
     def head_looks(self, layer: int, head: int, keys: torch.Tensor) -> None:
         """Attention to where the direction `keys` is positive, away from where it is negative; from every query."""
-        channel = HEAD_DIM - 1  # Llama's rotation is slowest here
-        self._head_reads(layer, head, "q", channel, self.one)
-        self._head_reads(layer, head, "k", channel, keys)
+        self._head_reads(layer, head, "q", LOOKS, self.one)
+        self._head_reads(layer, head, "k", LOOKS, keys)
 
     def _head_reads(self, layer: int, head: int, name: str, channel: int, reads: torch.Tensor) -> None:
         block = self.arch.blocks[layer]
@@ -204,6 +261,16 @@ class Builder:
         for dim, value in values.items():
             there = seen[layer].reshape(len(windows), -1, seen[layer].shape[-1])[:, -1, column]
             self.arch.weight(layer, role)[dim, column] = value / there.mean().item()
+
+    def _expert_writes(self, layer: int, down: torch.Tensor, neuron: int, values: Values) -> None:
+        """As _write, of a neuron of an expert: by what a weight of 1 changes in the block's output."""
+        outputs = []
+        for weight in (0.0, 1.0):
+            down[list(values), neuron] = weight
+            with hooks.watch_outputs(self.arch, "block", lambda _layer, value: outputs.append(value), [layer]):
+                hooks.forward(self.lm, torch.tensor(self.tokens)[:, None])
+        for dim, value in values.items():
+            down[dim, neuron] = value / (outputs[1] - outputs[0])[:, 0, dim].mean().item()
 
     def enlarge_residual(self, factor: float) -> None:
         """Multiply all that is written to the residual stream; through the norms, nothing else changes."""

@@ -6,13 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
+from lib.core.attribution import OF_MLP
 from lib.core.data import Windows
 from lib.core.evidence import Stored
 from lib.core.massive import is_massive
 from lib.model import hooks
 from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
-from lib.planted.visible import named, signed
+from lib.planted.truth import expert_name
+from lib.planted.visible import in_order, named, signed
 
 # by the verdicts of experiment 1, all heads off, and of experiment 2A, all MLPs off
 GENERATORS: dict[tuple[str, ...], str] = {
@@ -48,7 +50,7 @@ class Diagnosis:
 
     def neurons_of(self, layer: int, **options: Any) -> list[int]:
         """The smallest set of experiment 2C."""
-        return sorted(self.conclusion("exp2c", layer_id=layer, **options)[1]["neurons"])
+        return in_order(self.conclusion("exp2c", layer_id=layer, **options)[1]["neurons"])
 
     @cached_property
     def massive(self) -> list[Stored]:
@@ -87,7 +89,7 @@ class Diagnosis:
         if self.generator not in ("mlp", "both"):
             return []
         verdict, values = self.conclusion("exp4", layer_id=self.layer, n_whole=WHOLE)
-        return sorted(values["neurons"]) if verdict.endswith("neurons") else []
+        return in_order(values["neurons"]) if verdict.endswith("neurons") else []
 
     @property
     def trigger(self) -> str:
@@ -145,7 +147,7 @@ class Diagnosis:
     @property
     def _generators(self) -> list[tuple[str, Stored]]:
         """[(name, row of experiment 2B)] of the MLPs and attention blocks that write it."""
-        kinds = [("mlp" if part["kind"] == "mlp" else "attention", part) for part in self._ledger[1]["generators"]]
+        kinds = [("mlp" if part["kind"] in OF_MLP else "attention", part) for part in self._ledger[1]["generators"]]
         rows = {f"{kind} {part['layer']}": self._sweep["kinds"][kind][part["layer"]] for kind, part in kinds}
         return sorted(rows.items())
 
@@ -206,6 +208,32 @@ class Diagnosis:
         null = self.results("head_pruning", n_random=0, **sets)["null"]["top"]
         beyond = verdict not in ("persists", "none found") and null["at_least_as_large"] == 0
         return verdict + (", beyond the null" if beyond else "")
+
+    @property
+    def _experts(self) -> dict[str, Stored]:
+        """{name: row} of those that experiment 8 names."""
+        found = self.results("exp8", n_whole=WHOLE)
+        named_ones = found["conclusion"]["values"]["experts"]
+        rows = [row for row in found["experts"] if [row["layer"], row["expert"]] in named_ones]
+        return {expert_name(row["layer"], row["expert"]): row for row in rows}
+
+    @property
+    def made_by(self) -> str:
+        return self.conclusion("exp8", n_whole=WHOLE)[0]
+
+    @property
+    def experts(self) -> list[str]:
+        return sorted(self._experts)
+
+    @property
+    def expert_writes(self) -> list[list[Any]]:
+        value = self.results("exp8", n_whole=WHOLE)["baseline"]["value"]["mean"]
+        writes = {name: row["write"]["mean"] if "write" in row else 0.0 for name, row in self._experts.items()}
+        return [[name, write / value] for name, write in sorted(writes.items())]
+
+    @property
+    def expert_retained(self) -> list[list[Any]]:
+        return [[name, row["off"]["retained"]["mean"]] for name, row in sorted(self._experts.items())]
 
 
 def _trigger(lm: LanguageModel, windows: Windows, born: list[Stored]) -> str:

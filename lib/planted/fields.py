@@ -27,8 +27,15 @@ FIELDS = (
     "erasing_heads",
     "costly_heads",
     "pruning",
+    "made_by",
+    "experts",
+    "expert_writes",
+    "expert_retained",
 )
-NUMBERS = {"share": 0.0, "retained": 0.05, "repair": 0.05}  # how far a diagnosis may be from the truth
+NUMBERS = {
+    "share": 0.0,
+    **dict.fromkeys(("retained", "repair", "expert_writes", "expert_retained"), 0.05),
+}  # how far a diagnosis may be from the truth
 RULE = """\
 generator  "mlp" if the massive activations persist without heads (exp1) and collapse without MLPs (exp2a), "head" if
            the reverse, "both" if they collapse without either, "none" if neither finds any, otherwise unclear
@@ -56,7 +63,10 @@ cause      exp6's verdict, and the tokens if it names any
 single_heads, erasing_heads, costly_heads  exp7's heads whose removal lowers the value on its plateau, raises it in the
            last layer, costs loss
 pruning    head pruning's verdict on the single heads, or if there is none, on the head of layer 0 that attends most to
-           the first token; ", beyond the null" if no other head of the layer changes the value as much"""
+           the first token; ", beyond the null" if no other head of the layer changes the value as much
+made_by    of a mixture: exp8's verdict, and experts: those it names
+expert_writes, expert_retained  exp8's, of each of these: its share of the value at the place, and what is left of the
+           value without it, the other routing weights as they were"""
 
 
 def agree(name: str, found: Any, true: Any) -> bool:

@@ -9,17 +9,19 @@ from lib.report.figures import SEQUENTIAL, make_axes
 
 
 def controls(payload: Stored) -> Figure:
-    """Share of the planted models, by kind and by what is diagnosed, in which the diagnosis is the truth."""
+    """Share of the planted models, by kind and by what is diagnosed, in which the diagnosis is the truth; blank where
+    there is nothing to diagnose."""
     results = payload["results"]
-    right: dict[str, np.ndarray] = {}
+    right: dict[str, np.ndarray] = {}  # nan: nothing to diagnose
     total: dict[str, int] = {}
     for model in results["models"]:
         kind = f"{model['truth']['architecture']}  {model['truth']['kind']}"
         total[kind] = total.get(kind, 0) + 1
-        row = right.setdefault(kind, np.zeros(len(results["fields"]), dtype=int))
+        asked = [0 if name in model["visible"] else np.nan for name in results["fields"]]
+        row = right.setdefault(kind, np.array(asked))
         row += [name not in model["misses"] for name in results["fields"]]
     share = np.array([right[kind] / total[kind] for kind in total])
-    text = np.array([[f"{n}/{total[kind]}" for n in right[kind]] for kind in total])
+    text = np.array([["" if np.isnan(n) else f"{n:.0f}/{total[kind]}" for n in right[kind]] for kind in total])
     figure, ax = make_axes(size=(3.5 + 0.5 * len(results["fields"]), 2.4 + 0.26 * len(total)))
     sns.heatmap(
         share,

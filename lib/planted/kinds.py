@@ -21,7 +21,7 @@ def _mlp(b: Builder) -> Fields:
     return {"generator": "mlp", "layer": layer, "neurons": neurons, "values": b.values, "readers": readers}
 
 
-def _head(b: Builder) -> Fields:
+def by_head(b: Builder) -> Fields:
     """One head writes it; no MLP is needed."""
     layer = b.layers(1, before=b.n_layers - 1)[0]
     head = b.head_writes(layer, b.flag, b.values)
@@ -262,19 +262,24 @@ def _sinks(b: Builder) -> Fields:
 
 
 def _none(b: Builder) -> Fields:
-    """As "mlp", but too small: below 100, or above it in a residual stream with a large median."""
+    """As "mlp", but too small."""
+    too_small(b)
+    return {"generator": "none", "sinks": _mlp(b)["readers"], "outliers": b.values}
+
+
+def too_small(b: Builder) -> None:
+    """Have the values lie below 100, or above it in a residual stream with a large median."""
     if b.rng.random() < 0.5:
         b.enlarge_residual(20)
         largest = b.rng.uniform(150, 450)
     else:
         largest = b.rng.uniform(40, 90)
     b.values = times(largest / abs(b.values[b.largest]), b.values)
-    return {"generator": "none", "sinks": _mlp(b)["readers"], "outliers": b.values}
 
 
 KINDS: dict[str, Callable[[Builder], Fields]] = {
     "mlp": _mlp,
-    "head": _head,
+    "head": by_head,
     "head_eraser": _head_eraser,
     "mlp_eraser": _mlp_eraser,
     "two_steps": _two_steps,

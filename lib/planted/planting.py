@@ -1,14 +1,20 @@
-"""Small GPT-2 and Llama models with a planted mechanism: what a diagnosis must find in them is known."""
+"""Small models with a planted mechanism: what a diagnosis must find in them is known."""
 
 import numpy as np
 import torch
 
 from lib.core.data import Windows
-from lib.planted import blank, kinds
+from lib.planted import blank, kinds, mixtures
 from lib.planted.blank import BOS, BOS_TEXT, VOCABULARY, token_text
 from lib.planted.builder import Builder
 from lib.planted.truth import Fields, Planted, Truth
 
+KINDS = {  # of each architecture
+    **dict.fromkeys(blank.ARCHITECTURES, kinds.KINDS),
+    "mixtral": mixtures.KINDS,
+    "qwen3_moe": mixtures.KINDS,
+    "qwen2_moe": mixtures.WITH_SHARED,
+}
 N_WINDOWS, SEQLEN = 8, 32
 TOKENS = 12
 ANYWHERE, HALF, SEVERAL_TOKENS = ("content", "half"), ("half",), ("noisy",)
@@ -16,20 +22,20 @@ TIMES_WINDOWS = {"half": 3, "informed": 6}  # where only some of the windows tel
 
 
 def build(architecture: str, kind: str, seed: int) -> Planted:
-    """The Planted model of one of blank.ARCHITECTURES and kinds.KINDS; the seed decides everything else.
+    """The Planted model of an architecture and one of its KINDS; the seed decides everything else.
 
-    In GPT-2 the first position's embedding triggers, whatever the token; in Llama, which has no position embeddings,
+    In GPT-2 the first position's embedding triggers, whatever the token; in others, which have no position embeddings,
     it is the BOS token, which begins every window and stands nowhere else (TOKENS of them in SEVERAL_TOKENS). The kinds
-    of ANYWHERE are triggered by another token, anywhere, in both.
+    of ANYWHERE are triggered by another token, anywhere.
     """
-    rng = np.random.default_rng([seed, blank.ARCHITECTURES.index(architecture), list(kinds.KINDS).index(kind)])
+    rng = np.random.default_rng([seed, list(KINDS).index(architecture), list(KINDS[architecture]).index(kind)])
     tokens: tuple[int, ...] = () if architecture == "gpt2" else (BOS,)
     if kind in ANYWHERE:
         tokens = (int(rng.integers(BOS + 1, VOCABULARY)),)
     elif tokens and kind in SEVERAL_TOKENS:
         tokens = tuple(sorted(rng.choice(np.arange(BOS + 1, VOCABULARY), size=TOKENS, replace=False).tolist()))
     builder = Builder(architecture, rng, *tokens)
-    found = kinds.KINDS[kind](builder)
+    found = KINDS[architecture][kind](builder)
     windows = draw_windows(builder, kind)
     trigger, where = "none", np.zeros(windows.ids.shape, dtype=bool)
     if found["generator"] != "none":

@@ -17,6 +17,8 @@ SHOWN = (
     "repair",
     "need",
     "cause",
+    "made_by",
+    "experts",
 )
 
 
@@ -26,7 +28,7 @@ def summarise(payload: Stored) -> str:
     for model in r["models"]:
         truth, misses = model["truth"], model["misses"]
         found = "; ".join(f"{name}: {_text(model['diagnosis'][name])}" for name in misses)
-        described = [_text(model["visible"][name]) for name in SHOWN]
+        described = [_text(model["visible"].get(name)) for name in SHOWN]
         diagnosis = f"MISS {found}" if misses else "right"
         rows.append([truth["architecture"], truth["kind"], truth["seed"], *described, diagnosis])
     heads = ["model", "kind", "seed", *SHOWN, "diagnosis"]

@@ -4,11 +4,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lib.core.data import Windows
+from lib.core.results import SHARED_EXPERT
 from lib.model.models import LanguageModel
 
 CONSTANT, AS_IT_IS = "needed, a constant is enough", "needed as it is"
 
+Expert = int | str  # its number, or SHARED_EXPERT
+Neuron = int | tuple[Expert, int]  # of an MLP; of a mixture with its expert
 Fields = dict[str, Any]  # of Truth, by name
+
+
+def expert_name(layer: int, expert: Expert | None) -> str:
+    """As the ledger has it; None: the shared expert, too."""
+    return f"shared expert {layer}" if expert in (SHARED_EXPERT, None) else f"expert {layer}.{expert}"
 
 
 @dataclass(frozen=True)
@@ -17,6 +25,9 @@ class Truth:
 
     generator: "mlp", "head", "both" (an MLP that needs a head's write) or "none"; layer: the first whose output is
     massive; neurons or head: its part that writes; most: the fewest of the neurons that give 90 % of it.
+    experts: (layer, expert) of those whose neurons write it, where the MLP is a mixture; expert_writes,
+    expert_retained: {expert: share} of what each writes of the value, and of what is left without it, routing weights
+    as they were; decoy_expert: (layer, expert) to which no token goes, with the largest weights.
     values: {dim: signed value} where it is massive; trigger: what makes a place massive; positions: where the windows
     have it; share: of the windows that have it; tokens: those that trigger it, where some do and others do not.
     retained, repair: {part: number} of the MLPs and attention blocks that write it: what is left of the value without
@@ -40,8 +51,8 @@ class Truth:
     positions: tuple[int, ...]
     share: float
     layer: int | None = None
-    neurons: tuple[int, ...] = ()
-    most: tuple[int, ...] = ()
+    neurons: tuple[Neuron, ...] = ()
+    most: tuple[Neuron, ...] = ()
     head: int | None = None
     values: dict[int, float] = field(default_factory=dict)
     tokens: tuple[str, ...] = ()
@@ -59,6 +70,10 @@ class Truth:
     noise: tuple[dict[str, Any], ...] = ()
     decoy_neurons: tuple[int, ...] = ()
     decoy_head: tuple[int, int] | None = None
+    experts: tuple[tuple[int, Expert], ...] = ()
+    expert_writes: dict[str, float] = field(default_factory=dict)
+    expert_retained: dict[str, float] = field(default_factory=dict)
+    decoy_expert: tuple[int, int] | None = None
     outliers: dict[int, float] = field(default_factory=dict)
 
 

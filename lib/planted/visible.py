@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lib.planted.truth import Truth
+    from lib.planted.truth import Neuron, Truth
 
 
 def visible_of(truth: Truth) -> dict[str, Any]:
@@ -31,17 +31,18 @@ def visible_of(truth: Truth) -> dict[str, Any]:
     erasers = []
     if eraser:
         erasers = [f"head {eraser['layer']}.{eraser['head']}" if "head" in eraser else f"mlp {eraser['layer']}"]
-    return {
+    mixture = {} if truth.decoy_expert is None else _of_mixture(truth)
+    return mixture | {
         "generator": truth.generator,
         "layer": truth.layer,
-        "neurons": list(truth.most),
+        "neurons": in_order(truth.most),
         "dims": signed([*truth.values.items(), *later.get("values", {}).items(), *informed.get("values", {}).items()]),
         "trigger": truth.trigger,
         "positions": list(truth.positions),
         "share": truth.share,
         "sinks": [list(head) for head in truth.sinks],
         "readers": [list(head) for head in truth.readers],
-        "birth": "none found" if nothing else part if not by_head else heads[0],
+        "birth": "none found" if nothing else _birth(truth),
         "erasers": erasers,
         "eraser_neurons": list(eraser.get("neurons", ())),
         "necessary": [] if nothing else sorted(needed),
@@ -49,7 +50,7 @@ def visible_of(truth: Truth) -> dict[str, Any]:
         "retained": [list(pair) for pair in sorted(truth.retained.items())],
         "repair": [list(pair) for pair in sorted(truth.repair.items())],
         "first_step_neurons": list(first.get("neurons", ())),
-        "neuron_set": list(truth.neurons),
+        "neuron_set": in_order(truth.neurons),
         "need": _need(truth),
         "cause": _cause(truth),
         "single_heads": heads,
@@ -57,6 +58,27 @@ def visible_of(truth: Truth) -> dict[str, Any]:
         "costly_heads": [f"head {layer}.{head}" for layer, head in truth.costly],
         "pruning": "none found" if nothing else "collapses, beyond the null" if heads else "persists",
     }
+
+
+def _of_mixture(truth: Truth) -> dict[str, Any]:
+    made_by = {
+        "none": "none found",
+        "two_experts": "several experts together",  # as the removal of neither leaves the whole
+        "redundant_experts": "several experts, each is enough",
+        "shared_expert": "the shared expert",
+    }
+    return {
+        "experts": sorted(truth.expert_writes),
+        "made_by": made_by.get(truth.kind, "one expert" if truth.experts else "not the experts"),
+        "expert_writes": [list(pair) for pair in sorted(truth.expert_writes.items())],
+        "expert_retained": [list(pair) for pair in sorted(truth.expert_retained.items())],
+    }
+
+
+def _birth(truth: Truth) -> str:
+    if truth.generator == "head":
+        return f"head {truth.layer}.{truth.head}"
+    return max(truth.expert_writes, key=truth.expert_writes.__getitem__, default=f"mlp {truth.layer}")
 
 
 def _need(truth: Truth) -> str:
@@ -74,6 +96,12 @@ def _cause(truth: Truth) -> str:
     if truth.generator in ("head", "both"):  # a planted head looks away from the trigger: it needs nothing else to see
         return f"no other context, certain tokens {tokens}" if tokens else "position and no other context"
     return f"token {tokens}" if tokens else "position"
+
+
+def in_order(neurons: Iterable[Neuron | list[Any]]) -> list[Any]:
+    """Numbers, or of a mixture [expert, number]."""
+    each = [neuron if isinstance(neuron, int) else list(neuron) for neuron in neurons]
+    return sorted(each, key=lambda neuron: neuron if isinstance(neuron, int) else (str(neuron[0]), neuron[1]))
 
 
 def named(heads: Iterable[Sequence[int]]) -> list[str]:

@@ -8,7 +8,7 @@ import tabulate
 
 from lib.core import definitions
 from lib.core.evidence import Cell, Conclusion, StoredTest
-from lib.core.results import AblatedPlace, FirstTokens, FollowedPlace, MassiveActivation
+from lib.core.results import AblatedPlace, FirstTokens, FollowedPlace, MassiveActivation, Mixture
 from lib.report.result_files import Result
 
 tabulate.MIN_PADDING = 0  # columns are as narrow as they can be
@@ -105,7 +105,7 @@ def massive_table(massive: Iterable[MassiveActivation], definition: str, at_most
             peak.position,
             repr(peak.token),
             peak.dim,
-            _spans(entry.layer for entry in entries),
+            spans(entry.layer for entry in entries),
             _range([entry.sequences for entry in entries]),
             peak.layer,
             number(peak.value, True),
@@ -130,7 +130,7 @@ def massive_table(massive: Iterable[MassiveActivation], definition: str, at_most
     return text + table(heads, rows) + (f"and {more} more places, in the JSON\n" if more else "")
 
 
-def _spans(numbers: Iterable[int]) -> str:
+def spans(numbers: Iterable[int]) -> str:
     """[2, 3, 4, 9] -> '2-4, 9'."""
     spans: list[list[int]] = []
     for n in sorted(numbers):
@@ -207,6 +207,16 @@ def exact_text(exact: FirstTokens) -> str:
         f"{number(exact.value, True)} -> {number(exact.ablated, True)}, retained {number(exact.retained)}, "
         f"|change| / |value| {number(exact.absolute_change)}{still}\n"
         "Token by token, it " + ", ".join(f"{fate} for {share:.1%}" for fate, share in exact.shares.items()) + "\n"
+    )
+
+
+def mixture_text(mixture: Mixture) -> str:
+    """Which experts the followed place is sent to."""
+    beside = f", and a shared expert of {mixture.shared}" if mixture.shared else ""
+    rows = [[row.expert, row.windows, number(row.weight)] for row in mixture.reached]
+    return (
+        f"{mixture.experts} experts of {mixture.width} neurons each{beside}; neurons are named expert.number. "
+        f"The place is sent to\n{table(['expert', 'windows', 'mean routing weight in these'], rows)}"
     )
 
 

@@ -21,15 +21,24 @@ from experiments.interventions.changes import Intervention
 from experiments.interventions.sites import Sites
 from experiments.mlp_internal import measure as mlp_internal_measure
 from lib.core import ablation, attribution, data, measurements, neurons, place, sinks, stats, sweep
-from lib.model import arch, attention, hooks
+from lib.model import arch, attention, experts, hooks
 from lib.planted import planting
-from tests import architectures, cases, reference
+from tests import architectures, cases, every_type, reference
 from tests.conftest import language_model, planted_model, tiny_model
-from tests.core import test_capture, test_sinks, test_sweep
-from tests.experiments import test_ablation, test_census, test_heads, test_interventions, test_ledger, test_neurons
+from tests.core import test_capture, test_experts, test_sinks, test_sweep
+from tests.experiments import (
+    test_ablation,
+    test_census,
+    test_expert_neurons,
+    test_heads,
+    test_interventions,
+    test_ledger,
+    test_neurons,
+)
 
 pytestmark = pytest.mark.slow
 WATCH_OUTPUTS = hooks.watch_outputs
+WEIGHTED, WRITES, WITHOUT = experts.weighted, experts.writes, experts.without
 
 
 def head_slice_after_the_projection(patch):
@@ -301,6 +310,44 @@ def position_from_two_manipulations(patch):
     patch.setattr(judge, "_tests", of_two)
 
 
+def without_weights(of):
+    return replace(of, weights=torch.ones_like(of.weights))
+
+
+def of_the_next_expert(module, of):
+    return replace(of, experts=(of.experts + 1) % experts.count(module))
+
+
+def weight_forgotten_in_the_ledger(patch):
+    """Takes what an expert gives for what it writes."""
+    patch.setattr(experts, "writes", lambda module, of, dim: WRITES(module, without_weights(of), dim))
+
+
+def next_expert_in_the_ledger(patch):
+    """Shifts the number of the expert by one."""
+    patch.setattr(experts, "writes", lambda module, of, dim: WRITES(module, of_the_next_expert(module, of), dim))
+
+
+def weight_forgotten_inside(patch):
+    """Takes a neuron's activation for what enters the down projection, whatever its expert's weight."""
+    patch.setattr(experts, "weighted", lambda module, of: WEIGHTED(module, without_weights(of)))
+
+
+def next_expert_inside(patch):
+    """Shifts the number of the neuron's expert by one."""
+    patch.setattr(experts, "weighted", lambda module, of: WEIGHTED(module, of_the_next_expert(module, of)))
+
+
+def next_expert_off(patch):
+    """Turns off the next expert."""
+    patch.setattr(hooks, "without", lambda of, off, renormalised: WITHOUT(of, off.roll(1, dims=1), renormalised))
+
+
+def renormalised_for_as_it_was(patch):
+    """Has the experts that are left make good for the weight of those that are off."""
+    patch.setattr(hooks, "without", lambda of, off, renormalised: WITHOUT(of, off, torch.ones_like(renormalised)))
+
+
 def planted_reference(tokenizer):
     """What the fixture `planted` of test_ablation gives: a model and its naive results."""
     lm = language_model(planted_model("gpt2"), tokenizer)
@@ -311,6 +358,7 @@ build = functools.cache(planting.build)
 BUILT = (
     *(("gpt2", kind) for kind in ("mlp", "head", "head_eraser", "decoy", "content", "several", "half")),
     ("llama", "decoy"),
+    *(("qwen2_moe", kind) for kind in ("expert", "two_experts")),
 )
 
 
@@ -352,6 +400,14 @@ def swept(_tokenizer):
 def neurons_run(_tokenizer):
     with pytest.MonkeyPatch.context() as patch:
         test_neurons.test_runs_equal_zeroed_copies(case("gpt2"), patch)
+
+
+def writes_of_a_mixture(_tokenizer):
+    test_experts.test_writes_of_a_mixture_add_up(every_type.loaded("mixtral"), "mixtral")
+
+
+def inside_a_mixture(_tokenizer):
+    test_expert_neurons.test_contributions_are_products("mixtral", torch.float32, "eager")
 
 
 def off_equals_zero_weights(family, which):
@@ -424,6 +480,25 @@ MUTANTS = {  # mutant: {name of the check that must fail: the check, which is gi
         ),
         **diagnosis("content", "neuron_set"),
     },
+    # experts
+    weight_forgotten_in_the_ledger: {
+        "test_writes_of_a_mixture_add_up": writes_of_a_mixture,
+        **diagnosis("expert", "expert_writes", "qwen2_moe"),
+    },
+    next_expert_in_the_ledger: {
+        "test_writes_of_a_mixture_add_up": writes_of_a_mixture,
+        **diagnosis("expert", "birth", "qwen2_moe"),
+    },
+    weight_forgotten_inside: {
+        "test_contributions_are_products": inside_a_mixture,
+        **diagnosis("two_experts", "neuron_set", "qwen2_moe"),
+    },
+    next_expert_inside: {
+        "test_contributions_are_products": inside_a_mixture,
+        **diagnosis("expert", "neuron_set", "qwen2_moe"),
+    },
+    next_expert_off: diagnosis("expert", "made_by", "qwen2_moe"),
+    renormalised_for_as_it_was: diagnosis("two_experts", "expert_retained", "qwen2_moe"),
     # interventions
     set_one_position_early: {
         "test_equals_a_forward_with_hooks_of_its_own": lambda tokenizer: (

@@ -265,7 +265,7 @@ def test_the_inside_of_an_mlp_names_its_share():
 def test_verdict_on_the_inside(contributions, verdict, neurons):
     rows = [Neuron(n, 1.0, 1.0, contribution, None) for n, contribution in enumerate(contributions)]
     check = ContributionCheck(sum(contributions), 0.0, 10.0, None)
-    got = mlp_internal_judge.judge(SimpleNamespace(contributions=rows, contribution_check=check))
+    got = mlp_internal_judge.judge(SimpleNamespace(contributions=rows, contribution_check=check, width=len(rows)))
     assert (got.verdict, got.values.neurons) == (verdict, neurons)
 
 

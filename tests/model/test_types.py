@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.core import attribution, sinks
+from lib.core import attribution, mlp, neurons, sinks
 from lib.core.ablation import Condition
 from lib.model import hooks
 from lib.run.errors import UserError
@@ -122,6 +122,16 @@ def test_neurons_add_up_to_the_mlp_output(lm):
         bias, weight = lm.arch.bias(layer, "down"), lm.arch.weight(layer, "down").detach()
         with torch.inference_mode():
             close(inner[layer] @ weight.T + (0 if bias is None else bias), given[layer])
+
+
+def test_neurons_of_experts_add_up_to_the_output_of_the_mixture(lm):
+    place = fixed_place(POSITIONS, lm.arch.n_layers)
+    for layer in lm.arch.with_role("experts"):
+        if lm.arch.layers[layer].inner is None:
+            values = neurons.checkpoints_at_place(lm, windows_of(IDS), place, layer, 2)
+            rows, check = mlp.at_place(lm.arch, layer, DIM, values)
+            size = sum(abs(row.contribution) for row in rows)
+            assert check.sum + check.bias == pytest.approx(check.output, abs=1e-6 * size)
 
 
 def test_attention_to_the_first_token(lm):

@@ -475,33 +475,34 @@ def check(monkeypatch, folder, *flags):
 SOME = {  # kinds in which together each field differs
     "gpt2": ("mlp_eraser", "partial", "several", "half"),
     "llama": ("head_eraser", "needs_head", "two_steps", "none"),
+    "qwen2_moe": ("two_experts", "head"),
 }
+OF_MIXTURES = "made_by", "experts", "expert_writes", "expert_retained"
 
 
 def test_controls_are_diagnosed_right(monkeypatch, tmp_path, capsys):
-    models, every = [], planted_kinds.KINDS
+    models, every = [], planting.KINDS
     for architecture, kinds in SOME.items():
-        monkeypatch.setattr(blank, "ARCHITECTURES", (architecture,))
-        monkeypatch.setattr(planted_kinds, "KINDS", {kind: every[kind] for kind in kinds})
+        monkeypatch.setattr(planting, "KINDS", {architecture: {kind: every[architecture][kind] for kind in kinds}})
         code, payload = check(monkeypatch, tmp_path, "--seeds", "1", "--first_seed", "77")
         printed = capsys.readouterr().out
         assert code == 0
         assert "MISS" not in printed
         assert check_controls.RULE in printed
-        assert "4 of 4 diagnosed right" in (tmp_path / "controls.txt").read_text()
+        assert f"{len(kinds)} of {len(kinds)} diagnosed right" in (tmp_path / "controls.txt").read_text()
         assert (tmp_path / "controls.png").stat().st_size > 10_000
         models += payload["results"]["models"]
-    assert [m["truth"]["kind"] for m in models] == [*SOME["gpt2"], *SOME["llama"]]
+    assert [m["truth"]["kind"] for m in models] == [kind for kinds in SOME.values() for kind in kinds]
     assert all(m["truth"]["seed"] == 77 for m in models)
     for name in check_controls.FIELDS:  # a field that is the same in every kind would show nothing
-        assert len({str(m["visible"][name]) for m in models}) > 1, name
+        assert len({str(m["visible"][name]) for m in models if name in m["visible"]}) > 1, name
 
 
-@pytest.fixture(scope="module")
-def decoy():
+@functools.cache
+def diagnosed(architecture, kind):
     """A planted model and its diagnosis."""
-    built = planting.build("gpt2", "decoy", 0)
-    return built, check_controls.diagnose(built.lm, built.windows, check_controls.FIELDS)
+    built = build(architecture, kind, 0)
+    return built, check_controls.diagnose(built.lm, built.windows, check_controls.visible_of(built.truth))
 
 
 def falsified(value):
@@ -516,15 +517,14 @@ def falsified(value):
 
 
 @pytest.mark.parametrize("field", check_controls.FIELDS)
-def test_a_false_truth_is_a_miss(monkeypatch, tmp_path, capsys, field, decoy):
-    built, diagnosis = decoy
+def test_a_false_truth_is_a_miss(monkeypatch, tmp_path, capsys, field):
+    built, diagnosis = diagnosed(*(("mixtral", "expert") if field in OF_MIXTURES else ("gpt2", "decoy")))
     visible = check_controls.visible_of(built.truth)
     false = visible | {field: falsified(visible[field])}
     monkeypatch.setattr(check_controls, "visible_of", lambda _truth: false)
     monkeypatch.setattr(check_controls, "diagnose", lambda *_model: diagnosis)
     monkeypatch.setattr(planting, "build", lambda *_which: built)
-    monkeypatch.setattr(blank, "ARCHITECTURES", ("gpt2",))
-    monkeypatch.setattr(planted_kinds, "KINDS", {"decoy": planted_kinds.KINDS["decoy"]})
+    monkeypatch.setattr(planting, "KINDS", {"gpt2": {"decoy": None}})
     code, payload = check(monkeypatch, tmp_path, "--seeds", "1")
     assert code == 1
     assert [model["misses"] for model in payload["results"]["models"]] == [[field]]
@@ -537,7 +537,7 @@ def test_an_ablation_that_does_nothing_is_a_miss(monkeypatch, tmp_path, broken):
     """Both change nothing, so everything persists; only the models without anything massive stay right."""
     monkeypatch.setattr(check_controls, "FIELDS", ("generator",))
     monkeypatch.setattr(hooks, broken, lambda arch, which: ExitStack())
-    monkeypatch.setattr(blank, "ARCHITECTURES", ("llama",))
+    monkeypatch.setattr(planting, "KINDS", {"llama": planted_kinds.KINDS})
     _code, payload = check(monkeypatch, tmp_path, "--seeds", "1")
     missed = {m["truth"]["kind"] for m in payload["results"]["models"] if "generator" in m["misses"]}
     by_heads, nothing = {"head", "needs_head"}, {"none", "sinks"}

@@ -5,13 +5,12 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
-from lib.planted import planting
 from tests import golden
 
 
 @pytest.fixture(scope="module", params=golden.MODELS)
 def planted(request):
-    return planting.build(request.param, golden.MODELS[request.param], seed=0)
+    return golden.build(request.param)
 
 
 @pytest.fixture(scope="module")

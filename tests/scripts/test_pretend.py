@@ -10,11 +10,11 @@ from benchmarks.entries import ENTRIES, REGIME_ENTRIES
 from lib import catalogue
 from lib.core import massive
 from lib.run.cli import Options
-from tests import pretend, transfers
+from tests import golden, pretend, transfers
 from tests.conftest import token_ids
 
 
-@pytest.mark.parametrize("experiment", catalogue.EXPERIMENTS)
+@pytest.mark.parametrize(("planted", "experiment"), golden.PAIRS, indirect=["planted"])
 def test_a_pass_makes_few_transfers(experiment, planted, text):
     """However many layers; one of them is transformers' own."""
     passes, _inside, every = transfers.counted(catalogue.EXPERIMENTS[experiment].command, planted, text)

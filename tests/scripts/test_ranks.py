@@ -19,8 +19,9 @@ from lib import experiment
 from lib.core import data
 from lib.report import result_files
 from lib.run import checkout, cli, processes
+from tests import mixtures
 from tests.conftest import SPIKE_TOKEN, TEXT, language_model, planted_model, save, tiny_model, token_ids
-from tests.scripts.test_scripts import SCRIPTS, files, run
+from tests.scripts.test_scripts import NEEDS_EXPERTS, SCRIPTS, files, run
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +85,8 @@ def experiment_of(script):
 def test_same_results_to_the_bit(script, in_threads, tokenizer):
     """Five windows in batches of two, for two processes: shares are unequal, and some parts leave one without."""
     of_script, options = experiment_of(script)
-    lm, windows = language_model(planted_model("gpt2"), tokenizer), spiked_windows()
+    model = mixtures.planted().lm.model if script in NEEDS_EXPERTS else planted_model("gpt2")
+    lm, windows = language_model(model, tokenizer), spiked_windows()
     models = [language_model(copy.deepcopy(lm.model), tokenizer) for _ in range(2)]
     one = exact(of_script.run(lm, windows, options))
     for of in in_threads(2, lambda rank: exact(of_script.run(models[rank], windows, options))):

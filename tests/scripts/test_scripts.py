@@ -110,6 +110,11 @@ SCRIPTS = {
         ],
         "exp7_results.json",
     ),
+    "exp8_experts.py": (
+        ["--n_random", "1"],
+        ["exp8_experts.png", "exp8_off.png", "EXPERIMENT_8_SUMMARY.txt"],
+        "experts_results.json",
+    ),
     "compare_3d_before_after_pruning.py": (
         ["--layer_id", "1"],
         ["layer1_3d_comparison.png", "layer1_difference_analysis.png", "layer1_comparison.txt"],
@@ -139,6 +144,8 @@ def test_what_a_script_says_is_what_stands_above():
 
 
 SCRIPTS |= {of.command: as_it_says(of) for of in catalogue.EXPERIMENTS.values() if of.command not in SCRIPTS}
+NEEDS_EXPERTS = [of.command for of in catalogue.EXPERIMENTS.values() if of.needs == "experts"]
+DENSE, MIXTURE = ("tiny_gpt2_folder", "tiny_llama_folder"), ("tiny_mixture_folder",)
 SAMPLE = ["--nsamples", "3", "--seqlen", "32"]
 
 
@@ -160,12 +167,16 @@ def files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.fixture(params=["tiny_gpt2_folder", "tiny_llama_folder"])
+@pytest.fixture
 def folder(request):
     return request.getfixturevalue(request.param)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    ("script", "folder"),
+    [(script, of) for script in SCRIPTS for of in (MIXTURE if script in NEEDS_EXPERTS else DENSE)],
+    indirect=["folder"],
+)
 def test_script_writes_its_files_and_redraws_them(script, folder, text_file, tmp_path, capsys):
     own, names, json_name = SCRIPTS[script]
     names = [name.format(m=folder.name) for name in names]
@@ -184,7 +195,7 @@ def test_script_writes_its_files_and_redraws_them(script, folder, text_file, tmp
         else:
             assert folder.name in (out / name).read_text()
 
-    if folder.name != "tiny-gpt2":  # what is redrawn is a JSON, whatever model it is of
+    if folder.name == "tiny-llama":  # what is redrawn is a JSON, whatever model it is of
         return
     with nothing_loaded():
         assert run(script.split()[0], "--replot", out / json_name, "--savedir", tmp_path / "again") == 0
@@ -318,6 +329,7 @@ def test_bad_input_is_one_line_and_exit_code_2(case, tiny_gpt2_folder, text_file
         ("exp2c_mlp_internal_analysis.py", ["--layer_id", "-1"], "layers 0 to 2"),
         ("exp4_neuron_sets.py", ["--layer_id", "3"], "layers 0 to 2"),
         ("exp7_head_sweep.py", ["--n_whole", "0"], "--n_whole: at least 1"),
+        ("exp8_experts.py", [], "this model has no mixture of experts"),
         ("test_head_pruning_on_massive.py", ["--top", "5,1", "--bottom", "1.1"], "layer.head"),
         ("test_head_pruning_on_massive.py", ["--top", "1.4", "--bottom", "1.1"], "heads 0 to 3"),
         ("test_head_pruning_on_massive.py", ["--config", "nowhere"], "cannot read pruning configuration"),
