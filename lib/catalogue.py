@@ -57,6 +57,7 @@ EXPERIMENTS = {  # by the name that the JSON has
     "exp5": Entry("interventions", "exp5_interventions.py", study=("--layer_id {born}",), judge="judge"),
     "exp6": Entry("census", "exp6_trigger_census.py", study=("",), judge="judge"),
     "exp7": Entry("head_sweep", "exp7_head_sweep.py", study=("",), judge="judge"),
+    "exp9": Entry("sinks", "exp9_sinks.py", study=("",), judge="judge"),
     "intervention": Entry("interventions", "main_llm.py --exp3", judge="judge_single"),
     "attention_logits": Entry("attention_logits", "main_llm.py --exp4"),
 }

@@ -105,7 +105,7 @@ def massive_table(massive: Iterable[MassiveActivation], definition: str, at_most
             peak.position,
             repr(peak.token),
             peak.dim,
-            _spans(entry.layer for entry in entries),
+            spans(entry.layer for entry in entries),
             _range([entry.sequences for entry in entries]),
             peak.layer,
             number(peak.value, True),
@@ -130,7 +130,7 @@ def massive_table(massive: Iterable[MassiveActivation], definition: str, at_most
     return text + table(heads, rows) + (f"and {more} more places, in the JSON\n" if more else "")
 
 
-def _spans(numbers: Iterable[int]) -> str:
+def spans(numbers: Iterable[int]) -> str:
     """[2, 3, 4, 9] -> '2-4, 9'."""
     spans: list[list[int]] = []
     for n in sorted(numbers):
