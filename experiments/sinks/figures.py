@@ -43,7 +43,6 @@ def positions(result: Stored) -> Figure:
         for ax in (curve, image):
             ax.axvline(results.n_listed - 0.5, color="black", lw=1, ls=":")
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-            ax.yaxis.get_major_locator()
         image.yaxis.set_major_locator(MaxNLocator(nbins=15, integer=True))
     grid[0, 0].set_ylabel("share of all heads")
     grid[1, 0].set_ylabel("layer")
@@ -78,7 +77,7 @@ def tokens(result: Stored) -> Figure:
             ax.spines[side].set_visible(False)
     figure.colorbar(drawn, ax=list(axes[0]), label="share of the layer's heads (mean)")
     title = (
-        f"Tokens that are sinks: over {results.epsilon:g} of a head on average over at least {results.least} later queries\n"
+        f"Tokens that are sinks: over {results.epsilon:g} of a head, mean over {results.least} later queries at least\n"
         "(times it is one; * always, + sometimes with a massive activation)"
     )
     figure.suptitle(make_title(result, title), fontsize=11)

@@ -12,7 +12,6 @@ from experiments.sinks.results import NATURAL, REPEATED, Between, Head, Input, K
 from lib.core import data, sinks
 from lib.core.data import Windows
 from lib.core.definitions import SINK_EPSILON, SINK_QUERIES
-from lib.core.evidence import Average
 from lib.core.keys import ATTENDS, SPLIT, KeyMeans, LikeFirst
 from lib.core.massive import LayerStatistics
 from lib.core.stats import Draws, independent
@@ -155,24 +154,21 @@ class Measured:
         return [*([keys[FIRST]] if FIRST in keys else []), *later[:LISTED]]
 
     def heads(self, draws: Draws) -> list[list[Head]]:
-        rows: list[list[Head]] = [[] for _ in range(self.arch.n_layers)]
         array = self.keys.heads.array
         layers, numbers = np.nonzero(np.isfinite(array[..., 0]).all(0))
         every = dict(zip(ATTENDS + SPLIT, np.moveaxis(array[:, layers, numbers], 2, 0), strict=True))
-        known = np.isfinite(every["value"]).all(0)
+        known = np.flatnonzero(np.isfinite(every["value"]).all(0))
         some = {name: values[:, known] for name, values in every.items()}
-        split: dict[str, list[Average]] = {
+        split: dict[str, list[Any]] = {
             "value_ratio": draws.ratios(some["value"], some["value_others"], family=True),
             "output_share": draws.ratios(some["from_first"], some["output"], family=True),
             **{name: draws.averages(some[name]) for name in ("cosine", "cosine_others")},
+            **{name: some[name].mean(0).tolist() for name in ("query", "key", "key_others", "value", "value_others")},
         }
-        means = {name: some[name].mean(0).tolist() for name in ("query", "key", "key_others", "value", "value_others")}
-        of_known = iter(
-            [dict(zip(split | means, one, strict=True)) for one in zip(*split.values(), *means.values(), strict=True)]
-        )
-        probabilities = draws.averages(every["probability"], family=True)
-        for layer, probability, is_known in zip(layers, probabilities, known, strict=True):
-            rows[layer].append(Head(probability, **(next(of_known) if is_known else {})))
+        of_known = {head: {name: cells[i] for name, cells in split.items()} for i, head in enumerate(known.tolist())}
+        rows: list[list[Head]] = [[] for _ in range(self.arch.n_layers)]
+        for head, average in enumerate(draws.averages(every["probability"], family=True)):
+            rows[layers[head]].append(Head(average, **of_known.get(head, {})))
         return rows
 
     def secondary(self) -> tuple[list[Secondary], int]:
@@ -180,7 +176,11 @@ class Measured:
         found = sorted(self.like_first.found.items(), key=lambda pair: -pair[1].total())
         listed = [
             Secondary(
-                positions.most_common(1)[0][0], text_of(self.lm.tokenizer, token), first, layers, positions.total()
+                position=positions.most_common(1)[0][0],
+                token=text_of(self.lm.tokenizer, token),
+                first_layer=first,
+                layers=layers,
+                times=positions.total(),
             )
             for (token, first, layers), positions in found[:LISTED]
         ]

@@ -14,10 +14,10 @@ def summarise(result: Stored) -> str:
     return "\n".join(
         [
             tables.header(result, "Experiment 9: where attention goes"),
-            "Sink rate at key k: share of all heads that give key k more than epsilon of their attention, a mean over the",
-            "queries that see it (Gu et al. 2025, arXiv 2410.10781). natural: the windows; random: tokens of the whole",
-            "vocabulary, uniformly drawn, in their place; repeated: one such token in each window. listed: a key that",
-            f"takes as much of a head on average over later queries alone, {results.least} at least.",
+            "Sink rate at key k: share of all heads that give key k more than epsilon of their attention, a mean over",
+            "the queries that see it (Gu et al. 2025, arXiv 2410.10781). natural: the windows; random: tokens of the",
+            "whole vocabulary, uniformly drawn, in their place; repeated: one such token in each window. listed: a key",
+            f"that takes as much of a head on average over later queries alone, {results.least} at least.",
             *_left_out(results),
             "",
             _rates(results.inputs, results.epsilon),
@@ -94,8 +94,8 @@ def _heads(results: Results, values: Values) -> str:
     return (
         f"Heads that have their sink at key 0 ({results.first_input}): {len(values.sinks)} of {n_heads}, "
         f"{values.unclear} cannot be told; {counts}\n"
-        "probability: on key 0. value ratio: the norm of its value to the mean of the other keys'. output share: what it\n"
-        "gives of the head's output, along the output. cosine: of queries with key 0, and with the other keys they see.\n"
+        "probability: on key 0. value ratio: the norm of its value to the mean of the other keys'. output share: what\n"
+        "it gives of the head's output, along that. cosine: of queries with key 0, and with the other keys they see.\n"
         f"The {len(rows)} with the highest probability\n{listed}"
     )
 
