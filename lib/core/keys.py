@@ -64,11 +64,13 @@ def reduced(attended: Attended) -> Reduced:
             others = visible[..., 1:].to(key.dtype)
             around[:, :, first:last] = others @ key[:, :, 1:last] / others.sum(3, keepdim=True).clamp(min=1)
     return Reduced(
-        on_keys,
-        *(torch.cat(parts, 2) for parts in (own, on_first)),
-        counts,
-        *(torch.cat(parts, 2) for parts in (own_counts, sees_first)),
-        around,
+        on_keys=on_keys,
+        own=torch.cat(own, 2),
+        on_first=torch.cat(on_first, 2),
+        counts=counts,
+        own_counts=torch.cat(own_counts, 2).to(counts.dtype),
+        sees_first=torch.cat(sees_first, 2),
+        around=around,
     )
 
 
