@@ -72,7 +72,9 @@ def tokens(result: Stored) -> Figure:
         ax.set_yticks(range(len(keys)), [_named(key) for key in keys], fontsize=8)
         ax.set_xlabel("layer")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set_title(f"{name}: {len(keys)} of {measured.n_keys} tokens", fontsize=10)
+        ax.set_title(f"{name}: {len(keys)} of {measured.n_keys:,} tokens", fontsize=10)
+        if not keys:
+            ax.text(0.5, 0.5, "none", transform=ax.transAxes, ha="center")
         for side in ("top", "right"):
             ax.spines[side].set_visible(False)
     figure.colorbar(drawn, ax=list(axes[0]), label="share of the layer's heads (mean)")
@@ -86,7 +88,7 @@ def tokens(result: Stored) -> Figure:
 
 def _named(key: Key) -> str:
     mark = " *" if key.massive == key.times else " +" if key.massive else ""
-    what = "first key" if key.position == 0 else repr(shortened(key.token, 14))
+    what = "first key" if key.position == 0 else f"'{shortened(key.token, 14)}'"
     return f"{what} ({key.times}){mark}"
 
 
@@ -150,33 +152,34 @@ def _range(ax: Axes) -> tuple[float, float]:
 
 
 def secondary(result: Stored) -> Figure:
-    """Lifetimes of the tokens that become like the first one."""
+    """Lifetimes of the tokens that become like the first one, of every input."""
     results = result.results
-    rows = results.secondary[:SHOWN]
     n_layers = len(results.heads)
-    figure, ax = make_axes(size=(4 + 0.2 * n_layers, 2.4 + 0.28 * max(1, len(rows))))
-    common = max(results.between, key=lambda between: between.windows)
-    ax.axvspan(common.first - 0.5, common.last + 0.5, color="0.92", label="largest rise to largest fall of the norm")
-    most = max((row.times for row in rows), default=1)
-    for y, row in enumerate(rows):
-        width = 1.5 + 5 * row.times / most
-        last = row.first_layer + row.layers - 1
-        ax.plot([row.first_layer, last], [y, y], color=PALETTE[0], lw=width, solid_capstyle="butt")
-        ax.plot([row.first_layer], [y], color=PALETTE[1], marker="o", ms=5)
-    ax.set_yticks(
-        range(len(rows)), [f"{shortened(row.token, 14)!r} at {row.position} ({row.times})" for row in rows], fontsize=8
-    )
-    ax.set_ylim(len(rows) - 0.4 if rows else 1, -0.6)
-    ax.set_xlim(-0.5, n_layers - 0.5)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=15, integer=True))
-    ax.set_xlabel("layer (block output)")
-    ax.grid(axis="x", alpha=0.4)
-    if not rows:
-        ax.text(0.5, 0.5, "none", transform=ax.transAxes, ha="center")
-    ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.25 if len(rows) < 4 else -0.14))
+    of_input = {name: [one for one in results.secondary if one.input == name][:SHOWN] for name in results.inputs}
+    size = (1.5 + (2.8 + 0.06 * n_layers) * len(of_input), 2.6 + 0.27 * max(2, *map(len, of_input.values())))
+    figure, axes = make_axes(1, len(of_input), size=size, squeeze=False)
+    for ax, (name, rows) in zip(axes[0], of_input.items(), strict=True):
+        common = max((b for b in results.between if b.input == name), key=lambda between: between.windows)
+        between = ax.axvspan(common.first - 0.5, common.last + 0.5, color="0.9")
+        for y, row in enumerate(rows):
+            ends = [row.first_layer, row.first_layer + row.layers - 1]
+            ax.plot(ends, [y, y], color=PALETTE[0], lw=3, solid_capstyle="butt")
+            ax.plot(ends[:1], [y], color=PALETTE[1], marker="o", ms=5)
+        if not rows:
+            ax.text(0.5, 0.5, "none", transform=ax.transAxes, ha="center")
+        names = [f"'{shortened(row.token, 14)}' at {row.position} ({row.times})" for row in rows]
+        ax.set_yticks(range(len(rows)), names, fontsize=8)
+        ax.set_ylim(max(2, len(rows)) - 0.4, -0.6)
+        ax.set_xlim(-0.5, n_layers - 0.5)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlabel("layer (block output)")
+        ax.grid(axis="x", alpha=0.4)
+        ax.set_title(f"{name}: {len(rows)} of {results.inputs[name].n_secondary:,}", fontsize=10)
+    label = "layers between the largest rise and the largest fall of the first token's norm, in most windows"
+    figure.legend([between], [label], loc="outside lower center", frameon=False, fontsize=9)
     title = (
-        f"Secondary sinks: |cosine| > {ALIKE} with the first token's hidden state\n"
-        f"(most often at; how often; dot: where it begins; {len(rows)} of {results.n_secondary})"
+        f"Secondary sinks: tokens whose hidden state has |cosine| > {ALIKE} with the first token's\n"
+        "(where and how often; dot: the first layer of the longest run)"
     )
-    ax.set_title(make_title(result, title), fontsize=10)
+    figure.suptitle(make_title(result, title), fontsize=11)
     return figure

@@ -39,6 +39,8 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     epsilons = sorted(dict.fromkeys(options.epsilons), key=lambda epsilon: abs(epsilon - SINK_EPSILON))
     names = [*dict.fromkeys(options.input)]
     inputs: dict[int, dict[str, Input]] = {length: {} for length in of_length}
+    secondary: list[Secondary] = []
+    between: list[Between] = []
     for length, these in of_length.items():
         for name in names:
             ids = these.ids if name == NATURAL else drawn(lm, these, name == REPEATED, options.seed)
@@ -46,10 +48,12 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
             measured = Measured(lm, epsilons)
             measured.run(ids, max(1, options.batch_size * seqlen // length), f"{name}, {length} tokens")
             inputs[length][name] = measured.input(draws)
+            if length == seqlen:
+                secondary += measured.secondary(name)
+                between += [Between(name, *ends, n) for ends, n in measured.like_first.between.most_common()]
             if (length, name) == (seqlen, names[0]):
                 first, first_draws = measured, draws
     learned = first.learned
-    secondary, n_secondary = first.secondary()
     return Results(
         epsilon=epsilons[0],
         least=SINK_QUERIES,
@@ -57,8 +61,7 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
         inputs=inputs.pop(seqlen),
         heads=first.heads(first_draws),
         secondary=secondary,
-        n_secondary=n_secondary,
-        between=[Between(*layers, windows=n) for layers, n in first.like_first.between.most_common()],
+        between=between,
         lengths=inputs or UNSET,
         learned_scores=sinks.by_head(learned.scores, first_draws) if learned else UNSET,
         learned_sink_rate=first_draws.averages(sinks.rates(learned.scores, epsilons[0])) if learned else UNSET,
@@ -132,7 +135,8 @@ class Measured:
             elsewhere=draws.averages(np.nanmean(elsewhere, axis=(1, 2))),
             keys=self._keys(),
             n_keys=len(self.found),
-            secondary=draws.averages(self.like_first.counts.array[:, 0]),
+            secondary=draws.averages(self.like_first.counts.array),
+            n_secondary=len(self.like_first.found),
         )
 
     def _keys(self) -> list[Key]:
@@ -171,11 +175,11 @@ class Measured:
             rows[layers[head]].append(Head(average, **of_known.get(head, {})))
         return rows
 
-    def secondary(self) -> tuple[list[Secondary], int]:
-        """(the LISTED that come most often, how many different ones there are)."""
+    def secondary(self, name: str) -> list[Secondary]:
         found = sorted(self.like_first.found.items(), key=lambda pair: -pair[1].total())
-        listed = [
+        return [
             Secondary(
+                input=name,
                 position=positions.most_common(1)[0][0],
                 token=text_of(self.lm.tokenizer, token),
                 first_layer=first,
@@ -184,4 +188,3 @@ class Measured:
             )
             for (token, first, layers), positions in found[:LISTED]
         ]
-        return listed, len(found)

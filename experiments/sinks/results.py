@@ -35,7 +35,7 @@ class Input:
     sink_rate: of each key, share of all heads whose mean on it exceeds `Results.epsilon`; sink_rates: of the first key,
     by epsilon. by_layer: [layer][key] the share of each layer's heads, empty in layers without attention. elsewhere:
     share of all heads that list a later key. keys: the first one and measure.LISTED others, of n_keys in all.
-    secondary: how many secondary sinks a window has.
+    secondary: how many secondary sinks a window has; n_secondary: how many different ones there are.
     """
 
     windows: int
@@ -46,6 +46,7 @@ class Input:
     keys: list[Key]
     n_keys: int
     secondary: Average
+    n_secondary: int
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Secondary:
     """A token that becomes like the first one. position: where it does so most often. first_layer, layers: of its
     longest run of layers. times: how often."""
 
+    input: str
     position: int
     token: str
     first_layer: int
@@ -87,6 +89,7 @@ class Between:
     """In so many windows the first token's norm has its largest rise in layer `first`, and from `last` to the next one
     its largest fall after that."""
 
+    input: str
     first: int
     last: int
     windows: int
@@ -95,10 +98,10 @@ class Between:
 @dataclass(frozen=True)
 class Results:
     """inputs: in windows of `seqlen` tokens; lengths: in further ones, by their length. heads: [layer][head], of the
-    first of the inputs, as are secondary (measure.LISTED of n_secondary), between and learned.
+    first of the inputs. secondary: measure.LISTED of each of the inputs, the most frequent first.
 
     least: over how many later queries, at least, a listed key takes its mean. learned_scores, learned_sink_rate: of the
-    probability on a learned sink, in models that have one.
+    probability on a learned sink, in models that have one; of the first of the inputs.
     """
 
     epsilon: float
@@ -107,7 +110,6 @@ class Results:
     inputs: dict[str, Input]
     heads: list[list[Head]]
     secondary: list[Secondary]
-    n_secondary: int
     between: list[Between]
     lengths: dict[int, dict[str, Input]] | UnsetType = UNSET
     learned_scores: list[list[Average]] | UnsetType = UNSET

@@ -118,16 +118,20 @@ def _learned(results: Results) -> list[str]:
 
 
 def _secondary(results: Results) -> str:
-    measured = results.inputs[results.first_input]
-    where = "; ".join(f"{b.first} to {b.last} in {b.windows} windows" for b in results.between[:EARLY])
     text = (
-        f"Secondary sinks ({results.first_input}): later tokens whose hidden state has |cosine| > {ALIKE} with the "
-        "first\ntoken's, in layers from the largest rise of the first token's norm to before its largest fall: layers\n"
-        f"{where}\n{tables.interval(measured.secondary)} of {results.seqlen - 1} later tokens in a window\n"
+        f"Secondary sinks: later tokens whose hidden state has |cosine| > {ALIKE} with the first token's, in\n"
+        "the layers from the largest rise of the first token's norm to before its largest fall after that\n"
     )
-    rows = [[one.position, repr(one.token), one.times, one.first_layer, one.layers] for one in results.secondary[:MOST]]
-    if not rows:
-        return text
-    heads = ["position, most often", "token", "times", "first layer", "layers in a row"]
-    more = f"The {len(rows)} most frequent of {results.n_secondary:,}\n"
-    return text + more + tables.table(heads, rows)
+    for name, measured in results.inputs.items():
+        where = [f"{b.first} to {b.last} ({b.windows} windows)" for b in results.between if b.input == name]
+        text += (
+            f"{name}: {tables.interval(measured.secondary)} of {results.seqlen - 1} later tokens in a window, "
+            f"{measured.n_secondary:,} different ones, in layers {', '.join(where[:EARLY])}\n"
+        )
+    rows = [
+        [name, one.position, repr(one.token), one.times, one.first_layer, one.layers]
+        for name in results.inputs
+        for one in [one for one in results.secondary if one.input == name][:EARLY]
+    ]
+    heads = ["input", "position, most often", "token", "times", "first layer", "layers in a row"]
+    return text + (tables.table(heads, rows) if rows else "")
