@@ -1,17 +1,20 @@
 """Where attention goes, and what it finds at the first key."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.sinks.judge import KINDS
-from experiments.sinks.results import Key, Stored
+from experiments.sinks.results import Head, Key, Stored
 from lib.core.definitions import ALIKE, BROADCASTS, DRAINED
 from lib.core.evidence import CANNOT_TELL
 from lib.report.figures import LINES, MARKERS, PALETTE, SEQUENTIAL, make_axes, make_title, shortened
 
-STYLES = dict(zip((*KINDS, CANNOT_TELL), ((0, "o"), (1, "s"), (2, "^"), (7, "x")), strict=True))
+NO_SINK = "no sink at key 0"
+STYLES = ((0.75, 0.75, 0.75), "."), (PALETTE[0], "o"), (PALETTE[1], "s"), (PALETTE[2], "^"), (PALETTE[3], "x")
 SHOWN = 20  # rows of tokens
 
 
@@ -96,34 +99,22 @@ def values(result: Stored) -> Figure:
     """Of every head: the first value's norm beside other keys', what it gives of the output, and cosines with keys."""
     results, sinks = result.results, result.conclusion.values.sinks
     figure, (norms, kinds, angles) = make_axes(1, 3, size=(15, 5.2))
-    known = {(sink.layer, sink.head): sink for sink in sinks}
-    others = [
-        head
-        for layer, of_layer in enumerate(results.heads)
-        for number, head in enumerate(of_layer)
-        if (layer, number) not in known and head.value is not None
-    ]
-    for ax, x, y in ((norms, "value_others", "value"), (angles, "cosine_others", "cosine")):
-        points = np.array([[_number(getattr(head, name)) for name in (x, y)] for head in others]).reshape(-1, 2)
-        ax.scatter(*points.T, s=14, color="0.75", label=f"no sink at key 0 ({len(others)})")
-    for kind, (color, marker) in STYLES.items():
-        heads = [results.heads[sink.layer][sink.head] for sink in sinks if sink.kind == kind]
-        heads = [head for head in heads if head.value is not None]
-        if not heads:
-            continue
-        style = {"s": 26, "color": PALETTE[color], "marker": marker, "label": f"{kind} ({len(heads)})"}
-        for ax, x, y in (
-            (norms, "value_others", "value"),
-            (kinds, "value_ratio", "output_share"),
-            (angles, "cosine_others", "cosine"),
-        ):
-            points = np.array([[_number(getattr(head, name)) for name in (x, y)] for head in heads])
-            ax.scatter(*points.T, **style)
-    low, high = _range(norms)
-    for ratio, line in ((1, "-"), (DRAINED, "--")):
-        norms.plot([low, high], [ratio * low, ratio * high], color="black", lw=1, ls=line)
+    named = {(sink.layer, sink.head): sink.kind for sink in sinks}
+    groups: dict[str, list[Head]] = {NO_SINK: [], **{kind: [] for kind in (*KINDS, CANNOT_TELL)}}
+    for layer, heads in enumerate(results.heads):
+        for number, head in enumerate(heads):
+            if head.value is not None:
+                groups[named.get((layer, number), NO_SINK)].append(head)
+    for (kind, heads), (color, marker) in zip(groups.items(), STYLES, strict=True):
+        style = {"s": 24, "color": color, "marker": marker, "label": f"{kind} ({len(heads)})"}
+        _scatter(norms, heads, "value_others", "value", style)
+        _scatter(angles, heads, "cosine_others", "cosine", style)
+        if kind != NO_SINK:
+            _scatter(kinds, heads, "value_ratio", "output_share", style)
     norms.set_xscale("log")
     norms.set_yscale("log")
+    for ratio, line in ((1, "-"), (DRAINED, "--")):
+        norms.axline((1, ratio), (10, 10 * ratio), color="black", lw=1, ls=line)
     norms.set_xlabel("|value| of other keys, mean")
     norms.set_ylabel("|value| of key 0")
     norms.set_title(f"value norms (lines: equal; {DRAINED:g} of it)", fontsize=10)
@@ -141,14 +132,10 @@ def values(result: Stored) -> Figure:
     return figure
 
 
-def _number(value) -> float:
-    """Of a head's number, or its mean."""
-    return float(getattr(value, "mean", value))
-
-
-def _range(ax: Axes) -> tuple[float, float]:
-    xs = [x for points in ax.collections for x, _y in points.get_offsets()]
-    return (min(xs) / 1.2, max(xs) * 1.2) if xs else (0.1, 1)
+def _scatter(ax: Axes, heads: list[Head], x: str, y: str, style: dict[str, Any]) -> None:
+    """Of two of the heads' numbers, or of their means."""
+    points = [[getattr(cell, "mean", cell) for cell in (getattr(head, x), getattr(head, y))] for head in heads]
+    ax.scatter(*np.array(points, dtype=float).reshape(-1, 2).T, **style)
 
 
 def secondary(result: Stored) -> Figure:

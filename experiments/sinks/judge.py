@@ -43,12 +43,10 @@ def judge(results: Results) -> Verdict:
                 untold += [test for test in tests if test.answer is None]
     counts = Counter(head.kind for head in sinks)
     kinds = {kind: counts[kind] for kind in (*KINDS, CANNOT_TELL)}
-    kind = _most(kinds) if sinks else None
-    shown = where in (FIRST, BOTH) and kind is not None
-    values = Values(where, kind, sinks, unclear, kinds)
-    return evidence.conclusion(
-        f"{where}; {kind}" if shown else where, RULE, values, [at_first, later, *untold[:UNTOLD]]
-    )
+    most = _most(kinds) if sinks else None
+    verdict = f"{where}; {most}" if most and where in (FIRST, BOTH) else where
+    values = Values(where, most, sinks, unclear, kinds)
+    return evidence.conclusion(verdict, RULE, values, [at_first, later, *untold[:UNTOLD]])
 
 
 def _where(at_first: bool | None, later: bool | None) -> str:

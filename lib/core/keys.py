@@ -48,7 +48,7 @@ class Reduced(NamedTuple):
 def reduced(attended: Attended) -> Reduced:
     n, key = attended.shape[2], None if attended.parts is None else normalize(wide(attended.parts.key), dim=3)
     around = None if key is None else torch.zeros_like(key)
-    own, on_first, own_counts, sees_first = [], [], [], []
+    of_queries: list[list[Tensor]] = []
     for first, probability, visible in attended.rows(AT_ONCE if attended.device.type == "cpu" else ON_ACCELERATOR):
         last = probability.shape[3]
         if first == 0:
@@ -56,22 +56,14 @@ def reduced(attended: Attended) -> Reduced:
             counts = torch.zeros((len(visible), 1, n), dtype=torch.int32, device=visible.device)
         on_keys[..., :last] += probability.sum(2)
         counts[..., :last] += visible.sum(2, dtype=torch.int32)
-        for parts, of in ((own, probability), (own_counts, visible)):
-            parts.append(of[..., first:].diagonal(dim1=2, dim2=3).clone())  # a view would keep all rows
-        for parts, of in ((on_first, probability), (sees_first, visible)):
-            parts.append(of[..., 0].clone())
+        diagonals = [rows[..., first:].diagonal(dim1=2, dim2=3) for rows in (probability, visible)]
+        to_first = [rows[..., 0] for rows in (probability, visible)]
+        of_queries.append([part.clone() for part in (*diagonals, *to_first)])  # views would keep all rows
         if key is not None and around is not None:
             others = visible[..., 1:].to(key.dtype)
             around[:, :, first:last] = others @ key[:, :, 1:last] / others.sum(3, keepdim=True).clamp(min=1)
-    return Reduced(
-        on_keys=on_keys,
-        own=torch.cat(own, 2),
-        on_first=torch.cat(on_first, 2),
-        counts=counts,
-        own_counts=torch.cat(own_counts, 2).to(counts.dtype),
-        sees_first=torch.cat(sees_first, 2),
-        around=around,
-    )
+    own, own_visible, on_first, sees_first = (torch.cat(parts, 2) for parts in zip(*of_queries, strict=True))
+    return Reduced(on_keys, own, on_first, counts, own_visible.to(counts.dtype), sees_first, around)
 
 
 def split(parts: Parts, seen: Reduced) -> list[Tensor]:
@@ -163,7 +155,8 @@ class KeyMeans:
 
     def gather(self) -> None:
         """Take in the windows of all processes; call it after the last batch."""
-        self.rates, self.heads, self.by_layer = processes.merged([self.rates, self.heads, self.by_layer])
+        own: list[Any] = [self.rates, self.heads, self.by_layer]
+        self.rates, self.heads, self.by_layer = processes.merged(own)
 
 
 class LikeFirst:
@@ -218,7 +211,8 @@ class LikeFirst:
 
     def gather(self) -> None:
         """Take in the windows of all processes; call it after the last batch."""
-        self.found, self.between, self.counts = processes.merged([self.found, self.between, self.counts])
+        own: list[Any] = [self.found, self.between, self.counts]
+        self.found, self.between, self.counts = processes.merged(own)
 
 
 def between(changes: np.ndarray) -> tuple[int, int]:
