@@ -143,7 +143,8 @@ def secondary(result: Stored) -> Figure:
     results = result.results
     n_layers = len(results.heads)
     of_input = {name: [one for one in results.secondary if one.input == name][:SHOWN] for name in results.inputs}
-    size = (1.5 + (2.8 + 0.06 * n_layers) * len(of_input), 2.6 + 0.27 * max(2, *map(len, of_input.values())))
+    most = max(2, *map(len, of_input.values()))
+    size = (1.5 + (2.8 + 0.06 * n_layers) * len(of_input), 2.6 + 0.27 * most)
     figure, axes = make_axes(1, len(of_input), size=size, squeeze=False)
     for ax, (name, rows) in zip(axes[0], of_input.items(), strict=True):
         common = max((b for b in results.between if b.input == name), key=lambda between: between.windows)
@@ -156,7 +157,7 @@ def secondary(result: Stored) -> Figure:
             ax.text(0.5, 0.5, "none", transform=ax.transAxes, ha="center")
         names = [f"'{shortened(row.token, 14)}' at {row.position} ({row.times})" for row in rows]
         ax.set_yticks(range(len(rows)), names, fontsize=8)
-        ax.set_ylim(max(2, len(rows)) - 0.4, -0.6)
+        ax.set_ylim(most - 0.4, -0.6)
         ax.set_xlim(-0.5, n_layers - 0.5)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_xlabel("layer (block output)")
