@@ -2,12 +2,15 @@
 
 import copy
 import sys
+import weakref
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
@@ -16,7 +19,7 @@ from lib.core.keys import ATTENDS, SPLIT
 from lib.core.on_device import OnDevice
 from lib.model import attention, attention_rows, hooks
 from tests import every_type, reference
-from tests.conftest import HEADS, LAYERS, language_model, logits, planted_model, tiny_model, token_ids
+from tests.conftest import HEADS, LAYERS, POSITIONS, language_model, logits, planted_model, tiny_model, token_ids
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -201,8 +204,9 @@ def test_others_that_watch_softmax_do_not_see_the_rows():
             hooks.forward(lm, ids)
 
 
-def test_secondary_sinks_equal_those_of_hidden_states(tokenizer, monkeypatch):
-    monkeypatch.setattr(keys, "ALIKE", 0.4)
+@pytest.mark.parametrize("alike", [0.01, 0.1, 0.4])
+def test_secondary_sinks_equal_those_of_hidden_states(alike, tokenizer, monkeypatch):
+    monkeypatch.setattr(keys, "ALIKE", alike)
     lm = language_model(planted_model("gpt2"), tokenizer)
     ids = token_ids(4, 12)
     ids[:, 0] = 7  # SPIKE_TOKEN
@@ -229,7 +233,7 @@ def test_secondary_sinks_equal_those_of_hidden_states(tokenizer, monkeypatch):
         for position in range(1, 12):
             like = [
                 layer for layer in range(rise, last + 1)
-                if abs(cosine(hidden[layer + 1][window, position], hidden[layer + 1][window, 0])) > 0.4
+                if abs(cosine(hidden[layer + 1][window, position], hidden[layer + 1][window, 0])) > alike
             ]  # fmt: skip
             if like:
                 found += 1
@@ -250,3 +254,44 @@ def test_longest_run():
 )
 def test_between_the_largest_rise_and_the_largest_fall_after_it(changes, expected):
     assert keys.between(np.array(changes)) == expected
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the largest number of values that a tensor has."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = 0
+
+    def __torch_dispatch__(self, operation, _types, args=(), kwargs=None):
+        output = operation(*args, **(kwargs or {}))
+        for value in output if isinstance(output, (tuple, list)) else [output]:
+            self.values = max(self.values, value.numel() if isinstance(value, torch.Tensor) else 0)
+        return output
+
+
+def test_no_map_is_made(monkeypatch):
+    monkeypatch.setattr(keys, "AT_ONCE", 8 * HEADS * POSITIONS)
+    lm, ids = language_model(tiny_model("llama")), token_ids(1, POSITIONS)
+    largest = {}
+    for name, watching in (
+        ("bare", nullcontext()),
+        ("rows", attention_rows.watch_rows(lm, keys.KeyMeans(lm.arch, [0.3], OnDevice()).update)),
+    ):
+        with watching, Largest() as seen:
+            hooks.forward(lm, ids)
+        largest[name] = seen.values
+    assert largest["rows"] <= max(largest["bare"], 8 * HEADS * POSITIONS) < HEADS * POSITIONS**2
+
+
+def test_rows_are_let_go(monkeypatch):
+    """Each is of an array of NumPy's, which lives as long as something looks at it."""
+    monkeypatch.setattr(keys, "AT_ONCE", 2 * 8)
+    arrays = []
+
+    def rows_of(first, last):
+        arrays.append(weakref.ref(array := np.ones((1, 2, last - first, last), dtype=np.float32)))
+        assert sum(array() is not None for array in arrays) <= 2
+        return attention_rows.Rows(first, torch.from_numpy(array), torch.ones(1, 1, last - first, last).bool())
+
+    keys.reduced(attention_rows.Attended((1, 2, 8), torch.device("cpu"), None, rows_of))
