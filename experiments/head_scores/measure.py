@@ -8,7 +8,6 @@ from msgspec import UNSET
 from experiments.head_scores.results import Results
 from lib.core import definitions, sinks
 from lib.core.data import Windows
-from lib.core.evidence import Average
 from lib.model.models import LanguageModel
 
 NEIGHBOURS = 10
@@ -20,18 +19,9 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     seqlen, draws = windows.ids.shape[1], windows.draws(options.seed)
     ranking = sinks.rank(heads.scores.mean(0))
     highest = np.stack([heads.scores[:, head.layer, head.head] for head in ranking[:NEIGHBOURS]], axis=1)
-
-    def by_head(values: np.ndarray) -> list[list[Average]]:
-        """A list for each layer, empty where it has no heads."""
-        rows: list[list[Average]] = [[] for _ in range(values.shape[1])]
-        layers, numbers = np.nonzero(np.isfinite(values).all(0))
-        for layer, average in zip(layers, draws.averages(values[:, layers, numbers]), strict=True):
-            rows[layer].append(average)
-        return rows
-
     return Results(
-        scores=by_head(heads.scores),
-        scores_without_first_query=by_head(heads.later),
+        scores=sinks.by_head(heads.scores, draws),
+        scores_without_first_query=sinks.by_head(heads.later, draws),
         ranking=ranking,
         uniform=sum(1 / seen for seen in range(1, seqlen + 1)) / seqlen,
         floor=1 / seqlen,
@@ -39,6 +29,6 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
         sink_rate=draws.averages(heads.sink_rates()),
         sink_epsilon=definitions.SINK_EPSILON,
         sink_window=min(definitions.SINK_WINDOW, seqlen),
-        learned_scores=by_head(learned.scores) if learned else UNSET,
+        learned_scores=sinks.by_head(learned.scores, draws) if learned else UNSET,
         learned_sink_rate=draws.averages(sinks.rates(learned.window)) if learned else UNSET,
     )

@@ -8,9 +8,10 @@ import torch
 
 from lib.core.data import Windows
 from lib.core.definitions import ALL, SINK_EPSILON, SINK_WINDOW
+from lib.core.evidence import Average
 from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.results import FirstTokenLogits, HeadScore
-from lib.core.stats import Samples
+from lib.core.stats import Draws, Samples
 from lib.model import attention, hooks
 from lib.model.arch import Architecture
 from lib.model.finite import require_finite
@@ -184,6 +185,15 @@ class LearnedSinks(_ByHead):
 def rates(probabilities: np.ndarray, epsilon: float = SINK_EPSILON) -> np.ndarray:
     """(sequences,) share of the heads over `epsilon`, of (sequences, layers, heads); NaN is no head."""
     return (probabilities > epsilon).sum((1, 2)) / np.isfinite(probabilities).sum((1, 2))
+
+
+def by_head(values: np.ndarray, draws: Draws) -> list[list[Average]]:
+    """[layer][head] of (sequences, layers, heads), NaN where there is no head."""
+    rows: list[list[Average]] = [[] for _ in range(values.shape[1])]
+    layers, numbers = np.nonzero(np.isfinite(values).all(0))
+    for layer, average in zip(layers, draws.averages(values[:, layers, numbers]), strict=True):
+        rows[layer].append(average)
+    return rows
 
 
 def rank(scores: Iterable[Iterable[float]]) -> list[HeadScore]:
