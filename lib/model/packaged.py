@@ -78,7 +78,7 @@ def _installed(model: Packaged) -> Path | None:
         return None
     ((package, part),) = model.parts.items()
     spec = importlib.util.find_spec(module(package))
-    return Path(spec.origin).with_name(part) if spec and spec.origin else None
+    return Path(spec.origin).parent / part if spec and spec.origin else None
 
 
 def _require_room(name: str, folder: Path) -> None:
