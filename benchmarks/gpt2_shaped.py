@@ -23,7 +23,7 @@ def main(folder):
         return
     torch.manual_seed(SEED)
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config())
-    tokenizer = models.load(cli.Options(model=models.PACKAGED, device="cpu")).tokenizer
+    tokenizer = models.load(cli.Options(model="smollm2-135m", device="cpu")).tokenizer
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as unfinished:
         ready = Path(unfinished) / "model"

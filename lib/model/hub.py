@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from lib.run import packages
 from lib.run.errors import UserError, cause, chain
 
 RUN_OFFLINE = "to run without it: --model smollm2-135m --dataset python-docs, or local files"
@@ -91,17 +92,19 @@ def why_not(name: str, error: BaseException, what: str = "model", revision: str 
     errors = chain(error)
     kinds = {kind.__name__ for link in errors for kind in type(link).__mro__}
     named = f"{what} '{name}'"
+    packaged = f"; packaged models: {packages.NAMES}" if what == "model" else ""
     if (path := _unwritable(errors)) is not None:
         return f"cannot keep {named} in the hub's cache: {path}; set HF_HOME to a folder that can be written"
     if (why := _why_offline()) and kinds & {*OUT_OF_REACH, "ConnectionError"}:
         missing = f"no such {what} folder: {name}" if os.path.isdir(os.path.dirname(name)) else f"unknown {named}"
         return (
             f"{missing}: it is not here, nor in the hub's local cache, and we cannot reach the Hugging Face hub "
-            f"({why}); {RUN_OFFLINE}"
+            f"({why}); {RUN_OFFLINE}{packaged}"
         )
     for kind, meant in MEANT.items():
         if kind in kinds:
-            return meant.format(named, revision=revision or "main")
+            told = meant.format(named, revision=revision or "main")
+            return told + packaged if kind == "RepositoryNotFoundError" else told
     status = next((s for link in errors if (s := getattr(getattr(link, "response", None), "status_code", None))), None)
     if status is not None and (status in STATUS or status >= 500):
         return f"cannot load {named}: {STATUS.get(status, f'the hub has a fault ({status}); try again later')}"

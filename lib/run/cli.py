@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
-from lib.run import command, processes, terminal
+from lib.run import command, packages, processes, terminal
 from lib.run.errors import UserError, cause
 
 Value = TypeVar("Value")
@@ -31,9 +31,6 @@ def flag(default: Value, help: str, **argparse_options: object) -> Value:
 
 def batch_size(text: str) -> int | str:
     return text if text == "auto" else int(text)
-
-
-PACKAGED = "smollm2-135m"
 
 
 def path(text: str) -> Path:
@@ -58,7 +55,7 @@ class Options:
 
     typed: ClassVar[frozenset[str]] = frozenset()
     beside_replot: ClassVar[frozenset[str]] = frozenset({"replot", "savedir", "offline"})
-    model: str = flag("gpt2", "hub id, local folder, .gguf file, or smollm2-135m (packaged, needs no network)")
+    model: str = flag("gpt2", f"hub id, local folder, .gguf file, or packaged (needs no hub): {packages.NAMES}")
     revision: str | None = flag(None, "branch, tag or commit of a hub model")
     tokenizer: str | None = flag(None, "hub id or local folder of the tokenizer, where it is not the model's own")
     trust_remote_code: bool = flag(False, "run the code that a model or a tokenizer brings along", action="store_true")
@@ -105,7 +102,7 @@ class Options:
 
     def idle(self) -> dict[str, str]:
         """{field: why it would do nothing here}; typed, it is refused, or noted if it is OF_EVERY_SCRIPT."""
-        if self.model == PACKAGED or Path(self.model).suffix.lower() == ".gguf" or os.path.isdir(self.model):
+        if self.model in packages.MODELS or Path(self.model).suffix.lower() == ".gguf" or os.path.isdir(self.model):
             return {"revision": f"'{self.model}' is not on the hub"}
         return {}
 

@@ -1,6 +1,7 @@
 """Where this project keeps files of its own between runs, or for one run where it may not keep any."""
 
 import functools
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -15,6 +16,14 @@ def cache() -> Path:
     return folder if folder is not None and _writable(folder) else Path(_temporary().name)
 
 
+def lasting() -> Path:
+    """The cache, for what must stay there. Raises UserError if it cannot be written."""
+    folder = _lasting()
+    if folder is None or not _writable(folder):
+        raise UserError(f"{folder or 'the cache'} cannot be written; set XDG_CACHE_HOME to a folder that can be")
+    return folder
+
+
 def find(name: str) -> Path:
     """Path of a file or folder in the cache: where it is, though nothing else may be written there, or where to make
     it."""
@@ -22,6 +31,11 @@ def find(name: str) -> Path:
     if folder is not None and os.path.lexists(folder / name):
         return folder / name
     return cache() / name
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _lasting() -> Path | None:

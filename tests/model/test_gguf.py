@@ -15,7 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from lib.model import gguf_file, gguf_formats, gguf_tokenizer, models
+from lib.model import gguf_file, gguf_formats, gguf_tokenizer, models, packaged
 from lib.run.checkout import ROOT
 from lib.run.cli import Options, UserError
 from tests.conftest import HEADS, HIDDEN, gguf_name, logits, make_tokenizer, tiny_model, token_ids
@@ -94,8 +94,8 @@ def holds(folder, expected):
 @pytest.mark.real
 def test_the_packaged_model_is_what_is_in_its_gguf_file(monkeypatch, smollm2):
     monkeypatch.undo()  # the cache that the model was loaded from
-    folder = models._converted(models.PACKAGED, models.PACKAGED_SHA256, list)
-    assert holds(folder, gguf_tensors(models._packaged_gguf(), smollm2.arch.head_dims[0]))
+    folder = models._converted("smollm2-135m", smollm2.source["gguf_sha256"], list)
+    assert holds(folder, gguf_tensors(packaged.gguf("smollm2-135m"), smollm2.arch.head_dims[0]))
 
 
 def test_two_processes_dequantise_at_once(tiny_gguf, tmp_path):

@@ -11,8 +11,7 @@ import gguf
 import pytest
 import torch
 
-from lib.model import gguf_tokenizer, models
-from lib.run.cli import Options
+from lib.model import gguf_tokenizer, packaged
 from tests.conftest import make_tokenizer, save_gguf, tiny_model
 from tests.model.test_gguf import metadata, rewritten
 
@@ -67,8 +66,7 @@ def test_tokens_of_every_pre_tokenizer(pre, tmp_path):
 @pytest.mark.real
 def test_the_packaged_model(smollm2):
     """Its activations are quantised in llama.cpp, so that its probabilities are close, not the same."""
-    witness = LlamaCpp(models._packaged_gguf())
-    assert models.load(Options(model="smollm2-135m", device="cpu")).source["gguf_sha256"] == models.PACKAGED_SHA256
+    witness = LlamaCpp(packaged.gguf("smollm2-135m"))
     for text in TEXTS:
         assert ours(smollm2.tokenizer, text) == witness.tokens(text), text
     for n in (5, 50, 300):
