@@ -64,7 +64,8 @@ def look(lm: LanguageModel, windows: Windows, place: Place, batch_size: int) -> 
             def see(layer: int, value: Chosen, kept: OnDevice = kept, here: torch.Tensor = here) -> None:
                 module = lm.arch.module(layer, "experts")
                 size, sent = experts.largest_outputs(module, value).flatten(), value.experts.flatten()
-                none, one = size.new_zeros(experts.count(module)), torch.ones_like(size, dtype=torch.float32)
+                n_experts, _width = experts.sizes(module)
+                none, one = size.new_zeros(n_experts), torch.ones_like(size, dtype=torch.float32)
                 kept.keep(("largest", layer), none.scatter_reduce(0, sent, size, "amax"))
                 kept.keep(("tokens", layer), none.to(one.dtype).scatter_add(0, sent, one))
                 at_place = value.at(here.to(value.hidden.device))
@@ -303,7 +304,7 @@ def _at_place(expert: Expert, seen: Seen, writes: Mapping[Expert, np.ndarray], p
     is_it = seen.chosen == expert.expert
     sent = is_it.any(1) & here
     if not sent.any():
-        return {}
+        return {"write": place.draws.of(here).averages(np.zeros(here.sum()))}
     weights = np.where(is_it, seen.weights, 0).sum(1)
     return {
         "write": place.draws.of(here).averages(writes[expert][here]),

@@ -68,8 +68,8 @@ class MeasuredExpert:
     over dims and these tokens; None where there are none. super: by SUPER of lib.core.definitions.
 
     Of the windows that have the spike (of all, if none has), at the place: write, the mean of what it adds to the dim,
-    with its routing weight; routed, the share whose token is sent to it; weight, its mean routing weight there. Absent
-    where none is sent; routed and weight of shared experts, too.
+    with its routing weight; routed, the share whose token is sent to it; weight, its mean routing weight there. These
+    two are absent where none is sent, and of shared experts.
 
     tried: why it is off in a run, "candidate", "backup" (it writes where the candidates are off) or "random". off: it
     alone, the other weights as they were; off_renormalised: their sum as it was; alone: all candidates and backups are
@@ -81,7 +81,7 @@ class MeasuredExpert:
     share_of_tokens: float
     largest_output: float | None
     super: bool
-    write: Average | UnsetType = UNSET
+    write: Average
     routed: Average | UnsetType = UNSET
     weight: Average | UnsetType = UNSET
     tried: Tried | UnsetType = UNSET
@@ -128,8 +128,7 @@ class Results:
 
     def writes_much(self, row: MeasuredExpert) -> bool:
         """Whether it writes CANDIDATE of the peak at the place."""
-        write = given(row.write)
-        return write is not None and abs(write.mean) >= CANDIDATE * self.peak
+        return abs(row.write.mean) >= CANDIDATE * self.peak
 
     @property
     def random(self) -> list[MeasuredExpert]:

@@ -57,7 +57,7 @@ def _experts(results: Results) -> str:
             "yes" if row.super else "no",
             _cell(given(row.routed)),
             _cell(given(row.weight)),
-            _cell(given(row.write), True),
+            _cell(row.write, True),
             given(row.tried) or "no",
         ]
         for row in rows[:LISTED]

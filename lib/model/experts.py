@@ -58,11 +58,6 @@ def called_with(
     return tuple(given[: len(args)]), dict(zip(kwargs, given[len(args) :], strict=True))
 
 
-def count(module: torch.nn.Module) -> int:
-    """How many experts a module has."""
-    return len(cast(Tensor, module.down_proj))
-
-
 def without(of: Chosen, off: Tensor, renormalised: Tensor) -> Tensor:
     """(tokens, k) routing weights with experts off, in a batch of as many versions, one after the other.
 

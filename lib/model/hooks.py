@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lib.model import experts
 from lib.model.arch import SHARED, Architecture
-from lib.model.experts import Chosen, Off, called_with, chosen, count, without
+from lib.model.experts import Chosen, Off, called_with, chosen, without
 from lib.model.skipping import attention_skipped, forward_replaced, mlp_skipped
 from lib.model.trace import first_key
 from lib.run.errors import UserError
@@ -278,7 +278,8 @@ def experts_off(arch: Architecture, *versions: Off) -> AbstractContextManager[No
             if expert is None:
                 shared.setdefault(layer, torch.zeros(len(versions), dtype=torch.bool))[version] = True
             else:
-                shape = len(versions), count(arch.module(layer, "experts"))
+                n_experts, _width = experts.sizes(arch.module(layer, "experts"))
+                shape = len(versions), n_experts
                 off.setdefault(layer, torch.zeros(shape, dtype=torch.bool))[version, expert] = True
     renormalised = torch.tensor([these.renormalised for these in versions])
 

@@ -315,7 +315,7 @@ def without_weights(of):
 
 
 def of_the_next_expert(module, of):
-    return replace(of, experts=(of.experts + 1) % experts.count(module))
+    return replace(of, experts=(of.experts + 1) % experts.sizes(module)[0])
 
 
 def weight_forgotten_in_the_ledger(patch):
