@@ -33,7 +33,7 @@ def judge(results: Results) -> Verdict:
     for layer, of_layer in enumerate(results.heads):
         for number, head in enumerate(of_layer):
             name = f"{layer}.{number}"
-            is_sink = Test(f"{name}: probability", head.probability, "above", results.epsilon, "family95")
+            is_sink = _is_sink(name, head, results.epsilon)
             if is_sink.answer is None:
                 unclear += 1
                 untold.append(is_sink)
@@ -53,6 +53,16 @@ def _where(at_first: bool | None, later: bool | None) -> str:
     if at_first is None or later is None:
         return CANNOT_TELL
     return {(True, False): FIRST, (True, True): BOTH, (False, True): ELSEWHERE, (False, False): NONE}[at_first, later]
+
+
+def kind(head: Head, epsilon: float) -> str | None:
+    """Of its sink at the first key; None if it has none there."""
+    has_sink = _is_sink("", head, epsilon).answer
+    return CANNOT_TELL if has_sink is None else _kind("", head)[0] if has_sink else None
+
+
+def _is_sink(name: str, head: Head, epsilon: float) -> Test:
+    return Test(f"{name}: probability", head.probability, "above", epsilon, "family95")
 
 
 def _kind(name: str, head: Head) -> tuple[str, list[Test]]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from msgspec import UNSET
 
+from experiments.sinks import judge
 from experiments.sinks.results import NATURAL, REPEATED, Between, Head, Input, Key, Results, Secondary
 from lib.core import data, sinks
 from lib.core.data import Windows
@@ -59,7 +60,10 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
         least=SINK_QUERIES,
         seqlen=seqlen,
         inputs=inputs.pop(seqlen),
-        heads=first.heads(first_draws),
+        heads=[
+            [replace(head, kind=judge.kind(head, epsilons[0])) for head in of_layer]
+            for of_layer in first.heads(first_draws)
+        ],
         secondary=secondary,
         between=between,
         lengths=inputs or UNSET,

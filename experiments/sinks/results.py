@@ -56,7 +56,8 @@ class Head:
 
     value_ratio: its value's norm to the mean of other keys', as ratio of sums; output_share: what it gives of the
     head's output, along the output, as ratio of sums. cosine, cosine_others: of queries with its key, and with the
-    other keys that they see. query, key, key_others, value, value_others: mean norms.
+    other keys that they see. query, key, key_others, value, value_others: mean norms. kind: of judge.KINDS, cannot
+    tell, or None where it has no sink there; for others to read, while `judge` looks anew.
     """
 
     probability: Average
@@ -69,6 +70,7 @@ class Head:
     key_others: float | None = None
     value: float | None = None
     value_others: float | None = None
+    kind: str | None = None
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,10 @@ def test_the_first_value_tells_a_no_op_from_a_broadcast(factor, kind):
     verdict = judge.judge(results)
     readers = {*built.truth.readers}
     assert {sink.kind for sink in verdict.values.sinks if (sink.layer, sink.head) in readers} == {kind}
+    told = {(i, h): head.kind for i, row in enumerate(results.heads) for h, head in enumerate(row) if head.kind}
+    assert told == {(sink.layer, sink.head): sink.kind for sink in verdict.values.sinks} | {
+        name: kind for name, kind in told.items() if kind == CANNOT_TELL
+    }
 
 
 def cell(low, high):
