@@ -20,6 +20,7 @@ from lib.core.definitions import LEVEL, RESAMPLES
 from lib.core.evidence import Average, Interval, Perplexity
 
 CELLS_AT_ONCE = 2**22  # resampled values held at the same time
+DRAWS_AT_ONCE = 512
 LEAST_ERROR = 1 / 3
 
 Averages: TypeAlias = Any  # an Average, or lists of them, as deep as the values have further axes
@@ -160,7 +161,7 @@ def _intervals(
     for start in range(0, cells, step):
         some = slice(start, start + step)
         over, under = above[:, some], below[:, some]
-        drawn = (counts @ over) / (counts @ under)
+        drawn = _resampled(counts, over) / _resampled(counts, under)
         limits.append(_bca(drawn, over, under, means[some], wide))
         if family:
             error, studentised = _studentised(counts, drawn, over, under, means[some])
@@ -182,9 +183,20 @@ def _limits(pairs: np.ndarray) -> list[Interval]:
 @functools.lru_cache(maxsize=1)  # every table of an experiment asks for the same
 def _drawn(n: int, times: int, seed: int) -> tuple[np.ndarray, float]:
     """((times, n) how often each of n documents is drawn, the normal quantile that intervals reach to)."""
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=times).astype(np.float64)
+    rng, counts = np.random.default_rng(seed), np.empty((times, n), np.min_scalar_type(n))
+    for part in _parts(counts):
+        part[:] = rng.multinomial(n, np.full(n, 1 / n), size=len(part))
     counts.flags.writeable = False
     return counts, np.sqrt(n / (n - 1)) * t.ppf((1 + LEVEL) / 2, n - 1)
+
+
+def _parts(counts: np.ndarray) -> list[np.ndarray]:
+    return [counts[start : start + DRAWS_AT_ONCE] for start in range(0, len(counts), DRAWS_AT_ONCE)]
+
+
+def _resampled(counts: np.ndarray, sums: np.ndarray) -> np.ndarray:
+    """(draws, cells) of (documents, cells) sums, without all `counts` in float64: memory hardly grows with windows."""
+    return np.concatenate([part.astype(np.float64) @ sums for part in _parts(counts)])
 
 
 def _studentised(
@@ -197,8 +209,8 @@ def _studentised(
     """
     total = below.sum(0)
     error = np.sqrt(((above - means * below) ** 2).sum(0)) / abs(total)
-    squares = counts @ above**2 - 2 * drawn * (counts @ (above * below)) + drawn**2 * (counts @ below**2)
-    own = np.sqrt(np.maximum(squares, 0)) / abs(counts @ below)
+    of_above, mixed, of_below = (_resampled(counts, part) for part in (above**2, above * below, below**2))
+    own = np.sqrt(np.maximum(of_above - 2 * drawn * mixed + drawn**2 * of_below, 0)) / abs(_resampled(counts, below))
     flat = error <= 1e-12 * abs(means)
     return np.where(flat, 0, error), np.where(flat, 0, drawn - means) / np.maximum(
         own, np.where(flat, 1, LEAST_ERROR * error)

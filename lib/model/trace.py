@@ -56,7 +56,7 @@ class Block:
 def first_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str | None:
     """Where among a module's arguments is what it takes: the first tensor of numbers."""
     named = (*(["hidden_states"] if "hidden_states" in kwargs else []), *kwargs)
-    values = (*enumerate(args), *((name, kwargs[name]) for name in named))
+    values: list[tuple[int | str, Any]] = [*enumerate(args), *((name, kwargs[name]) for name in named)]
     return next((key for key, value in values if isinstance(value, Tensor) and value.is_floating_point()), None)
 
 
