@@ -31,7 +31,7 @@ def _experts_off(results: Results, values: Values) -> list[str]:
     place, label = left.places[0], results.conditions["all_experts_off"].label
     exact = tables.exact_text(left.first_tokens) if left.first_tokens else ""
     retained = f"retained {tables.interval(place.retained)} of dim {place.dim}"
-    return [f"With {label}: {retained}, so it {values.experts_off}\n{exact}"]
+    return [f"With {label}: {values.experts_off}, {retained}\n{exact}"]
 
 
 def places_table(places: Sequence[AblatedPlace], words: Sequence[PlaceWord], at_most: int = 12) -> str:

@@ -139,8 +139,10 @@ class Architecture:
     def require_experts(self) -> None:
         """Raise UserError if no layer has a mixture of experts."""
         if not self.with_role("experts"):
-            why = next((f" that can be told apart: {parts.inner}" for parts in self.layers if parts.inner), "")
-            raise UserError(f"this model has no mixture of experts{why}")
+            unknown = [parts for parts in self.layers if parts.inner or (parts.others and parts.mlp_write is None)]
+            why = [parts.inner or f"{', '.join(parts.others)} may be one" for parts in unknown]
+            known = f" whose experts can be told apart: {why[0]}" if why else ""
+            raise UserError(f"this model has no mixture of experts{known}")
 
     def require_neurons(self, layer: int) -> None:
         """Raise UserError if the layer is out of range, or has no MLP whose neurons are known."""

@@ -277,10 +277,14 @@ def test_all_of_them():
     assert all(isinstance(row.alone, Run) for row in reached)
 
 
-def test_a_model_without_mixtures_is_refused(monkeypatch):
-    lm = every_type.loaded("llama")
+@pytest.mark.parametrize(
+    ("model_type", "why"),
+    [("llama", "$"), ("llama4_text", " whose experts can be told apart: feed_forward may be one$")],
+)
+def test_a_model_without_known_mixtures_is_refused(monkeypatch, model_type, why):
+    lm = every_type.loaded(model_type)
     monkeypatch.setattr(hooks, "forward", None)
-    with pytest.raises(UserError, match="this model has no mixture of experts"):
+    with pytest.raises(UserError, match=f"this model has no mixture of experts{why}"):
         exp8_experts.run(lm, windows_of(IDS), OPTIONS)
 
 
