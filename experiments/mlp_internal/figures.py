@@ -91,7 +91,7 @@ def _neuron_bars(ax: Axes, rows: Sequence[Neuron], values: Sequence[float], colo
 
 
 def activation_function_impact(result: Stored) -> Figure:
-    """The followed output and the perplexity with the activation function of this layer replaced."""
+    """The followed output and the perplexity with the activation function of this layer replaced, where it can be."""
     results = result.results
     replaced = list(results.replaced.values())
     figure, (place, loss) = make_axes(1, 2, size=(10, 4.4))
@@ -111,5 +111,7 @@ def activation_function_impact(result: Stored) -> Figure:
     loss.set_ylabel("perplexity (black: 95 %)")
     for ax in (place, loss):
         ax.set_xticks(range(len(labels)), labels)
-    figure.suptitle(make_title(result, f"Another activation function in the MLP of layer {results.layer}"), fontsize=11)
+    which = "Another" if len(replaced) > 1 else "No other"
+    title = make_title(result, f"{which} activation function in the MLP of layer {results.layer}")
+    figure.suptitle(title, fontsize=11)
     return figure

@@ -67,7 +67,7 @@ def summarise(result: Stored) -> str:
             f"All contributions {tables.number(check.sum, True)} + bias {tables.number(check.bias, True)} = "
             f"{tables.number(check.sum + check.bias, True)}; output of the {output} "
             f"{tables.number(check.output, True)}; relative error {tables.number(check.relative_error)}",
-            f"Largest activation of a neuron there, in parts of the output: {largest}",
+            f"Largest {activation} of a neuron there, in parts of the output: {largest}",
             "",
             "For contrast, the largest weights to this dim, whatever the neurons do (this is no contribution)",
             tables.table(["neuron", "weight", activation, "contribution", "share", "rank"], by_weight),

@@ -196,7 +196,8 @@ def activation_does_not_matter(measured: Measured) -> Judged:
     "windows: exact)",
 )
 def one_value_runs_through(measured: Measured) -> Judged:
-    maxima = [point.at for point in measured.mlp_internal.results.checkpoints if point.name != "block_output"]
+    points = measured.mlp_internal.results.checkpoints
+    maxima = [point.at for point in points if point.name not in ("routing", "block_output")]
     different = len({(largest.sequence, largest.position) for largest in maxima})
     test = Test("different tokens", evidence.exact(different), "below", 1.5)
     return [test], {"different tokens": different, "checkpoints": len(maxima)}

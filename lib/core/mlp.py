@@ -122,22 +122,22 @@ class Routed:
                 stack.enter_context(hooks.watch_inputs(self.arch, DOWN, keep(DOWN), [self.layer]))
             yield
 
-    @torch.inference_mode()
     def at(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         """Of these of the batch x seq tokens, float32: WEIGHTED: (n, neurons) routing weight x activation. BIASES: (n,
         hidden) what biases of down projections give."""
         if self.chosen is None:
             return {}
-        module, here = self.arch.module(self.layer, "experts"), self.chosen.at(tokens)
-        weighted, biases = experts.weighted(module, here), experts.biases(module, here)
-        if self.parts.shared is not None:
-            seen = {role: value[tokens.to(value.device)].float() for role, value in self.seen.items()}
-            left, shared = seen["experts_sum"] - seen["experts"], seen["shared_expert"]
-            factor = (left * shared).sum(1, keepdim=True) / shared.square().sum(1, keepdim=True).clamp_min(1e-30)
-            weighted = torch.cat([weighted, factor * seen[DOWN]], dim=1)
-            bias = self.arch.bias(self.layer, DOWN)
-            biases = biases if bias is None else biases + factor * bias.float()
-        return {WEIGHTED: weighted, BIASES: biases}
+        with torch.inference_mode():
+            module, here = self.arch.module(self.layer, "experts"), self.chosen.at(tokens)
+            weighted, biases = experts.weighted(module, here), experts.biases(module, here)
+            if self.parts.shared is not None:
+                seen = {role: value[tokens.to(value.device)].float() for role, value in self.seen.items()}
+                left, shared = seen["experts_sum"] - seen["experts"], seen["shared_expert"]
+                factor = (left * shared).sum(1, keepdim=True) / shared.square().sum(1, keepdim=True).clamp_min(1e-30)
+                weighted = torch.cat([weighted, factor * seen[DOWN]], dim=1)
+                bias = self.arch.bias(self.layer, DOWN)
+                biases = biases if bias is None else biases + factor * bias.float()
+            return {WEIGHTED: weighted, BIASES: biases}
 
 
 def activation_name(arch: Architecture, layer: int, shared: str = "") -> str:

@@ -434,6 +434,7 @@ BORN_BEFORE = both(change(BIRTH, None), change("exp3.place.plateau", [-1, 6]))  
 NOTHING = change("exp3.place.massive", False)
 NOISE = both(*(change(f"exp7.heads.{i}.zero.loss", cell(0.0)) for i in range(3, 24)))
 COUNTERFACTUAL = "exp5.conclusion.values.counterfactual."
+ACTUAL = {"actual": HOLDS["exp2c"]["replaced"]["actual"]}  # as of experts whose activation function is no module
 UNTOLD = {  # row: [(a change after which nothing can be judged, a word of the reason)]
     "size": [(change("layerwise.massive", []), "nothing is massive")],
     "phases": [(NOTHING, "nothing is massive")],
@@ -475,7 +476,11 @@ UNTOLD = {  # row: [(a change after which nothing can be judged, a word of the r
         ),
         (both(change(BIRTH, None), change("exp3.conclusion.verdict", "no single component")), "no single component"),
     ],
-    **{row: [(HEAD_BORN, "no MLP is sure to")] for row in ("9", "9b", "10", "10b")},
+    **{
+        row: [(HEAD_BORN, "no MLP is sure to"), (change("exp2c.replaced", ACTUAL), "cannot be replaced")]
+        for row in ("9", "9b")
+    },
+    **{row: [(HEAD_BORN, "no MLP is sure to")] for row in ("10", "10b")},
     "11": [(NOTHING, "nothing is massive"), (change("exp3.drop", None), "nothing to drop")],
     "12": [(NOTHING, "nothing is massive")],
     "13": [(NOTHING, "nothing is massive")],

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import json
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -25,7 +26,7 @@ from lib.model.arch import Architecture
 from lib.model.models import LanguageModel
 from lib.report import figures, result_files
 from lib.run.errors import UserError
-from tests import every_type
+from tests import every_type, pretend
 from tests.core.test_sweep import fixed_place, windows_of
 
 IDS = torch.randint(3, 100, (3, 12), generator=torch.Generator().manual_seed(3))
@@ -480,3 +481,53 @@ def test_random_sets_are_of_experts_that_are_reached(monkeypatch):
     drawn = {expert for draw in found["null"]["draws"] for expert, _neuron in draw["neurons"]}
     assert drawn
     assert drawn <= reached
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_moe", "gpt_oss"])
+def test_weights_that_are_elsewhere_until_they_run(model_type):
+    """As accelerate leaves them: of a model that does not fit into memory."""
+    lm, layer = planted(model_type)
+    chosen = range(3, lm.arch.n_neurons(layer), 7)
+    with hooks.neurons_off(lm.arch, layer, chosen):
+        expected = logits(lm.model)
+    where = torch.zeros(IDS.shape, dtype=torch.bool)
+    where[:, 4:] = True
+    with hooks.neurons_off(lm.arch, layer, chosen, where):
+        partly = logits(lm.model)
+    before = measured(lm, layer)
+    moved = copy.deepcopy(lm.model)
+    accelerate.cpu_offload(moved, execution_device=torch.device("cpu"))
+    spread = LanguageModel(moved, Architecture(moved), None, {})
+    assert mixture_of(moved, layer)[2].down_proj.is_meta
+    assert measured(spread, layer) == before
+    with hooks.neurons_off(spread.arch, layer, chosen):
+        assert torch.equal(logits(moved), expected)
+    with hooks.neurons_off(spread.arch, layer, chosen, where):
+        assert torch.equal(logits(moved), partly)
+    assert torch.equal(logits(moved), logits(lm.model))
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_moe", "gpt_oss"])
+def test_nothing_more_is_copied_in_a_pass(model_type):
+    """On a device, without float64, than by transformers itself; what is found is as on the CPU."""
+    lm, layer = planted(model_type)
+    lm.model.set_experts_implementation("batched_mm")
+    here, begun, inside = measured(lm, layer), [], []
+    chosen = range(3, lm.arch.n_neurons(layer), 7)
+    where = torch.zeros(IDS.shape, dtype=torch.bool)
+    where[:, 4:] = True
+    with pretend.device() as transfers:
+        moved = copy.deepcopy(lm.model).to(pretend.DEVICE)
+        there = LanguageModel(moved, Architecture(moved), None, {})
+        moved.base_model.register_forward_pre_hook(lambda *_args: begun.append(transfers.copy()))
+        moved.base_model.register_forward_hook(lambda *_args: inside.append(transfers - begun[-1]), always_call=True)
+        hooks.forward(there, IDS)
+        rows, check = measured(there, layer)
+        for at in (None, where):
+            with hooks.neurons_off(there.arch, layer, chosen, at):
+                hooks.forward(there, IDS)
+    assert len(inside) == 5
+    assert all(of_pass == inside[0] for of_pass in inside)
+    expected = {row.name: row.contribution for row in here[0]}
+    assert {row.name: row.contribution for row in rows} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert check.sum + check.bias == pytest.approx(check.output, rel=1e-5)
