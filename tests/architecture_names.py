@@ -3,7 +3,7 @@
     python -m tests.architecture_names
 
 Elsewhere a name would be a special case that no entry of the families tells. GGUF files have names of their own, the
-planted models are of two architectures; `gpt2` is also the hub's name of a model, and git is git.
+planted models are of a few architectures; `gpt2` is also the hub's name of a model, and git is git.
 """
 
 import ast

@@ -19,7 +19,6 @@ from typing import cast
 import numpy as np
 import torch
 
-from lib.core.results import SHARED_EXPERT
 from lib.model import hooks
 from lib.model.arch import SHARED, Architecture
 from lib.model.models import LanguageModel
@@ -97,7 +96,7 @@ class Builder:
         gated = "gate", "up", "down"
         if expert is None:
             return {role: self.arch.weight(layer, role) for role in (gated if self.arch.is_gated(layer) else gated[1:])}
-        if expert == SHARED_EXPERT:
+        if isinstance(expert, str):
             return {role: self.arch.weight(layer, f"{SHARED}{role}") for role in gated}
         experts = self.arch.module(layer, "experts")
         first, down = (experts.get_parameter(name)[expert] for name in ("gate_up_proj", "down_proj"))
