@@ -32,8 +32,9 @@ SPLIT = (
 
 class Reduced(NamedTuple):
     """Of a layer's map. on_keys: (batch, heads, keys) sums over queries; own: of each query on its own key; on_first:
-    on the first. counts: (batch or 1, 1, keys) how many queries see it, own_counts: whether its own does; sees_first:
-    of each query. around: (batch, heads of keys, queries, width) mean direction of the other keys that a query sees.
+    on the first. counts: (batch or 1, heads or 1, keys) how many queries see it, own_counts: whether its own does;
+    sees_first: of each query. around: (batch, heads, queries, width) mean direction of the other keys that a query
+    sees; with fewer heads where several share keys.
     """
 
     on_keys: Tensor
@@ -47,23 +48,27 @@ class Reduced(NamedTuple):
 
 def reduced(attended: Attended) -> Reduced:
     n, key = attended.shape[2], None if attended.parts is None else normalize(wide(attended.parts.key), dim=3)
-    around = None if key is None else torch.zeros_like(key)
     of_queries: list[list[Tensor]] = []
     for first, probability, visible in attended.rows(AT_ONCE if attended.device.type == "cpu" else ON_ACCELERATOR):
         last = probability.shape[3]
         if first == 0:
             on_keys = probability.new_zeros(attended.shape)
-            counts = torch.zeros((len(visible), 1, n), dtype=torch.int32, device=visible.device)
+            counts = torch.zeros((*visible.shape[:2], n), dtype=torch.int32, device=visible.device)
+            if key is not None:
+                if visible.shape[1] > 1:  # each head has a mask of its own
+                    key = key.repeat_interleave(attended.shape[1] // key.shape[1], dim=1)
+                around = torch.zeros_like(key)
         on_keys[..., :last] += probability.sum(2)
         counts[..., :last] += visible.sum(2, dtype=torch.int32)
         diagonals = [rows[..., first:].diagonal(dim1=2, dim2=3) for rows in (probability, visible)]
         to_first = [rows[..., 0] for rows in (probability, visible)]
         of_queries.append([part.clone() for part in (*diagonals, *to_first)])  # views would keep all rows
-        if key is not None and around is not None:
+        if key is not None:
             others = visible[..., 1:].to(key.dtype)
             around[:, :, first:last] = others @ key[:, :, 1:last] / others.sum(3, keepdim=True).clamp(min=1)
     own, own_visible, on_first, sees_first = (torch.cat(parts, 2) for parts in zip(*of_queries, strict=True))
-    return Reduced(on_keys, own, on_first, counts, own_visible.to(counts.dtype), sees_first, around)
+    own_counts = own_visible.to(counts.dtype)
+    return Reduced(on_keys, own, on_first, counts, own_counts, sees_first, None if key is None else around)
 
 
 def split(parts: Parts, seen: Reduced) -> list[Tensor]:

@@ -31,7 +31,8 @@ PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bm
 class Rows(NamedTuple):
     """Of the queries from `first` on, and of the keys up to the last of these queries, which sees no later one.
 
-    probability: (batch, heads, queries, keys), in float32 at least; visible: (batch or 1, 1, queries, keys) bool.
+    probability: (batch, heads, queries, keys), in float32 at least; visible: (batch or 1, heads or 1, queries, keys)
+    bool.
     """
 
     first: int
@@ -167,6 +168,12 @@ def is_visible(mask: Tensor) -> Tensor:
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
+def _causal(first: int, last: int, device: torch.device) -> Tensor:
+    """(1, 1, queries, keys) bool: no query sees what comes after it."""
+    order = torch.arange(last, device=device)
+    return (order[first:, None] >= order)[None, None]
+
+
 def _computed(given: Arguments, output: Tensor) -> Attended:
     """scaled_dot_product_attention's."""
     query, key, value, mask = given.query, given.key, given.value, given.attn_mask
@@ -180,12 +187,11 @@ def _computed(given: Arguments, output: Tensor) -> Attended:
         logits = grouped[:, :, :, first:last].flatten(2, 3) @ keys[..., :last]
         logits = logits.view(batch, n_heads, last - first, last)
         if mask is None:
-            order = torch.arange(last, device=query.device)
-            visible = (order[first:, None] >= order)[None, None]
+            visible = _causal(first, last, query.device)
             logits[..., first:].masked_fill_(~visible[..., first:], -torch.inf)
         else:
             here = mask[:, :, first:last, :last]
-            visible = is_visible(here[:, :1])
+            visible = is_visible(here)
             if here.dtype == torch.bool:
                 logits.masked_fill_(~here, -torch.inf)
             else:
@@ -201,7 +207,8 @@ def _sliced(scores: Tensor, weights: Tensor, n_heads: int, parts: Parts | None) 
     scores, weights = (x.reshape(-1, n_heads, n, x.shape[-1]) for x in (scores, weights))
 
     def rows_of(first: int, last: int) -> Rows:
-        visible = is_visible(scores[:, :1, first:last, :last])
+        # some models divide what is masked, too
+        visible = is_visible(scores[:, :1, first:last, :last]) & _causal(first, last, scores.device)
         return Rows(first, wide(weights[:, :, first:last, :last]), visible)
 
     return Attended((len(weights), n_heads, n), weights.device, parts, rows_of)

@@ -40,9 +40,9 @@ def reduced(lm, ids):
 def means_of(maps):
     """(batch, heads, keys) means of (batch, heads, queries, keys) over the queries that can see a key; and of later
     ones alone, of which there may be none."""
-    visible = (maps > 0).any(0).any(0)
+    visible = maps > 0
     later = visible & ~torch.eye(maps.shape[3], dtype=torch.bool)
-    return maps.sum(2) / visible.sum(0), (maps * later).sum(2) / later.sum(0)
+    return maps.sum(2) / visible.sum(2), (maps * later).sum(2) / later.sum(2)
 
 
 def test_means_equal_those_of_eager_maps(case, chunks):
@@ -55,12 +55,15 @@ def test_means_equal_those_of_eager_maps(case, chunks):
         n_later = got.counts - got.own_counts
         assert_close(((got.on_keys - got.own) / n_later)[..., :-1], later[..., :-1], **TOLERANCE)
         assert_close(got.on_first, maps[..., 0], **TOLERANCE)
-        assert torch.equal(got.sees_first[0, 0], (maps[..., 0] > 0).any(0).any(0))
+        assert torch.equal(got.sees_first.expand(maps.shape[:3]), maps[..., 0] > 0)
 
 
-@pytest.mark.parametrize("model_type", ["gpt_oss", "mixtral", "gemma2", "qwen3_next", "deepseek_v3", "llama4_text"])
+@pytest.mark.parametrize(
+    "model_type", ["gpt_oss", "qwen3_next", "deepseek_v3", "llama4_text", "codegen", "minimax_m3_vl_text"]
+)
 def test_means_equal_those_of_eager_maps_of_other_types(model_type):
-    """Learned sinks, sliding and chunked windows, soft caps, latent attention, layers without attention."""
+    """Learned sinks, layers without attention, latent attention, chunked windows, logits that are divided once they are
+    masked, masks that differ from head to head."""
     lm = every_type.loaded(model_type)
     ids = torch.randint(3, 100, (2, 20), generator=torch.Generator().manual_seed(3))
     seen = reduced(lm, ids)
@@ -94,6 +97,27 @@ def probed(model, ids):
     return [SimpleNamespace(query=q, key=k, value=v, map=m) for (q, k, v), m in zip(seen, maps, strict=True)]
 
 
+def projected(model, ids):
+    """The same of models that compute attention themselves, and have no rotation: what their projections give."""
+    fused = {"bloom": "query_key_value", "mpt": "Wqkv"}[model.config.model_type]
+    seen = []
+    handles = [
+        module.register_forward_hook(lambda _module, _args, output: seen.append(output))
+        for name, module in model.named_modules()
+        if name.endswith(fused)
+    ]
+    with torch.no_grad():
+        maps = model(ids, use_cache=False, output_attentions=True).attentions
+    for handle in handles:
+        handle.remove()
+    layers = []
+    for output, of_layer in zip(seen, maps, strict=True):
+        order = (-1, 3, 16) if fused == "query_key_value" else (3, -1, 16)
+        parts = output.unflatten(2, order).movedim(order.index(3) + 2, 0).transpose(2, 3)
+        layers.append(SimpleNamespace(query=parts[0], key=parts[1], value=parts[2], map=of_layer))
+    return layers
+
+
 def cosine(a, b):
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
@@ -117,9 +141,9 @@ def split_of(query, key, value, weights):
     }
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "gemma2", "gpt_oss", "gpt2"])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "gemma2", "gpt_oss", "gpt2", "bloom", "mpt"])
 def test_split_of_the_first_key(model_type, chunks):
-    """Grouped heads, sliding windows, soft caps and learned sinks; by scaled_dot_product_attention and by softmax."""
+    """Grouped heads, sliding windows, soft caps, learned sinks, ALiBi; by scaled_dot_product_attention and softmax."""
     lm = every_type.loaded(model_type)
     ids = torch.randint(3, 100, (2, 12), generator=torch.Generator().manual_seed(4))
     kept = OnDevice()
@@ -128,7 +152,8 @@ def test_split_of_the_first_key(model_type, chunks):
         hooks.forward(lm, ids)
     measured.end_batch(kept.take())
     got = dict(zip(ATTENDS + SPLIT, np.moveaxis(measured.heads.array, 3, 0), strict=True))
-    for layer, of_layer in enumerate(probed(lm.model, ids)):
+    expected = projected if model_type in ("bloom", "mpt") else probed
+    for layer, of_layer in enumerate(expected(lm.model, ids)):
         n_heads = of_layer.query.shape[1]
         groups = n_heads // of_layer.key.shape[1]
         for window, head in np.ndindex(2, n_heads):
