@@ -99,7 +99,7 @@ class Builder:
         if isinstance(expert, str):
             return {role: self.arch.weight(layer, f"{SHARED}{role}") for role in gated}
         experts = self.arch.module(layer, "experts")
-        first, down = (experts.get_parameter(name)[expert] for name in ("gate_up_proj", "down_proj"))
+        first, down = (experts.get_parameter(name)[int(expert)] for name in ("gate_up_proj", "down_proj"))
         return dict(zip(gated, (*first.chunk(2), down), strict=True))
 
     def sign(self) -> float:
