@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.compare import AtMost, Faster, FlatMemory, LeastMemory, Within
+from lib.model import edits
 from lib.run.cli import Options
 
 
@@ -293,9 +294,8 @@ def every_head(arch):
 
 @entry("all MLPs off", OURS, MLPS_OFF)
 def mlps_off(options):
-    from lib.model import hooks
 
-    return changed(options, MLPS_OFF, lambda lm: hooks.mlps_off(lm.arch, range(lm.arch.n_layers)))
+    return changed(options, MLPS_OFF, lambda lm: edits.mlps_off(lm.arch, range(lm.arch.n_layers)))
 
 
 @entry("all MLPs run, their outputs zeroed", TRANSFORMERS, MLPS_OFF, timed=False)
@@ -305,9 +305,8 @@ def mlps_zeroed(options):
 
 @entry("all heads off", OURS, HEADS_OFF)
 def heads_off(options):
-    from lib.model import hooks
 
-    return changed(options, HEADS_OFF, lambda lm: hooks.heads_off(lm.arch, every_head(lm.arch)))
+    return changed(options, HEADS_OFF, lambda lm: edits.heads_off(lm.arch, every_head(lm.arch)))
 
 
 @entry("all heads run, their outputs zeroed", TRANSFORMERS, HEADS_OFF, timed=False)

@@ -10,7 +10,7 @@ from lib.core import data, sinks
 from lib.core.data import Windows
 from lib.core.massive import DEFINITION, LayerStatistics
 from lib.core.on_device import OnDevice
-from lib.model import hooks
+from lib.model import edits, hooks
 from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
 
@@ -32,7 +32,7 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
             kept.keep("perplexity", hooks.token_losses(lm, windows.ids).mean().exp())
 
     before = statistics.run(windows.ids, forward)
-    with hooks.heads_off(lm.arch, [(options.layer_id, head)]):
+    with edits.heads_off(lm.arch, [(options.layer_id, head)]):
         forward()
     after = kept.take()
     tokens = [text_of(lm.tokenizer, token) for token in windows.ids[0].tolist()]

@@ -26,7 +26,7 @@ from lib.core.definitions import ABSOLUTE, RELATIVE
 from lib.core.massive import is_massive
 from lib.core.place import find
 from lib.core.stats import Draws, independent
-from lib.model import hooks
+from lib.model import edits, hooks
 from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
@@ -166,7 +166,7 @@ def elsewhere(
         values["moved"][here] = probe.values(moved, batch_size, f"moved to {p}")[:, p]
         values["repeated"][here] = probe.values(repeated, batch_size, f"repeated to {p}")[:, p]
         if learned:
-            with hooks.position_embeddings_swapped(probe.lm.arch, 0, p):
+            with edits.position_embeddings_swapped(probe.lm.arch, 0, p):
                 values["there"][here] = probe.values(moved, batch_size, f"embedding of 0 at {p}")[:, p]
                 values["at_0"][here] = probe.values(repeated, batch_size, f"embedding of {p} at 0")[:, 0]
     rows = [

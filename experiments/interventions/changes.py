@@ -29,7 +29,7 @@ from experiments.interventions.results import (
 from experiments.interventions.sites import Pair, Sites
 from lib.core import mlp
 from lib.core.results import NeuronName
-from lib.model import hooks
+from lib.model import edits, hooks
 from lib.model.arch import Architecture
 
 QUESTIONS: dict[str | tuple[str, str], str] = {
@@ -134,8 +134,8 @@ class WriterOff:
         there = None if self.there is None else torch.from_numpy(self.there[rows])
         if self.neurons is not None:
             neurons = [mlp.number_of(arch, self.layer, name) for name in self.neurons]
-            return hooks.neurons_off(arch, self.layer, neurons, there)
-        return hooks.mlps_off(arch, [self.layer]) if there is None else hooks.mlp_off_at(arch, self.layer, there)
+            return edits.neurons_off(arch, self.layer, neurons, there)
+        return edits.mlps_off(arch, [self.layer]) if there is None else edits.mlp_off_at(arch, self.layer, there)
 
 
 @dataclass(frozen=True)

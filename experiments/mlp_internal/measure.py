@@ -28,7 +28,7 @@ from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.place import tokens_at, vectors_at
 from lib.core.results import ContributionCheck, Mixture, Neuron
 from lib.core.stats import Draws, Samples
-from lib.model import hooks
+from lib.model import edits, hooks
 from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
@@ -64,7 +64,7 @@ class Internals:
         self.lm, self.layer, self.position, self.dim = lm, layer, position, dim
         self.points = mlp.checkpoints_of(lm.arch, layer)
         self.routed = mlp.Routed(lm.arch, layer)
-        self.replacements = REPLACEMENTS if hooks.can_replace_activation(lm.arch, layer) else {}
+        self.replacements = REPLACEMENTS if edits.can_replace_activation(lm.arch, layer) else {}
         self.maxima: dict[str, Maximum] = {}
         self.medians = {name: Samples() for name, *_ in self.points}
         self.losses = {name: Samples() for name in ("actual", *self.replacements)}
@@ -114,7 +114,7 @@ class Internals:
 
         function = self.replacements.get(replacement)
         with ExitStack() as stack:
-            stack.enter_context(hooks.activation_replaced(arch, self.layer, function) if function else nullcontext())
+            stack.enter_context(edits.activation_replaced(arch, self.layer, function) if function else nullcontext())
             for name, _label, role, side in points:
                 stack.enter_context(mlp.watch(arch, self.layer, role, side, keep(name)))
             kept.keep(("losses", replacement), exact(hooks.token_losses(self.lm, ids)).mean(1))

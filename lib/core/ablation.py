@@ -34,7 +34,7 @@ from lib.core.results import (
 )
 from lib.core.stats import Draws
 from lib.core.versions import BASELINE, each_batch
-from lib.model import hooks
+from lib.model import edits
 from lib.model.arch import Architecture
 from lib.model.models import LanguageModel
 from lib.run import processes
@@ -75,13 +75,13 @@ class Condition:
     def hooks(self, arch: Architecture, _rows: slice | None = None) -> ExitStack:
         stack = ExitStack()
         if self.heads:
-            stack.enter_context(hooks.heads_off(arch, self.heads))
+            stack.enter_context(edits.heads_off(arch, self.heads))
         if self.mlps:
-            stack.enter_context(hooks.mlps_off(arch, self.mlps))
+            stack.enter_context(edits.mlps_off(arch, self.mlps))
         if self.attention:
-            stack.enter_context(hooks.attention_off(arch, self.attention))
+            stack.enter_context(edits.attention_off(arch, self.attention))
         if self.experts:
-            stack.enter_context(hooks.all_experts_off(arch, self.experts))
+            stack.enter_context(edits.all_experts_off(arch, self.experts))
         return stack
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from lib.model import hooks
+from lib.model import edits
 from lib.model.arch import Architecture
 from lib.model.experts import Off
 
@@ -21,7 +21,7 @@ class ExpertsOff:
         return min(layer for layer, _expert in self.off.experts)
 
     def hooks(self, arch: Architecture, _rows: slice | None = None) -> AbstractContextManager[None]:
-        return hooks.experts_off(arch, self.off)
+        return edits.experts_off(arch, self.off)
 
     def hooks_beside(self, arch: Architecture, others: Sequence["ExpertsOff"]) -> AbstractContextManager[None]:
-        return hooks.experts_off(arch, self.off, *(other.off for other in others))
+        return edits.experts_off(arch, self.off, *(other.off for other in others))

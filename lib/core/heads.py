@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from lib.model import hooks
+from lib.model import edits
 from lib.model.arch import Architecture
 
 
 @dataclass(frozen=True)
 class HeadsSet:
-    """Constants in the place of heads' outputs. outputs: as in hooks.heads_set."""
+    """Constants in the place of heads' outputs. outputs: as in edits.heads_set."""
 
     name: str
     outputs: Mapping[tuple[int, int], torch.Tensor | float]
@@ -22,10 +22,10 @@ class HeadsSet:
         return min(layer for layer, _head in self.outputs)
 
     def hooks(self, arch: Architecture, _rows: slice | None = None) -> AbstractContextManager[None]:
-        return hooks.heads_set(arch, self.outputs)
+        return edits.heads_set(arch, self.outputs)
 
     def hooks_beside(self, arch: Architecture, others: "Sequence[HeadsSet]") -> AbstractContextManager[None]:
-        return hooks.heads_set(arch, self.outputs, *(other.outputs for other in others))
+        return edits.heads_set(arch, self.outputs, *(other.outputs for other in others))
 
 
 def label(heads: Iterable[tuple[int, int]]) -> str:

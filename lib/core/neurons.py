@@ -10,7 +10,7 @@ from lib.core import mlp
 from lib.core.data import Windows
 from lib.core.on_device import OnDevice
 from lib.core.place import Place, tokens_at, vectors_at
-from lib.model import hooks
+from lib.model import edits, hooks
 from lib.model.arch import Architecture
 from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
@@ -31,7 +31,7 @@ class NeuronsOff:
         return self.layer
 
     def hooks(self, arch: Architecture, _rows: slice | None = None) -> AbstractContextManager[None]:
-        return hooks.neurons_off(arch, self.layer, self.neurons)
+        return edits.neurons_off(arch, self.layer, self.neurons)
 
 
 def checkpoints_at_place(

@@ -8,7 +8,7 @@ import torch
 
 from lib.core import attribution
 from lib.core.ablation import Condition
-from lib.model import experts, hooks
+from lib.model import edits, experts
 from tests import every_type
 from tests.core.test_sweep import fixed_place, windows_of
 
@@ -100,6 +100,6 @@ def test_a_mistake_shows(lm, mistake, monkeypatch):
 
 
 def test_all_mlps_off_is_no_expert_at_all(lm):
-    with hooks.mlps_off(lm.arch, lm.arch.mlps):
+    with edits.mlps_off(lm.arch, lm.arch.mlps):
         writes = ledger(lm).writes
     assert not any(write.values.any() for write in writes if write.kind in attribution.OF_MLP)

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from lib.core import ablation, experts, sweep
-from lib.model import hooks
+from lib.model import edits
 from lib.model.experts import Off
 from lib.run.errors import UserError
 from tests import every_type, mixtures
@@ -66,7 +66,7 @@ def test_an_expert_that_is_off_writes_nothing(lm, implementation):
     before = outputs(lm.model)
     lm.model.set_experts_implementation(implementation)
     for off in [((first, 1),), ((first, 0), (first, 2), (last, 3))]:
-        got = outputs(lm.model, hooks.experts_off(lm.arch, Off(off)))
+        got = outputs(lm.model, edits.experts_off(lm.arch, Off(off)))
         assert_close(got, outputs(zeroed(lm, *off)), rtol=0, atol=1e-5)
         assert (got - before).abs().max() > 1e-3
     assert_close(outputs(lm.model), before, rtol=0, atol=1e-5)
@@ -75,12 +75,12 @@ def test_an_expert_that_is_off_writes_nothing(lm, implementation):
 def test_the_shared_expert_can_be_off(lm):
     layers = lm.arch.with_role("shared_expert")
     for layer in layers:
-        got = outputs(lm.model, hooks.experts_off(lm.arch, Off(((layer, None),))))
+        got = outputs(lm.model, edits.experts_off(lm.arch, Off(((layer, None),))))
         assert_close(got, outputs(zeroed(lm, (layer, None))), rtol=0, atol=1e-5)
         assert (got - outputs(lm.model)).abs().max() > 1e-3
     if not layers:
         with pytest.raises(UserError, match=f"layer {mixed_layers(lm)[0]} has no shared expert"):
-            hooks.experts_off(lm.arch, Off(((mixed_layers(lm)[0], None),))).__enter__()
+            edits.experts_off(lm.arch, Off(((mixed_layers(lm)[0], None),))).__enter__()
 
 
 def by_hand(model, path, off):
@@ -111,10 +111,10 @@ def test_renormalised_weights_sum_to_what_they_did(lm, off):
     layer = mixed_layers(lm)[0]
     path = path_of(lm, lm.arch.module(layer, "experts"))
     these = tuple((layer, expert) for expert in off)
-    got = outputs(lm.model, hooks.experts_off(lm.arch, Off(these, renormalised=True)))
+    got = outputs(lm.model, edits.experts_off(lm.arch, Off(these, renormalised=True)))
     expected, left = by_hand(lm.model, path, off)
     assert_close(got, expected, rtol=0, atol=1e-5)
-    as_it_was = outputs(lm.model, hooks.experts_off(lm.arch, Off(these)))
+    as_it_was = outputs(lm.model, edits.experts_off(lm.arch, Off(these)))
     none_remains = len(off) == 4
     assert none_remains == torch.equal(got, as_it_was)
     assert min(left) == 0 if none_remains else max(left) > 0
@@ -124,7 +124,7 @@ def test_top_1():
     lm = language_model(mixtures.model_of("mixtral", num_experts_per_tok=1))
     layer = mixed_layers(lm)[0]
     off = tuple((layer, expert) for expert in range(2))
-    one, other = (outputs(lm.model, hooks.experts_off(lm.arch, Off(off, flag))) for flag in (False, True))
+    one, other = (outputs(lm.model, edits.experts_off(lm.arch, Off(off, flag))) for flag in (False, True))
     assert torch.equal(one, other)
     assert_close(one, outputs(zeroed(lm, *off)), rtol=0, atol=1e-5)
 
@@ -154,10 +154,10 @@ def test_several_versions_share_a_pass(lm):
 def test_all_experts_off_leaves_what_else_is_there(lm):
     layers = mixed_layers(lm)
     every = [(layer, i) for layer in layers for i in range(len(lm.arch.module(layer, "experts").down_proj))]
-    got = outputs(lm.model, hooks.all_experts_off(lm.arch, layers))
+    got = outputs(lm.model, edits.all_experts_off(lm.arch, layers))
     assert_close(got, outputs(zeroed(lm, *every)), rtol=0, atol=1e-5)
     condition = ablation.all_experts_off(lm.arch)
-    all_mlps = outputs(lm.model, hooks.mlps_off(lm.arch, lm.arch.mlps))
+    all_mlps = outputs(lm.model, edits.mlps_off(lm.arch, lm.arch.mlps))
     assert (condition is None) == torch.allclose(all_mlps, got, atol=1e-5)
     if condition is not None:
         assert_close(outputs(lm.model, condition.hooks(lm.arch)), got, rtol=0, atol=0)
@@ -178,9 +178,9 @@ def test_half_precision():
     lm = every_type.loaded("mixtral")
     model = lm.model.bfloat16()
     for expert in range(4):
-        got = outputs(model, hooks.experts_off(lm.arch, Off(((0, expert),))))
+        got = outputs(model, edits.experts_off(lm.arch, Off(((0, expert),))))
         assert got.dtype == torch.bfloat16
         assert torch.equal(got, outputs(zeroed(lm, (0, expert))))
-        got = outputs(model, hooks.experts_off(lm.arch, Off(((2, expert),), renormalised=True)))
+        got = outputs(model, edits.experts_off(lm.arch, Off(((2, expert),), renormalised=True)))
         expected, _left = by_hand(model, path_of(lm, lm.arch.module(2, "experts")), [expert])
         assert_close(got, expected, rtol=0.02, atol=0.02)

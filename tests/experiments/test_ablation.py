@@ -19,7 +19,7 @@ from lib.core import ablation, first_tokens
 from lib.core.data import Windows
 from lib.core.definitions import FATES
 from lib.core.stats import independent
-from lib.model import hooks
+from lib.model import edits, hooks
 from lib.model.tokens import text_of
 from lib.planted import blank, builder
 from lib.report import result_files, tables
@@ -46,12 +46,12 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 EVERY_HEAD = [(layer, head) for layer in range(LAYERS) for head in range(HEADS)]
 # name: (context manager that switches off, keywords of reference.without)
 ABLATIONS = {
-    "some heads": (lambda arch: hooks.heads_off(arch, [(0, 1), (2, 0), (2, 3)]), {"heads": [(0, 1), (2, 0), (2, 3)]}),
-    "every head": (lambda arch: hooks.heads_off(arch, EVERY_HEAD), {"heads": EVERY_HEAD}),
-    "one attention": (lambda arch: hooks.attention_off(arch, [1]), {"attentions": [1]}),
-    "every attention": (lambda arch: hooks.attention_off(arch, range(LAYERS)), {"attentions": range(LAYERS)}),
-    "one MLP": (lambda arch: hooks.mlps_off(arch, [1]), {"mlps": [1]}),
-    "every MLP": (lambda arch: hooks.mlps_off(arch, range(LAYERS)), {"mlps": range(LAYERS)}),
+    "some heads": (lambda arch: edits.heads_off(arch, [(0, 1), (2, 0), (2, 3)]), {"heads": [(0, 1), (2, 0), (2, 3)]}),
+    "every head": (lambda arch: edits.heads_off(arch, EVERY_HEAD), {"heads": EVERY_HEAD}),
+    "one attention": (lambda arch: edits.attention_off(arch, [1]), {"attentions": [1]}),
+    "every attention": (lambda arch: edits.attention_off(arch, range(LAYERS)), {"attentions": range(LAYERS)}),
+    "one MLP": (lambda arch: edits.mlps_off(arch, [1]), {"mlps": [1]}),
+    "every MLP": (lambda arch: edits.mlps_off(arch, range(LAYERS)), {"mlps": range(LAYERS)}),
 }
 
 
@@ -82,7 +82,7 @@ def test_off_equals_zero_weights(lm, which):
 def test_each_head(lm, layer, head):
     ids = token_ids(2, 16)
     before = logits(lm, ids)
-    with hooks.heads_off(lm.arch, [(layer, head)]):
+    with edits.heads_off(lm.arch, [(layer, head)]):
         ablated = logits(lm, ids)
     copied = reference.without(lm.model, heads=[(layer, head)])
     assert_close(ablated, logits(language_model(copied), ids), **TOLERANCE)
@@ -106,9 +106,9 @@ def test_a_slice_of_the_attention_output_is_not_a_head(lm):
 
 def test_head_off_keeps_the_projection_bias():
     lm, ids = language_model(tiny_model("gpt2")), token_ids(2, 16)
-    with hooks.heads_off(lm.arch, EVERY_HEAD):
+    with edits.heads_off(lm.arch, EVERY_HEAD):
         heads_off = logits(lm, ids)
-    with hooks.attention_off(lm.arch, range(LAYERS)):
+    with edits.attention_off(lm.arch, range(LAYERS)):
         attention_off = logits(lm, ids)
     assert not torch.allclose(heads_off, attention_off, atol=0.01)
 
@@ -131,11 +131,11 @@ def test_what_another_hook_makes_of_heads_that_are_off(lm, change):
 
     with changed(lambda _layer, value: torch.ones_like(value)):
         ones = logits(lm, ids)
-    with hooks.heads_off(lm.arch, heads):
+    with edits.heads_off(lm.arch, heads):
         off = logits(lm, ids)
         with changed(change):
             behind = logits(lm, ids)
-    with changed(change), hooks.heads_off(lm.arch, heads):
+    with changed(change), edits.heads_off(lm.arch, heads):
         before = logits(lm, ids)
     assert_close(behind, ones, **TOLERANCE)
     assert_close(before, off, **TOLERANCE)
@@ -148,7 +148,7 @@ def test_heads_that_are_all_off_are_not_computed(lm, monkeypatch):
     for projection in projections:
         forward = projection.forward
         monkeypatch.setattr(projection, "forward", lambda x, forward=forward: forwards.append(1) or forward(x))
-    with hooks.heads_off(lm.arch, EVERY_HEAD):
+    with edits.heads_off(lm.arch, EVERY_HEAD):
         hooks.forward(lm, token_ids(2, 16))
     assert not forwards
     hooks.forward(lm, token_ids(2, 16))
@@ -178,11 +178,11 @@ def test_restored_after_an_error(lm, which, inside_hook):
 @pytest.mark.parametrize(
     ("switch_off", "range_given"),
     [
-        (lambda arch: hooks.heads_off(arch, [(LAYERS, 0)]), "layers 0 to 2"),
-        (lambda arch: hooks.heads_off(arch, [(0, HEADS)]), "heads 0 to 3"),
-        (lambda arch: hooks.heads_off(arch, [(0, -1)]), "heads 0 to 3"),
-        (lambda arch: hooks.mlps_off(arch, [LAYERS]), "layers 0 to 2"),
-        (lambda arch: hooks.attention_off(arch, [-1]), "layers 0 to 2"),
+        (lambda arch: edits.heads_off(arch, [(LAYERS, 0)]), "layers 0 to 2"),
+        (lambda arch: edits.heads_off(arch, [(0, HEADS)]), "heads 0 to 3"),
+        (lambda arch: edits.heads_off(arch, [(0, -1)]), "heads 0 to 3"),
+        (lambda arch: edits.mlps_off(arch, [LAYERS]), "layers 0 to 2"),
+        (lambda arch: edits.attention_off(arch, [-1]), "layers 0 to 2"),
         (lambda arch: arch.check_dim(HIDDEN), "dims 0 to 31"),
     ],
 )
@@ -204,7 +204,7 @@ def test_activation_replaced(family):
     for copied, layers in ((single, [1]), (every, range(LAYERS))):
         with ExitStack() as stack:
             for layer in layers:
-                stack.enter_context(hooks.activation_replaced(lm.arch, layer, torch.relu))
+                stack.enter_context(edits.activation_replaced(lm.arch, layer, torch.relu))
             replaced = logits(lm, ids)
         assert_close(replaced, logits(language_model(copied), ids), **TOLERANCE)
         assert not torch.allclose(replaced, before, atol=0.01)
@@ -214,7 +214,7 @@ def test_activation_replaced(family):
 def test_activation_restored_after_an_error(lm):
     ids = token_ids(2, 16)
     before = logits(lm, ids)
-    with pytest.raises(ZeroDivisionError), hooks.activation_replaced(lm.arch, 1, lambda x: x / (1 // 0)):
+    with pytest.raises(ZeroDivisionError), edits.activation_replaced(lm.arch, 1, lambda x: x / (1 // 0)):
         logits(lm, ids)
     assert torch.equal(logits(lm, ids), before)
 

@@ -18,7 +18,7 @@ from lib import catalogue
 from lib.core import stats
 from lib.core.data import Windows
 from lib.core.definitions import NEARLY_ALL
-from lib.model import hooks
+from lib.model import edits, hooks
 from lib.model.arch import Architecture
 from lib.model.models import LanguageModel
 from lib.planted import blank, kinds, planting
@@ -99,7 +99,7 @@ def test_swapped_embeddings_are_swapped_weights(case, monkeypatch):
         alone = real(case, probe.seen[f"embedding of {p} at 0"][0][:, :1].repeat(1, 2), model)[:, 0]
         assert row.there.value.mean == pytest.approx(got[:, p].mean(), rel=1e-9)
         assert row.at_0.value.mean == pytest.approx(alone.mean().item(), abs=1e-4)
-    with pytest.raises(ValueError, match="on purpose"), hooks.position_embeddings_swapped(case.lm.arch, 0, 1):
+    with pytest.raises(ValueError, match="on purpose"), edits.position_embeddings_swapped(case.lm.arch, 0, 1):
         raise ValueError("on purpose")
     assert torch.equal(case.lm.model(case.ids).logits, case.real.logits)
 

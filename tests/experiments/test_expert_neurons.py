@@ -21,7 +21,7 @@ from experiments.neuron_sets import measure, text
 from lib import catalogue
 from lib.core import mlp, neurons, place, stats
 from lib.core.results import OfExpert
-from lib.model import hooks
+from lib.model import edits, hooks
 from lib.model.arch import Architecture
 from lib.model.models import LanguageModel
 from lib.report import figures, result_files
@@ -230,7 +230,7 @@ def test_off_at_some_positions(lm, some):
     where[range(3), POSITIONS] = True
     _taken, before = through_the_mixture(lm.model, layer)
     _taken, without = through_the_mixture(zeroed(lm, layer, names), layer)
-    with hooks.neurons_off(lm.arch, layer, chosen, where):
+    with edits.neurons_off(lm.arch, layer, chosen, where):
         _taken, got = through_the_mixture(lm.model, layer)
     torch.testing.assert_close(got, torch.where(where[..., None], without, before), rtol=0, atol=1e-6)
     assert (without - before).abs().amax(-1)[where].min() > 1e-4
@@ -245,7 +245,7 @@ def test_weights_are_restored_after_an_error(lm, some):
 
     for where in (None, torch.ones(IDS.shape, dtype=torch.bool)):
         handle = mixture_of(lm.model, layer)[2].register_forward_hook(fail)
-        with pytest.raises(UserError, match="here"), hooks.neurons_off(lm.arch, layer, chosen, where):
+        with pytest.raises(UserError, match="here"), edits.neurons_off(lm.arch, layer, chosen, where):
             logits(lm.model)
         handle.remove()
         assert mixture_of(lm.model, layer)[2].down_proj is own
@@ -255,7 +255,7 @@ def test_weights_are_restored_after_an_error(lm, some):
 def test_twice_off(lm, some):
     """What one change has off stays off in another."""
     layer, chosen, names = some
-    with hooks.neurons_off(lm.arch, layer, chosen[::2]), hooks.neurons_off(lm.arch, layer, chosen[1::2]):
+    with edits.neurons_off(lm.arch, layer, chosen[::2]), edits.neurons_off(lm.arch, layer, chosen[1::2]):
         got = logits(lm.model)
     assert torch.equal(got, logits(zeroed(lm, layer, names)))
 
@@ -409,7 +409,7 @@ def test_activation_function_replaced(model_type, implementation):
         own.act_fn = module
         if model_type in SHARED:
             getattr(mixture, SHARED[model_type]).act_fn = module
-        with hooks.activation_replaced(lm.arch, layer, function):
+        with edits.activation_replaced(lm.arch, layer, function):
             assert torch.equal(logits(lm.model), logits(model))
     assert not torch.equal(logits(lm.model), logits(model))
 
@@ -447,7 +447,7 @@ def test_one_expert_a_token():
     assert len({row.expert for row in got}) < 4
     every = [n for n in range(lm.arch.n_neurons(1)) if n // 96 not in {row.expert for row in got}]
     place = fixed_place(POSITIONS, 3)
-    with hooks.neurons_off(lm.arch, 1, every):
+    with edits.neurons_off(lm.arch, 1, every):
         values = neurons.checkpoints_at_place(lm, windows_of(IDS), place, 1, 2)
     assert mlp.at_place(lm.arch, 1, DIM, values)[1] == check
 
@@ -488,11 +488,11 @@ def test_weights_that_are_elsewhere_until_they_run(model_type):
     """As accelerate leaves them: of a model that does not fit into memory."""
     lm, layer = planted(model_type)
     chosen = range(3, lm.arch.n_neurons(layer), 7)
-    with hooks.neurons_off(lm.arch, layer, chosen):
+    with edits.neurons_off(lm.arch, layer, chosen):
         expected = logits(lm.model)
     where = torch.zeros(IDS.shape, dtype=torch.bool)
     where[:, 4:] = True
-    with hooks.neurons_off(lm.arch, layer, chosen, where):
+    with edits.neurons_off(lm.arch, layer, chosen, where):
         partly = logits(lm.model)
     before = measured(lm, layer)
     moved = copy.deepcopy(lm.model)
@@ -500,9 +500,9 @@ def test_weights_that_are_elsewhere_until_they_run(model_type):
     spread = LanguageModel(moved, Architecture(moved), None, {})
     assert mixture_of(moved, layer)[2].down_proj.is_meta
     assert measured(spread, layer) == before
-    with hooks.neurons_off(spread.arch, layer, chosen):
+    with edits.neurons_off(spread.arch, layer, chosen):
         assert torch.equal(logits(moved), expected)
-    with hooks.neurons_off(spread.arch, layer, chosen, where):
+    with edits.neurons_off(spread.arch, layer, chosen, where):
         assert torch.equal(logits(moved), partly)
     assert torch.equal(logits(moved), logits(lm.model))
 
@@ -524,7 +524,7 @@ def test_nothing_more_is_copied_in_a_pass(model_type):
         hooks.forward(there, IDS)
         rows, check = measured(there, layer)
         for at in (None, where):
-            with hooks.neurons_off(there.arch, layer, chosen, at):
+            with edits.neurons_off(there.arch, layer, chosen, at):
                 hooks.forward(there, IDS)
     assert len(inside) == 5
     assert all(of_pass == inside[0] for of_pass in inside)

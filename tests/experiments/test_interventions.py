@@ -19,7 +19,7 @@ from lib.core import place, sweep
 from lib.core.data import Windows
 from lib.core.definitions import COST
 from lib.core.evidence import Average, Perplexity
-from lib.model import hooks
+from lib.model import edits, hooks
 from lib.model.arch import Architecture
 from lib.model.models import LanguageModel
 from lib.planted import blank, builder, planting
@@ -310,8 +310,8 @@ def test_off_at_some_positions_is_off_everywhere_there_and_as_ever_elsewhere(fam
 
     plain = output(nullcontext())
     for everywhere, there in (
-        (hooks.mlps_off(arch, [LAYER]), hooks.mlp_off_at(arch, LAYER, at)),
-        (hooks.neurons_off(arch, LAYER, range(7)), hooks.neurons_off(arch, LAYER, range(7), at)),
+        (edits.mlps_off(arch, [LAYER]), edits.mlp_off_at(arch, LAYER, at)),
+        (edits.neurons_off(arch, LAYER, range(7)), edits.neurons_off(arch, LAYER, range(7), at)),
     ):
         off = output(everywhere)
         assert (off - plain).abs().amax(2).min() > 1e-3

@@ -21,7 +21,7 @@ from experiments.interventions.changes import Intervention
 from experiments.interventions.sites import Sites
 from experiments.mlp_internal import measure as mlp_internal_measure
 from lib.core import ablation, attribution, data, measurements, neurons, place, sinks, stats, sweep
-from lib.model import arch, attention, experts, hooks
+from lib.model import arch, attention, edits, experts, hooks
 from lib.planted import planting
 from tests import architectures, cases, every_type, reference
 from tests.conftest import language_model, planted_model, tiny_model
@@ -53,7 +53,7 @@ def head_slice_after_the_projection(patch):
 
         return WATCH_OUTPUTS(view, "head_projection", zero, {layer for layer, _head in heads})
 
-    patch.setattr(hooks, "heads_off", heads_off)
+    patch.setattr(edits, "heads_off", heads_off)
 
 
 def weight_along_the_wrong_axis(patch):
@@ -211,7 +211,7 @@ def kept_and_removed_exchanged(patch):
 
     def others_off(self, view, _rows=None):
         every = range(view.weight(self.layer, "down").shape[1])
-        return hooks.neurons_off(view, self.layer, [n for n in every if n not in self.neurons])
+        return edits.neurons_off(view, self.layer, [n for n in every if n not in self.neurons])
 
     patch.setattr(neurons.NeuronsOff, "hooks", others_off)
 
@@ -340,12 +340,12 @@ def next_expert_inside(patch):
 
 def next_expert_off(patch):
     """Turns off the next expert."""
-    patch.setattr(hooks, "without", lambda of, off, renormalised: WITHOUT(of, off.roll(1, dims=1), renormalised))
+    patch.setattr(edits, "without", lambda of, off, renormalised: WITHOUT(of, off.roll(1, dims=1), renormalised))
 
 
 def renormalised_for_as_it_was(patch):
     """Has the experts that are left make good for the weight of those that are off."""
-    patch.setattr(hooks, "without", lambda of, off, renormalised: WITHOUT(of, off, torch.ones_like(renormalised)))
+    patch.setattr(edits, "without", lambda of, off, renormalised: WITHOUT(of, off, torch.ones_like(renormalised)))
 
 
 def planted_reference(tokenizer):

@@ -14,7 +14,7 @@ from transformers.integrations import sdpa_attention
 
 from experiments.mlp_internal import measure
 from lib.core import mlp
-from lib.model import arch, attention, families, hooks
+from lib.model import arch, attention, edits, families, hooks
 from lib.model.models import LanguageModel, load
 from lib.run.cli import Options, UserError
 from tests import architectures
@@ -40,25 +40,25 @@ def test_block_outputs_are_the_hidden_states(case):
 
 
 def test_head_off_is_a_zero_slice_of_the_projection(case):
-    same(case, run(case, hooks.heads_off(case.lm.arch, case.heads)), without(case, heads=case.heads))
+    same(case, run(case, edits.heads_off(case.lm.arch, case.heads)), without(case, heads=case.heads))
 
 
 def test_attention_off_is_a_zero_projection(case):
-    same(case, run(case, hooks.attention_off(case.lm.arch, [0, 2])), without(case, attentions=[0, 2]))
+    same(case, run(case, edits.attention_off(case.lm.arch, [0, 2])), without(case, attentions=[0, 2]))
 
 
 def test_mlp_off_is_a_zero_projection(case):
-    same(case, run(case, hooks.mlps_off(case.lm.arch, [0, 2])), without(case, mlps=[0, 2]))
+    same(case, run(case, edits.mlps_off(case.lm.arch, [0, 2])), without(case, mlps=[0, 2]))
 
 
 EVERY_LAYER = range(architectures.LAYERS)
 PARTS_OFF = {  # part: (hooks.* that turns it off in these layers, role of the module, its side, what is zeroed there)
     "heads": (
-        lambda view, layers: hooks.heads_off(view, [(layer, head) for layer in layers for head in range(view.n_heads)]),
+        lambda view, layers: edits.heads_off(view, [(layer, head) for layer in layers for head in range(view.n_heads)]),
         ("head_projection", hooks.watch_inputs),
     ),
-    "attention": (hooks.attention_off, ("attention_write", hooks.watch_outputs)),
-    "mlps": (hooks.mlps_off, ("mlp_write", hooks.watch_outputs)),
+    "attention": (edits.attention_off, ("attention_write", hooks.watch_outputs)),
+    "mlps": (edits.mlps_off, ("mlp_write", hooks.watch_outputs)),
 }
 
 
@@ -151,8 +151,8 @@ def test_tokens_meet_in_attention_only(case, off):
 
     def last(of):
         if off == "heads":
-            return run(of, hooks.heads_off(architecture, every_head))[0][:, -1]
-        return run(of, hooks.attention_off(architecture, layers))[0][:, -1]
+            return run(of, edits.heads_off(architecture, every_head))[0][:, -1]
+        return run(of, edits.attention_off(architecture, layers))[0][:, -1]
 
     close(last(changed), last(case))
     assert (run(changed)[0][:, -1] - run(case)[0][:, -1]).abs().max() > 1e-2
@@ -179,7 +179,7 @@ def test_heads_are_in_the_order_of_their_maps(case):
     with mock.patch.object(torch.nn.functional, name, no_output(getattr(torch.nn.functional, name))):
         expected = run(case)[0]
     assert len(calls) == architectures.LAYERS
-    close(run(case, hooks.heads_off(case.lm.arch, [(layer, head)]))[0], expected)
+    close(run(case, edits.heads_off(case.lm.arch, [(layer, head)]))[0], expected)
 
 
 def test_contributions_add_up(case):
@@ -232,11 +232,11 @@ def test_everything_is_restored(case):
     implementation = case.lm.model.config._attn_implementation
     architecture = case.lm.arch
     for watcher in (
-        hooks.heads_off(architecture, case.heads),
-        hooks.attention_off(architecture, [LAYER]),
-        hooks.mlps_off(architecture, [LAYER]),
+        edits.heads_off(architecture, case.heads),
+        edits.attention_off(architecture, [LAYER]),
+        edits.mlps_off(architecture, [LAYER]),
         attention.watch_first_token(case.lm, lambda *_: None),
-        hooks.activation_replaced(architecture, LAYER, torch.relu),
+        edits.activation_replaced(architecture, LAYER, torch.relu),
     ):
         run(case, watcher)
     for watcher in (attention.watch_first_token(case.lm, fail), hooks.watch_outputs(architecture, "down", fail)):
@@ -293,7 +293,7 @@ def test_neurons_replaced(case):
     with hooks.watch_inputs(case.lm.arch, "up", lambda _la, value: values.update(mlp_input=value.clone()), [LAYER]):
         run(
             case,
-            hooks.activation_replaced(case.lm.arch, LAYER, torch.relu),
+            edits.activation_replaced(case.lm.arch, LAYER, torch.relu),
             hooks.watch_outputs(case.lm.arch, "down", lambda _la, value: values.update(out=value.clone()), [LAYER]),
         )
     close(values["out"], by_hand(replaced, values["mlp_input"])[3], 1e-4)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from lib.core import attribution
 from lib.core.ablation import Condition
-from lib.model import hooks
+from lib.model import edits
 from lib.model.models import load
 from lib.run.cli import Options, UserError
 from tests.cases import close
@@ -142,7 +142,7 @@ def test_code_that_exists_nowhere(folder):
     ids = torch.randint(8, 300, (2, 12), generator=torch.Generator().manual_seed(0))
     ledger = attribution.measure(lm, windows_of(ids), fixed_place([0, 9], 3), Condition("nothing", ""), 2)
     assert ledger.check().relative_error < 1e-5
-    with hooks.heads_off(lm.arch, [(1, 2)]), torch.inference_mode():
+    with edits.heads_off(lm.arch, [(1, 2)]), torch.inference_mode():
         off = lm.model(ids).logits
     with torch.no_grad():
         lm.model.inner.steps[1].looks.back.weight[16:24] = 0
@@ -159,10 +159,10 @@ def test_an_activation_function_that_is_no_module(folder):
     assert (layer.function, layer.activation, layer.inner) == ("SiLU", None, None)
     assert layer.slices == {"gate": slice(1, None, 2), "up": slice(0, None, 2)}
     ids = torch.randint(8, 300, (2, 12), generator=torch.Generator().manual_seed(0))
-    with hooks.activation_replaced(lm.arch, 1, torch.relu), torch.inference_mode():
+    with edits.activation_replaced(lm.arch, 1, torch.relu), torch.inference_mode():
         replaced = lm.model(ids).logits
     assert torch.equal(replaced, relu_logits(folder, ids))
-    with hooks.mlps_off(lm.arch, [1]), torch.inference_mode():
+    with edits.mlps_off(lm.arch, [1]), torch.inference_mode():
         off = lm.model(ids).logits
     with torch.no_grad():
         lm.model.inner.steps[1].thinks.out.weight.zero_()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lib.core import sinks
-from lib.model import attention, hooks
+from lib.model import attention, edits, hooks
 from tests.conftest import HEADS, LAYERS, language_model, logits, tiny_model, token_ids
 
 pytestmark = pytest.mark.peer
@@ -83,19 +83,19 @@ def test_block_outputs_and_logits(lm, peer):
 )
 def test_heads_off(lm, peer, heads):
     zeroed = [(f"blocks.{layer}.attn.hook_z", (..., head, slice(None))) for layer, head in heads]
-    close_and_changed(lm, ours(lm, hooks.heads_off(lm.arch, heads)), theirs(peer, zeroed), heads[0][0])
+    close_and_changed(lm, ours(lm, edits.heads_off(lm.arch, heads)), theirs(peer, zeroed), heads[0][0])
 
 
 @pytest.mark.parametrize("layers", LAYER_SETS, ids=str)
 def test_attention_off(lm, peer, layers):
     zeroed = [(f"blocks.{layer}.hook_attn_out", ...) for layer in layers]
-    close_and_changed(lm, ours(lm, hooks.attention_off(lm.arch, layers)), theirs(peer, zeroed), layers[0])
+    close_and_changed(lm, ours(lm, edits.attention_off(lm.arch, layers)), theirs(peer, zeroed), layers[0])
 
 
 @pytest.mark.parametrize("layers", LAYER_SETS, ids=str)
 def test_mlps_off(lm, peer, layers):
     zeroed = [(f"blocks.{layer}.hook_mlp_out", ...) for layer in layers]
-    close_and_changed(lm, ours(lm, hooks.mlps_off(lm.arch, layers)), theirs(peer, zeroed), layers[0])
+    close_and_changed(lm, ours(lm, edits.mlps_off(lm.arch, layers)), theirs(peer, zeroed), layers[0])
 
 
 def test_attention_to_the_first_token(lm, peer):

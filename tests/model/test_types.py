@@ -9,7 +9,7 @@ import torch
 
 from lib.core import attribution, mlp, neurons, sinks
 from lib.core.ablation import Condition
-from lib.model import hooks
+from lib.model import edits, hooks
 from lib.run.errors import UserError
 from tests import every_type
 from tests.cases import close
@@ -37,7 +37,7 @@ def lm(model_type):
 
 
 def logits(lm, *watchers):
-    with hooks._together(*watchers), torch.inference_mode():
+    with edits._together(*watchers), torch.inference_mode():
         return lm.model(input_ids=IDS, use_cache=False).logits
 
 
@@ -84,7 +84,7 @@ def test_a_head_off_is_zero_columns_of_the_projection(lm):
         head = lm.arch.layers[layer].n_heads - 1
         weight = lm.arch.weight(layer, "head_projection")
         kept, columns = weight.clone(), slice(head * lm.arch.head_dims[layer], (head + 1) * lm.arch.head_dims[layer])
-        off = logits(lm, hooks.heads_off(lm.arch, [(layer, head)]))
+        off = logits(lm, edits.heads_off(lm.arch, [(layer, head)]))
         with torch.no_grad():
             weight[:, columns] = 0
             expected = logits(lm)
@@ -95,7 +95,7 @@ def test_a_head_off_is_zero_columns_of_the_projection(lm):
 
 def test_all_attention_or_all_mlps_off(lm):
     """By what is skipped, or by PyTorch's own hooks."""
-    for role, off in (("attention_write", hooks.attention_off), ("mlp_write", hooks.mlps_off)):
+    for role, off in (("attention_write", edits.attention_off), ("mlp_write", edits.mlps_off)):
         layers = lm.arch.with_role(role)
         got = logits(lm, off(lm.arch, layers))
         handles = [

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import check_controls
-from lib.model import hooks, models
+from lib.model import edits, models
 from lib.planted import blank, planting
 from lib.planted import kinds as planted_kinds
 from lib.planted import truth as planted_truth
@@ -536,7 +536,7 @@ def test_a_false_truth_is_a_miss(monkeypatch, tmp_path, capsys, field):
 def test_an_ablation_that_does_nothing_is_a_miss(monkeypatch, tmp_path, broken):
     """Both change nothing, so everything persists; only the models without anything massive stay right."""
     monkeypatch.setattr(check_controls, "FIELDS", ("generator",))
-    monkeypatch.setattr(hooks, broken, lambda arch, which: ExitStack())
+    monkeypatch.setattr(edits, broken, lambda arch, which: ExitStack())
     monkeypatch.setattr(planting, "KINDS", {"llama": planted_kinds.KINDS})
     _code, payload = check(monkeypatch, tmp_path, "--seeds", "1")
     missed = {m["truth"]["kind"] for m in payload["results"]["models"] if "generator" in m["misses"]}
