@@ -13,6 +13,8 @@ from lib.run.cli import Options
 from tests import golden, pretend, transfers
 from tests.conftest import token_ids
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("planted", "experiment"), golden.PAIRS, indirect=["planted"])
 def test_a_pass_makes_few_transfers(experiment, planted, text):

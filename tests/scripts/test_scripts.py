@@ -21,6 +21,7 @@ from lib.report import figures
 from lib.run import checkout
 from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, planted_model, save
 
+pytestmark = pytest.mark.slow
 ABLATION_FIGURES = ("top1_comparison", "critical_dimensions", "percentage_change_heatmap")
 # script: (its own arguments, its files, the JSON)
 SCRIPTS = {
