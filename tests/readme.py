@@ -347,7 +347,7 @@ def dtypes(say):
     kept = [i for i, value in enumerate(top) if value >= max(top) / 2]
     rows = []
     for i in sorted({top.index(max(top)), kept[-1], len(top) - 1}):
-        for name in ("top1", "median"):
+        for name in ("top1", "median") if i == len(top) - 1 else ("top1",):
             said = say("layer {i}: {name}").format(i=i, name=say(name.replace("top1", "top-1")))
             rows.append((said, [getattr(of_dtype[i], name).mean for of_dtype in layers]))
     ledgers = stored("exp3", "exp3_results.json")
@@ -367,11 +367,16 @@ def bench(say):
     said = ""
     for name in BENCHED:
         targets = result("bench", RESULTS / "bench" / f"{name}_bench.json").results.targets
-        missed = [f"{target.text} ({number(target.value)})" for target in targets if target.verdict != "met"]
+        missed = [f"{_what(target.text)} ({number(target.value)})" for target in targets if target.verdict != "met"]
         counts = {"name": name, "n": len(targets) - len(missed), "of": len(targets)}
         text = say("- {name}: {n} of {of}; not met: {missed}")
         said += wrapped(text.format(**counts, missed=say("; ").join(missed) or say("none")), "  ")
     return said
+
+
+def _what(target):
+    """What a target is of, without how much it is to be."""
+    return target.partition(": at ")[0].partition(" (value")[0]
 
 
 MEASURED = {
