@@ -367,8 +367,12 @@ def bench(say):
     said = ""
     for name in BENCHED:
         targets = result("bench", RESULTS / "bench" / f"{name}_bench.json").results.targets
-        missed = [f"{_what(target.text)} ({number(target.value)})" for target in targets if target.verdict != "met"]
-        counts = {"name": name, "n": len(targets) - len(missed), "of": len(targets)}
+        values: dict[str, list[str]] = {}
+        for target in targets:
+            if target.verdict != "met":
+                values.setdefault(_what(target.text), []).append(number(target.value))
+        missed = [f"{what} ({', '.join(here)})" for what, here in values.items()]
+        counts = {"name": name, "n": sum(target.verdict == "met" for target in targets), "of": len(targets)}
         text = say("- {name}: {n} of {of}; not met: {missed}")
         said += wrapped(text.format(**counts, missed=say("; ").join(missed) or say("none")), "  ")
     return said
