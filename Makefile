@@ -69,7 +69,7 @@ PYTEST := $(RUN) -m pytest --numprocesses 2 --dist worksteal
 test: $(READY)
 	$(PYTEST) -m "not slow and not peer"
 
-# the rest: whole commands, every architecture, every planted model
+# the rest: whole commands, real and planted models, every architecture
 test-slow: $(READY)
 	$(PYTEST) -m "slow and not peer"
 

@@ -92,12 +92,14 @@ def holds(folder, expected):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_the_packaged_model_is_what_is_in_its_gguf_file(monkeypatch, smollm2):
     monkeypatch.undo()  # the cache that the model was loaded from
     folder = models._converted("smollm2-135m", smollm2.source["gguf_sha256"], list)
     assert holds(folder, gguf_tensors(packaged.gguf("smollm2-135m"), smollm2.arch.head_dims[0]))
 
 
+@pytest.mark.slow
 def test_two_processes_dequantise_at_once(tiny_gguf, tmp_path):
     """Both succeed, one complete folder remains, and it holds what is in the GGUF file. Neither begins alone."""
     script = """

@@ -23,7 +23,7 @@ from lib.core import data
 from lib.run import checkout
 from tests import reference
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 DIM = 507
 SAMPLE = {"model": "smollm2-135m", "dataset": "python-docs", "nsamples": 2, "seqlen": 96}
 
@@ -112,7 +112,6 @@ def test_head_scores_agree_with_eager_maps(smollm2, naive):
             assert result.scores[layer][head].mean == pytest.approx(np.mean(scores), abs=1e-4)
 
 
-@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_nsamples(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("Summer is warm. Winter is cold. " * 400)  # few first tokens
