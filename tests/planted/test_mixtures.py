@@ -25,6 +25,7 @@ from tests.planted.test_planted import (
     without,
 )
 
+pytestmark = pytest.mark.slow
 SEEDS = (0, 1234)
 CLASSES = {
     "mixtral": transformers.MixtralForCausalLM,
