@@ -72,14 +72,6 @@ def _projections(arch: Architecture, layer: int, shared: str = "") -> list[tuple
     ]
 
 
-def _of_shared(arch: Architecture, layer: int) -> list[tuple[str, str, str, str]]:
-    """Checkpoints of the shared expert, as far as its parts are known."""
-    parts = arch.layers[layer].shared
-    known = [] if parts is None or parts.inner is not None else _projections(arch, layer, SHARED)
-    inside = [(f"shared_{name}", f"shared expert: {label}", role, side) for name, label, role, side in known]
-    return [*inside, ("shared_output", "output of the shared expert", "shared_expert", "output")]
-
-
 def watch(
     arch: Architecture, layer: int, role: str, side: str, see: Callable[[int, torch.Tensor], None]
 ) -> AbstractContextManager[None]:

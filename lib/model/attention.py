@@ -253,16 +253,37 @@ def _intercepted(
 
             return call
 
-        waiting.add(layer)
         maps = {softmax: seen_of(partial(attention_map, softmax), softmax) for softmax in SOFTMAX}
         product = seen_of(lambda *args, **kwargs: attention(Arguments(*args, **kwargs)))
         return _Replaced({scaled_dot_product_attention: product, **maps})
 
-    waiting: set[int] = set()  # layers whose attention has been called and not been seen
+    waiting: set[int] = set()
+    with around_attention(lm, watched, waiting, layers):
+        yield
+
+
+@contextmanager
+def around_attention(
+    lm: LanguageModel,
+    watched: Callable[[int], AbstractContextManager[object]],
+    waiting: set[int],
+    layers: Iterable[int] | None,
+) -> Iterator[None]:
+    """Run the attention of each of these layers (None: of all) that has attention inside `watched(layer)`.
+
+    waiting: comes to hold a layer whose attention is called; who sees it takes the layer out.
+
+    Raises UserError if one was called and not seen.
+    """
+
+    def waited_for(layer: int) -> AbstractContextManager[object]:
+        waiting.add(layer)
+        return watched(layer)
+
     with_attention = lm.arch.with_role("attention_module")
     if layers is not None:
         with_attention = [layer for layer in layers if layer in with_attention]
-    with hooks.around_calls(lm.arch, "attention_module", watched, with_attention):
+    with hooks.around_calls(lm.arch, "attention_module", waited_for, with_attention):
         yield
     if waiting:
         raise UserError(f"cannot watch '{lm.model.config._attn_implementation}' attention; use sdpa or eager")

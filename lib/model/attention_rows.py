@@ -17,10 +17,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from lib.model import hooks
-from lib.model.attention import Arguments
+from lib.model.attention import Arguments, around_attention
 from lib.model.trace import SOFTMAX, is_attention
-from lib.run.errors import UserError
 
 if TYPE_CHECKING:
     from lib.model.models import LanguageModel
@@ -84,17 +82,11 @@ def watch_rows(
             waiting.remove(layer)
             see(layer, attended)
 
-        waiting.add(layer)
         return _Watched(lm.arch.layers[layer].n_heads, seen)
 
-    waiting: set[int] = set()  # layers whose attention has been called and not been seen
-    with_attention = lm.arch.with_role("attention_module")
-    if layers is not None:
-        with_attention = [layer for layer in layers if layer in with_attention]
-    with hooks.around_calls(lm.arch, "attention_module", watched, with_attention):
+    waiting: set[int] = set()
+    with around_attention(lm, watched, waiting, layers):
         yield
-    if waiting:
-        raise UserError(f"cannot watch '{lm.model.config._attn_implementation}' attention; use sdpa or eager")
 
 
 class _Watched(TorchFunctionMode):
