@@ -48,6 +48,7 @@ class Architecture:
         self.hidden_size = found.hidden_size
         path = found.position_embedding
         self.position_embedding = None if path is None else base.get_submodule(path)
+        self.looks_attention_up = False  # as lib/model/verify.py finds it: see attention.around_calls
 
     @cached_property
     def head_dims(self) -> dict[int, int]:

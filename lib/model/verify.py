@@ -65,11 +65,20 @@ def verify(lm: LanguageModel) -> None:
     blocks: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
     maps: dict[int, _Map] = {}
-    with (
-        attention.watch_first_token(lm, lambda layer, p, _visible: probabilities.update({layer: p}), layers),
-        hooks.watch_inputs(lm.arch, "head_projection", lambda layer, value: inputs.update({layer: value.clone()})),
-    ):
-        _run(lm, ids, lambda layer, value: blocks.update({layer: value.clone()}), maps, outputs)
+
+    def run() -> None:
+        with (
+            attention.watch_first_token(lm, lambda layer, p, _visible: probabilities.update({layer: p}), layers),
+            hooks.watch_inputs(lm.arch, "head_projection", lambda layer, value: inputs.update({layer: value.clone()})),
+        ):
+            _run(lm, ids, lambda layer, value: blocks.update({layer: value.clone()}), maps, outputs)
+
+    lm.arch.looks_attention_up = True
+    try:
+        run()
+    except attention.Unseen:
+        lm.arch.looks_attention_up = False
+        run()
     for layer, value in inputs.items():
         if not _side_by_side(value, lm.arch.layers[layer].n_heads):
             lm.arch.layers[layer] = replace(
@@ -116,7 +125,7 @@ def _run(lm: LanguageModel, ids: Tensor, block: hooks.See, maps: dict[int, _Map]
         return _OneHeadOff(n_heads, lambda logits, weights: maps.update({layer: _Map.of(logits, weights)}))
 
     with (
-        hooks.around_calls(lm.arch, "attention_module", one_head_off),
+        attention.around_calls(lm, one_head_off),
         hooks.watch_inputs(lm.arch, "block", block),
         hooks.watch_outputs(lm.arch, "block", lambda layer, value: outputs.update({layer: value.clone()})),
     ):
