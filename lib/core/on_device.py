@@ -43,7 +43,7 @@ class OnDevice:
 
 
 class Stack:
-    """Copies of what successive layers give, until there is enough to call `look(layers, *values)`.
+    """What successive layers give, until there is enough to call `look(layers, *values)`.
 
     layers: their numbers; values: of each value that was added, all layers in one (layers, ...) tensor.
     """
@@ -51,30 +51,29 @@ class Stack:
     def __init__(self, look: Callable[..., None]) -> None:
         self.look = look
         self.layers: list[int] = []
-        self.values: list[torch.Tensor] = []
+        self.values: list[tuple[torch.Tensor, ...]] = []  # by layer
         self.like: list[tuple[torch.Size, torch.dtype, torch.device]] = []  # of one layer's values
+        self.at_once = 0  # layers
 
     def add(self, layer: int, *values: torch.Tensor) -> None:
+        """The values are looked at later: nothing may change them until then."""
         like = [(value.shape, value.dtype, value.device) for value in values]
         if like != self.like:
             self.look_at_rest()
-            self.like = like
             most = TOGETHER if values[0].device.type == "cpu" else ON_ACCELERATOR
-            at_once = most // max(value.numel() for value in values)
-            if at_once < 2:
-                self.like = []
-                return self.look((layer,), *(value[None] for value in values))
-            self.values = [value.new_empty((at_once, *value.shape)) for value in values]
-        for stacked, value in zip(self.values, values, strict=True):
-            stacked[len(self.layers)] = value
+            self.like, self.at_once = like, most // max(value.numel() for value in values)
         self.layers.append(layer)
-        if len(self.layers) == len(self.values[0]):
+        self.values.append(values)
+        if len(self.layers) >= self.at_once:
             self.look_at_rest()
 
     def look_at_rest(self) -> None:
         if self.layers:
-            layers, self.layers = tuple(self.layers), []
-            self.look(layers, *(stacked[: len(layers)] for stacked in self.values))
+            layers, values = tuple(self.layers), self.values
+            self.layers, self.values = [], []
+            self.look(
+                layers, *(each[0][None] if len(each) == 1 else torch.stack(each) for each in zip(*values, strict=True))
+            )
 
 
 def _copied(values: dict[Hashable, torch.Tensor]) -> Taken:

@@ -48,7 +48,10 @@ class Architecture:
         self.hidden_size = found.hidden_size
         path = found.position_embedding
         self.position_embedding = None if path is None else base.get_submodule(path)
-        self.looks_attention_up = False  # as lib/model/verify.py finds it: see attention.around_calls
+        # as verify.py finds them: the implementation that looks attention up by name (see attention.around_calls),
+        # and whether block outputs stay as they are until the end of a pass
+        self.looks_up: str | None = None
+        self.outputs_stay = False
 
     @cached_property
     def head_dims(self) -> dict[int, int]:

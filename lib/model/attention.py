@@ -50,7 +50,7 @@ class Arguments(NamedTuple):
     enable_gqa: bool = False
 
 
-class Unseen(UserError):
+class UnseenError(UserError):
     """Attention is computed by neither of the functions that are watched."""
 
 
@@ -282,7 +282,7 @@ def around_attention(
 
     waiting: comes to hold a layer whose attention is called; who sees it takes the layer out.
 
-    Raises Unseen if one was called and not seen.
+    Raises UnseenError if one was called and not seen.
     """
 
     def waited_for(layer: int) -> AbstractContextManager[object]:
@@ -292,7 +292,7 @@ def around_attention(
     with around_calls(lm, waited_for, layers):
         yield
     if waiting:
-        raise Unseen(f"cannot watch '{lm.model.config._attn_implementation}' attention; use sdpa or eager")
+        raise UnseenError(f"cannot watch '{lm.model.config._attn_implementation}' attention; use sdpa or eager")
 
 
 @contextmanager
@@ -307,7 +307,7 @@ def around_calls(
     with_attention = lm.arch.with_role("attention_module")
     if layers is not None:
         with_attention = [layer for layer in layers if layer in with_attention]
-    at_call = lm.arch.looks_attention_up and lm.model.config._attn_implementation == "sdpa"
+    at_call = lm.arch.looks_up == lm.model.config._attn_implementation
     around = (lambda layer: _AtCall(manager(layer))) if at_call else manager
     own = functional.scaled_dot_product_attention
     functional.scaled_dot_product_attention = _called_inside
@@ -334,6 +334,8 @@ class _AtCall:
 
 
 def _called_inside(*args: Any, **kwargs: Any) -> torch.Tensor:
+    if len(_AtCall.entered) == 1 and isinstance(_AtCall.entered[0], _Replaced):  # nobody else is to see it
+        return _AtCall.entered[0].instead[scaled_dot_product_attention](*args, **kwargs)
     with ExitStack() as stack:
         for manager in _AtCall.entered:
             stack.enter_context(manager)

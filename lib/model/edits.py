@@ -5,6 +5,7 @@ Every context manager here restores the model, also after an error.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -41,8 +42,12 @@ def heads_set(arch: Architecture, *versions: Mapping[tuple[int, int], Tensor | f
             mask[version, head] = True
             instead.setdefault(layer, torch.zeros(shape))[version, head] = output
 
+    @cache
+    def there(layer: int, device: torch.device) -> list[Tensor]:
+        return [x[layer].flatten(1)[:, None, None].to(device) for x in (off, instead)]
+
     def replace(layer: int, value: Tensor) -> Tensor:
-        mask, new = (x[layer].flatten(1)[:, None, None].to(value.device) for x in (off, instead))
+        mask, new = there(layer, value.device)
         each = value.unflatten(0, (len(versions), -1))
         return torch.where(mask, new.to(value.dtype), each).flatten(0, 1)
 

@@ -64,21 +64,24 @@ def verify(lm: LanguageModel) -> None:
     probabilities: dict[int, Tensor] = {}
     blocks: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
+    kept: dict[int, Tensor] = {}
     maps: dict[int, _Map] = {}
 
     def run() -> None:
         with (
             attention.watch_first_token(lm, lambda layer, p, _visible: probabilities.update({layer: p}), layers),
             hooks.watch_inputs(lm.arch, "head_projection", lambda layer, value: inputs.update({layer: value.clone()})),
+            hooks.watch_outputs(lm.arch, "block", lambda layer, value: kept.update({layer: value})),
         ):
             _run(lm, ids, lambda layer, value: blocks.update({layer: value.clone()}), maps, outputs)
 
-    lm.arch.looks_attention_up = True
+    lm.arch.looks_up = lm.model.config._attn_implementation
     try:
         run()
-    except attention.Unseen:
-        lm.arch.looks_attention_up = False
+    except attention.UnseenError:
+        lm.arch.looks_up = None
         run()
+    lm.arch.outputs_stay = all(torch.equal(kept[layer], output) for layer, output in outputs.items())
     for layer, value in inputs.items():
         if not _side_by_side(value, lm.arch.layers[layer].n_heads):
             lm.arch.layers[layer] = replace(

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lib.core import attribution
+from lib.core import attribution, massive
 from lib.core.ablation import Condition
-from lib.model import edits
+from lib.model import attention, edits, hooks
 from lib.model.models import load
 from lib.run.cli import Options, UserError
 from tests.cases import close
-from tests.conftest import save
+from tests.conftest import save, token_ids
 from tests.core.test_sweep import fixed_place, windows_of
 
 CODE = """
@@ -118,21 +118,43 @@ class OddForCausalLM(PreTrainedModel, GenerationMixin):
 MAP = {"AutoConfig": "odd.OddConfig", "AutoModelForCausalLM": "odd.OddForCausalLM"}
 
 
-@pytest.fixture
-def folder(tmp_path, tokenizer):
+EAGER = """
+        scores = q @ k.transpose(2, 3) / (width // self.n) ** 0.5
+        scores = scores.masked_fill(torch.ones(s, s).triu(1).bool(), -torch.inf)
+        return self.back((torch.softmax(scores, -1) @ v).transpose(1, 2).reshape(b, s, width))
+"""
+SDPA = """
+        return self.back(CALL(q, k, v, is_causal=True).transpose(1, 2).reshape(b, s, width))
+"""
+EARLY = "from torch.nn.functional import scaled_dot_product_attention as bound_early"
+SUM = "return stream + self.share * (self.thinks(value) + self.looks(value))"
+IN_PLACE = "return stream.add_(self.share * (self.thinks(value) + self.looks(value)))"
+assert CODE.count(EAGER) == CODE.count(SUM) == 1
+
+
+def saved(where, tokenizer, code=CODE):
     spaces = {}
-    exec(CODE, spaces)
+    exec(code, spaces)
     torch.manual_seed(0)
     model = spaces["OddForCausalLM"](spaces["OddConfig"]())
-    where = save(tmp_path / "odd", model, tokenizer)
-    (where / "odd.py").write_text(CODE)
+    save(where, model, tokenizer)
+    (where / "odd.py").write_text(code)
     config = json.loads((where / "config.json").read_text())
     (where / "config.json").write_text(json.dumps(config | {"auto_map": MAP}))
     return where
 
 
+def loaded(folder):
+    return load(Options(model=str(folder), device="cpu", offline=True, trust_remote_code=True))
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    return saved(tmp_path / "odd", tokenizer)
+
+
 def test_code_that_exists_nowhere(folder):
-    lm = load(Options(model=str(folder), device="cpu", offline=True, trust_remote_code=True))
+    lm = loaded(folder)
     layer = lm.arch.layers[1]
     assert (layer.n_heads, layer.head_projection, layer.attention_write) == (4, "looks.back", "looks.back")
     assert (layer.mlp_norm, layer.down, layer.activation) == ("even", "thinks.out", "thinks.bend")
@@ -154,7 +176,7 @@ def test_an_activation_function_that_is_no_module(folder):
     code = CODE.replace("one * self.bend(other)", "one * F.silu(other)")
     assert code != CODE
     (folder / "odd.py").write_text(code)
-    lm = load(Options(model=str(folder), device="cpu", offline=True, trust_remote_code=True))
+    lm = loaded(folder)
     layer = lm.arch.layers[1]
     assert (layer.function, layer.activation, layer.inner) == ("SiLU", None, None)
     assert layer.slices == {"gate": slice(1, None, 2), "up": slice(0, None, 2)}
@@ -185,3 +207,32 @@ def relu_logits(folder, ids):
 def test_it_does_not_run_unless_it_is_trusted(folder):
     with pytest.raises(UserError, match="--trust_remote_code"):
         load(Options(model=str(folder), device="cpu", offline=True))
+
+
+@pytest.mark.parametrize(("call", "by_name"), [("F.scaled_dot_product_attention", True), ("bound_early", False)])
+def test_attention_is_seen_however_it_is_called(call, by_name, folder, tmp_path, tokenizer):
+    lm = loaded(saved(tmp_path / "other", tokenizer, EARLY + CODE.replace(EAGER, SDPA.replace("CALL", call))))
+    assert (lm.arch.looks_up is not None) == by_name
+    ids = token_ids(2, 12)
+    for here, there in zip(first_token(lm, ids), first_token(loaded(folder), ids), strict=True):
+        close(here, there)
+
+
+def first_token(lm, ids):
+    seen = []
+    with attention.watch_first_token(lm, lambda _layer, probability, _visible: seen.append(probability)):
+        hooks.forward(lm, ids)
+    assert len(seen) == lm.arch.n_layers
+    return seen
+
+
+@pytest.mark.parametrize(("code", "stay"), [(CODE, True), (CODE.replace(SUM, IN_PLACE), False)])
+def test_outputs_that_later_blocks_change(code, stay, tmp_path, tokenizer):
+    lm, ids = loaded(saved(tmp_path / "odd", tokenizer, code)), token_ids(2, 12)
+    assert lm.arch.outputs_stay == stay
+    tops = []
+    with hooks.watch_outputs(lm.arch, "block", lambda _layer, hidden: tops.append(hidden.abs().amax((1, 2)))):
+        hooks.forward(lm, ids)
+    found = massive.LayerStatistics(lm.arch, lm.tokenizer)
+    found.run(ids, lambda: hooks.forward(lm, ids))
+    close(torch.from_numpy(found.top1).float(), torch.stack(tops, dim=1))
