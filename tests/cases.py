@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from torch.testing import assert_close
 from transformers.models.falcon import modeling_falcon
 
-from lib.model import arch, hooks
+from lib.model import arch, hooks, verify
 from lib.model.models import LanguageModel
 from tests import architectures
 from tests.reference import matrix, silence
@@ -47,11 +47,13 @@ def case_of(family, variant):
     ids = torch.randint(vocabulary, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(1))
     words = WordLevel({str(token): token for token in range(vocabulary)}, unk_token="0")
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
+    lm = LanguageModel(model, arch.Architecture(model), tokenizer, {})
+    verify.verify(lm)
     return SimpleNamespace(
         family=family,
         variant=variant,
         tested=tested,
-        lm=LanguageModel(model, arch.Architecture(model), tokenizer, {}),
+        lm=lm,
         ids=ids,
         real=observe(tested, model, ids),
         heads=[(0, 1), (1, 0), (2, model.config.num_attention_heads - 1)],

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from lib import catalogue
+from lib.model import verify
 from lib.model.arch import Architecture
 from lib.planted import planting
 from lib.report import result_files
@@ -60,7 +61,9 @@ def write_text(built, folder):
 def moved(built, device, dtype=torch.float32):
     """A planted model with a copy of its weights on `device`."""
     model = copy.deepcopy(built.lm.model).to(device, dtype)
-    return dataclasses.replace(built, lm=dataclasses.replace(built.lm, model=model, arch=Architecture(model)))
+    lm = dataclasses.replace(built.lm, model=model, arch=Architecture(model))
+    verify.verify(lm)
+    return dataclasses.replace(built, lm=lm)
 
 
 def results(command, built, text, **flags):

@@ -17,7 +17,7 @@ from benchmarks import compare, entries
 from benchmarks.worker import Worker
 from lib import catalogue
 from lib.core import massive, on_device, sinks
-from lib.model import attention, hooks, models
+from lib.model import attention, hooks, models, verify
 from lib.model.arch import Architecture
 from lib.run.cli import Options
 from tests import golden
@@ -76,6 +76,7 @@ def layers_and_heads(model, ids):
     """{name: array} of what layerwise and head analysis measure."""
     arch = Architecture(model)
     lm = models.LanguageModel(model, arch, None, {})
+    verify.verify(lm)
     found, heads = massive.LayerStatistics(arch, None), sinks.HeadScores(arch)
     with attention.watch_first_token(lm, heads.update):
         found.run(ids, lambda: hooks.forward(lm, ids))
