@@ -14,7 +14,7 @@ from lib.core.keys import at_once
 from lib.core.on_device import OnDevice
 from lib.model.arch import Architecture
 from lib.model.attention_edits import edges_off, values_set
-from lib.model.attention_rows import Attended, Rows
+from lib.model.attention_rows import Attended, Rows, wide
 from lib.model.models import LanguageModel
 
 
@@ -197,7 +197,7 @@ class RandomValues:
                 for row in range(rows.start, rows.stop)
             ]
             noise = torch.from_numpy(np.stack(directions)).to(value.device)
-            norms = value.float().norm(dim=3, keepdim=True)
+            norms = wide(value).norm(dim=3, keepdim=True)
             return (noise * (norms / noise.norm(dim=3, keepdim=True))).to(value.dtype)
 
         return values_set(self.lm, drawn, self.layers)

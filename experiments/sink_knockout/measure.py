@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from experiments.sink_knockout.changes import (
     Choose,
@@ -171,20 +172,19 @@ class Watched:
         """Keep ("keys", layer): (batch, seq + 2) probability on each key, on the query's own and on the previous one,
         summed up over heads and later queries; ("sink", layer): (batch, heads) on the sink's, over all queries; and
         ("seen", layer), how many queries see that."""
-        batch, _heads, n = attended.shape
-        device, sink = attended.device, slice(self.position, self.position + 1)
-        on_keys = torch.zeros((batch, n), device=device)
+        n, device, sink = attended.shape[2], attended.device, slice(self.position, self.position + 1)
         sums: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         for first, probability, visible in attended.rows(at_once(device)):
             last = probability.shape[3]
             keys, queries = (torch.arange(start, last, device=device) for start in (0, first))
             own, previous = queries[:, None] == keys, (queries[:, None] - 1 == keys) & (keys != self.position)
             of_heads = probability.sum(1) * (queries > self.position)[:, None]
-            on_keys[:, :last] += (of_heads * ~(own | previous)).sum(1)
-            relative = torch.stack([(of_heads * one).sum((1, 2)) for one in (own, previous)], dim=1)
-            sums.append((relative, probability[..., sink].sum((2, 3)), visible[0, 0, :, sink].sum()))
-        relative, on_sink, seen = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
-        self.kept.keep(("keys", layer), torch.cat([on_keys, relative], dim=1))
+            others = pad((of_heads * ~(own | previous)).sum(1), (0, n - last))
+            relative = [(of_heads * one).sum((1, 2))[:, None] for one in (own, previous)]
+            on_keys = torch.cat([others, *relative], dim=1)
+            sums.append((on_keys, probability[..., sink].sum((2, 3)), visible[0, 0, :, sink].sum()))
+        on_keys, on_sink, seen = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
+        self.kept.keep(("keys", layer), on_keys)
         self.kept.keep(("sink", layer), on_sink)
         self.kept.keep(("seen", layer), seen)
 

@@ -72,9 +72,10 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Results:
-    """position, token: of the sink's key; the token, if measure.COMMON of the windows have it there. heads: [layer][head] mean probability on it,
-    over the queries that see it; empty in layers without attention. matched: mass that EQUAL_MASS removes to that of
-    SINK, ratio of sums. left_out: conditions that this model cannot have, and why."""
+    """position, token: of the sink's key; the token, if measure.COMMON of the windows have it there. heads:
+    [layer][head] mean probability on it, over the queries that see it; empty in layers without attention. matched: the
+    attention that the edges of EQUAL_MASS had, to that of SINK's, ratio of sums. left_out: why there are no conditions
+    that set values."""
 
     position: int
     token: str | None
