@@ -258,7 +258,6 @@ class Reduced:
                 sink_rate=draws.averages(sinks.rates(baseline.on_sink)),
                 value=draws.averages(baseline.values[:, self.place.peak]),
             ),
-            matched=draws.ratios(versions[EQUAL_MASS].removed[:, 1], versions[SINK].removed[:, 1]),
             conditions={
                 change.name: self._condition(change, versions[change.name], versions[SINK]) for change in changes
             },

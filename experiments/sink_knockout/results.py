@@ -73,9 +73,8 @@ class Baseline:
 @dataclass(frozen=True)
 class Results:
     """position, token: of the sink's key; the token, if measure.COMMON of the windows have it there. heads:
-    [layer][head] mean probability on it, over the queries that see it; empty in layers without attention. matched: the
-    attention that the edges of EQUAL_MASS had, to that of SINK's, ratio of sums. left_out: why there are no conditions
-    that set values."""
+    [layer][head] mean probability on it, over the queries that see it; empty in layers without attention. left_out: why
+    there are no conditions that set values."""
 
     position: int
     token: str | None
@@ -83,7 +82,6 @@ class Results:
     place: FollowedPlace
     heads: list[list[Average]]
     baseline: Baseline
-    matched: Average
     conditions: dict[str, Condition]
     left_out: str | None = None
 

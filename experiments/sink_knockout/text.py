@@ -24,7 +24,7 @@ def summarise(result: Stored) -> str:
             "costs more than this, paired.",
             _losses(results, values.costs),
             "edges: masked in a window; mass: the attention that they had, of a head and query. sink rate: share of",
-            "all heads that have their sink at this key, after. value: at the place, in its peak layer; retained: of it.",
+            "all heads that have their sink at this key, after. value: at the place, in its peak layer.",
             _after(results),
             "Where attention moves: the keys whose mean probability gains most, over later queries and the heads of",
             "the changed layers, with the interval of all keys together. A position or a token counts while it is not",

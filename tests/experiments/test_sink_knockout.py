@@ -42,7 +42,6 @@ from lib.planted import planting
 from lib.report.result_files import Result
 from lib.run.errors import UserError
 from tests import cases, every_type, reference
-from tests.conftest import token_ids
 from tests.core.test_sweep import windows_of
 from tests.partial import partial
 
@@ -238,3 +237,183 @@ def gained(seen, before, layers, position):
                 own, previous = key == query, key == query - 1 and key != position
                 gains[N if own else N + 1 if previous else key] += change[query, key]
     return gains / heads / (N - 1 - position)
+
+
+def of_kind(architecture, kind):
+    built = (planting.build(architecture, kind, seed) for seed in range(20))
+    return next(model for model in built if kind == "content" or len(model.truth.readers) == 2)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_planted_sinks_are_knocked_out(architecture):
+    built = of_kind(architecture, "decoy")
+    results = measured(built.lm, built.windows)
+    found = [(i, h) for i, row in enumerate(results.heads) for h, head in enumerate(row) if head.mean > 0.3]
+    assert found == sorted(built.truth.sinks)
+    n_heads = sum(map(len, results.heads))
+    assert results.baseline.sink_rate.mean == pytest.approx(len(found) / n_heads)
+    assert results.conditions[SINK].sink_rate_after.mean == 0
+    assert results.conditions[ONLY_SINK].sink_rate_after.mean >= results.baseline.sink_rate.mean
+    for layer, cell in results.by_layer.items():
+        here = [of for of, _head in found if of == layer]
+        assert cell.sink_rate_after.mean == pytest.approx((len(found) - len(here)) / n_heads)
+        assert cell.retained.mean == pytest.approx(1)  # position 0 sees no other key
+    first = measure.random_values_at(results.place.plateau[0])
+    assert first in results.conditions
+    assert judge.judge(results).values.heads == len(found)
+
+
+@pytest.mark.parametrize(("kind", "verdict"), [("ten", judge.EDGE), ("decoy", judge.NOT_NEEDED)])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_sink_is_needed_where_its_heads_shout_without_it(architecture, kind, verdict):
+    built = of_kind(architecture, kind)
+    assert judge.judge(measured(built.lm, built.windows)).verdict == verdict
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_model_without_sinks_has_nothing_to_knock_out(architecture):
+    built = of_kind(architecture, "content")
+    assert judge.judge(measured(built.lm, built.windows)).verdict == NONE_FOUND
+
+
+def test_attention_that_makes_the_value_goes_with_random_values():
+    """Planted: heads bring the spike from another token, so it hangs on values; an MLP's does not."""
+    retained = {}
+    for kind in ("head", "mlp"):
+        built = planting.build("llama", kind, 0)
+        cell = measured(built.lm, built.windows).conditions[RANDOM_VALUES]
+        retained[kind] = cell.retained.mean
+    assert abs(retained["head"]) < 0.5 < retained["mlp"]
+
+
+class Values(TorchFunctionMode):
+    """What attention is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.given = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is scaled_dot_product_attention:
+            self.given.append((args[2] if len(args) > 2 else kwargs["value"]).clone())
+        return function(*args, **(kwargs or {}))
+
+
+def test_random_values_have_the_norms_of_the_values(words):
+    lm, data = tiny("llama", words), windows()
+    with Values() as plain:
+        hooks.forward(lm, data.ids)
+    change = changes.RandomValues("", "", lm, [0], seed=0)
+    seen = {}
+    for rows in (slice(0, 3), slice(1, 2)):
+        with Values() as seen[rows.start], change.hooks(lm.arch, rows):
+            hooks.forward(lm, data.ids[rows])
+    value, drawn = plain.given[0], seen[0].given[0]
+    assert torch.allclose(drawn.norm(dim=3), value.norm(dim=3), rtol=1e-5)
+    assert torch.nn.functional.cosine_similarity(drawn, value, dim=3).mean().abs() < 0.15
+    assert torch.equal(seen[1].given[0][0], drawn[1])  # a window's own, whatever the batch
+    assert not torch.allclose(drawn[0] / value[0], drawn[1] / value[1])
+
+
+@pytest.mark.parametrize("kind", ["llama", "bloom"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_dtypes(kind, dtype, words):
+    lm, data = tiny(kind, words), windows()
+    expected = measured(lm, data).conditions[SINK]
+    model = cases.copy.deepcopy(lm.model).to(dtype)
+    other = dataclasses.replace(lm, model=model, arch=type(lm.arch)(model))
+    got = measured(other, data).conditions[SINK]
+    assert got.edges == expected.edges
+    assert got.mass.mean == pytest.approx(expected.mass.mean, abs=2e-2)
+    assert got.loss_change.mean == pytest.approx(expected.loss_change.mean, abs=0.1)
+
+
+def test_layers_without_attention_are_left_out(words):
+    lm, data = dataclasses.replace(every_type.loaded("jamba"), tokenizer=words), windows()
+    results = measured(lm, data)
+    with_attention = lm.arch.with_role("attention_module")
+    assert len(with_attention) < lm.arch.n_layers
+    assert [*results.by_layer] == results.conditions[SINK].layers == with_attention
+    drawn(shown(results, data))
+
+
+def test_what_cannot_be_measured_is_refused_and_the_model_is_as_before(words, monkeypatch):
+    lm, data = tiny("llama", words), windows()
+    for position in (-1, N - 1, N):
+        with pytest.raises(UserError, match=f"--position {position} is out of range: .* it is 0 to {N - 2}"):
+            measured(lm, data, position=position)
+    with pytest.raises(UserError, match="this model has no attention heads"):
+        measured(dataclasses.replace(every_type.loaded("mamba"), tokenizer=words), data)
+    before = lm.model(data.ids).logits
+
+    def fails(*_args):
+        raise KeyError("in a pass")
+
+    monkeypatch.setattr(changes, "middle", fails)
+    monkeypatch.setattr(measure, "middle", fails)
+    with pytest.raises(KeyError, match="in a pass"):
+        measured(lm, data)
+    assert torch.equal(lm.model(data.ids).logits, before)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.model.modules())
+
+
+def shown(results, windows):
+    told = dict.fromkeys(("dtype", "device", "seed", "time", "command"), "")
+    data = {"windows": len(windows.ids), "seqlen": windows.ids.shape[1], "dataset": "test", "bos": 0}
+    origin = {"model": {"name": "tiny", "type": ""}, "data": data} | told
+    return Result("exp10", origin, {"model_name": "tiny"}, results, judge.judge(results), {})
+
+
+def drawn(stored):
+    assert all(draw(stored).axes for draw in (figures.knockout, figures.layers, figures.moves))
+    return text.summarise(stored) + text.details(stored)
+
+
+def test_what_is_left_out_is_said(words):
+    data = windows()
+    assert "Left out, all that sets values: this model computes" in drawn(
+        shown(measured(tiny("bloom", words), data), data)
+    )
+    assert "Left out" not in drawn(shown(measured(tiny("gpt2", words), data), data))
+
+
+def cell(low, high):
+    return Average((low + high) / 2, (low, high), None, 8, (low, high))
+
+
+COSTS, FREE, OPEN = (0.2, 0.3), (0.0, 0.01), (0.0, 0.1)
+MORE, LESS, EITHER = (0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("masked", "zero", "beyond", "probability", "verdict"),
+    [
+        (COSTS, FREE, {}, (0.4, 0.5), judge.EDGE),
+        (COSTS, None, {}, (0.4, 0.5), judge.EDGE),
+        (COSTS, COSTS, {}, (0.4, 0.5), judge.BOTH),
+        (COSTS, OPEN, {}, (0.4, 0.5), CANNOT_TELL),
+        (COSTS, FREE, {EQUAL_MASS: LESS}, (0.4, 0.5), judge.AS_OTHERS),
+        (COSTS, FREE, {MIDDLE: EITHER}, (0.4, 0.5), CANNOT_TELL),
+        (COSTS, FREE, {MIDDLE: EITHER, RECENT: LESS}, (0.4, 0.5), judge.AS_OTHERS),
+        (COSTS, COSTS, {RECENT: LESS}, (0.4, 0.5), judge.VALUE),
+        (OPEN, FREE, {}, (0.4, 0.5), CANNOT_TELL),
+        (OPEN, COSTS, {}, (0.4, 0.5), CANNOT_TELL),
+        (FREE, FREE, {RECENT: LESS}, (0.4, 0.5), judge.NOT_NEEDED),
+        (FREE, None, {}, (0.4, 0.5), judge.NOT_NEEDED),
+        (FREE, OPEN, {}, (0.4, 0.5), CANNOT_TELL),
+        (FREE, COSTS, {}, (0.4, 0.5), judge.VALUE),
+        (COSTS, FREE, {}, (0.2, 0.4), CANNOT_TELL),
+        (COSTS, FREE, {}, (0.1, 0.2), NONE_FOUND),
+    ],
+)
+def test_verdicts(masked, zero, beyond, probability, verdict):
+    losses = {SINK: masked, **({VALUE_ZERO: zero} if zero else {}), **dict.fromkeys(CONTROLS, FREE)}
+    more = dict.fromkeys(CONTROLS, MORE) | beyond
+    conditions = {
+        name: {"label": name, "loss_change": cell(*loss), "beyond": cell(*more[name]) if name in more else None}
+        for name, loss in losses.items()
+    }
+    found = {"heads": [[cell(*probability)], []], "epsilon": 0.3, "left_out": None if zero else "no values"}
+    judged = judge.judge(partial(Results, found | {"conditions": conditions}))
+    assert judged.verdict == verdict
+    assert (judged.values.why is not None) == (verdict == CANNOT_TELL or (zero is None and verdict != NONE_FOUND))
