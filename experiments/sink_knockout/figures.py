@@ -6,15 +6,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.sink_knockout.results import CONTROLS, EQUAL_MASS, RECENT, SINK, Moved, Stored
+from experiments.sink_knockout.results import CONTROLS, RECENT, SINK, SINK_SECOND, Moved, Stored
 from experiments.sink_knockout.text import named
 from lib.core.definitions import COST
 from lib.core.evidence import Interval
 from lib.report.figures import MARKERS, PALETTE, PLAIN, make_axes, make_title, shortened
-from lib.report.tables import number
+from lib.report.tables import number, spans
 
 KINDS = "sink's key masked", "control", "sink alone, or values set"
 LINEAR = 0.1
+MOST = 5  # keys to which attention moves
 
 
 def knockout(result: Stored) -> Figure:
@@ -100,13 +101,13 @@ def layers(result: Stored) -> Figure:
 
 
 def moves(result: Stored) -> Figure:
-    """The keys that gain most, of the sink and of two controls."""
+    """The keys that gain most, of the sink and of a control."""
     results = result.results
-    shown = [(name, results.conditions[name]) for name in (SINK, RECENT, EQUAL_MASS)]
-    figure, axes = make_axes(1, len(shown), size=(15, 4))
+    shown = [(name, results.conditions[name]) for name in (SINK, SINK_SECOND, RECENT) if name in results.conditions]
+    figure, axes = make_axes(1, len(shown), size=(5 * len(shown), 4), sharex=True)
     for ax, (name, cell) in zip(axes, shown, strict=True):
-        _gains(ax, cell.moved_to, 0 if name == SINK else 1)
-        ax.set_title(cell.label, fontsize=10)
+        _gains(ax, cell.moved_to[:MOST], _kind(name))
+        ax.set_title(f"{cell.label}: layers {spans(cell.layers)}", fontsize=10)
         ax.set_xlabel("gain in mean probability")
         if not cell.moved_to:
             ax.text(0.5, 0.5, "none gains", transform=ax.transAxes, ha="center")
@@ -120,6 +121,6 @@ def _gains(ax: Axes, moved: Sequence[Moved], kind: int) -> None:
         if one.gain.together:
             ax.plot(one.gain.together, [row, row], color="black", lw=1.5)
     ax.set_yticks(range(len(moved)), [shortened(named(one), 24) for one in moved], fontsize=9)
-    ax.set_ylim(max(1, len(moved)) - 0.5, -0.5)
+    ax.set_ylim(MOST - 0.5, -0.5)
     ax.axvline(0, color="black", lw=0.8)
     ax.grid(axis="x", alpha=0.4)

@@ -29,40 +29,34 @@ def judge(results: Results) -> Verdict:
     ]
     has_sink = [head.answer for head in heads]
     unclear = [head for head in heads if head.answer is None]
-    edge, edge_tests = _edge(results, costs[SINK])
-    zero = [costs[VALUE_ZERO]] if VALUE_ZERO in costs else []
-    value = every(zero) if zero else False
-    why = None
-    tests: list[Test] = [*edge_tests, *zero]
+    masked = costs[SINK]
+    edge = [
+        masked,
+        *(
+            Test(f"loss beyond: {cell.label}", cell.beyond, "above", 0.0)
+            for cell in conditions.values()
+            if cell.beyond is not None
+        ),
+    ]
+    value = [costs[name] for name in (VALUE_ZERO,) if name in costs]
+    as_edge, as_value = every(edge), every(value) if value else False
+    tests, why = [*edge, *value], None
     if True not in has_sink:
         verdict, tests = (CANNOT_TELL if unclear else NONE_FOUND), unclear[:SOME]
         why = reasons(tests) or None
-    elif edge is None or value is None:
+    elif as_edge is None or as_value is None or (not as_value and masked.answer is None):
         verdict, why = CANNOT_TELL, reasons(tests)
-    elif value:
-        verdict = BOTH if edge == EDGE else VALUE
+    elif as_value:
+        verdict = BOTH if as_edge else VALUE
     else:
-        verdict = edge
+        verdict = EDGE if as_edge else AS_OTHERS if masked.answer else NOT_NEEDED
         why = results.left_out
     values = Values(
         heads=has_sink.count(True),
         unclear=len(unclear),
         of_all=len(heads),
         costs={name: WORDS[test.answer] for name, test in costs.items()},
-        edge=edge,
-        value=WORDS[value] if zero else None,
+        moves_to=next(iter(conditions[SINK].moved_to), None),
         why=why,
     )
     return conclusion(verdict, RULE, values, tests)
-
-
-def _edge(results: Results, masked: Test) -> tuple[str | None, list[Test]]:
-    """(EDGE, AS_OTHERS, NOT_NEEDED, or None: cannot tell; the tests that it rests on)."""
-    if not masked.answer:
-        return (None if masked.answer is None else NOT_NEEDED), [masked]
-    beyond = [
-        Test(f"loss beyond: {cell.label}", cell.beyond, "above", 0.0)
-        for cell in results.conditions.values()
-        if cell.beyond is not None
-    ]
-    return {True: EDGE, False: AS_OTHERS, None: None}[every(beyond)], [masked, *beyond]

@@ -124,8 +124,8 @@ def knockouts(
     heads = rng.random(has_sink.shape, dtype=np.float32)
     edges: list[tuple[str, str, list[int], Choose]] = [
         (SINK, "sink's key masked", layers, sink),
-        (SINK_FIRST, "the same, first half of the layers", [layer for layer in layers if layer < half], sink),
-        (SINK_SECOND, "the same, second half", [layer for layer in layers if layer >= half], sink),
+        (SINK_FIRST, "sink's key masked, first half", [layer for layer in layers if layer < half], sink),
+        (SINK_SECOND, "sink's key masked, second half", [layer for layer in layers if layer >= half], sink),
         (RANDOM, "a random key masked", layers, Random(other)),
         (RECENT, "the previous key masked", layers, recent),
         (MIDDLE, "the middle key masked", layers, middle),

@@ -100,16 +100,14 @@ class Results:
 @dataclass(frozen=True)
 class Values:
     """heads: how many have the sink; unclear: of how many of `of_all` it cannot be told. costs: of every condition by
-    name, "costs", "free" or "cannot tell". edge: of masking the sink's key, judge.EDGE, AS_OTHERS or NOT_NEEDED, None
-    where it cannot be told; value: what zeroing the value does, None where that was left out. why: the verdict cannot
-    be told, or what it leaves open."""
+    name, "costs", "free" or "cannot tell". moves_to: the largest gain where the sink's key is masked. why: the verdict
+    cannot be told, or what it leaves open."""
 
     heads: int
     unclear: int
     of_all: int
     costs: dict[str, str]
-    edge: str | None
-    value: str | None
+    moves_to: Moved | None
     why: str | None
 
 

@@ -1,6 +1,6 @@
 """The TXT of a model without the edge to its sink."""
 
-from experiments.sink_knockout.results import TEXT, Moved, Results, Stored
+from experiments.sink_knockout.results import SINK, Moved, Results, Stored
 from lib.core.evidence import Average, Cell
 from lib.report import tables
 
@@ -14,7 +14,8 @@ def summarise(result: Stored) -> str:
         [
             tables.header(result, "Experiment 10: the model without the edge to the sink"),
             f"Sink: the key at {_position(results.position, results.token)}; {values.heads} of {values.of_all} heads "
-            f"have it (mean\nprobability above {results.epsilon:g}), {values.unclear} cannot be told",
+            f"have it, {values.unclear} cannot be told",
+            f"(mean probability above {results.epsilon:g}, by its interval)",
             tables.place_text(results.place),
             f"As it is: loss {tables.interval(baseline.loss)} nats a token, sink rate at this key "
             f"{tables.interval(baseline.sink_rate)}",
@@ -31,9 +32,17 @@ def summarise(result: Stored) -> str:
             "the query's own or the previous one.",
             _moves(results),
             *([f"Left out, all that sets values: {results.left_out}\n"] if results.left_out else []),
-            tables.conclusion_text(result.conclusion, values.why),
+            _headline(result) + tables.conclusion_text(result.conclusion, values.why),
         ]
     )
+
+
+def _headline(result: Stored) -> str:
+    """What masking the sink's key does."""
+    masked, moved = result.results.conditions[SINK], result.conclusion.values.moves_to
+    goes = f"attention goes to {' '.join(_moved(moved))}, and " if moved else ""
+    change = tables.interval(masked.loss_change, True)
+    return f"With the sink's key masked in all layers {goes}the loss changes by {change}\n"
 
 
 def _losses(results: Results, costs: dict[str, str]) -> str:
@@ -60,11 +69,7 @@ def _or_none(average: Average | None, signed: bool = False) -> str:
 
 
 def _moves(results: Results) -> str:
-    rows = [
-        [name if i == 0 else "", *_moved(moved)]
-        for name, cell in results.together.items()
-        for i, moved in enumerate(cell.moved_to[:MOST])
-    ]
+    rows = [[name, *_moved(moved)] for name, cell in results.together.items() for moved in cell.moved_to[:MOST]]
     return tables.table(["condition", "attention moves to", "gain"], rows)
 
 
@@ -79,7 +84,7 @@ def _position(position: int, token: str | None) -> str:
 def named(moved: Moved) -> str:
     if moved.position is not None:
         return _position(moved.position, moved.token)
-    return f"token {moved.token!r}" if moved.key == TEXT else moved.key
+    return f"token {moved.token!r}" if moved.token else moved.key
 
 
 def details(result: Stored) -> str:

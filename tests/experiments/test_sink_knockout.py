@@ -397,6 +397,8 @@ MORE, LESS, EITHER = (0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1)
         (COSTS, FREE, {MIDDLE: EITHER, RECENT: LESS}, (0.4, 0.5), judge.AS_OTHERS),
         (COSTS, COSTS, {RECENT: LESS}, (0.4, 0.5), judge.VALUE),
         (OPEN, FREE, {}, (0.4, 0.5), CANNOT_TELL),
+        (OPEN, FREE, {RECENT: LESS}, (0.4, 0.5), CANNOT_TELL),
+        (OPEN, COSTS, {RECENT: LESS}, (0.4, 0.5), judge.VALUE),
         (OPEN, COSTS, {}, (0.4, 0.5), CANNOT_TELL),
         (FREE, FREE, {RECENT: LESS}, (0.4, 0.5), judge.NOT_NEEDED),
         (FREE, None, {}, (0.4, 0.5), judge.NOT_NEEDED),
@@ -410,7 +412,12 @@ def test_verdicts(masked, zero, beyond, probability, verdict):
     losses = {SINK: masked, **({VALUE_ZERO: zero} if zero else {}), **dict.fromkeys(CONTROLS, FREE)}
     more = dict.fromkeys(CONTROLS, MORE) | beyond
     conditions = {
-        name: {"label": name, "loss_change": cell(*loss), "beyond": cell(*more[name]) if name in more else None}
+        name: {
+            "label": name,
+            "loss_change": cell(*loss),
+            "beyond": cell(*more[name]) if name in more else None,
+            "moved_to": [],
+        }
         for name, loss in losses.items()
     }
     found = {"heads": [[cell(*probability)], []], "epsilon": 0.3, "left_out": None if zero else "no values"}
