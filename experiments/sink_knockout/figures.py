@@ -120,7 +120,11 @@ def _gains(ax: Axes, moved: Sequence[Moved], kind: int) -> None:
     for row, one in enumerate(moved):
         if one.gain.together:
             ax.plot(one.gain.together, [row, row], color="black", lw=1.5)
-    ax.set_yticks(range(len(moved)), [shortened(named(one), 24) for one in moved], fontsize=9)
+    ax.set_yticks(range(len(moved)), [named(one, _quoted) for one in moved], fontsize=9)
     ax.set_ylim(MOST - 0.5, -0.5)
     ax.axvline(0, color="black", lw=0.8)
     ax.grid(axis="x", alpha=0.4)
+
+
+def _quoted(token: str) -> str:
+    return f"'{shortened(token, 14)}'"

@@ -1,5 +1,7 @@
 """The TXT of a model without the edge to its sink."""
 
+from collections.abc import Callable
+
 from experiments.sink_knockout.results import SINK, Moved, Results, Stored
 from lib.core.evidence import Average, Cell
 from lib.report import tables
@@ -77,14 +79,14 @@ def _moved(moved: Moved) -> tuple[str, str]:
     return named(moved), tables.interval(Cell(moved.gain.mean, moved.gain.together), True)
 
 
-def _position(position: int, token: str | None) -> str:
-    return f"position {position}" + (f" ({token!r})" if token else "")
+def named(moved: Moved, quoted: Callable[[str], str] = repr) -> str:
+    if moved.position is None:
+        return f"token {quoted(moved.token)}" if moved.token else moved.key
+    return _position(moved.position, moved.token, quoted)
 
 
-def named(moved: Moved) -> str:
-    if moved.position is not None:
-        return _position(moved.position, moved.token)
-    return f"token {moved.token!r}" if moved.token else moved.key
+def _position(position: int, token: str | None, quoted: Callable[[str], str] = repr) -> str:
+    return f"position {position}" + (f" ({quoted(token)})" if token else "")
 
 
 def details(result: Stored) -> str:
