@@ -46,10 +46,15 @@ class Reduced(NamedTuple):
     around: Tensor | None
 
 
+def at_once(device: torch.device) -> int:
+    """How many values of a map to look at together."""
+    return AT_ONCE if device.type == "cpu" else ON_ACCELERATOR
+
+
 def reduced(attended: Attended) -> Reduced:
     n, key = attended.shape[2], None if attended.parts is None else normalize(wide(attended.parts.key), dim=3)
     of_queries: list[list[Tensor]] = []
-    for first, probability, visible in attended.rows(AT_ONCE if attended.device.type == "cpu" else ON_ACCELERATOR):
+    for first, probability, visible in attended.rows(at_once(attended.device)):
         last = probability.shape[3]
         if first == 0:
             on_keys = probability.new_zeros(attended.shape)

@@ -187,11 +187,11 @@ def rates(probabilities: np.ndarray, epsilon: float = SINK_EPSILON) -> np.ndarra
     return (probabilities > epsilon).sum((1, 2)) / np.isfinite(probabilities).sum((1, 2))
 
 
-def by_head(values: np.ndarray, draws: Draws) -> list[list[Average]]:
-    """[layer][head] of (sequences, layers, heads), NaN where there is no head."""
+def by_head(values: np.ndarray, draws: Draws, family: bool = False) -> list[list[Average]]:
+    """[layer][head] of (sequences, layers, heads), NaN where there is no head; family: as in Draws.ratios."""
     rows: list[list[Average]] = [[] for _ in range(values.shape[1])]
     layers, numbers = np.nonzero(np.isfinite(values).all(0))
-    for layer, average in zip(layers, draws.averages(values[:, layers, numbers]), strict=True):
+    for layer, average in zip(layers, draws.averages(values[:, layers, numbers], family), strict=True):
         rows[layer].append(average)
     return rows
 

@@ -104,7 +104,7 @@ def watch_first_token(
         batch = len(probability) // n_heads if probability.ndim == 2 else len(probability)  # (batch x heads, seq)
         see(layer, probability.reshape(batch, n_heads, -1), visible)
 
-    return _intercepted(lm, found, layers, attention, attention_map)
+    return intercepted(lm, found, layers, attention, attention_map)
 
 
 def _kernel(
@@ -229,7 +229,7 @@ def watch_logits(
     def found(layer: int, logits: torch.Tensor) -> None:
         see(layer, logits.reshape(-1, lm.arch.layers[layer].n_heads, *logits.shape[-2:]))
 
-    return _intercepted(lm, found, layers, attention, attention_map)
+    return intercepted(lm, found, layers, attention, attention_map)
 
 
 def _masked_to_inf(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -237,7 +237,7 @@ def _masked_to_inf(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _intercepted(
+def intercepted(
     lm: LanguageModel,
     see: Callable[..., None],
     layers: Iterable[int] | None,

@@ -106,7 +106,7 @@ class _Watched(TorchFunctionMode):
         if self.done:
             return output
         if function is scaled_dot_product_attention:
-            self._found(_computed(Arguments(*args, **kwargs), output))
+            self._found(computed(Arguments(*args, **kwargs), output))
         elif function in PRODUCTS:
             self._multiplied(*_factors(args, kwargs), output)
         elif self.map is None and function in SOFTMAX and is_attention(args, kwargs, self.n_heads):
@@ -116,13 +116,13 @@ class _Watched(TorchFunctionMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         if self.map is not None and not self.done:
-            self._found(_sliced(*self.map, self.n_heads, None))
+            self._found(sliced(*self.map, self.n_heads, None))
 
     def _multiplied(self, left: Tensor, right: Tensor, output: Tensor) -> None:
         if self.map is None:
             self.factors = left, right
         elif min(left.ndim, right.ndim) > 2 and left.shape[-2] == self.map[1].shape[-2] == right.shape[-2]:
-            self._found(_sliced(*self.map, self.n_heads, self._parts(right, output)))
+            self._found(sliced(*self.map, self.n_heads, self._parts(right, output)))
 
     def _parts(self, value: Tensor, output: Tensor) -> Parts | None:
         if self.factors is None:
@@ -160,14 +160,14 @@ def is_visible(mask: Tensor) -> Tensor:
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
-def _causal(first: int, last: int, device: torch.device) -> Tensor:
+def causal(first: int, last: int, device: torch.device) -> Tensor:
     """(1, 1, queries, keys) bool: no query sees what comes after it."""
     order = torch.arange(last, device=device)
     return (order[first:, None] >= order)[None, None]
 
 
-def _computed(given: Arguments, output: Tensor) -> Attended:
-    """scaled_dot_product_attention's."""
+def computed(given: Arguments, output: Tensor | None = None) -> Attended:
+    """scaled_dot_product_attention's; parts only beside its output."""
     query, key, value, mask = given.query, given.key, given.value, given.attn_mask
     batch, n_heads, n, width = query.shape
     scaled = wide(query) * (width**-0.5 if given.scale is None else given.scale)
@@ -179,7 +179,7 @@ def _computed(given: Arguments, output: Tensor) -> Attended:
         logits = grouped[:, :, :, first:last].flatten(2, 3) @ keys[..., :last]
         logits = logits.view(batch, n_heads, last - first, last)
         if mask is None:
-            visible = _causal(first, last, query.device)
+            visible = causal(first, last, query.device)
             logits[..., first:].masked_fill_(~visible[..., first:], -torch.inf)
         else:
             here = mask[:, :, first:last, :last]
@@ -190,17 +190,18 @@ def _computed(given: Arguments, output: Tensor) -> Attended:
                 logits += here
         return Rows(first, logits.softmax(3), visible)
 
-    return Attended((batch, n_heads, n), query.device, Parts(query, key, value, output), rows_of)
+    parts = None if output is None else Parts(query, key, value, output)
+    return Attended((batch, n_heads, n), query.device, parts, rows_of)
 
 
-def _sliced(scores: Tensor, weights: Tensor, n_heads: int, parts: Parts | None) -> Attended:
+def sliced(scores: Tensor, weights: Tensor, n_heads: int, parts: Parts | None) -> Attended:
     """Of softmax's map, in which a learned sink may stand beside the keys."""
     n = weights.shape[-2]
     scores, weights = (x.reshape(-1, n_heads, n, x.shape[-1]) for x in (scores, weights))
 
     def rows_of(first: int, last: int) -> Rows:
         # some models divide what is masked, too
-        visible = is_visible(scores[:, :1, first:last, :last]) & _causal(first, last, scores.device)
+        visible = is_visible(scores[:, :1, first:last, :last]) & causal(first, last, scores.device)
         return Rows(first, wide(weights[:, :, first:last, :last]), visible)
 
     return Attended((len(weights), n_heads, n), weights.device, parts, rows_of)
