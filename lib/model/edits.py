@@ -32,15 +32,20 @@ def heads_set(arch: Architecture, *versions: Mapping[tuple[int, int], Tensor | f
     versions: {(layer, head): (width of the head,) tensor, or a number}; with several, a batch is as many batches, one
     after the other, and each has its own.
     """
-    off: dict[int, Tensor] = {}
-    instead: dict[int, Tensor] = {}
+    found: dict[int, list[tuple[int, int, Tensor | float]]] = {}
     for version, outputs in enumerate(versions):
         for (layer, head), output in outputs.items():
             arch.check_head(layer, head)
-            shape = len(versions), arch.layers[layer].n_heads, arch.head_dims[layer]
-            mask = off.setdefault(layer, torch.zeros(shape, dtype=torch.bool))
-            mask[version, head] = True
-            instead.setdefault(layer, torch.zeros(shape))[version, head] = output
+            found.setdefault(layer, []).append((version, head, output))
+    off: dict[int, Tensor] = {}
+    instead: dict[int, Tensor] = {}
+    for layer, of_layer in found.items():
+        shape = len(versions), arch.layers[layer].n_heads, arch.head_dims[layer]
+        off[layer], instead[layer] = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
+        off[layer][[version for version, _, _ in of_layer], [head for _, head, _ in of_layer]] = True
+        for version, head, output in of_layer:
+            if isinstance(output, Tensor) or output:
+                instead[layer][version, head] = output
 
     @cache
     def there(layer: int, device: torch.device) -> list[Tensor]:
