@@ -120,8 +120,8 @@ def _learned(results: Results) -> list[str]:
 def _secondary(results: Results) -> str:
     text = (
         f"Secondary sinks: later tokens whose hidden state has |cosine| > {ALIKE} with the first token's, in layers\n"
-        "from the largest rise of the first token's norm to before its largest fall after that, and that are listed for\n"
-        "a head of a layer that reads it; tokens that nobody looks at may be as like it\n"
+        "from the largest rise of the first token's norm to before its largest fall after that, and that are listed\n"
+        "for a head of a layer that reads this state; a token that no head looks at may be as like the first\n"
     )
     for name, measured in results.inputs.items():
         where = [f"{b.first} to {b.last} ({b.windows} windows)" for b in results.between if b.input == name]
