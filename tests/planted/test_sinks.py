@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import check_controls
-from lib.core import keys
 from lib.model import models
 from lib.planted import blank, planting, sinks
 from lib.run.cli import Options
@@ -236,25 +235,10 @@ def test_grouped_heads_share_keys():
     assert blocks(model)[0].self_attn.q_proj.bias is not None
 
 
-def misses(built, *names):
-    visible = check_controls.visible_of(built.truth)
-    diagnosis = check_controls.diagnose(built.lm, built.windows, names or visible)
-    return {name: value for name, value in diagnosis.items() if value != visible[name]}
-
-
 @of(*OF_SINKS)
 def test_experiment_9_finds_them_and_nothing_else(architecture, kind):
     built = build(architecture, kind, 0)
     before = [parameter.clone() for parameter in built.lm.model.parameters()]
-    assert misses(built) == {}
+    visible = check_controls.visible_of(built.truth)
+    assert check_controls.diagnose(built.lm, built.windows, visible) == visible
     assert all(torch.equal(a, b) for a, b in zip(built.lm.model.parameters(), before, strict=True))
-
-
-@of("like_first")
-def test_the_cosine_alone_would_call_a_token_a_sink_that_nobody_looks_at(architecture, kind, monkeypatch):
-    built = build(architecture, kind, 0)
-    end_batch = keys.LikeFirst.end_batch
-    monkeypatch.setattr(
-        keys.LikeFirst, "end_batch", lambda self, ids, taken, listed: end_batch(self, ids, taken, listed + 1)
-    )
-    assert [*misses(built, "secondary")] == ["secondary"]
