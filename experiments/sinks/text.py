@@ -142,4 +142,4 @@ def _beside(measured: Input) -> str:
     """What is like the first token, and what is a sink, without the other."""
     if not measured.alike or not measured.later:
         return "; told by the cosine alone (an older result)"
-    return f"; as like it {tables.interval(measured.alike)}, listed {tables.interval(measured.later)}"
+    return f"; like the first {tables.interval(measured.alike)}, listed {tables.interval(measured.later)}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lib.core.definitions import ALIKE, SINK_QUERIES
+from lib.core.definitions import ALIKE, SINK_QUERIES, WRITES
 from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.stats import Samples
 from lib.model import hooks
@@ -167,9 +167,8 @@ class KeyMeans:
 
 class LikeFirst:
     """Secondary sinks: later tokens whose hidden state is like the first token's, |cosine| above ALIKE, in some of the
-    layers from the largest rise of the first token's norm to before its largest fall after that (the last layer, if it
-    never falls), in each window; and that heads have as a sink meanwhile: a token like the first one that nobody looks
-    at is none.
+    layers `between` the largest rise of the first token's norm and its largest fall after that, in each window, and
+    which heads have as a sink meanwhile. A token like the first one that nobody looks at is none.
 
     found: {(token id, first layer, layers in a row): at which positions}, of each one's longest run of layers in which
     it is a sink. between: {(first layer, last layer): windows}. counts: (windows, 3) how many secondary sinks, tokens
@@ -229,10 +228,12 @@ class LikeFirst:
 
 
 def between(changes: np.ndarray) -> tuple[int, int]:
-    """(layer of the largest rise, last one before the largest fall after it) of (layers,) changes of a norm."""
+    """(layer of the largest rise, last one before the largest fall after it) of (layers,) changes of a norm; the last
+    layer, where no fall takes WRITES of the rise."""
     rise = int(changes.argmax())
     falls = changes[rise + 1 :]
-    return rise, rise + int(falls.argmin()) if len(falls) and falls.min() < 0 else len(changes) - 1
+    fell = len(falls) and falls.min() < -WRITES * changes[rise]
+    return rise, rise + int(falls.argmin()) if fell else len(changes) - 1
 
 
 def runs(flags: np.ndarray) -> list[tuple[int, int]]:

@@ -125,7 +125,8 @@ def _like_first(b: Builder, looked_at: bool) -> Fields:
     _look(b, heads, 0.65 * b.spike - (0 if looked_at else 5.0) * marker)
     found = _values(b, heads, kind)
     b.neurons_write(end, marker - b.one, {own: 3 * size}, ids=[BOS, token])
-    b.neurons_write(b.n_layers - 1, b.spike - b.one, times(-1, b.values))  # so that the first one's norm falls
+    if b.rng.random() < 0.5:  # the first one's norm falls, too
+        b.neurons_write(b.n_layers - 1, b.spike - b.one, times(-1, b.values))
     name = token_text(token)
     more: Fields = {"ignored": {position: name}}
     if looked_at:
