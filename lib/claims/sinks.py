@@ -12,7 +12,7 @@ from lib.core.evidence import CANNOT_TELL, Test
 
 @claim(
     "no-op",
-    "An attention sink is a no-op: heads find next to no value at the first token (Gu et al. 2025)",
+    "A sink is a no-op: its value is next to nothing (Gu et al. 2025)",
     "more than half of the heads that have their sink at the first key are no-ops by experiment 9's rule; the interval "
     "reaches from those that are sure to those that are sure or open",
 )
@@ -27,8 +27,8 @@ def no_op(measured: Measured) -> Judged:
 
 
 @claim(
-    "random text",
-    "Random text has attention sinks, too (Gu et al. 2025; GPT-2 XL: 70 % of the heads, 77 % in natural text)",
+    "random",
+    "Random text has sinks, too (Gu et al. 2025; GPT-2 XL: 70 % of the heads, 77 % in natural text)",
     f"more than {SINKS:.0%} of the heads have their sink at the first key in uniformly random tokens, and in the text",
 )
 def random_text(measured: Measured) -> Judged:
@@ -36,7 +36,7 @@ def random_text(measured: Measured) -> Judged:
 
 
 @claim(
-    "first position",
+    "position",
     "The first position is the sink, whatever token stands there (Gu et al. 2025; GPT-2 XL, one token repeated: 62 % "
     "of the heads)",
     f"more than {SINKS:.0%} of the heads have their sink at the first key in uniformly random tokens, and where all "
@@ -62,8 +62,8 @@ def _input(measured: Measured, name: str) -> Input:
 
 
 @claim(
-    "secondary sinks",
-    "Sinks at later tokens take the first one's direction (secondary sinks, arXiv 2512.22213)",
+    "secondary",
+    "Later sinks take the first one's direction (secondary sinks, arXiv 2512.22213)",
     "of the sinks at later tokens of a window of the text, more are secondary sinks by experiment 9's rule, like the "
     "first token while a head looks at them, than are not (paired)",
 )

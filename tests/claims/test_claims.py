@@ -382,9 +382,9 @@ FAILS = {  # row: [one change a case, after each of which alone it does not hold
         both(*(change(f"{SINKS_AT_FIRST}.{i}.kind", "between") for i in (0, 1))),
         both(*(change(f"{SINKS_AT_FIRST}.{i}.kind", "broadcast") for i in (1, 2))),
     ],
-    "random text": [change(f"exp9.inputs.{name}.sink_rate.0", cell(0.04)) for name in ("random", "natural")],
-    "first position": [change(f"exp9.inputs.{name}.sink_rate.0", cell(0.0)) for name in ("random", "repeated")],
-    "secondary sinks": [change("exp9.inputs.natural.majority", cell(-0.5))],
+    "random": [change(f"exp9.inputs.{name}.sink_rate.0", cell(0.04)) for name in ("random", "natural")],
+    "position": [change(f"exp9.inputs.{name}.sink_rate.0", cell(0.0)) for name in ("random", "repeated")],
+    "secondary": [change("exp9.inputs.natural.majority", cell(-0.5))],
     "3D": [
         change("compare_3d.downstream.0.most_changed.after", 60.0),
         both(change("compare_3d.layer", 5), change("compare_3d.downstream.0.most_changed.after", 60.0)),
@@ -450,12 +450,12 @@ OPEN = {  # row: [one change a case, after each of which alone an interval holds
     ],
     "attention is not impact": [change("exp7.conclusion.values.correlations.score_loss.within_layers", 0.25)],
     "no-op": [both(*(change(f"{SINKS_AT_FIRST}.{i}.kind", "cannot tell") for i in (0, 1)))],
-    "random text": [
+    "random": [
         change("exp9.inputs.random.sink_rate.0", cell(0.05)),
         change("exp9.inputs.natural.sink_rate.0", NONE),
     ],
-    "first position": [change("exp9.inputs.repeated.sink_rate.0", cell(0.0505))],
-    "secondary sinks": [change("exp9.inputs.natural.majority", cell(0.0))],
+    "position": [change("exp9.inputs.repeated.sink_rate.0", cell(0.0505))],
+    "secondary": [change("exp9.inputs.natural.majority", cell(0.0))],
 }
 BIRTH = "exp3.conclusion.values.birth"
 HEAD_BORN = both(
@@ -534,9 +534,9 @@ UNTOLD = {  # row: [(a change after which nothing can be judged, a word of the r
         (NOISE, "only 3 of 24 heads"),
     ],
     "no-op": [(change(SINKS_AT_FIRST, []), "no head is sure")],
-    "random text": [(change("exp9.inputs", {}), "not run on random input")],
-    "first position": [(change("exp9.inputs", {"random": HOLDS["exp9"]["inputs"]["random"]}), "on repeated input")],
-    "secondary sinks": [
+    "random": [(change("exp9.inputs", {}), "not run on random input")],
+    "position": [(change("exp9.inputs", {"random": HOLDS["exp9"]["inputs"]["random"]}), "on repeated input")],
+    "secondary": [
         (change("exp9.inputs.natural", {"secondary": cell(3.0)}), "by the cosine alone"),
         (both(*(change(f"exp9.inputs.natural.{name}", cell(0.0)) for name in ("later", "majority"))), "no later token"),
     ],
@@ -672,8 +672,8 @@ def test_few_documents_cannot_show_what_nearly_all_windows_do():
 
 
 def test_a_token_that_is_always_first_tells_nothing_of_the_position():
-    assert verdict("first position", HOLDS, DATA | {"bos": True}).reason == "every window begins with BOS"
-    assert verdict("random text", HOLDS, DATA | {"bos": True}).verdict == "holds here"
+    assert verdict("position", HOLDS, DATA | {"bos": True}).reason == "every window begins with BOS"
+    assert verdict("random", HOLDS, DATA | {"bos": True}).verdict == "holds here"
 
 
 def test_only_heads_after_the_place_were_certain():
