@@ -1,5 +1,5 @@
-"""Claims about attention sinks: where they are, and what they give. Those on removed edges, on query biases and on
-whatever else makes a sink rest on experiments of their own, and belong here, too."""
+"""Claims about attention sinks that experiment 9 can decide: where they are, and what they give. Those on removed edges
+and on query biases rest on other experiments and have modules of their own."""
 
 from experiments.sinks.judge import NO_OP
 from experiments.sinks.results import NATURAL, RANDOM, REPEATED, Input
