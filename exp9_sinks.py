@@ -7,7 +7,7 @@ A head has a sink at a key that takes more than epsilon of its attention, a mean
 share of heads that have one at key k is measured for every k, in natural text, in uniformly random tokens, and where
 one token is repeated; so are the tokens anywhere that are sinks. Of the first key: what its value is beside those of
 other keys and what it gives of each head's output, which tells whether a sink is a no-op or broadcasts; the cosine and
-the norms that make its logit; and later tokens whose hidden state becomes like the first one's.
+the norms that make its logit; and later tokens that are sinks while their hidden state is like the first one's.
 """
 
 from __future__ import annotations

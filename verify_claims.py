@@ -1,4 +1,4 @@
-"""What a model's results say to each claim of the seed study: it holds here, it does not, or they cannot tell.
+"""What a model's results say to each published claim: it holds here, it does not, or they cannot tell.
 
     python verify_claims.py results/gpt2
 

@@ -139,7 +139,7 @@ def _scatter(ax: Axes, heads: list[Head], x: str, y: str, style: dict[str, Any])
 
 
 def secondary(result: Stored) -> Figure:
-    """Lifetimes of the tokens that become like the first one, of every input."""
+    """Lifetimes of the secondary sinks, of every input."""
     results = result.results
     n_layers = len(results.heads)
     of_input = {name: [one for one in results.secondary if one.input == name][:SHOWN] for name in results.inputs}
@@ -166,7 +166,7 @@ def secondary(result: Stored) -> Figure:
     label = "layers between the largest rise and the largest fall of the first token's norm, in most windows"
     figure.legend([between], [label], loc="outside lower center", frameon=False, fontsize=9)
     title = (
-        f"Secondary sinks: tokens whose hidden state has |cosine| > {ALIKE} with the first token's\n"
+        f"Secondary sinks: later sinks whose hidden state has |cosine| > {ALIKE} with the first token's\n"
         "(where and how often; dot: the first layer of the longest run)"
     )
     figure.suptitle(make_title(result, title), fontsize=11)

@@ -116,7 +116,7 @@ class Measured:
 
         taken = self.massive.run(ids, forward)
         self.keys.end_batch(taken)
-        self.like_first.end_batch(ids, taken)
+        self.like_first.end_batch(ids, taken, self.keys.listed)
         self.learned.end_batch()
         massive = {(found.sequence, found.position) for found in self.massive.batch_massive}
         for window, position in np.argwhere(self.keys.listed.any(1)).tolist():
@@ -131,6 +131,7 @@ class Measured:
     def input(self, draws: Draws) -> Input:
         rates, by_layer = self.keys.rates.array, self.keys.by_layer.total / len(draws.groups)
         elsewhere = self.keys.heads.array[..., ATTENDS.index("elsewhere")]
+        secondary, alike, later = self.like_first.counts.array.T
         return Input(
             windows=len(rates),
             sink_rate=draws.averages(rates[:, 0]),
@@ -139,8 +140,11 @@ class Measured:
             elsewhere=draws.averages(np.nanmean(elsewhere, axis=(1, 2))),
             keys=self._keys(),
             n_keys=len(self.found),
-            secondary=draws.averages(self.like_first.counts.array),
+            secondary=draws.averages(secondary),
             n_secondary=len(self.like_first.found),
+            alike=draws.averages(alike),
+            later=draws.averages(later),
+            majority=draws.averages(2 * secondary - later),
         )
 
     def _keys(self) -> list[Key]:

@@ -35,7 +35,10 @@ class Input:
     sink_rate: of each key, share of all heads whose mean on it exceeds `Results.epsilon`; sink_rates: of the first key,
     by epsilon. by_layer: [layer][key] the share of each layer's heads, empty in layers without attention. elsewhere:
     share of all heads that list a later key. keys: the first one and measure.LISTED others, of n_keys in all.
-    secondary: how many secondary sinks a window has; n_secondary: how many different ones there are.
+    secondary: how many secondary sinks a window has; n_secondary: how many different ones there are. alike: how many
+    later tokens become like the first one, whether or not they are sinks; later: how many are sinks, whether or not
+    they do; majority: of these, those that do less those that do not. Unset in older results, in which `secondary` is
+    what `alike` is now.
     """
 
     windows: int
@@ -47,6 +50,9 @@ class Input:
     n_keys: int
     secondary: Average
     n_secondary: int
+    alike: Average | UnsetType = UNSET
+    later: Average | UnsetType = UNSET
+    majority: Average | UnsetType = UNSET
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,8 @@ class Head:
 
 @dataclass(frozen=True)
 class Secondary:
-    """A token that becomes like the first one. position: where it does so most often. first_layer, layers: of its
-    longest run of layers. times: how often."""
+    """A later token that is a sink while it is like the first one. position: where it is so most often. first_layer,
+    layers: of its longest run of layers. times: how often."""
 
     input: str
     position: int

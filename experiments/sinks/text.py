@@ -119,14 +119,15 @@ def _learned(results: Results) -> list[str]:
 
 def _secondary(results: Results) -> str:
     text = (
-        f"Secondary sinks: later tokens whose hidden state has |cosine| > {ALIKE} with the first token's, in\n"
-        "the layers from the largest rise of the first token's norm to before its largest fall after that\n"
+        f"Secondary sinks: later tokens whose hidden state has |cosine| > {ALIKE} with the first token's, in layers\n"
+        "from the largest rise of the first token's norm to before its largest fall after that, and that are listed\n"
+        "for a head of a layer that reads this state; a token that no head looks at may be as like the first\n"
     )
     for name, measured in results.inputs.items():
         where = [f"{b.first} to {b.last} ({b.windows} windows)" for b in results.between if b.input == name]
         text += (
             f"{name}: {tables.interval(measured.secondary)} of {results.seqlen - 1} later tokens in a window, "
-            f"{measured.n_secondary:,} different ones, in layers {', '.join(where[:EARLY])}\n"
+            f"{measured.n_secondary:,} different ones, in layers {', '.join(where[:EARLY])}{_beside(measured)}\n"
         )
     rows = [
         [name, one.position, repr(one.token), one.times, one.first_layer, one.layers]
@@ -135,3 +136,10 @@ def _secondary(results: Results) -> str:
     ]
     heads = ["input", "position, most often", "token", "times", "first layer", "layers in a row"]
     return text + (tables.table(heads, rows) if rows else "")
+
+
+def _beside(measured: Input) -> str:
+    """What is like the first token, and what is a sink, without the other."""
+    if not measured.alike or not measured.later:
+        return "; told by the cosine alone (an older result)"
+    return f"; like the first {tables.interval(measured.alike)}, listed {tables.interval(measured.later)}"

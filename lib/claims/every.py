@@ -1,6 +1,6 @@
 """All claims, in the order in which they are printed."""
 
-from lib.claims import ablation, heads, layers, mlp, need, pruning
+from lib.claims import ablation, heads, layers, mlp, need, pruning, sinks
 
 CLAIMS = (
     layers.size,
@@ -35,4 +35,8 @@ CLAIMS = (
     pruning.early_matter_more,
     pruning.attention_is_not_impact,
     pruning.nothing_in_a_sentence,
+    sinks.no_op,
+    sinks.random_text,
+    sinks.first_position,
+    sinks.secondary,
 )

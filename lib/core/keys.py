@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lib.core.definitions import ALIKE, SINK_QUERIES
+from lib.core.definitions import ALIKE, SINK_QUERIES, WRITES
 from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.stats import Samples
 from lib.model import hooks
@@ -171,11 +172,12 @@ class KeyMeans:
 
 class LikeFirst:
     """Secondary sinks: later tokens whose hidden state is like the first token's, |cosine| above ALIKE, in some of the
-    layers from the largest rise of the first token's norm to before its largest fall after that (the last layer, if it
-    never falls), in each window.
+    layers `between` the largest rise of the first token's norm and its largest fall after that, in each window, and
+    which heads have as a sink meanwhile. A token like the first one that nobody looks at is none.
 
-    found: {(token id, first layer, layers in a row): at which positions}, of each token's longest run. between: {(first
-    layer, last layer): windows}. counts: (windows,) how many.
+    found: {(token id, first layer, layers in a row): at which positions}, of each one's longest run of layers in which
+    it is a sink. between: {(first layer, last layer): windows}. counts: (windows, 3) how many secondary sinks, tokens
+    like the first one, and sinks of any kind at later tokens.
     """
 
     def __init__(self, arch: Architecture, kept: OnDevice) -> None:
@@ -203,21 +205,26 @@ class LikeFirst:
         self.kept.keep(("norm", layer), norms[:, 0])
         self.kept.keep(("alike", layer), cosine.abs() > ALIKE)
 
-    def end_batch(self, ids: Tensor, taken: Taken) -> None:
-        """Take the batch in, of (windows, seq) ids; call it after each pass."""
+    def end_batch(self, ids: Tensor, taken: Taken, listed: np.ndarray) -> None:
+        """Take the batch in, of (windows, seq) ids; call it after each pass. listed: KeyMeans'."""
         layers = range(self.arch.n_layers)
         norms = np.stack([taken["embedded"], *(taken["norm", layer] for layer in layers)], axis=1)
         alike = np.stack([taken["alike", layer] for layer in layers], axis=1)  # (windows, layers, seq)
         for window, (changes, of_window) in enumerate(zip(np.diff(norms), alike, strict=True)):
             first, last = between(changes)
             self.between[first, last] += 1
-            there = of_window[first : last + 1]
-            positions = 1 + np.flatnonzero(there[:, 1:].any(0))
-            self.counts.extend([len(positions)])
-            for position in positions.tolist():
-                start, n = longest_run(there[:, position])
-                key = int(ids[window, position]), first + start, n
-                self.found.setdefault(key, Counter())[position] += 1
+            there = of_window[first : last + 1, 1:]
+            sinks = listed[window, :, 1:] > 0
+            n_found = 0
+            for column in np.flatnonzero(there.any(0)).tolist():
+                alive = [(first + start, n) for start, n in runs(there[:, column])]
+                # what a block puts out, the next one's heads look at
+                alive = [(start, n) for start, n in alive if sinks[start + 1 : start + 1 + n, column].any()]
+                if alive:
+                    n_found += 1
+                    key = int(ids[window, 1 + column]), *max(alive, key=itemgetter(1))
+                    self.found.setdefault(key, Counter())[1 + column] += 1
+            self.counts.extend([[n_found, there.any(0).sum(), sinks.any(0).sum()]])
 
     def gather(self) -> None:
         """Take in the windows of all processes; call it after the last batch."""
@@ -226,14 +233,15 @@ class LikeFirst:
 
 
 def between(changes: np.ndarray) -> tuple[int, int]:
-    """(layer of the largest rise, last one before the largest fall after it) of (layers,) changes of a norm."""
+    """(layer of the largest rise, last one before the largest fall after it) of (layers,) changes of a norm; the last
+    layer, where no fall takes WRITES of the rise."""
     rise = int(changes.argmax())
     falls = changes[rise + 1 :]
-    return rise, rise + int(falls.argmin()) if len(falls) and falls.min() < 0 else len(changes) - 1
+    fell = len(falls) and falls.min() < -WRITES * changes[rise]
+    return rise, rise + int(falls.argmin()) if fell else len(changes) - 1
 
 
-def longest_run(flags: np.ndarray) -> tuple[int, int]:
-    """(start, length) of the longest run of True; of equally long ones the first."""
-    runs = [[*run] for is_true, run in groupby(range(len(flags)), flags.__getitem__) if is_true]
-    longest = max(runs, key=len)
-    return longest[0], len(longest)
+def runs(flags: np.ndarray) -> list[tuple[int, int]]:
+    """(start, length) of each run of True."""
+    each = [[*run] for is_true, run in groupby(range(len(flags)), flags.__getitem__) if is_true]
+    return [(run[0], len(run)) for run in each]

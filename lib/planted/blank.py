@@ -15,6 +15,8 @@ from transformers import (
     MixtralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
     Qwen3MoeConfig,
@@ -24,10 +26,16 @@ from transformers import (
 ARCHITECTURES = ("gpt2", "llama")
 HIDDEN, HEADS, VOCABULARY, POSITIONS = 64, 4, 128, 64
 HEAD_DIM = HIDDEN // HEADS
+SEQLEN = 32  # of windows
 EXPERT_WIDTH = 32
 LIKE_LLAMA: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     # configuration, model, what it has beside Llama's settings
     "llama": (LlamaConfig, LlamaForCausalLM, {"intermediate_size": 2 * HIDDEN}),
+    "qwen2": (  # it has biases of queries, and here two heads share keys and values
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        {"intermediate_size": 2 * HIDDEN, "num_key_value_heads": HEADS // 2},
+    ),
     "mixtral": (
         MixtralConfig,
         MixtralForCausalLM,
@@ -111,10 +119,9 @@ def zeros(architecture: str, n_layers: int) -> PreTrainedModel:
         config = of_config(
             num_hidden_layers=n_layers,
             num_attention_heads=HEADS,
-            num_key_value_heads=HEADS,
             hidden_size=HIDDEN,
             max_position_embeddings=POSITIONS,
-            **own,
+            **{"num_key_value_heads": HEADS} | own,
             **shared,
         )
         model = of_model(config)

@@ -18,6 +18,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from lib.model import hooks
 from lib.model.arch import SHARED, Architecture
@@ -36,7 +37,8 @@ class Builder:
     """A model of noise, and the tools that write a mechanism over it.
 
     tokens: that carry FLAG; none: position 0 does. second_token: another that triggers something, or None.
-    informed: None, or (first tokens, halves of the vocabulary that the windows beginning with them are of).
+    informed: None, or (first tokens, halves of the vocabulary that the windows beginning with them are of). placed:
+    {position: token} where a token stands in every window.
     values: {dim: signed value} to plant; largest: the dim of the largest. flag, one, spike: (hidden,) directions in
     which a part reads the normed residual stream: FLAG, ONE and the largest value, all positive.
     spare_neurons, spare_experts: per layer; spare_heads: (layer, head); spare_dims: what no mechanism uses yet, in
@@ -47,6 +49,7 @@ class Builder:
         self.rng, self.tokens = rng, tokens
         self.second_token: int | None = None
         self.informed: tuple[tuple[int | None, int], tuple[np.ndarray, np.ndarray]] | None = None
+        self.placed: dict[int, int] = {}
         self.n_layers = int(rng.integers(4, 7))
         self.model = zeros(architecture, self.n_layers)
         self.private = rng.permutation(HIDDEN)[:12].tolist()
@@ -236,15 +239,24 @@ class Builder:
         self._head_reads(layer, head, "k", LOOKS, keys)
 
     def _head_reads(self, layer: int, head: int, name: str, channel: int, reads: torch.Tensor) -> None:
+        weight, bias = self.projection(layer, head, name)
+        if bias is not None:
+            bias[channel] *= QUIET
+        weight[channel] = QUIET * weight[channel] + reads
+
+    def projection(self, layer: int, head: int, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Views of a head's (channels, hidden) weight and (channels,) bias, if there is one, of "q", "k" or "v"."""
         block = self.arch.blocks[layer]
-        row = head * HEAD_DIM + channel
         if self.model.config.model_type == "gpt2":
-            row += "qkv".index(name) * HIDDEN
-            weight = block.get_parameter("attn.c_attn.weight").T
-            block.get_parameter("attn.c_attn.bias")[row] *= QUIET
+            of_all = slice("qkv".index(name) * HIDDEN, ("qkv".index(name) + 1) * HIDDEN)
+            fused = cast(Conv1D, block.get_submodule("attn.c_attn"))
+            weight, bias = fused.weight.T[of_all], fused.bias[of_all]
         else:
-            weight = block.get_parameter(f"self_attn.{name}_proj.weight")
-        weight[row] = QUIET * weight[row] + reads
+            linear = cast(torch.nn.Linear, block.get_submodule(f"self_attn.{name}_proj"))
+            weight, bias = linear.weight[:], linear.bias
+        first = head * len(weight) // HIDDEN * HEAD_DIM  # several heads may share keys and values
+        rows = slice(first, first + HEAD_DIM)
+        return weight[rows], None if bias is None else bias[rows]
 
     def mute(self, layer: int, head: int) -> None:
         """Let a head write next to nothing."""

@@ -1,6 +1,7 @@
 """What a planted model has, by what the scripts report of it and fields.RULE; the truth is not known here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -8,13 +9,15 @@ from torch import Tensor
 
 from lib.core.attribution import OF_MLP
 from lib.core.data import Windows
+from lib.core.definitions import SINKS
 from lib.core.evidence import Stored
 from lib.core.massive import is_massive
 from lib.model import hooks
+from lib.model.arch import Architecture
 from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
 from lib.planted.truth import expert_name
-from lib.planted.visible import in_order, named, signed
+from lib.planted.visible import in_order, lifetime, listed_key, named, signed
 
 # by the verdicts of experiment 1, all heads off, and of experiment 2A, all MLPs off
 GENERATORS: dict[tuple[str, ...], str] = {
@@ -23,6 +26,7 @@ GENERATORS: dict[tuple[str, ...], str] = {
     ("collapses", "collapses"): "both",
     ("none found", "none found"): "none",
 }
+QUERY_BIASES = "attn.c_attn.bias", "self_attn.q_proj.bias"  # the first of which begins with that of queries
 WHOLE = 4  # windows of which experiments 2B and 4 measure losses, which no field is of
 
 
@@ -234,6 +238,79 @@ class Diagnosis:
     @property
     def expert_retained(self) -> list[list[Any]]:
         return [[name, row["off"]["retained"]["mean"]] for name, row in sorted(self._experts.items())]
+
+    @property
+    def _sinks(self) -> Stored:
+        return self.results("exp9", input=("natural",))
+
+    @property
+    def _natural(self) -> Stored:
+        measured: Stored = self._sinks["inputs"]["natural"]
+        return measured
+
+    @property
+    def where(self) -> str:
+        where: str = self._sinks["conclusion"]["values"]["where"]
+        return where
+
+    @property
+    def sink_kind(self) -> str | None:
+        kind: str | None = self._sinks["conclusion"]["values"]["kind"]
+        return kind
+
+    @property
+    def sink_heads(self) -> list[str]:
+        heads = self._sinks["conclusion"]["values"]["sinks"]
+        return sorted(f"head {head['layer']}.{head['head']} {head['kind']}" for head in heads)
+
+    @property
+    def sink_positions(self) -> list[int]:
+        return [key for key, rate in enumerate(self._natural["sink_rate"]) if rate["mean"] > SINKS]
+
+    @property
+    def listed_keys(self) -> list[str]:
+        found: dict[int, list[Stored]] = {}
+        for key in self._natural["keys"]:
+            found.setdefault(key["position"], []).append(key)
+        listed = []
+        for position, keys in found.items():
+            times, massive = (sum(key[name] for key in keys) for name in ("times", "massive"))
+            if times == len(self.windows.ids) and massive in (0, times):
+                token = keys[0]["token"] if position and len(keys) == 1 else None
+                listed.append(listed_key(position, token, massive > 0))
+            else:
+                listed.append(f"unclear: {times} of {len(self.windows.ids)} windows, {massive} massive, at {position}")
+        return sorted(listed)
+
+    @property
+    def secondary(self) -> list[str]:
+        return [
+            lifetime(found["token"], found["first_layer"], found["layers"])
+            + ("" if found["times"] == len(self.windows.ids) else f", {found['times']} times")
+            for found in self._sinks["secondary"]
+        ]
+
+    @property
+    def by_query_bias(self) -> list[str]:
+        heads = [(sink["layer"], sink["head"]) for sink in self._sinks["conclusion"]["values"]["sinks"]]
+        with without_query_bias(self.lm.arch):
+            after = self.run("exp9", input=("natural",))["conclusion"]["values"]["sinks"]
+        return named(head for head in heads if head not in [(sink["layer"], sink["head"]) for sink in after])
+
+
+@contextmanager
+def without_query_bias(arch: Architecture) -> Iterator[None]:
+    """The bias of all queries at zero, where there is one."""
+    biases = [bias for block in arch.blocks for name, bias in block.named_parameters() if name in QUERY_BIASES]
+    queries = [bias[: arch.n_heads * arch.head_dims[0]] for bias in biases]
+    before = [bias.clone() for bias in queries]
+    try:
+        for bias in queries:
+            bias.zero_()
+        yield
+    finally:
+        for bias, value in zip(queries, before, strict=True):
+            bias.copy_(value)
 
 
 def _trigger(lm: LanguageModel, windows: Windows, born: list[Stored]) -> str:

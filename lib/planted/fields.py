@@ -31,6 +31,13 @@ FIELDS = (
     "experts",
     "expert_writes",
     "expert_retained",
+    "where",
+    "sink_kind",
+    "sink_heads",
+    "sink_positions",
+    "listed_keys",
+    "secondary",
+    "by_query_bias",
 )
 NUMBERS = {
     "share": 0.0,
@@ -66,7 +73,13 @@ pruning    head pruning's verdict on the single heads, or if there is none, on t
            the first token; ", beyond the null" if no other head of the layer changes the value as much
 made_by    of a mixture: exp8's verdict, and experts: those it names
 expert_writes, expert_retained  exp8's, of each of these: its share of the value at the place, and what is left of the
-           value without it, the other routing weights as they were"""
+           value without it, the other routing weights as they were
+where, sink_kind, sink_heads  exp9's verdict: where sinks are, of which kind most of those at the first key are, and the
+           heads that have one there, each with its kind
+sink_positions  keys at which exp9's sink rate is above 5 %
+listed_keys  exp9's, in all windows: tokens, or any token where it is another in each, with a massive activation or not
+secondary  exp9's secondary sinks, in all windows, with their layers
+by_query_bias  exp9's heads with a sink at the first key that have none there with the bias of all queries at zero"""
 
 
 def agree(name: str, found: Any, true: Any) -> bool:

@@ -4,18 +4,20 @@ import numpy as np
 import torch
 
 from lib.core.data import Windows
-from lib.planted import blank, kinds, mixtures
-from lib.planted.blank import BOS, BOS_TEXT, VOCABULARY, token_text
+from lib.planted import kinds, mixtures, sinks
+from lib.planted.blank import BOS, BOS_TEXT, SEQLEN, VOCABULARY, token_text
 from lib.planted.builder import Builder
 from lib.planted.truth import Fields, Planted, Truth
 
 KINDS = {  # of each architecture
-    **dict.fromkeys(blank.ARCHITECTURES, kinds.KINDS),
+    "gpt2": kinds.KINDS | sinks.KINDS | sinks.WITH_POSITIONS | sinks.WITH_QUERY_BIAS,
+    "llama": kinds.KINDS | sinks.KINDS,
     "mixtral": mixtures.KINDS,
     "qwen3_moe": mixtures.KINDS,
     "qwen2_moe": mixtures.WITH_SHARED,
+    "qwen2": sinks.KINDS | sinks.WITH_QUERY_BIAS,
 }
-N_WINDOWS, SEQLEN = 8, 32
+N_WINDOWS = 8
 TOKENS = 12
 ANYWHERE, HALF, SEVERAL_TOKENS = ("content", "half"), ("half",), ("noisy",)
 TIMES_WINDOWS = {"half": 3, "informed": 6}  # where only some of the windows tell something
@@ -37,6 +39,8 @@ def build(architecture: str, kind: str, seed: int) -> Planted:
     builder = Builder(architecture, rng, *tokens)
     found = KINDS[architecture][kind](builder)
     windows = draw_windows(builder, kind)
+    if "attention" in found:
+        return Planted(builder.lm, windows, Truth(architecture, kind, seed, **found))
     trigger, where = "none", np.zeros(windows.ids.shape, dtype=bool)
     if found["generator"] != "none":
         where = np.isin(windows.ids.numpy(), builder.tokens)
@@ -72,7 +76,7 @@ def build(architecture: str, kind: str, seed: int) -> Planted:
 
 def draw_windows(b: Builder, kind: str = "mlp") -> Windows:
     """Random tokens, with those that trigger something: each window begins with one of them, or has it (half of the
-    windows, in HALF) and a second token of the kind "several" at two random places."""
+    windows, in HALF) and a second token of the kind "several" at two random places; what is `placed` stands there."""
     n = TIMES_WINDOWS.get(kind, 1) * N_WINDOWS
     ordinary = np.array([t for t in range(VOCABULARY) if t not in {BOS, *b.tokens, b.second_token}])
     ids = b.rng.choice(ordinary, size=(n, SEQLEN))
@@ -85,6 +89,8 @@ def draw_windows(b: Builder, kind: str = "mlp") -> Windows:
     elif b.tokens:
         for row in b.rng.permutation(n)[: n // 2] if kind in HALF else range(n):
             ids[row, b.rng.choice(SEQLEN, size=2, replace=False)] = b.tokens[0]
+    for position, token in b.placed.items():
+        ids[:, position] = token
     if kind == "several":
         for row in range(n):
             ids[row, b.rng.choice(np.arange(1, SEQLEN), size=2, replace=False)] = b.second_token

@@ -19,6 +19,9 @@ SHOWN = (
     "cause",
     "made_by",
     "experts",
+    "where",
+    "sink_kind",
+    "secondary",
 )
 
 

@@ -20,6 +20,27 @@ def expert_name(layer: int, expert: Expert | None) -> str:
 
 
 @dataclass(frozen=True)
+class Sinks:
+    """Where attention goes, and what it finds there.
+
+    where, kind: as experiment 9's verdict has them. heads: (layer, head, kind) of the sinks at the first key.
+    positions: where heads have a sink, by their mean over the queries that see it. keys: (position, token, massive) of
+    those that enough later queries see; token: None where any stands there. secondary: (token, first layer, layers in a
+    row). by_bias: (layer, head) of the sinks at the first key that are made by the bias of queries alone. ignored:
+    {position: token} of tokens that are large and that nobody looks at.
+    """
+
+    where: str
+    kind: str | None = None
+    heads: tuple[tuple[int, int, str], ...] = ()
+    positions: tuple[int, ...] = ()
+    keys: tuple[tuple[int, str | None, bool], ...] = ()
+    secondary: tuple[tuple[str, int, int], ...] = ()
+    by_bias: tuple[tuple[int, int], ...] = ()
+    ignored: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Truth:
     """What is planted. Layers, heads, neurons, dims and positions count from 0.
 
@@ -40,7 +61,8 @@ class Truth:
     informed: {"token", "dim"} of a second dim that is massive only where that token is the first.
     noise: parts that write up to a twentieth of the value.
     decoy_neurons: of `layer`, with the largest weights to the largest dim; decoy_head: (layer, head) with the highest
-    attention to the first token. outliers: {dim: value} that are written and not massive.
+    attention to the first token. outliers: {dim: value} that are written and not massive. attention: where it goes, in
+    models that are of this alone.
     """
 
     architecture: str
@@ -74,6 +96,7 @@ class Truth:
     expert_writes: dict[str, float] = field(default_factory=dict)
     expert_retained: dict[str, float] = field(default_factory=dict)
     decoy_expert: tuple[int, int] | None = None
+    attention: Sinks | None = None
     outliers: dict[int, float] = field(default_factory=dict)
 
 

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lib.planted.truth import Neuron, Truth
+    from lib.planted.truth import Neuron, Sinks, Truth
 
 
 def visible_of(truth: Truth) -> dict[str, Any]:
     """{field: value} of fields.FIELDS that a right diagnosis gives."""
+    if truth.attention is not None:
+        return _of_sinks(truth.attention)
     first, second, eraser, later, informed = (
         part or {} for part in (truth.first_step, truth.second_generator, truth.eraser, truth.later, truth.informed)
     )
@@ -73,6 +75,27 @@ def _of_mixture(truth: Truth) -> dict[str, Any]:
         "expert_writes": [list(pair) for pair in sorted(truth.expert_writes.items())],
         "expert_retained": [list(pair) for pair in sorted(truth.expert_retained.items())],
     }
+
+
+def _of_sinks(sinks: Sinks) -> dict[str, Any]:
+    return {
+        "where": sinks.where,
+        "sink_kind": sinks.kind,
+        "sink_heads": sorted(f"head {layer}.{head} {kind}" for layer, head, kind in sinks.heads),
+        "sink_positions": list(sinks.positions),
+        "listed_keys": sorted(listed_key(*key) for key in sinks.keys),
+        "secondary": [lifetime(*life) for life in sinks.secondary],
+        "by_query_bias": named(sinks.by_bias),
+    }
+
+
+def listed_key(position: int, token: str | None, massive: bool) -> str:
+    """token: None for any."""
+    return f"{token or 'any token'} at {position}{', massive' if massive else ''}"
+
+
+def lifetime(token: str, first: int, layers: int) -> str:
+    return f"{token}, {layers} layers from {first}"
 
 
 def _birth(truth: Truth) -> str:

@@ -26,7 +26,7 @@ from tests.partial import partial
 from tests.scripts.test_scripts import run
 
 LAYERS, HEADS = 8, 3
-DATA = {"windows": 400, "seqlen": 8, "dataset": "text", "documents_drawn": None}
+DATA = {"windows": 400, "seqlen": 8, "dataset": "text", "documents_drawn": None, "bos": False}
 
 
 def cell(mean, spread=0.001):
@@ -97,6 +97,10 @@ def changed(sink_rate_changes):
     return rest | {"question": "", "set_to": "off", "where": "there", "sink_rate_changes": sink_rate_changes}
 
 
+SINK_HEADS = [
+    {"layer": 1, "head": number, "probability": 0.9, "kind": kind}
+    for number, kind in enumerate(["no-op", "no-op", "no-op", "between"])
+]
 TOP1 = (100, 2500, 2800, 2900, 3000, 3010, 3000, 450)
 # results in which every claim holds, but for what BESIDE changes
 HOLDS = {
@@ -215,6 +219,19 @@ HOLDS = {
             correlations={"score_loss": {"rho": -0.4, "within_layers": 0.05, "p": 0.5, "heads": 240}},
         ),
     },
+    "exp9": {
+        "inputs": {
+            "natural": {
+                "sink_rate": [cell(0.77)],
+                "secondary": cell(3.0),
+                "later": cell(4.0),
+                "majority": cell(2.0),
+            },
+            "random": {"sink_rate": [cell(0.7)]},
+            "repeated": {"sink_rate": [cell(0.62)]},
+        },
+        "conclusion": told("first position; no-op", sinks=SINK_HEADS, kinds={"no-op": 3, "between": 1}),
+    },
     "compare_3d": {
         "layer": 1,
         "head": 2,
@@ -249,6 +266,7 @@ EXP2B = "exp2b.conclusion.values."
 LATER = change("head_pruning.sets.top", [[6, 2], [6, 1], [7, 2]])
 SINKS = "exp5.conditions.neurons_off_there.sink_rate_changes"
 BACK = "exp5.conditions.put_back.sink_rate_changes"
+SINKS_AT_FIRST = "exp9.conclusion.values.sinks"
 ERASER = change("exp7.heads.21.zero.last.relative", family(0.01))
 BESIDE = {  # row: what makes it hold
     "2b": change("exp3.writes.21.share", family(0.0)),
@@ -360,6 +378,13 @@ FAILS = {  # row: [one change a case, after each of which alone it does not hold
     "attention is not impact": [
         change("exp7.conclusion.values.correlations.score_loss.within_layers", rho) for rho in (-0.5, 0.5)
     ],
+    "no-op": [
+        both(*(change(f"{SINKS_AT_FIRST}.{i}.kind", "between") for i in (0, 1))),
+        both(*(change(f"{SINKS_AT_FIRST}.{i}.kind", "broadcast") for i in (1, 2))),
+    ],
+    "random": [change(f"exp9.inputs.{name}.sink_rate.0", cell(0.04)) for name in ("random", "natural")],
+    "position": [change(f"exp9.inputs.{name}.sink_rate.0", cell(0.0)) for name in ("random", "repeated")],
+    "secondary": [change("exp9.inputs.natural.majority", cell(-0.5))],
     "3D": [
         change("compare_3d.downstream.0.most_changed.after", 60.0),
         both(change("compare_3d.layer", 5), change("compare_3d.downstream.0.most_changed.after", 60.0)),
@@ -424,6 +449,13 @@ OPEN = {  # row: [one change a case, after each of which alone an interval holds
         change("exp7.early.first_minus_from_2.0", family(0.0005)),
     ],
     "attention is not impact": [change("exp7.conclusion.values.correlations.score_loss.within_layers", 0.25)],
+    "no-op": [both(*(change(f"{SINKS_AT_FIRST}.{i}.kind", "cannot tell") for i in (0, 1)))],
+    "random": [
+        change("exp9.inputs.random.sink_rate.0", cell(0.05)),
+        change("exp9.inputs.natural.sink_rate.0", NONE),
+    ],
+    "position": [change("exp9.inputs.repeated.sink_rate.0", cell(0.0505))],
+    "secondary": [change("exp9.inputs.natural.majority", cell(0.0))],
 }
 BIRTH = "exp3.conclusion.values.birth"
 HEAD_BORN = both(
@@ -500,6 +532,13 @@ UNTOLD = {  # row: [(a change after which nothing can be judged, a word of the r
     "attention is not impact": [
         (change("exp7.conclusion.values.correlations.score_loss.within_layers", None), "differ"),
         (NOISE, "only 3 of 24 heads"),
+    ],
+    "no-op": [(change(SINKS_AT_FIRST, []), "no head is sure")],
+    "random": [(change("exp9.inputs", {}), "not run on random input")],
+    "position": [(change("exp9.inputs", {"random": HOLDS["exp9"]["inputs"]["random"]}), "on repeated input")],
+    "secondary": [
+        (change("exp9.inputs.natural", {"secondary": cell(3.0)}), "by the cosine alone"),
+        (both(*(change(f"exp9.inputs.natural.{name}", cell(0.0)) for name in ("later", "majority"))), "no later token"),
     ],
     "3D": [(change("compare_3d.layer", 5), "causality")],
 }
@@ -630,6 +669,11 @@ def test_few_documents_cannot_show_what_nearly_all_windows_do():
     refuted = copy.deepcopy(HOLDS)
     change("layerwise.layers.3.at.1.sequences", 40)(refuted)
     assert on(17.3, refuted).verdict == "does not hold here"
+
+
+def test_a_token_that_is_always_first_tells_nothing_of_the_position():
+    assert verdict("position", HOLDS, DATA | {"bos": True}).reason == "every window begins with BOS"
+    assert verdict("random", HOLDS, DATA | {"bos": True}).verdict == "holds here"
 
 
 def test_only_heads_after_the_place_were_certain():

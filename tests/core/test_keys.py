@@ -233,49 +233,73 @@ def test_others_that_watch_softmax_do_not_see_the_rows():
 def test_secondary_sinks_equal_those_of_hidden_states(alike, tokenizer, monkeypatch):
     monkeypatch.setattr(keys, "ALIKE", alike)
     lm = language_model(planted_model("gpt2"), tokenizer)
+    lm.arch.weight(2, "down")[:, 0] = 0  # so that the largest rise is before the last layer
     ids = token_ids(4, 12)
     ids[:, 0] = 7  # SPIKE_TOKEN
-    ids[1, 5] = ids[2, 3] = 7
+    ids[1, 5] = ids[2, 3] = ids[3, 4] = 7
     kept = OnDevice()
+    listed = np.random.default_rng(0).random((4, LAYERS, 12)) < 0.4
+    listed[1, :, 5] = listed[2, :, 3] = True
+    listed[3, :, 4] = [True, True, False]  # of the layers that read what is like the first: not
     measured = keys.LikeFirst(lm.arch, kept)
     with measured.watching():
-        for batch in ids.split(3):
-            hooks.forward(lm, batch)
-            measured.end_batch(batch, kept.take())
+        for rows in (slice(0, 3), slice(3, 4)):
+            hooks.forward(lm, ids[rows])
+            measured.end_batch(ids[rows], kept.take(), listed[rows].astype(int))
     model = copy.deepcopy(lm.model)
     model.transformer.ln_f = torch.nn.Identity()
     with torch.no_grad():
         hidden = model(ids, output_hidden_states=True, use_cache=False).hidden_states
     hidden = [of.double().numpy() for of in hidden]
-    found = 0
+    n_alike, unseen = [0] * 4, 0
+    expected = {}
     for window in range(4):
         norms = [np.linalg.norm(of[window, 0]) for of in hidden]
         changes = np.diff(norms).tolist()
         rise = int(np.argmax(changes))
         falls = changes[rise + 1 :]
-        last = rise + int(np.argmin(falls)) if falls and min(falls) < 0 else LAYERS - 1
+        last = rise + int(np.argmin(falls)) if falls and min(falls) < -0.1 * changes[rise] else LAYERS - 1
         assert measured.between[rise, last] > 0
         for position in range(1, 12):
-            like = [
+            like = {
                 layer for layer in range(rise, last + 1)
                 if abs(cosine(hidden[layer + 1][window, position], hidden[layer + 1][window, 0])) > alike
+            }  # fmt: skip
+            n_alike[window] += bool(like)
+            lives = [
+                (start, n) for start in range(LAYERS) for n in range(1, LAYERS + 1)
+                if {*range(start, start + n)} <= like and not {start - 1, start + n} & like
+                and any(listed[window, reader, position] for reader in range(start + 1, min(start + n + 1, LAYERS)))
             ]  # fmt: skip
-            if like:
-                found += 1
-                longest = keys.longest_run(np.isin(np.arange(LAYERS), like))
-                assert measured.found[int(ids[window, position]), *longest][position] > 0
-    assert found == measured.counts.array.sum() == sum(of.total() for of in measured.found.values())
-    assert found >= 2
+            unseen += bool(like) and not lives
+            if lives:
+                longest = max(lives, key=lambda life: life[1])
+                place = int(ids[window, position]), *longest
+                expected.setdefault(place, []).append((window, position))
+    got = {place: sorted(at.elements()) for place, at in measured.found.items()}
+    assert got == {place: sorted(position for _window, position in at) for place, at in expected.items()} != {}
+    n_secondary = [sum(window == of for at in expected.values() for of, _position in at) for window in range(4)]
+    later = listed[:, :, 1:].any(1).sum(1)
+    assert measured.counts.array.T.tolist() == [n_secondary, n_alike, later.tolist()]
+    assert unseen > 0
 
 
-def test_longest_run():
-    assert keys.longest_run(np.array([False, True, False, True, True, False])) == (3, 2)
-    assert keys.longest_run(np.array([True, False, True])) == (0, 1)
+def test_runs():
+    assert keys.runs(np.array([False, True, False, True, True, False])) == [(1, 1), (3, 2)]
+    assert keys.runs(np.array([True, False, True])) == [(0, 1), (2, 1)]
+    assert keys.runs(np.array([False])) == []
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
-    [([1, 5, 1, -3, -1], (1, 2)), ([-9, 5, 1, -3, -4], (1, 3)), ([1, 5, 1, 2], (1, 3)), ([1, 2, 5], (2, 2))],
+    [
+        ([1, 5, 1, -3, -1], (1, 2)),
+        ([-9, 5, 1, -3, -4], (1, 3)),
+        ([1, 5, 1, 2], (1, 3)),
+        ([1, 2, 5], (2, 2)),
+        ([1, 5, -0.6, 1], (1, 1)),
+        ([1, 5, -0.4, 1], (1, 3)),  # no more than noise
+    ],
 )
 def test_between_the_largest_rise_and_the_largest_fall_after_it(changes, expected):
     assert keys.between(np.array(changes)) == expected

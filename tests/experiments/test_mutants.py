@@ -20,12 +20,13 @@ from experiments.head_sweep import measure as head_sweep_measure
 from experiments.interventions.changes import Intervention
 from experiments.interventions.sites import Sites
 from experiments.mlp_internal import measure as mlp_internal_measure
-from lib.core import ablation, attribution, data, measurements, neurons, place, sinks, stats, sweep
-from lib.model import arch, attention, edits, experts, hooks
+from lib.core import ablation, attribution, data, keys, measurements, neurons, place, sinks, stats, sweep
+from lib.core.keys import SPLIT
+from lib.model import arch, attention, attention_rows, edits, experts, hooks
 from lib.planted import planting
 from tests import architectures, cases, every_type, reference
 from tests.conftest import language_model, planted_model, tiny_model
-from tests.core import test_capture, test_experts, test_sinks, test_sweep
+from tests.core import test_capture, test_experts, test_keys, test_sinks, test_sweep
 from tests.experiments import (
     test_ablation,
     test_census,
@@ -348,6 +349,68 @@ def renormalised_for_as_it_was(patch):
     patch.setattr(edits, "without", lambda of, off, renormalised: WITHOUT(of, off, torch.ones_like(renormalised)))
 
 
+def every_query_counted(patch):
+    """Averages over queries that cannot see the key, too."""
+    reduced = keys.reduced
+
+    def counted(attended):
+        seen = reduced(attended)
+        return seen._replace(counts=torch.full_like(seen.counts, attended.shape[2]))
+
+    patch.setattr(keys, "reduced", counted)
+
+
+def softmax_over_masked_keys(patch):
+    """Leaves keys that a query cannot see among those over which it takes softmax."""
+    computed = attention_rows._computed
+
+    def over_all(given, output):
+        right = computed(given, output)
+        n = given.query.shape[2]
+        unmasked = computed(given._replace(attn_mask=torch.ones(1, 1, n, n, dtype=torch.bool)), output)
+
+        def rows_of(first, last):
+            return right.rows_of(first, last)._replace(
+                probability=unmasked.rows_of(0, n).probability[:, :, first:last, :last]
+            )
+
+        return replace(right, rows_of=rows_of)
+
+    patch.setattr(attention_rows, "_computed", over_all)
+
+
+def norms_before_the_grouped_heads_are_expanded(patch):
+    """Takes norms of the keys and values as they are stored, and one after another for one head after another."""
+    split = keys.split
+
+    def in_turn(parts, seen):
+        numbers = split(parts, seen)
+        of_norms = slice(SPLIT.index("value"), SPLIT.index("query"))
+        shared = parts.value.shape[1]
+        numbers[of_norms] = [x[:, :: x.shape[1] // shared].repeat(1, x.shape[1] // shared) for x in numbers[of_norms]]
+        return numbers
+
+    patch.setattr(keys, "split", in_turn)
+
+
+def key_and_query_swapped(patch):
+    """Has keys look at queries."""
+    computed = attention_rows._computed
+
+    def swapped(given, output):
+        groups = given.query.shape[1] // given.key.shape[1]
+        key = given.key.repeat_interleave(groups, dim=1)
+        return computed(given._replace(query=key, key=given.query), output)
+
+    patch.setattr(attention_rows, "_computed", swapped)
+
+
+def secondary_by_the_cosine_alone(patch):
+    """Calls a token a secondary sink that no head looks at."""
+    end_batch = keys.LikeFirst.end_batch
+    patch.setattr(keys.LikeFirst, "end_batch", lambda self, ids, taken, listed: end_batch(self, ids, taken, listed + 1))
+
+
 def planted_reference(tokenizer):
     """What the fixture `planted` of test_ablation gives: a model and its naive results."""
     lm = language_model(planted_model("gpt2"), tokenizer)
@@ -357,7 +420,8 @@ def planted_reference(tokenizer):
 build = functools.cache(planting.build)
 BUILT = (
     *(("gpt2", kind) for kind in ("mlp", "head", "head_eraser", "decoy", "content", "several", "half")),
-    ("llama", "decoy"),
+    *(("llama", kind) for kind in ("decoy", "later_sink", "relay", "like_first")),
+    ("qwen2", "mixed_sinks"),
     *(("qwen2_moe", kind) for kind in ("expert", "two_experts")),
 )
 
@@ -381,6 +445,7 @@ def _built_by_the_real_code(monkeypatch):
         build(architecture, kind, 3)
     for family in ("gpt2", "olmo2"):
         case(family)
+    every_type.loaded("llama")
     zeroed()
     monkeypatch.setattr(stats, "RESAMPLES", 200)
 
@@ -404,6 +469,14 @@ def neurons_run(_tokenizer):
 
 def writes_of_a_mixture(_tokenizer):
     test_experts.test_writes_of_a_mixture_add_up(every_type.loaded("mixtral"), "mixtral")
+
+
+def attention_to_every_key(_tokenizer):
+    test_keys.test_means_equal_those_of_eager_maps(case("gpt2"), None)
+
+
+def of_the_first_key(_tokenizer):
+    test_keys.test_split_of_the_first_key("llama", None)
 
 
 def inside_a_mixture(_tokenizer):
@@ -521,7 +594,25 @@ MUTANTS = {  # mutant: {name of the check that must fail: the check, which is gi
         "test_tokens_behind_text": lambda tokenizer: test_census.test_tokens_behind_text("gpt2", 0, tokenizer),
         **diagnosis("content", "cause"),
     },
+    # sinks
+    every_query_counted: {
+        "test_means_equal_those_of_eager_maps": attention_to_every_key,
+        **diagnosis("later_sink", "sink_positions", "llama"),
+    },
+    softmax_over_masked_keys: {
+        "test_means_equal_those_of_eager_maps": attention_to_every_key,
+        **diagnosis("relay", "where", "llama"),
+    },
+    norms_before_the_grouped_heads_are_expanded: {
+        "test_split_of_the_first_key": of_the_first_key,
+        **diagnosis("mixed_sinks", "sink_heads", "qwen2"),
+    },
+    key_and_query_swapped: {
+        "test_means_equal_those_of_eager_maps": attention_to_every_key,
+        **diagnosis("later_sink", "sink_positions", "llama"),
+    },
     # rules that once were ours
+    secondary_by_the_cosine_alone: diagnosis("like_first", "secondary", "llama"),
     mean_of_ratios: diagnosis("half", "necessary"),
     sink_rate_of_the_heads_that_are_left: {
         "test_sink_rate_cannot_rise_when_the_count_does_not": lambda tokenizer: (

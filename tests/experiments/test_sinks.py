@@ -16,8 +16,8 @@ from lib import catalogue
 from lib.core import keys
 from lib.core.evidence import CANNOT_TELL, Average
 from lib.model import hooks
-from lib.planted import kinds, planting
-from lib.report.result_files import Result
+from lib.planted import planting
+from lib.report.result_files import Result, plain
 from lib.run.errors import UserError
 from tests import every_type, golden, reference
 from tests.conftest import SPIKE_TOKEN, language_model, planted_model, token_ids
@@ -71,7 +71,7 @@ def test_sinks_elsewhere_are_listed_with_their_token(architecture, monkeypatch):
         readers = b.readers(layer + 1, b.n_layers - 1, n=3)
         return {"generator": "mlp", "layer": layer, "neurons": neurons, "values": b.values, "readers": readers}
 
-    monkeypatch.setitem(kinds.KINDS, "content", content)
+    monkeypatch.setitem(planting.KINDS[architecture], "content", content)
     monkeypatch.setattr(keys, "SINK_QUERIES", 4)
     built = of_kind(architecture, "content")
     (token,) = built.truth.tokens
@@ -184,8 +184,20 @@ def test_alike_tokens_are_alike(tokenizer):
     """Without positions in the residual stream, a repeated token is the first one over again."""
     lm = language_model(planted_model("llama"), tokenizer)
     results = measured(lm, windows_of(token_ids(3, 20)), input=("repeated",))
-    assert results.inputs["repeated"].secondary.mean == 19
-    assert sum(one.times for one in results.secondary) == 3 * 19
+    repeated = results.inputs["repeated"]
+    assert repeated.alike.mean == 19
+    assert (repeated.later.mean, repeated.secondary.mean, results.secondary) == (0, 0, [])  # no head looks at any
+
+
+def test_older_results_tell_secondary_sinks_by_the_cosine_alone(tokenizer):
+    windows = windows_of(token_ids(3, 20))
+    results = measured(language_model(planted_model("llama"), tokenizer), windows, input=("repeated",))
+    assert "; like the first 19.00 [19.00, 19.00], listed 0" in text.summarise(shown(results, windows))
+    stored = plain(results)
+    for name in ("alike", "later", "majority"):
+        del stored["inputs"]["repeated"][name]
+    older = catalogue.typed("exp9", stored)
+    assert "; told by the cosine alone (an older result)" in text.summarise(shown(older, windows))
 
 
 def test_further_lengths(tmp_path):

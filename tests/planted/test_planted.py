@@ -476,8 +476,15 @@ SOME = {  # kinds in which together each field differs
     "gpt2": ("mlp_eraser", "partial", "several", "half"),
     "llama": ("head_eraser", "needs_head", "two_steps", "none"),
     "qwen2_moe": ("two_experts", "head"),
+    "qwen2": ("secondary_sink", "query_bias"),
 }
-OF_MIXTURES = "made_by", "experts", "expert_writes", "expert_retained"
+OTHERS = {  # fields that models of these kinds have
+    **dict.fromkeys(("made_by", "experts", "expert_writes", "expert_retained"), ("mixtral", "expert")),
+    **dict.fromkeys(
+        ("where", "sink_kind", "sink_heads", "sink_positions", "listed_keys", "secondary", "by_query_bias"),
+        ("qwen2", "secondary_sink"),
+    ),
+}
 
 
 def test_controls_are_diagnosed_right(monkeypatch, tmp_path, capsys):
@@ -518,7 +525,7 @@ def falsified(value):
 
 @pytest.mark.parametrize("field", check_controls.FIELDS)
 def test_a_false_truth_is_a_miss(monkeypatch, tmp_path, capsys, field):
-    built, diagnosis = diagnosed(*(("mixtral", "expert") if field in OF_MIXTURES else ("gpt2", "decoy")))
+    built, diagnosis = diagnosed(*OTHERS.get(field, ("gpt2", "decoy")))
     visible = check_controls.visible_of(built.truth)
     false = visible | {field: falsified(visible[field])}
     monkeypatch.setattr(check_controls, "visible_of", lambda _truth: false)
