@@ -344,7 +344,7 @@ def test_what_cannot_be_measured_is_refused_and_the_model_is_as_before(words, mo
             measured(lm, data, position=position)
     with pytest.raises(UserError, match="this model has no attention heads"):
         measured(dataclasses.replace(every_type.loaded("mamba"), tokenizer=words), data)
-    before, hooks = lm.model(data.ids).logits, n_hooks(lm.model)  # transformers may have put some there
+    before, here = lm.model(data.ids).logits, n_hooks(lm.model)  # transformers may have put some there
 
     def fails(*_args):
         raise KeyError("in a pass")
@@ -354,7 +354,7 @@ def test_what_cannot_be_measured_is_refused_and_the_model_is_as_before(words, mo
     with pytest.raises(KeyError, match="in a pass"):
         measured(lm, data)
     assert torch.equal(lm.model(data.ids).logits, before)
-    assert n_hooks(lm.model) == hooks
+    assert n_hooks(lm.model) == here
 
 
 def n_hooks(model):
