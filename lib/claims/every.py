@@ -1,6 +1,6 @@
 """All claims, in the order in which they are printed."""
 
-from lib.claims import ablation, heads, layers, mlp, need, pruning, sinks
+from lib.claims import ablation, heads, layers, mlp, need, pruning, sink_edges, sinks
 
 CLAIMS = (
     layers.size,
@@ -39,4 +39,6 @@ CLAIMS = (
     sinks.random_text,
     sinks.first_position,
     sinks.secondary,
+    sink_edges.edge,
+    sink_edges.value_is_idle,
 )

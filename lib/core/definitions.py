@@ -12,6 +12,7 @@ ALL = 0.99  # of a query's attention, in any dtype
 SINK_QUERIES = 16  # later queries, at least, over which a key anywhere takes its mean
 SINKS = 0.05  # share of heads from which on there are sinks
 DRAINED, BROADCASTS = 0.25, 0.5  # of the value's norm to other keys', from which a no-op ends; of the head's output
+SAME_MASS = 0.9  # of the sink's attention: what random other keys must have to stand for it
 ALIKE = 0.9  # |cosine| with the first token's hidden state, of a secondary sink (arXiv 2512.22213)
 
 # the place and its ledger

@@ -232,6 +232,14 @@ HOLDS = {
         },
         "conclusion": told("first position; no-op", sinks=SINK_HEADS, kinds={"no-op": 3, "between": 1}),
     },
+    "exp10": {
+        "conditions": {
+            "sink_all": {"loss_change": cell(0.9), "mass": cell(0.3)},
+            "equal_mass_all": {"loss_change": cell(0.4), "mass": cell(0.28), "beyond": cell(0.5)},
+            "value_zero_all": {"loss_change": cell(0.01)},
+        },
+        "conclusion": told("needed as an edge", heads=4),
+    },
     "compare_3d": {
         "layer": 1,
         "head": 2,
@@ -385,6 +393,11 @@ FAILS = {  # row: [one change a case, after each of which alone it does not hold
     "random": [change(f"exp9.inputs.{name}.sink_rate.0", cell(0.04)) for name in ("random", "natural")],
     "position": [change(f"exp9.inputs.{name}.sink_rate.0", cell(0.0)) for name in ("random", "repeated")],
     "secondary": [change("exp9.inputs.natural.majority", cell(-0.5))],
+    "edge": [
+        change("exp10.conditions.sink_all.loss_change", cell(0.03)),
+        change("exp10.conditions.equal_mass_all.beyond", cell(-0.5)),
+    ],
+    "no-op, taken away": [change("exp10.conditions.value_zero_all.loss_change", cell(0.9))],
     "3D": [
         change("compare_3d.downstream.0.most_changed.after", 60.0),
         both(change("compare_3d.layer", 5), change("compare_3d.downstream.0.most_changed.after", 60.0)),
@@ -456,6 +469,8 @@ OPEN = {  # row: [one change a case, after each of which alone an interval holds
     ],
     "position": [change("exp9.inputs.repeated.sink_rate.0", cell(0.0505))],
     "secondary": [change("exp9.inputs.natural.majority", cell(0.0))],
+    "edge": [change("exp10.conditions.equal_mass_all.beyond", cell(0.0))],
+    "no-op, taken away": [change("exp10.conditions.value_zero_all.loss_change", cell(0.05))],
 }
 BIRTH = "exp3.conclusion.values.birth"
 HEAD_BORN = both(
@@ -539,6 +554,14 @@ UNTOLD = {  # row: [(a change after which nothing can be judged, a word of the r
     "secondary": [
         (change("exp9.inputs.natural", {"secondary": cell(3.0)}), "by the cosine alone"),
         (both(*(change(f"exp9.inputs.natural.{name}", cell(0.0)) for name in ("later", "majority"))), "no later token"),
+    ],
+    "edge": [
+        (change("exp10.conclusion", told("none found", heads=0)), "no head is sure"),
+        (change("exp10.conditions.equal_mass_all.mass", cell(0.2)), "too little attention"),
+    ],
+    "no-op, taken away": [
+        (change("exp10.conclusion", told("cannot tell", heads=0)), "no head is sure"),
+        (change("exp10.conditions", {"sink_all": {}}), "no values can be set"),
     ],
     "3D": [(change("compare_3d.layer", 5), "causality")],
 }
