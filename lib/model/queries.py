@@ -1,5 +1,5 @@
-"""Which outputs of which projections attention's queries and keys are made of, found by running a model on a few tokens,
-and these projections computed otherwise.
+"""Which outputs of which projections queries and keys are made of, found by running a model on a few tokens; and these
+projections computed otherwise.
 
 Every projection of an attention module gives the same noise at every token; then other noise in some of its outputs, as
 many as a head is wide, in others at each token. A query or a key that differs there is made of these.
@@ -25,18 +25,20 @@ if TYPE_CHECKING:
     from lib.model.arch import Architecture
     from lib.model.models import LanguageModel
 
-LENGTH = 5
+LENGTH = 5  # of sequences
+NEARLY = 1e-2  # of the largest value
 
 
 @dataclass(frozen=True, eq=False)
 class Projection:
     """Some outputs of a projection. path: in the block. transposed: whether its weight is (in, out). outputs: (n,)
-    their indices, head by head; width: of one head."""
+    their indices, those of a head side by side; width: of one head. takes: how many inputs it has."""
 
     path: str
     transposed: bool
     outputs: Tensor
     width: int
+    takes: int
 
     def weight(self, module: torch.nn.Module) -> Tensor:
         """(n, in)."""
@@ -51,8 +53,8 @@ class Projection:
 
 @dataclass(frozen=True)
 class Found:
-    """Where one layer's queries and keys come from, or why that is not known. additive: whether a query is a sum of what
-    terms of its projection give: no norm follows."""
+    """Where one layer's queries and keys come from, or why that is not known ("are ..."). additive: whether a query is
+    the sum of what the terms of its projection give: no norm follows."""
 
     query: Projection | str
     key: Projection | str
@@ -71,15 +73,16 @@ def find(lm: LanguageModel) -> dict[int, Found]:
     """Of every layer with attention."""
     layers = lm.arch.with_role("attention_module")
     calls, attended = _plain(lm, layers)
-    unknown = Found(*["its queries and keys are not seen"] * 2)
+    unseen = "are not seen in what computes attention"
     known = [layer for layer in layers if attended.get(layer) is not None]
     stored = {layer: {call.path: is_projection(call) for call in calls[layer]} for layer in known}
     groups = {layer: _groups(calls[layer], stored[layer], attended[layer].query.shape[-1]) for layer in known}
-    same, changed, doubled = (_noised(lm, groups, how) for how in ("same", "changed", "doubled"))
+    noised = {how: _noised(lm, groups, how) for how in ("same", "changed", "doubled")}
     found = {
-        layer: _found(groups[layer], stored[layer], same[layer], changed[layer], doubled[layer]) for layer in known
+        layer: _found(groups[layer], calls[layer], stored[layer], {how: parts[layer] for how, parts in noised.items()})
+        for layer in known
     }
-    return {layer: found.get(layer, unknown) for layer in layers}
+    return {layer: found.get(layer, Found(unseen, unseen)) for layer in layers}
 
 
 def _plain(lm: LanguageModel, layers: list[int]) -> tuple[dict[int, list[Call]], dict[int, Parts]]:
@@ -89,7 +92,9 @@ def _plain(lm: LanguageModel, layers: list[int]) -> tuple[dict[int, list[Call]],
 
     def see(layer: int, path: str) -> Callable[..., None]:
         def hook(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            taken, given = (None if x is None else x.clone() for x in (first_tensor(args, kwargs), first_output(output)))
+            taken, given = (
+                None if x is None else x.clone() for x in (first_tensor(args, kwargs), first_output(output))
+            )
             calls[layer].append(Call(path, module, taken, given))
 
         return hook
@@ -169,30 +174,30 @@ def _noised(lm: LanguageModel, groups: dict[int, list[_Group]], how: str) -> dic
     return kept
 
 
-def _found(
-    groups: list[_Group], stored: dict[str, str | None], same: Parts, changed: Parts, doubled: Parts
-) -> Found:
+def _found(groups: list[_Group], calls: list[Call], stored: dict[str, str | None], noised: dict[str, Parts]) -> Found:
+    same, changed, doubled = noised["same"], noised["changed"], noised["doubled"]
     made: dict[str, set[int]] = {}
     for name in ("query", "key", "value"):
-        differs = (getattr(same, name) != getattr(changed, name)).any(3).any(1).flatten().cpu()
+        differs = (getattr(same, name) != getattr(changed, name)).any(3).any(1).flatten().tolist()
         made[name] = {token for token in range(len(groups)) if differs[token]}
 
-    def of(name: str, others: set[int], word: str) -> Projection | str:
-        mine = [groups[i] for i in sorted(made[name])]
+    def projection_of(name: str, *others: str) -> Projection | str:
+        mine = [groups[token] for token in sorted(made[name])]
         paths = {group.path for group in mine}
-        if len(paths) != 1:
-            return f"its {word} are made of {'several projections' if paths else 'no projection'}"
-        if made[name] & others:
-            return f"the outputs that its {word} are made of make something else, too"
+        _batch, heads, _seq, width = getattr(same, name).shape
+        outputs = [torch.arange(group.outputs.start, group.outputs.stop) for group in mine]
+        if len(paths) != 1 or sum(map(len, outputs)) != heads * width:
+            return "are not the outputs of one projection"
+        if any(made[name] & made[other] for other in others):
+            return "are made of outputs of which something else is made, too"
         (path,) = paths
-        outputs = torch.cat([torch.arange(group.outputs.start, group.outputs.stop) for group in mine])
-        return Projection(path, stored[path] == "in, out", outputs, same.query.shape[-1])
+        taken = next(call.taken for call in calls if call.path == path)
+        assert taken is not None, "a projection takes a tensor"
+        return Projection(path, stored[path] == "in, out", torch.cat(outputs), width, taken.shape[-1])
 
-    query, twice = same.query.float(), doubled.query.float()
-    additive = torch.allclose(twice, 2 * query, rtol=1e-2, atol=1e-2 * query.abs().max().item())
-    return Found(
-        of("query", made["key"] | made["value"], "queries"), of("key", made["query"] | made["value"], "keys"), additive
-    )
+    once, twice = 2 * same.query.float(), doubled.query.float()
+    additive = torch.allclose(twice, once, rtol=NEARLY, atol=NEARLY * once.abs().max().item())
+    return Found(projection_of("query", "key", "value"), projection_of("key", "query", "value"), additive)
 
 
 Compute = Callable[[int, Tensor, Tensor, Tensor | None], Tensor]
