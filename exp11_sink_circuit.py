@@ -6,8 +6,8 @@ The mean probability on position 0 from the second half of the window, over all 
 loss: of the model as it is, and without its query biases; with position 1's embedding at position 0; with the two
 embeddings, as block 0's MLP makes them or raw, swapped after block 0; without the first token's embedding, MLPs,
 position embeddings, or the largest dims of that of position 0 in the keys (arXiv 2604.14722). Beside each a control
-changes as much elsewhere. Query biases and the embedding of position 0 are taken times --factors, too, and the logits at key 0
-split into what query biases and what all else gives. What a model does not have is said to be not there.
+changes as much elsewhere. Query biases and the embedding of position 0 are taken times --factors, too, and the logits
+at key 0 split into what query biases and what all else gives. What a model does not have is said to be not there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options(cli.Options):
+    nsamples: int = cli.flag(20, "number of token windows")
     seqlen: int | None = cli.flag(40, "tokens in a window")
+    batch_size: int = cli.flag(
+        8, "windows in one forward pass; auto, the default but on a CPU: as many as fit", type=cli.batch_size
+    )
     factors: tuple[float, ...] = cli.flag(
         (0.0, 0.5, 1.5), "times what query biases and the embedding of position 0 are", **cli.FLOATS
     )

@@ -33,12 +33,12 @@ LEAST = 3  # tokens in a window
 LABELS = {
     QUERY_BIAS: "query bias zero in all layers",
     FIRST_POSITION: "position 0 gets position 1's embedding",
-    EPES: "EPEs of positions 0 and 1 swapped after block 0",
-    RAW: "raw position embeddings of 0 and 1 swapped after block 0",
+    EPES: "EPEs of 0 and 1 swapped after block 0",
+    RAW: "raw embeddings of 0 and 1 swapped there",
     FIRST_TOKEN: "first token's embedding zero",
     MLPS: "no MLPs",
     POSITIONS: "no position embeddings",
-    KEY_COLUMNS: f"key columns of EPE 0's {COLUMNS} largest dims zero",
+    KEY_COLUMNS: f"keys without EPE 0's {COLUMNS} largest dims",
 }
 
 
@@ -176,23 +176,23 @@ def pairs(lm: LanguageModel, circuit: Circuit, seqlen: int, seed: int) -> dict[s
     if isinstance(biases, str):
         made[QUERY_BIAS] = biases
     else:
-        label = "a random vector of its norm added to each head's query bias"
+        label = "random vectors of its norm added to it"
         add(QUERY_BIAS, biases_times(circuit, 0.0), biased(circuit, turned(circuit, biases, seed)), label)
     if isinstance(positions, str):
         made |= dict.fromkeys((FIRST_POSITION, EPES, RAW, POSITIONS, KEY_COLUMNS), positions)
     else:
         label = f"position {one} gets position {other}'s embedding"
         add(FIRST_POSITION, embedding_of_next(0), embedding_of_next(one), label)
-        for name, vectors, kind in ((EPES, positions.epe, "EPEs"), (RAW, positions.raw, "raw position embeddings")):
-            label = f"{kind} of positions {one} and {other} swapped after block 0"
+        for name, vectors, kind in ((EPES, positions.epe, "EPEs"), (RAW, positions.raw, "raw embeddings")):
+            label = f"{kind} of {one} and {other} swapped there"
             add(name, directions_swapped(vectors, 0), directions_swapped(vectors, one), label)
-        add(POSITIONS, no_positions(0), no_positions(1), "no position embeddings but position 0's")
+        add(POSITIONS, no_positions(0), no_positions(1), "no position embeddings but that of 0")
         if isinstance(keys, str):
             made[KEY_COLUMNS] = keys
         elif any(projection.takes != lm.arch.hidden_size for projection in keys.values()):
             made[KEY_COLUMNS] = "its keys are not made of the residual stream's dims"
         else:
-            label = f"key columns of {COLUMNS} random dims zero"
+            label = f"keys without {COLUMNS} random dims"
             add(KEY_COLUMNS, no_columns(keys, circuit.dims), no_columns(keys, circuit.random_dims), label)
     add(FIRST_TOKEN, no_token(0), no_token(one), f"token embedding of position {one} zero")
     try:
@@ -211,7 +211,7 @@ def doses(circuit: Circuit, factors: Sequence[float]) -> dict[str, list[tuple[fl
     if not isinstance(circuit.positions, str):
         applied[FIRST_POSITION] = embedding_times
     return {
-        name: [(factor, Change(f"{name} x {factor}", "", apply(factor))) for factor in factors]
+        name: [(factor, Change(f"{name} times {factor:.10g}", "", apply(factor))) for factor in factors]
         for name, apply in applied.items()
     }
 

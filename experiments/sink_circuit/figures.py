@@ -33,8 +33,8 @@ def edits(result: Stored) -> Figure:
     for style, label in enumerate(("edit", "its control")):
         attention.plot([], [], color=PALETTE[style], marker=MARKERS[style], ls="none", label=label)
     attention.set_yticks(range(len(results.edits)), [edit.label for edit in results.edits.values()], fontsize=9)
-    attention.invert_yaxis()
-    attention.set_xlim(left=0)
+    attention.set_ylim(len(results.edits) - 0.5, -0.5)
+    attention.set_xlim(0, 1.08 * attention.get_xlim()[1])
     attention.set_xlabel(f"mean attention to position 0, layers {results.layers[0]} to {results.layers[-1]}")
     loss.set_xscale("symlog", linthresh=0.1)
     loss.set_xlabel("change of the loss, nats a token")
@@ -88,6 +88,7 @@ def logits(result: Stored) -> Figure:
                 _curve(ax, [layer.layer for layer in results.logits], cells, style, label)
             elif style == 0:
                 ax.text(0.5, 0.5, "not there", transform=ax.transAxes, ha="center")
+                ax.set_xticks([])
         ax.axhline(0, color="black", lw=1)
         ax.set_title(title, fontsize=10)
         ax.set_xlabel("layer")
