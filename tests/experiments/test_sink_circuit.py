@@ -380,6 +380,7 @@ def test_what_a_planted_sink_hangs_on_is_found(architecture, kind, verdict):
 def test_a_planted_query_bias_is_found():
     """All that queries are is a bias that points at the key of position 0, whatever is in the windows."""
     of = built("gpt2")
+    of.ids = torch.randint(min(TOKENS), (24, LENGTH), generator=torch.Generator().manual_seed(2))
     width, blocks = HIDDEN // HEADS, of.lm.model.get_submodule(of.tested.blocks)
     for layer, block in enumerate(blocks):
         block.attn.c_attn.weight.data[:, :HIDDEN] = 0
@@ -387,9 +388,12 @@ def test_a_planted_query_bias_is_found():
         keys = block.attn.c_attn(block.ln_1(stream))[..., HIDDEN : 2 * HIDDEN].unflatten(-1, (HEADS, width))
         direction = torch.nn.functional.normalize((keys[:, 0] - keys[:, 1:].mean(1)).mean(0), dim=1)
         of.bias(block)[:] = (20 * direction).flatten()
-    values = judge.judge(measured(of.lm, of.ids)).values
-    assert QUERY_BIAS in values.carriers
-    assert FIRST_TOKEN not in values.carriers + values.absent
+    results = measured(of.lm, of.ids, batch_size=8)
+    assert QUERY_BIAS in judge.judge(results).values.carriers
+    bias = [layer.bias.mean - layer.bias_others.mean for layer in results.logits]
+    content = [layer.content.mean for layer in results.logits]
+    assert min(bias) > 1
+    assert np.allclose(content, 0, atol=1e-4)
 
 
 def test_a_model_without_attention_is_one_line():
