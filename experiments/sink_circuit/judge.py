@@ -29,7 +29,7 @@ RULE = (
 
 
 def judge(results: Results) -> Verdict:
-    sink = Test("attention to position 0", results.baseline.attention, "above", ATTRACTS * results.baseline.evenly)
+    sink = sink_test(results)
     tests = {name: candidate_tests(results, name) for name in CANDIDATES}
     answers = {name: evidence.every(asked) for name, asked in tests.items() if asked}
     values = Values(
@@ -40,6 +40,11 @@ def judge(results: Results) -> Verdict:
     return evidence.conclusion(
         _verdict(sink.answer, values), RULE, values, [sink, *(test for asked in tests.values() for test in asked)]
     )
+
+
+def sink_test(results: Results) -> Test:
+    """Whether there is a sink at position 0."""
+    return Test("attention to position 0", results.baseline.attention, "above", ATTRACTS * results.baseline.evenly)
 
 
 def candidate_tests(results: Results, name: str) -> list[Test]:

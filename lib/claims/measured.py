@@ -15,6 +15,7 @@ from experiments.layerwise.results import Stored as Layerwise
 from experiments.ledger.results import Stored as Ledger
 from experiments.mlp_internal.results import Stored as MlpInternal
 from experiments.neuron_sets.results import Stored as NeuronSets
+from experiments.sink_circuit.results import Stored as SinkCircuit
 from lib import catalogue
 from lib.core import evidence
 from lib.core.evidence import Cell, Conclusion
@@ -103,6 +104,10 @@ class Measured:
         if not sweep.results.place.massive:
             raise CannotTellError("nothing is massive in this model")
         return sweep
+
+    @property
+    def sink_circuit(self) -> SinkCircuit:
+        return self.every("exp11")[0]
 
     @property
     def before_after(self) -> Sequence[BeforeAfter]:
