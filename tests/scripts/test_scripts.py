@@ -116,11 +116,6 @@ SCRIPTS = {
         ["exp8_experts.png", "exp8_off.png", "EXPERIMENT_8_SUMMARY.txt"],
         "experts_results.json",
     ),
-    "exp11_sink_circuit.py": (
-        ["--factors", "0.5"],
-        ["exp11_edits.png", "exp11_doses.png", "exp11_logits.png", "EXPERIMENT_11_SUMMARY.txt"],
-        "exp11_results.json",
-    ),
     "compare_3d_before_after_pruning.py": (
         ["--layer_id", "1"],
         ["layer1_3d_comparison.png", "layer1_difference_analysis.png", "layer1_comparison.txt"],
