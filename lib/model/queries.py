@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import align_module_device
 from torch import Tensor
+from torch.nn.functional import linear
 
 from lib.model import attention_rows, hooks
 from lib.model.attention_rows import Attended, Parts
-from lib.model.parts import is_projection, weight_of
+from lib.model.parts import weight_of
 from lib.model.trace import Call, first_output, first_tensor
 
 if TYPE_CHECKING:
@@ -69,20 +70,29 @@ class _Group:
     outputs: slice
 
 
+@torch.inference_mode()
 def find(lm: LanguageModel) -> dict[int, Found]:
     """Of every layer with attention."""
     layers = lm.arch.with_role("attention_module")
     calls, attended = _plain(lm, layers)
+    known = [layer for layer in layers if layer in attended]
+    stored = _stored(lm, {layer: calls[layer] for layer in known})
+    groups = {layer: _groups(stored[layer], attended[layer].query.shape[-1]) for layer in known}
+    noised = [_noised(lm, groups, how) for how in ("same", "changed", "doubled")]
+    differences = _on_host(lm, [_differences(*(parts[layer] for parts in noised)) for layer in known])
     unseen = "are not seen in what computes attention"
-    known = [layer for layer in layers if attended.get(layer) is not None]
-    stored = {layer: {call.path: is_projection(call) for call in calls[layer]} for layer in known}
-    groups = {layer: _groups(calls[layer], stored[layer], attended[layer].query.shape[-1]) for layer in known}
-    noised = {how: _noised(lm, groups, how) for how in ("same", "changed", "doubled")}
-    found = {
-        layer: _found(groups[layer], calls[layer], stored[layer], {how: parts[layer] for how, parts in noised.items()})
-        for layer in known
-    }
-    return {layer: found.get(layer, Found(unseen, unseen)) for layer in layers}
+    found = dict.fromkeys(layers, Found(unseen, unseen))
+    for layer, (*differs, error) in zip(known, differences, strict=True):
+        found[layer] = _found(groups[layer], stored[layer], attended[layer], differs, additive=error < NEARLY)
+    return found
+
+
+def _on_host(lm: LanguageModel, values: list[Tensor]) -> list[list[float]]:
+    """(n,) vectors of several devices, in one copy."""
+    if not values:
+        return []
+    together = torch.cat([value.to(lm.device, torch.float32) for value in values]).cpu()
+    return [part.tolist() for part in together.split([len(value) for value in values])]
 
 
 def _plain(lm: LanguageModel, layers: list[int]) -> tuple[dict[int, list[Call]], dict[int, Parts]]:
@@ -135,13 +145,44 @@ def _parts_kept(lm: LanguageModel, layers: list[int], kept: dict[int, Parts]) ->
         yield
 
 
-def _groups(calls: list[Call], stored: dict[str, str | None], width: int) -> list[_Group]:
+@dataclass(frozen=True)
+class _Stored:
+    """A projection as its module keeps it. takes, gives: how many inputs and outputs it has."""
+
+    transposed: bool
+    takes: int
+    gives: int
+
+
+def _stored(lm: LanguageModel, calls: dict[int, list[Call]]) -> dict[int, dict[str, _Stored]]:
+    """Of each layer, by path, what gives the product of what it takes with its weight."""
+    tried: list[tuple[int, str, _Stored]] = []
+    errors: list[Tensor] = []
+    for layer, of_layer in calls.items():
+        for call in of_layer:
+            if call.taken is None or call.given is None:
+                continue
+            stored = _Stored(False, call.taken.shape[-1], call.given.shape[-1])
+            with align_module_device(call.module):
+                weight, bias = weight_of(call.module), getattr(call.module, "bias", None)
+                for transposed, matrix in ((False, weight), (True, weight.T)):
+                    if matrix.shape == (stored.gives, stored.takes):
+                        product = linear(call.taken.flatten(0, -2), matrix, bias) - call.given.flatten(0, -2)
+                        errors.append((product.abs().amax() / call.given.abs().amax().clamp(min=1e-30))[None])
+                        tried.append((layer, call.path, replace(stored, transposed=transposed)))
+    found: dict[int, dict[str, _Stored]] = {layer: {} for layer in calls}
+    for (layer, path, stored), (error,) in zip(tried, _on_host(lm, errors), strict=True):
+        if error < NEARLY:
+            found[layer].setdefault(path, stored)
+    return found
+
+
+def _groups(stored: dict[str, _Stored], width: int) -> list[_Group]:
     groups: list[_Group] = []
-    for call in calls:
-        if stored[call.path] is not None and call.given is not None:
-            n = call.given.shape[-1]
-            step = width if n % width == 0 else n
-            groups += [_Group(call.path, slice(start, start + step)) for start in range(0, n, step)]
+    for path, projection in stored.items():
+        n = projection.gives
+        step = width if n % width == 0 else n
+        groups += [_Group(path, slice(start, start + step)) for start in range(0, n, step)]
     return groups
 
 
@@ -174,30 +215,38 @@ def _noised(lm: LanguageModel, groups: dict[int, list[_Group]], how: str) -> dic
     return kept
 
 
-def _found(groups: list[_Group], calls: list[Call], stored: dict[str, str | None], noised: dict[str, Parts]) -> Found:
-    same, changed, doubled = noised["same"], noised["changed"], noised["doubled"]
-    made: dict[str, set[int]] = {}
-    for name in ("query", "key", "value"):
-        differs = (getattr(same, name) != getattr(changed, name)).any(3).any(1).flatten().tolist()
-        made[name] = {token for token in range(len(groups)) if differs[token]}
+def _differences(same: Parts, changed: Parts, doubled: Parts) -> Tensor:
+    """(3 x tokens + 1,): whether each token's query, key and value differ where a group was changed at it; and how far
+    queries of doubled noise are from doubled queries, in parts of these."""
+    differs = [
+        (getattr(same, name) != getattr(changed, name)).any(3).any(1).flatten() for name in ("query", "key", "value")
+    ]
+    once = 2 * same.query.float()
+    error = (doubled.query.float() - once).abs().amax() / once.abs().amax()
+    return torch.cat([*(part.float() for part in differs), error[None]])
 
-    def projection_of(name: str, *others: str) -> Projection | str:
-        mine = [groups[token] for token in sorted(made[name])]
+
+def _found(
+    groups: list[_Group], stored: dict[str, _Stored], attended: Parts, differs: list[float], additive: bool
+) -> Found:
+    n_tokens = len(differs) // 3
+    query, key, value = (
+        {token for token in range(len(groups)) if differs[part * n_tokens + token]} for part in range(3)
+    )
+
+    def projection(made_by: set[int], others: set[int], like: Tensor) -> Projection | str:
+        mine = [groups[token] for token in sorted(made_by)]
         paths = {group.path for group in mine}
-        _batch, heads, _seq, width = getattr(same, name).shape
+        _batch, heads, _seq, width = like.shape
         outputs = [torch.arange(group.outputs.start, group.outputs.stop) for group in mine]
         if len(paths) != 1 or sum(map(len, outputs)) != heads * width:
             return "are not the outputs of one projection"
-        if any(made[name] & made[other] for other in others):
+        if made_by & others:
             return "are made of outputs of which something else is made, too"
         (path,) = paths
-        taken = next(call.taken for call in calls if call.path == path)
-        assert taken is not None, "a projection takes a tensor"
-        return Projection(path, stored[path] == "in, out", torch.cat(outputs), width, taken.shape[-1])
+        return Projection(path, stored[path].transposed, torch.cat(outputs), width, stored[path].takes)
 
-    once, twice = 2 * same.query.float(), doubled.query.float()
-    additive = torch.allclose(twice, once, rtol=NEARLY, atol=NEARLY * once.abs().max().item())
-    return Found(projection_of("query", "key", "value"), projection_of("key", "query", "value"), additive)
+    return Found(projection(query, key | value, attended.query), projection(key, query | value, attended.key), additive)
 
 
 Compute = Callable[[int, Tensor, Tensor, Tensor | None], Tensor]
