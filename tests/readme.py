@@ -33,6 +33,7 @@ FILES = {
     "exp6": "exp6_trigger_census/exp6_results.json",
     "exp7": "exp7_head_sweep/exp7_results.json",
     "exp9": "exp9_sinks/exp9_results.json",
+    "exp11": "exp11_sink_circuit/exp11_results.json",
     "claims": "smollm2-135m_claims.json",
 }
 COMPARED = "compare_3d_before_after_pruning/layer*_comparison.json"
@@ -142,6 +143,7 @@ def finding(say):
         [say("Does the model need it?"), needed, "exp5"],
         [say("What triggers it?"), verdict("exp6", say), "exp6"],
         [say("Where does attention go?"), verdict("exp9", say), "exp9"],
+        [say("What holds it there?"), verdict("exp11", say), "exp11"],
     )
 
 

@@ -23,7 +23,7 @@ def _results(measured: Measured, *needed: str) -> Results:
 
 @claim(
     "query bias",
-    "The query bias carries the attention sink (Ran-Milo et al. 2026, of GPT-2)",
+    "It carries the attention sink (Ran-Milo et al. 2026, of GPT-2)",
     f"{SINK}; with all query biases zero less than {CARRIES} of that attention is left, and with random vectors of "
     f"their norms added more than {CARRIES} is",
 )
@@ -35,8 +35,7 @@ def query_bias(measured: Measured) -> Judged:
 
 @claim(
     "first position's embedding",
-    "The attention sink hangs on the first position's embedding as block 0's MLP makes it, not on the raw one "
-    "(Ran-Milo et al. 2026, of GPT-2)",
+    "The sink hangs on that embedding as block 0's MLP makes it, not on the raw one (Ran-Milo et al. 2026, of GPT-2)",
     f"{SINK}; after block 0 the embeddings of positions 0 and 1 as its MLP makes them are swapped, and less than "
     f"{CARRIES} of that attention is left; the raw ones are, and more than {CARRIES} is",
 )
