@@ -70,7 +70,6 @@ class _Group:
     outputs: slice
 
 
-@torch.inference_mode()
 def find(lm: LanguageModel) -> dict[int, Found]:
     """Of every layer with attention."""
     layers = lm.arch.with_role("attention_module")
@@ -154,6 +153,7 @@ class _Stored:
     gives: int
 
 
+@torch.inference_mode()
 def _stored(lm: LanguageModel, calls: dict[int, list[Call]]) -> dict[int, dict[str, _Stored]]:
     """Of each layer, by path, what gives the product of what it takes with its weight."""
     tried: list[tuple[int, str, _Stored]] = []
@@ -239,7 +239,8 @@ def _found(
         paths = {group.path for group in mine}
         _batch, heads, _seq, width = like.shape
         outputs = [torch.arange(group.outputs.start, group.outputs.stop) for group in mine]
-        if len(paths) != 1 or sum(map(len, outputs)) != heads * width:
+        n = sum(map(len, outputs))
+        if len(paths) != 1 or n % width or heads * width % n:  # several heads of queries may share one of keys
             return "are not the outputs of one projection"
         if made_by & others:
             return "are made of outputs of which something else is made, too"

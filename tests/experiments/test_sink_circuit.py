@@ -290,6 +290,7 @@ FUSED = {  # outputs of the queries, from transformers' source
         [48 * head + 16 + i for head in range(4) for i in range(16)],
     ),
     "phi3": ("self_attn.qkv_proj", "self_attn.qkv_proj", [*range(64)], [*range(64, 96)]),
+    "gpt_oss": ("self_attn.q_proj", "self_attn.k_proj", [*range(64)], [*range(32)]),
     "opt": ("self_attn.q_proj", "self_attn.k_proj", [*range(64)], [*range(64)]),
     "mpt": ("attn.Wqkv", "attn.Wqkv", [*range(64)], [*range(64, 128)]),
 }
