@@ -36,7 +36,10 @@ def edits(result: Stored) -> Figure:
     attention.set_ylim(len(results.edits) - 0.5, -0.5)
     attention.set_xlim(0, 1.08 * attention.get_xlim()[1])
     attention.set_xlabel(f"mean attention to position 0, layers {results.layers[0]} to {results.layers[-1]}")
-    loss.set_xscale("symlog", linthresh=0.1)
+    loss.margins(x=0.1)
+    if max(map(abs, loss.get_xlim())) > 1:
+        loss.set_xscale("symlog", linthresh=0.1)
+        loss.autoscale_view()
     loss.set_xlabel("change of the loss, nats a token")
     for ax in (attention, loss):
         ax.grid(axis="x", alpha=0.4)
@@ -71,6 +74,8 @@ def doses(result: Stored) -> Figure:
         ax.grid(alpha=0.4)
         if not results.doses:
             ax.text(0.5, 0.5, "neither is there", transform=ax.transAxes, ha="center")
+            ax.set_xticks([])
+            ax.set_yticks([])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(make_title(result, "Doses of query bias and of position 0's embedding"), fontsize=11)
     return figure
