@@ -211,7 +211,7 @@ def doses(circuit: Circuit, factors: Sequence[float]) -> dict[str, list[tuple[fl
     if not isinstance(circuit.positions, str):
         applied[FIRST_POSITION] = embedding_times
     return {
-        name: [(factor, Change(f"{name} times {factor:.10g}", "", apply(factor))) for factor in factors]
+        name: [(factor, Change(f"{name} times {factor}", "", apply(factor))) for factor in factors]
         for name, apply in applied.items()
     }
 

@@ -99,7 +99,7 @@ class Versions:
 
     def _see(self, layer: int, probability: Tensor, visible: Tensor) -> None:
         sees = visible[self.half :]
-        summed = (exact(probability[:, :, self.half :]) * sees).sum(2)
+        summed = exact(probability[:, :, self.half :]).sum(2)  # 0 where the first token is hidden
         self.kept.keep(("attention", layer), summed.mean(1) / sees.sum().clamp(min=1))
         self.kept.keep(("sees", layer), sees.sum())
 
