@@ -27,6 +27,7 @@ from lib import catalogue
 from lib.core.evidence import CANNOT_TELL, NONE_FOUND, Average
 from lib.model import queries
 from lib.model.arch import Architecture
+from lib.model.attention_rows import Parts
 from lib.model.models import LanguageModel
 from lib.planted import planting
 from lib.run.errors import UserError
@@ -311,6 +312,24 @@ def test_what_a_norm_follows_is_not_additive_and_latent_keys_are_not_known():
         assert found.key == "are not the outputs of one projection"
     for layer, found in queries.find(every_type.loaded("jetmoe")).items():
         assert isinstance(found.query, str), layer
+
+
+@pytest.mark.parametrize(
+    ("query", "key", "value", "known"),
+    [
+        ([1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], (True, True)),
+        ([1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0], (True, False)),  # keys are values
+        ([1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1], (False, False)),
+        ([1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1], (False, False)),  # more outputs than heads have
+    ],
+)
+def test_outputs_of_which_something_else_is_made_are_not_told_apart(query, key, value, known):
+    """Four groups of one projection, and which of them two heads of queries, one of keys and one of values hang on."""
+    groups = [queries._Group("qkv", slice(4 * i, 4 * i + 4)) for i in range(4)]
+    two, one = torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4)
+    stored = {"qkv": queries._Stored(transposed=False, takes=8, gives=16)}
+    found = queries._found(groups, stored, Parts(two, one, one, two), [*query, *key, *value], additive=True)
+    assert tuple(isinstance(part, queries.Projection) for part in (found.query, found.key)) == known
 
 
 def test_zeros_in_a_projection_hide_nothing():
