@@ -195,21 +195,33 @@ def _together(*managers: AbstractContextManager[None]) -> Iterator[None]:
 
 
 @contextmanager
-def position_embeddings_swapped(arch: Architecture, one: int, other: int) -> Iterator[None]:
-    """Give position `one` the learned position embedding of `other`, and the other way round."""
-
-    def swap(_module: torch.nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:  # (1 or batch, seq, hidden)
-        order = torch.arange(output.shape[1], device=output.device)
-        order[[one, other]] = order[[other, one]]
-        return output[:, order]
-
-    if arch.position_embedding is None:
-        raise UserError("this model has no learned position embeddings")
-    handle = arch.position_embedding.register_forward_hook(swap)
+def embeddings_changed(embedding: torch.nn.Module, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Have `change` look at what an embedding gives, (1 or batch, seq, hidden); a tensor it returns takes the place."""
+    handle = embedding.register_forward_hook(lambda _module, _args, output: change(output))
     try:
         yield
     finally:
         handle.remove()
+
+
+def position_embeddings_changed(
+    arch: Architecture, change: Callable[[Tensor], Tensor | None]
+) -> AbstractContextManager[None]:
+    """As embeddings_changed, of positions. Raises UserError if the model has no such embeddings."""
+    if arch.position_embedding is None:
+        raise UserError("this model has no learned position embeddings")
+    return embeddings_changed(arch.position_embedding, change)
+
+
+def position_embeddings_swapped(arch: Architecture, one: int, other: int) -> AbstractContextManager[None]:
+    """Give position `one` the learned position embedding of `other`, and the other way round."""
+
+    def swap(output: Tensor) -> Tensor:
+        order = torch.arange(output.shape[1], device=output.device)
+        order[[one, other]] = order[[other, one]]
+        return output[:, order]
+
+    return position_embeddings_changed(arch, swap)
 
 
 @contextmanager
