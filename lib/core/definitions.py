@@ -44,6 +44,7 @@ MOST = 0.5  # of the windows
 CARRIED = 0.95  # of the down projection's output: what the smallest set must give
 MADE = 0.9  # of it: what the smallest set of the MLP's inside must give, which no run confirms
 WRITTEN = 0.5  # of the block output: from here on it is written by this MLP
+REMAINS = 0.5  # of the value: less is left without a super weight
 
 # experts of a mixture
 SUPER = (99.5, 0.1)  # percentile of all experts' largest outputs, and share of the largest of them

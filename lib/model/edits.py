@@ -141,6 +141,28 @@ def experts_off(arch: Architecture, *versions: Off) -> AbstractContextManager[No
     return _together(hooks.watch_experts(arch, reweigh, off), hooks.watch_outputs(arch, "shared_expert", zero, shared))
 
 
+@contextmanager
+def down_weight_scaled(arch: Architecture, layer: int, dim: int, neuron: int, factor: float) -> Iterator[None]:
+    """Have one scalar of a dense MLP's down projection, from `neuron` to `dim`, count `factor` times.
+
+    The weight stays: what it gives is added to the output (factor - 1) times.
+    """
+    arch.check_layer(layer)
+    weight = arch.weight(layer, "down")[dim, neuron].detach().clone()
+    activation: list[Tensor] = []
+
+    def keep(_layer: int, value: Tensor) -> None:
+        activation[:] = [value[..., neuron]]
+
+    def add(_layer: int, value: Tensor) -> Tensor:
+        changed = value.clone()
+        changed[..., dim] += (factor - 1) * weight.to(value.device) * activation[0].view(value.shape[:-1])
+        return changed
+
+    with hooks.watch_inputs(arch, "down", keep, [layer]), hooks.watch_outputs(arch, "down", add, [layer]):
+        yield
+
+
 def all_experts_off(arch: Architecture, layers: Collection[int]) -> AbstractContextManager[None]:
     """Zero what all of these layers' experts give together; shared experts stay."""
     return hooks.watch_outputs(arch, "experts", lambda _layer, value: torch.zeros_like(value), layers)
