@@ -1,0 +1,241 @@
+"""What the weights of one MLP, or of one expert, can blow up: nothing here runs the model.
+
+Gated: with the activation function taken for the identity, output dim k is the quadratic form of
+S_k = (U_k + U_k^T) / 2, U_k = sum over neurons i of down[k, i] gate[i]^T up[i] (arXiv 2603.05498). Plain: to first
+order around what the biases give, it is the linear form down[k] diag(activation'(bias)) up. Both are of the
+normed stream before the norm's weights, which are folded into what reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib.core.on_device import OnDevice
+from lib.core.results import SHARED_EXPERT
+from lib.model import experts
+from lib.model.arch import SHARED, Architecture
+from lib.model.experts import Projections
+from lib.model.parts import FUNCTIONS
+from lib.model.writes import is_norm
+
+DIMS = 8  # of each MLP with the largest norms, whose eigenvectors are looked for
+NEURONS = 10  # of each of them that are named
+STEPS = 64  # of Lanczos' iteration
+VALUES = 3  # of a down projection, singular
+EXHAUSTED = 1e-5  # of the largest step: what is left of a new one where no direction is new
+BLOCK = 1024  # neurons that are paired with all others at once
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """(width, hidden) first and second: the projections that enter the activation function and that are multiplied with
+    it, of the normed stream before the norm's weights; without second, the first with the function's slope. down:
+    (hidden, width), with the weights of a norm that follows. All float32. centred: whether the norm before takes the
+    mean away. expert: its number, SHARED_EXPERT, or None of a dense MLP."""
+
+    layer: int
+    expert: int | str | None
+    first: Tensor
+    second: Tensor | None
+    down: Tensor
+    centred: bool
+
+
+@dataclass(frozen=True)
+class Screened:
+    """norms: (hidden,) of every dim. dims: the DIMS with the largest. values, directions: (dims,), (dims, hidden) top
+    eigenvalues, and unit vectors along which the neuron with the largest share opens; of a plain MLP the length of the
+    linear form, with the sign that it writes there, and its direction. neurons, shares: (dims, n) with the largest
+    shares of each. singular, left: (n,), (n, hidden) of the down projection; right: (n,) the neuron with the largest
+    |weight| of each right vector."""
+
+    layer: int
+    expert: int | str | None
+    gated: bool
+    centred: bool
+    norms: np.ndarray
+    dims: np.ndarray
+    values: np.ndarray
+    directions: np.ndarray
+    neurons: np.ndarray
+    shares: np.ndarray
+    singular: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What a norm does to a normalised vector: x scale + bias, after its mean is taken away if centred."""
+
+    scale: Tensor
+    bias: Tensor
+    centred: bool
+
+    def folded(self, weight: Tensor) -> Tensor:
+        """(out, hidden) float32 weights that read what comes before scale and bias."""
+        folded = weight.float() * self.scale
+        return folded - folded.mean(1, keepdim=True) if self.centred else folded
+
+
+def norm_of(arch: Architecture, layer: int, role: str, like: Tensor) -> Norm:
+    """That in a layer's role, by what it makes of vectors whose norm is known; the identity where there is none."""
+    module = arch.module(layer, role) if layer in arch.with_role(role) else None
+    if module is None or not is_norm(module):
+        one = torch.ones(arch.hidden_size, device=like.device)
+        return Norm(one, torch.zeros_like(one), False)
+    signs = torch.ones(arch.hidden_size)
+    signs[1::2] = -1
+    probes = 64 * torch.stack([signs, -signs, torch.ones(arch.hidden_size)])  # 64: a norm's epsilon is nothing beside
+    with torch.inference_mode():
+        given, opposite, constant = module(probes.to(like)[:, None])[:, 0].float()
+    scale = (given - opposite) / 2 * signs.to(given.device)
+    bias = (given + opposite) / 2
+    is_centred = (constant - bias).abs().sum() < 0.5 * scale.abs().sum()
+    return Norm(scale, bias, bool(is_centred))
+
+
+def mlps(arch: Architecture, layer: int) -> Iterator[Mlp]:
+    """Of one layer, one after the other; it has neurons that are known."""
+    if arch.layers[layer].experts is None:
+        yield _dense(arch, layer, None)
+        return
+    module = arch.module(layer, "experts")
+    for expert in range(experts.sizes(module)[0]):
+        yield _made(arch, layer, expert, experts.projections(module, expert), module.act_fn)
+    if arch.layers[layer].shared is not None:
+        yield _dense(arch, layer, SHARED_EXPERT)
+
+
+def _dense(arch: Architecture, layer: int, expert: str | None) -> Mlp:
+    shared = "" if expert is None else SHARED
+    parts = arch.layers[layer] if expert is None else arch.layers[layer].shared
+    assert parts is not None
+    gate = arch.weight(layer, f"{shared}gate") if parts.gate else None
+    up, down = (arch.weight(layer, f"{shared}{role}") for role in ("up", "down"))
+    function = FUNCTIONS[parts.function] if parts.function else arch.module(layer, f"{shared}activation")
+    return _made(arch, layer, expert, Projections(gate, up, arch.bias(layer, f"{shared}up"), down), function)
+
+
+def _made(
+    arch: Architecture,
+    layer: int,
+    expert: int | str | None,
+    of: Projections,
+    function: Callable[[Tensor], Tensor],
+) -> Mlp:
+    up, down = (weight.detach().float() for weight in (of.up, of.down))
+    before, after = (norm_of(arch, layer, role, of.down) for role in ("mlp_norm", "mlp_write"))
+    down = down * after.scale[:, None] * arch.scale(layer, "mlp_write")
+    if of.gate is not None:
+        first, second = before.folded(of.gate.detach()), before.folded(up)
+        return Mlp(layer, expert, first, second, down, before.centred)
+    entered = up @ before.bias + (0 if of.bias is None else of.bias.detach().float())
+    with torch.enable_grad():
+        entered = entered.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(function(entered).sum(), entered)
+    return Mlp(layer, expert, slope[:, None] * before.folded(up), None, down, before.centred)
+
+
+def screen(mlp: Mlp) -> Screened:
+    """Costs about 5 x width^2 x hidden multiplications of a gated MLP, and three copies to the host."""
+    down, first, second = mlp.down, mlp.first, mlp.second
+    norms = (down @ first).square().sum(1).sqrt() if second is None else quadratic_norms(mlp)
+    dims = norms.topk(min(DIMS, len(norms))).indices
+    rows = down.index_select(0, dims)
+    if second is None:
+        linear = rows @ first
+        values = linear.square().sum(1).sqrt()
+        directions = linear / _nonzero(values)[:, None]
+        given = rows * (directions @ first.T)
+    else:
+
+        def apply(v: Tensor) -> Tensor:  # (dims, hidden)
+            return (rows * (v @ second.T) @ first + rows * (v @ first.T) @ second) / 2
+
+        every, vectors = largest_eigen(apply, torch.Size((len(dims), len(norms))), down.device)
+        values, directions = every[:, 0], vectors[:, :, 0]
+        given = rows * (directions @ first.T) * (directions @ second.T)
+    shares = (given / _nonzero(values)[:, None]).topk(min(NEURONS, down.shape[1]))
+    strongest = shares.indices[:, :1]
+    closed = (directions @ first.T).gather(1, strongest) < 0
+    if second is None:
+        values = values * rows.gather(1, strongest)[:, 0].sign()
+    singular, left = largest_eigen(lambda v: (v @ down) @ down.T, torch.Size((1, len(norms))), down.device)
+    left = left[0].T
+    here = OnDevice()
+    for name, value in {
+        "norms": norms,
+        "dims": dims,
+        "values": values,
+        "directions": torch.where(closed, -directions, directions),
+        "neurons": shares.indices,
+        "shares": shares.values,
+        "singular": singular[0].clamp_min(0).sqrt(),
+        "left": left,
+        "right": (left @ down).abs().argmax(1),
+    }.items():
+        here.keep(name, value)
+    found = {str(name): value for name, value in here.take().items()}
+    return Screened(mlp.layer, mlp.expert, second is not None, mlp.centred, **found)
+
+
+def _nonzero(values: Tensor) -> Tensor:
+    return torch.where(values == 0, 1, values)
+
+
+def quadratic_norms(mlp: Mlp) -> Tensor:
+    """(hidden,) Frobenius norm of every S_k, without making any: |S_k|^2 = (|U_k|^2 + tr U_k^2) / 2, and both are sums
+    over pairs of neurons."""
+    assert mlp.second is not None
+    down, first, second = mlp.down, mlp.first, mlp.second
+    squares = down.new_zeros(len(down))
+    for start in range(0, down.shape[1], BLOCK):
+        here, after = slice(start, start + BLOCK), slice(start, None)
+        pairs = (first[here] @ first[after].T) * (second[here] @ second[after].T)
+        pairs += (first[here] @ second[after].T) * (second[here] @ first[after].T)
+        pairs[:, BLOCK:] *= 2  # each pair of two blocks stands for both orders
+        squares += ((down[:, after] @ pairs.T) * down[:, here]).sum(1) / 2
+    return squares.clamp_min(0).sqrt()
+
+
+def largest_eigen(apply: Callable[[Tensor], Tensor], shape: torch.Size, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(n, m) eigenvalues, the largest |eigenvalue| first, and (n, size, m) eigenvectors of n symmetric matrices, which
+    `apply` multiplies with vectors of the shape (n, size); by Lanczos' iteration. m: VALUES at most."""
+    new = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    basis, diagonal, beside = [new / _length(new)], [], []
+    largest = torch.zeros_like(new[:, :1])
+    for _step in range(min(STEPS, shape[1])):
+        new = apply(basis[-1])
+        largest = torch.maximum(largest, _length(new))
+        diagonal.append((new * basis[-1]).sum(1))
+        every = torch.stack(basis, 1)
+        for _again in range(2):
+            new = new - ((every @ new[:, :, None]) * every).sum(1)
+        length = _length(new)
+        is_new = length > EXHAUSTED * largest
+        beside.append((length * is_new)[:, 0])
+        basis.append(torch.where(is_new, new / _nonzero(length), 0))
+    here = OnDevice()
+    here.keep("diagonal", torch.stack(diagonal, 1))
+    here.keep("beside", torch.stack(beside, 1))
+    taken = here.take()
+    small = np.zeros((len(new), len(diagonal), len(diagonal)))
+    steps = np.arange(len(diagonal))
+    small[:, steps, steps] = taken["diagonal"]
+    small[:, steps[1:], steps[:-1]] = small[:, steps[:-1], steps[1:]] = taken["beside"][:, :-1]
+    values, vectors = np.linalg.eigh(small)
+    order = np.abs(values).argsort(1)[:, ::-1][:, :VALUES]
+    values = np.take_along_axis(values, order, 1).astype(np.float32)
+    vectors = np.take_along_axis(vectors, order[:, None], 2).astype(np.float32)
+    return torch.from_numpy(values).to(device), torch.stack(basis[:-1], 2) @ torch.from_numpy(vectors).to(device)
+
+
+def _length(vectors: Tensor) -> Tensor:
+    return vectors.square().sum(1, keepdim=True).sqrt()
