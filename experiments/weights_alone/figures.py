@@ -27,7 +27,7 @@ def norms(result: Stored) -> Figure:
         [one.layer for one in layers], [one.median for one in layers], "--", color="grey", label="median of all dims"
     )
     for one in results.forecast[:4]:
-        where = {"xytext": (-8, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+        where = {"xytext": (-12, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
         ax.annotate(f"dim {one.dim}", (one.layer, one.norm), fontsize=9, **where)
     first, compared = first_generator(results.forecast), results.measured.compared
     if first is not None:

@@ -9,12 +9,12 @@ HIT, OTHER_DIM, MISS, NOTHING = "hit", "right layer, another dim", "miss", "noth
 OF_MLP = "mlp", "expert", "shared expert"
 RULE = (
     "forecast: the generator with the largest norm of all MLPs; an eraser is what has more than "
-    f"{OWN_DIM:g} x an even share (1 / hidden) of its direction's squared length on the dim that it writes, a generator "
-    "what has not. measured: the dim of the place, and the birth by experiment 3's rule (the largest component that "
-    f"gives over {WRITES:.0%} of the peak, if its interval lies above that of the next). {HIT}: the birth is the MLP of "
-    f"the forecast's layer, and the dim is the same; {OTHER_DIM}: it is the MLP of that layer; {MISS}: it is something "
-    f"else, or no single component; {CANNOT_TELL}: the birth cannot be told; {NONE_FOUND}: nothing massive is measured; "
-    f"{NOTHING}: no MLP has a generator"
+    f"{OWN_DIM:g} x an even share (1 / hidden) of its direction's squared length on the dim that it writes, a "
+    "generator what has not. measured: the dim of the place, and the birth by experiment 3's rule (the largest "
+    f"component that gives over {WRITES:.0%} of the peak, if its interval lies above that of the next). {HIT}: the "
+    f"birth is the MLP of the forecast's layer, and the dim is the same; {OTHER_DIM}: it is the MLP of that layer; "
+    f"{MISS}: it is something else, or no single component; {CANNOT_TELL}: which of several is the birth, that layer's "
+    f"MLP among them; {NONE_FOUND}: nothing massive is measured; {NOTHING}: no MLP has a generator"
 )
 
 
@@ -22,17 +22,20 @@ def judge(results: Results) -> Verdict:
     place, first = results.measured.place, first_generator(results.forecast)
     born = birth(results.measured.writes, place.peak_layer)
     forecast = None if first is None else Named(first.layer, first.dim, f"MLP {first.mlp}")
-    measured = None if born.write is None else Named(born.write.layer, place.dim, born.write.name)
-    values = Values(forecast, measured if place.massive else None)
     if not place.massive:
-        return conclusion(NONE_FOUND, RULE, values)
+        return conclusion(NONE_FOUND, RULE, Values(forecast, None, NONE_FOUND))
+    measured = None if born.write is None else Named(born.write.layer, place.dim, born.write.name)
+    values = Values(forecast, measured, born.verdict)
+    possible = [write for write in born.possible if write.kind in OF_MLP]
     tests = [test for test in born.tests if test.answer is not False]
     if first is None:
-        return conclusion(NOTHING, RULE, values, tests)
-    if born.write is None and born.verdict.startswith(CANNOT_TELL):
-        return conclusion(CANNOT_TELL, RULE, values, tests)
-    is_layer = born.write is not None and born.write.kind in OF_MLP and born.write.layer == first.layer
-    verdict = MISS if not is_layer else HIT if first.dim == place.dim else OTHER_DIM
+        verdict = NOTHING
+    elif first.layer not in [write.layer for write in possible]:
+        verdict = MISS
+    elif born.write is None:
+        verdict = CANNOT_TELL
+    else:
+        verdict = MISS if born.write.layer != first.layer else HIT if first.dim == place.dim else OTHER_DIM
     return conclusion(verdict, RULE, values, tests)
 
 

@@ -23,7 +23,7 @@ from experiments.weights_alone.results import (
     ScreenedLayer,
     Singular,
 )
-from experiments.weights_alone.screen import DIMS, NEURONS, Screened, mlps, screen
+from experiments.weights_alone.screen import DIMS, NEURONS, Screened, mlps, screen, wide
 from lib.core import attribution, mlp, neurons
 from lib.core.ablation import Condition
 from lib.core.births import birth
@@ -48,18 +48,17 @@ AT_ONCE = 512  # tokens
 def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     """Raises UserError for non-finite values."""
     foreseen = foresee(lm)
-    measured = measure(lm, windows, options, foreseen)
     best = foreseen.best[:LISTED]
-    tokens = pointing(lm, best)
+    forecast = [one.told(tokens) for one, tokens in zip(best, pointing(lm, best), strict=True)]
     return Results(
         hidden=lm.arch.hidden_size,
-        forecast=[candidate.told(own) for candidate, own in zip(best, tokens, strict=True)],
+        forecast=forecast,
         n_forecast=len(foreseen.best),
         n_generators=len(foreseen.generators),
         layers=foreseen.layers(),
         norms=foreseen.by_dim(),
         left_out=foreseen.left_out,
-        measured=measured,
+        measured=measure(lm, windows, options, foreseen),
     )
 
 
@@ -209,16 +208,18 @@ def pointing(lm: LanguageModel, candidates: list[Candidate]) -> list[list[Pointi
     if not candidates:
         return []
     ids = torch.tensor(sorted(i for i in {*lm.tokenizer.get_vocab().values()} if i < lm.n_embeddings))
-    directions = torch.from_numpy(np.stack([one.direction for one in candidates], 1)).to(lm.device)
-    centred = torch.tensor([one.screened.centred for one in candidates]).to(lm.device)
+    directions = torch.from_numpy(np.stack([one.direction for one in candidates], 1).astype(np.float32)).to(lm.device)
+    centred = torch.tensor([bool(one.screened.centred) for one in candidates]).to(lm.device)
     parts = []
     for _rows, batch in processes.batches(ids[:, None], AT_ONCE):
         kept = OnDevice()
 
         def see(_layer: int, hidden: torch.Tensor, kept: OnDevice = kept) -> None:
-            stream = hidden[:, 0].float()
-            lengths = [x.square().sum(1, keepdim=True).sqrt() for x in (stream - stream.mean(1, keepdim=True), stream)]
-            kept.keep("cosines", stream @ directions.to(stream) / torch.where(centred, *lengths).clamp_min(1e-30))
+            stream = wide(hidden[:, 0])
+            whole, rest = (
+                x.square().sum(1, keepdim=True).sqrt() for x in (stream, stream - stream.mean(1, keepdim=True))
+            )
+            kept.keep("cosines", stream @ directions.to(stream) / torch.where(centred, rest, whole).clamp_min(1e-30))
 
         with hooks.watch_inputs(lm.arch, "block", see, [0]), hooks.stop_before(lm.arch, 0):
             hooks.forward(lm, batch)
@@ -235,10 +236,10 @@ def measure(lm: LanguageModel, windows: Windows, options: Any, foreseen: Foresee
     place = find(lm, windows, options.batch_size, seed=options.seed)
     ledger = attribution.measure(lm, windows, place, Condition("ledger", "nothing off", (), ()), options.batch_size)
     writes = [write for write in ledger.listed() if write.order <= place.peak]
-    born = birth(writes, place.peak).write
+    (largest, *_others) = *birth(writes, place.peak).generators, None
     compared = None
-    if place.massive and born is not None and born.layer in foreseen.norms and born.kind in attribution.OF_MLP:
-        compared = compare(lm, windows, options, foreseen, place, born.layer)
+    if place.massive and largest and largest.layer in foreseen.norms and largest.kind in attribution.OF_MLP:
+        compared = compare(lm, windows, options, foreseen, place, largest.layer)
     return Measured(place.described(), writes, compared)
 
 
@@ -257,7 +258,7 @@ def compare(
             layer, place.dim, float(norm), rank, None, [], [str(row.name) for row in rows[:NEURONS]], None, None
         )
     stream = there["residual"].numpy()
-    stream = stream - found.screened.centred * stream.mean(1, keepdims=True)
+    stream = stream - float(found.screened.centred) * stream.mean(1, keepdims=True)
     cosines = stream @ found.direction / np.linalg.norm(stream, axis=1).clip(1e-30)
     n = len(found.neurons)
     measured = [row.name for row in rows[:n]]

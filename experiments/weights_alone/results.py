@@ -93,7 +93,8 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Compared:
-    """The forecast of what was measured: of the layer of the birth and the dim of the place.
+    """The forecast of what was measured: of the layer of the birth, or of the largest of those between which it cannot
+    be told, and of the dim of the place.
 
     norm, rank: among all dims of all screened MLPs by norm, the largest is 1. generator: the rank among generators that
     were forecast; None where it is none of them, or not among the dims with the layer's largest norms. overlap: how
@@ -115,7 +116,7 @@ class Compared:
 @dataclass(frozen=True)
 class Measured:
     """place: of the model as it is; writes: into it, up to the layer of its peak, as experiment 3 has them. compared:
-    None where no MLP gives birth, or its neurons are not known."""
+    None where that is no MLP, or its neurons are not known."""
 
     place: FollowedPlace
     writes: list[LedgerWrite]
@@ -150,10 +151,11 @@ class Named:
 
 @dataclass(frozen=True)
 class Values:
-    """forecast: the first generator; measured: the birth. None where there is none."""
+    """forecast: the first generator; measured: the birth; None where there is none. birth: experiment 3's verdict."""
 
     forecast: Named | None
     measured: Named | None
+    birth: str
 
 
 Verdict = Conclusion[Values]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,11 +32,14 @@ EXHAUSTED = 1e-5  # of the largest step: what is left of a new one where no dire
 BLOCK = 1024  # neurons that are paired with all others at once
 
 
+Matrices = tuple[Callable[[Tensor], Tensor], tuple[int, int]]  # what multiplies, and the shape of vectors
+
+
 @dataclass(frozen=True)
 class Mlp:
     """(width, hidden) first and second: the projections that enter the activation function and that are multiplied with
     it, of the normed stream before the norm's weights; without second, the first with the function's slope. down:
-    (hidden, width), with the weights of a norm that follows. All float32. centred: whether the norm before takes the
+    (hidden, width), with the weights of a norm that follows. centred: whether the norm before takes the
     mean away. expert: its number, SHARED_EXPERT, or None of a dense MLP."""
 
     layer: int
@@ -44,7 +47,7 @@ class Mlp:
     first: Tensor
     second: Tensor | None
     down: Tensor
-    centred: bool
+    centred: Tensor
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Screened:
     layer: int
     expert: int | str | None
     gated: bool
-    centred: bool
+    centred: np.ndarray
     norms: np.ndarray
     dims: np.ndarray
     values: np.ndarray
@@ -72,33 +75,38 @@ class Screened:
 
 @dataclass(frozen=True)
 class Norm:
-    """What a norm does to a normalised vector: x scale + bias, after its mean is taken away if centred."""
+    """What a norm does to a normalised vector: x scale + bias, after its mean is taken away if centred, () bool."""
 
     scale: Tensor
     bias: Tensor
-    centred: bool
+    centred: Tensor
 
     def folded(self, weight: Tensor) -> Tensor:
-        """(out, hidden) float32 weights that read what comes before scale and bias."""
-        folded = weight.float() * self.scale
-        return folded - folded.mean(1, keepdim=True) if self.centred else folded
+        """(out, hidden) weights that read what comes before scale and bias."""
+        folded = wide(weight) * self.scale
+        return folded - self.centred * folded.mean(1, keepdim=True)
+
+
+def wide(value: Tensor) -> Tensor:
+    """float32, unless it has more."""
+    return value.detach().to(torch.promote_types(value.dtype, torch.float32))
 
 
 def norm_of(arch: Architecture, layer: int, role: str, like: Tensor) -> Norm:
     """That in a layer's role, by what it makes of vectors whose norm is known; the identity where there is none."""
     module = arch.module(layer, role) if layer in arch.with_role(role) else None
     if module is None or not is_norm(module):
-        one = torch.ones(arch.hidden_size, device=like.device)
-        return Norm(one, torch.zeros_like(one), False)
+        one = torch.ones_like(wide(like[:, 0]))
+        return Norm(one, torch.zeros_like(one), torch.zeros_like(one[0], dtype=torch.bool))
     signs = torch.ones(arch.hidden_size)
     signs[1::2] = -1
     probes = 64 * torch.stack([signs, -signs, torch.ones(arch.hidden_size)])  # 64: a norm's epsilon is nothing beside
-    with torch.inference_mode():
-        given, opposite, constant = module(probes.to(like)[:, None])[:, 0].float()
-    scale = (given - opposite) / 2 * signs.to(given.device)
+    dtype = next((weight.dtype for weight in module.parameters()), like.dtype)
+    with torch.no_grad():
+        given, opposite, constant = wide(module(probes.to(like.device, dtype)[:, None])[:, 0])
+    scale = (given - opposite) / 2 * signs.to(given)
     bias = (given + opposite) / 2
-    is_centred = (constant - bias).abs().sum() < 0.5 * scale.abs().sum()
-    return Norm(scale, bias, bool(is_centred))
+    return Norm(scale, bias, (constant - bias).abs().sum() < scale.abs().sum() / 2)
 
 
 def mlps(arch: Architecture, layer: int) -> Iterator[Mlp]:
@@ -107,8 +115,9 @@ def mlps(arch: Architecture, layer: int) -> Iterator[Mlp]:
         yield _dense(arch, layer, None)
         return
     module = arch.module(layer, "experts")
+    function: Any = None if module.has_gate else module.act_fn
     for expert in range(experts.sizes(module)[0]):
-        yield _made(arch, layer, expert, experts.projections(module, expert), module.act_fn)
+        yield _made(arch, layer, expert, experts.projections(module, expert), function)
     if arch.layers[layer].shared is not None:
         yield _dense(arch, layer, SHARED_EXPERT)
 
@@ -119,7 +128,7 @@ def _dense(arch: Architecture, layer: int, expert: str | None) -> Mlp:
     assert parts is not None
     gate = arch.weight(layer, f"{shared}gate") if parts.gate else None
     up, down = (arch.weight(layer, f"{shared}{role}") for role in ("up", "down"))
-    function = FUNCTIONS[parts.function] if parts.function else arch.module(layer, f"{shared}activation")
+    function: Any = FUNCTIONS[parts.function] if parts.function else arch.module(layer, f"{shared}activation")
     return _made(arch, layer, expert, Projections(gate, up, arch.bias(layer, f"{shared}up"), down), function)
 
 
@@ -130,13 +139,13 @@ def _made(
     of: Projections,
     function: Callable[[Tensor], Tensor],
 ) -> Mlp:
-    up, down = (weight.detach().float() for weight in (of.up, of.down))
+    up, down = wide(of.up), wide(of.down)
     before, after = (norm_of(arch, layer, role, of.down) for role in ("mlp_norm", "mlp_write"))
     down = down * after.scale[:, None] * arch.scale(layer, "mlp_write")
     if of.gate is not None:
-        first, second = before.folded(of.gate.detach()), before.folded(up)
+        first, second = before.folded(of.gate), before.folded(up)
         return Mlp(layer, expert, first, second, down, before.centred)
-    entered = up @ before.bias + (0 if of.bias is None else of.bias.detach().float())
+    entered = up @ before.bias + (0 if of.bias is None else wide(of.bias))
     with torch.enable_grad():
         entered = entered.clone().requires_grad_()
         (slope,) = torch.autograd.grad(function(entered).sum(), entered)
@@ -144,50 +153,54 @@ def _made(
 
 
 def screen(mlp: Mlp) -> Screened:
-    """Costs about 5 x width^2 x hidden multiplications of a gated MLP, and three copies to the host."""
+    """Costs about 5 x width^2 x hidden multiplications of a gated MLP, and two copies to the host."""
     down, first, second = mlp.down, mlp.first, mlp.second
     norms = (down @ first).square().sum(1).sqrt() if second is None else quadratic_norms(mlp)
     dims = norms.topk(min(DIMS, len(norms))).indices
     rows = down.index_select(0, dims)
+    forms: dict[str, Matrices] = {"down": (lambda v: (v @ down) @ down.T, (1, len(norms)))}
     if second is None:
-        linear = rows @ first
-        values = linear.square().sum(1).sqrt()
-        directions = linear / _nonzero(values)[:, None]
+        found = largest_eigen(down, forms)
+        values = norms.index_select(0, dims)
+        directions = rows @ first / _nonzero(values)[:, None]
         given = rows * (directions @ first.T)
     else:
-
-        def apply(v: Tensor) -> Tensor:  # (dims, hidden)
-            return (rows * (v @ second.T) @ first + rows * (v @ first.T) @ second) / 2
-
-        every, vectors = largest_eigen(apply, torch.Size((len(dims), len(norms))), down.device)
-        values, directions = every[:, 0], vectors[:, :, 0]
+        forms["form"] = (
+            (lambda v: (rows * (v @ second.T) @ first + rows * (v @ first.T) @ second) / 2),
+            (len(dims), len(norms)),
+        )
+        found = largest_eigen(down, forms)
+        values, directions = found["form"][0][:, 0], found["form"][1][:, :, 0]
         given = rows * (directions @ first.T) * (directions @ second.T)
     shares = (given / _nonzero(values)[:, None]).topk(min(NEURONS, down.shape[1]))
     strongest = shares.indices[:, :1]
-    closed = (directions @ first.T).gather(1, strongest) < 0
+    opens = _signs((directions @ first.T).gather(1, strongest))
     if second is None:
-        values = values * rows.gather(1, strongest)[:, 0].sign()
-    singular, left = largest_eigen(lambda v: (v @ down) @ down.T, torch.Size((1, len(norms))), down.device)
-    left = left[0].T
+        values = values * opens[:, 0]  # in the direction in which that neuron opens
+    left = found["down"][1][0].T
     here = OnDevice()
     for name, value in {
+        "centred": mlp.centred,
         "norms": norms,
         "dims": dims,
         "values": values,
-        "directions": torch.where(closed, -directions, directions),
+        "directions": directions * opens,
         "neurons": shares.indices,
         "shares": shares.values,
-        "singular": singular[0].clamp_min(0).sqrt(),
+        "singular": found["down"][0][0].clamp_min(0).sqrt(),
         "left": left,
         "right": (left @ down).abs().argmax(1),
     }.items():
         here.keep(name, value)
-    found = {str(name): value for name, value in here.take().items()}
-    return Screened(mlp.layer, mlp.expert, second is not None, mlp.centred, **found)
+    return Screened(mlp.layer, mlp.expert, second is not None, **{str(k): value for k, value in here.take().items()})
 
 
 def _nonzero(values: Tensor) -> Tensor:
     return torch.where(values == 0, 1, values)
+
+
+def _signs(values: Tensor) -> Tensor:
+    return torch.where(values < 0, -1, 1).to(values)
 
 
 def quadratic_norms(mlp: Mlp) -> Tensor:
@@ -205,10 +218,35 @@ def quadratic_norms(mlp: Mlp) -> Tensor:
     return squares.clamp_min(0).sqrt()
 
 
-def largest_eigen(apply: Callable[[Tensor], Tensor], shape: torch.Size, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(n, m) eigenvalues, the largest |eigenvalue| first, and (n, size, m) eigenvectors of n symmetric matrices, which
-    `apply` multiplies with vectors of the shape (n, size); by Lanczos' iteration. m: VALUES at most."""
-    new = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+def largest_eigen(like: Tensor, matrices: dict[str, Matrices]) -> dict[str, tuple[Tensor, Tensor]]:
+    """{name: (n, m) eigenvalues, the largest |eigenvalue| first, and (n, size, m) eigenvectors} of n symmetric matrices
+    each, which a function multiplies with vectors of the shape (n, size); by Lanczos' iteration. m: VALUES at most."""
+    here = OnDevice()
+    bases: dict[str, Tensor] = {}
+    for name, (apply, shape) in matrices.items():
+        bases[name], diagonal, beside = _lanczos(apply, shape, like)
+        here.keep((name, "diagonal"), diagonal)
+        here.keep((name, "beside"), beside)
+    taken, found = here.take(), {}
+    for name, basis in bases.items():
+        on_diagonal, next_to_it = taken[name, "diagonal"], taken[name, "beside"]
+        n, m = on_diagonal.shape
+        small = np.zeros((n, m, m))
+        steps = np.arange(m)
+        small[:, steps, steps] = on_diagonal
+        small[:, steps[1:], steps[:-1]] = small[:, steps[:-1], steps[1:]] = next_to_it[:, :-1]
+        values, vectors = np.linalg.eigh(small)
+        order = np.abs(values).argsort(1)[:, ::-1][:, :VALUES]
+        chosen = np.take_along_axis(values, order, 1), np.take_along_axis(vectors, order[:, None], 2)
+        on_device = [torch.from_numpy(value.astype(on_diagonal.dtype)).to(like.device) for value in chosen]
+        found[name] = on_device[0], basis @ on_device[1]
+    return found
+
+
+def _lanczos(apply: Callable[[Tensor], Tensor], shape: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(n, size, steps) orthonormal columns, and of the tridiagonal matrix in these, (n, steps) each, its diagonal and
+    what is beside it."""
+    new = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
     basis, diagonal, beside = [new / _length(new)], [], []
     largest = torch.zeros_like(new[:, :1])
     for _step in range(min(STEPS, shape[1])):
@@ -222,19 +260,7 @@ def largest_eigen(apply: Callable[[Tensor], Tensor], shape: torch.Size, device: 
         is_new = length > EXHAUSTED * largest
         beside.append((length * is_new)[:, 0])
         basis.append(torch.where(is_new, new / _nonzero(length), 0))
-    here = OnDevice()
-    here.keep("diagonal", torch.stack(diagonal, 1))
-    here.keep("beside", torch.stack(beside, 1))
-    taken = here.take()
-    small = np.zeros((len(new), len(diagonal), len(diagonal)))
-    steps = np.arange(len(diagonal))
-    small[:, steps, steps] = taken["diagonal"]
-    small[:, steps[1:], steps[:-1]] = small[:, steps[:-1], steps[1:]] = taken["beside"][:, :-1]
-    values, vectors = np.linalg.eigh(small)
-    order = np.abs(values).argsort(1)[:, ::-1][:, :VALUES]
-    values = np.take_along_axis(values, order, 1).astype(np.float32)
-    vectors = np.take_along_axis(vectors, order[:, None], 2).astype(np.float32)
-    return torch.from_numpy(values).to(device), torch.stack(basis[:-1], 2) @ torch.from_numpy(vectors).to(device)
+    return torch.stack(basis[:-1], 2), torch.stack(diagonal, 1), torch.stack(beside, 1)
 
 
 def _length(vectors: Tensor) -> Tensor:

@@ -7,19 +7,18 @@ from experiments.weights_alone.results import Compared, Forecast, Stored
 from lib.report.tables import conclusion_text, fraction, header, interval, number, place_text, table
 
 SHOWN = 12
-HOW = (
-    "From the weights alone: norm and largest eigenvalue of the form by which an MLP writes a dim. Gated: S_k of "
-    "arXiv 2603.05498, as if\nthe activation function were the identity. Plain: to first order around what the biases "
-    "give; the eigenvalue is the length of the\nlinear form. The form is of the normed stream before the norm's weights, "
-    "which are folded in. The bias of a norm moves where a plain\nMLP is taken to first order; of gated MLPs no bias is "
-    "used. Weights of a norm after the MLP are folded in, too; what it divides by is\nnot known. Routing weights of "
-    "experts are not known. Quadratic and linear forms are on scales of their own.\n"
-)
-COLUMNS = (
-    "own dim: share of the direction's squared length on the dim itself, in parts of an even share. carried by: the "
-    "neurons with the\nlargest shares of the eigenvalue. tokens: whose stream as the first token (embedding and position "
-    "0, before any block) has the\nlargest cosines with the direction.\n"
-)
+HOW = """\
+From the weights alone: norm and largest eigenvalue of the form by which an MLP writes a dim, of the normed stream
+before the norm's weights, which are folded in.
+Gated: S_k of arXiv 2603.05498, as if the activation function were the identity; no bias is used, nor that of a norm.
+Plain: to first order around what the biases give, that of a norm included; eigenvalue: the length of the linear form.
+A norm after the MLP: its weights are folded in, what it divides by is not known. Routing weights are not known.
+"""
+COLUMNS = """\
+own dim: share of the direction's squared length on the dim itself, in parts of an even share (1 / hidden).
+carried by: the neurons with the largest shares of the eigenvalue.
+tokens: whose stream as the first token (embedding and position 0, before any block) has the largest cosines with it.
+"""
 
 
 def summarise(result: Stored) -> str:
@@ -58,11 +57,10 @@ def _left_out(result: Stored) -> str:
 
 
 def _measured(result: Stored, first: Forecast | None) -> str:
-    birth = result.conclusion.values.measured
+    birth, dim = result.conclusion.values.birth, result.results.measured.place.dim
     compared = result.results.measured.compared
     says = NOTHING if first is None else f"dim {first.dim} in MLP {first.mlp}, {first.sign}"
-    born = "no birth" if birth is None else f"dim {birth.dim}, born in {birth.what}"
-    text = f"Forecast: {says}. Measured: {born}\n"
+    text = f"Forecast: {says}. Measured: dim {dim}; its birth by experiment 3's rule: {birth}\n"
     return text if compared is None else text + _compared(compared)
 
 
@@ -75,8 +73,8 @@ def _compared(compared: Compared) -> str:
     if compared.overlap is None or compared.cosine is None:
         return text
     return (
-        f"{text}Its forecast neurons {', '.join(compared.neurons)}: {fraction(compared.overlap)} are among as many with "
-        f"the largest contributions there ({', '.join(compared.measured)})\n"
+        f"{text}Its forecast neurons {', '.join(compared.neurons)}: {fraction(compared.overlap)} are among as many "
+        f"with the largest contributions there ({', '.join(compared.measured)})\n"
         f"cosine of its direction with the normed stream at the place: {interval(compared.cosine, True)}\n"
     )
 

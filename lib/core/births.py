@@ -12,12 +12,13 @@ NO_SINGLE = "no single component"
 
 @dataclass(frozen=True)
 class Birth:
-    """write: None where there is none, or it cannot be told; verdict says which. generators: the largest share first.
-    tests: of each of the writes up to the peak."""
+    """write: None where there is none, or it cannot be told; verdict says which. generators: the largest share first;
+    possible: these and what may be some. tests: of each of the writes up to the peak."""
 
     write: LedgerWrite | None
     verdict: str
     generators: list[LedgerWrite]
+    possible: list[LedgerWrite]
     tests: list[Test]
 
 
@@ -27,13 +28,14 @@ def birth(writes: Sequence[LedgerWrite], peak: int) -> Birth:
     tests = [share_test(write, "above", WRITES) for write in able]
     generators = [write for write, test in zip(able, tests, strict=True) if test.answer]
     generators.sort(key=lambda write: -write.share.mean)
+    unclear = [write for write, test in zip(able, tests, strict=True) if test.answer is None]
+    possible = generators + unclear
     if not generators:
-        unclear = any(test.answer is None for test in tests)
-        return Birth(None, CANNOT_TELL if unclear else NO_SINGLE, generators, tests)
+        return Birth(None, CANNOT_TELL if unclear else NO_SINGLE, generators, possible, tests)
     first, *others = generators
     if others and not lies_above(first.share.together, others[0].share.together):
-        return Birth(None, f"{CANNOT_TELL}: {first.name} or {others[0].name}", generators, tests)
-    return Birth(first, first.name, generators, tests)
+        return Birth(None, f"{CANNOT_TELL}: {first.name} or {others[0].name}", generators, possible, tests)
+    return Birth(first, first.name, generators, possible, tests)
 
 
 def share_test(write: LedgerWrite, wanted: str, threshold: float) -> Test:
