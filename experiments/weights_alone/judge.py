@@ -4,6 +4,7 @@ from experiments.weights_alone.results import GENERATOR, Forecast, Named, Result
 from lib.core.births import birth
 from lib.core.definitions import OWN_DIM, WRITES
 from lib.core.evidence import CANNOT_TELL, NONE_FOUND, conclusion
+from lib.core.results import LedgerWrite
 
 HIT, OTHER_DIM, MISS, NOTHING = "hit", "right layer, another dim", "miss", "nothing forecast"
 OF_MLP = "mlp", "expert", "shared expert"
@@ -26,18 +27,23 @@ def judge(results: Results) -> Verdict:
         return conclusion(NONE_FOUND, RULE, Values(forecast, None, NONE_FOUND))
     measured = None if born.write is None else Named(born.write.layer, place.dim, born.write.name)
     values = Values(forecast, measured, born.verdict)
-    possible = [write for write in born.possible if write.kind in OF_MLP]
+    possible = {_layer(write) for write in born.possible}
     tests = [test for test in born.tests if test.answer is not False]
     if first is None:
         verdict = NOTHING
-    elif first.layer not in [write.layer for write in possible]:
+    elif first.layer not in possible or (born.write and _layer(born.write) != first.layer):
         verdict = MISS
-    elif born.write is None:
+    elif born.write is None and not (born.generators and possible == {first.layer}):
         verdict = CANNOT_TELL
     else:
-        verdict = MISS if born.write.layer != first.layer else HIT if first.dim == place.dim else OTHER_DIM
+        verdict = HIT if first.dim == place.dim else OTHER_DIM
     return conclusion(verdict, RULE, values, tests)
 
 
 def first_generator(forecast: list[Forecast]) -> Forecast | None:
     return next((one for one in forecast if one.role == GENERATOR), None)
+
+
+def _layer(write: LedgerWrite) -> int | None:
+    """Of the MLP that writes; None of anything else."""
+    return write.layer if write.kind in OF_MLP else None
