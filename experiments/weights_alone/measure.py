@@ -1,6 +1,6 @@
 """First the forecast, from the weights alone; then what the model does."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,7 +23,7 @@ from experiments.weights_alone.results import (
     ScreenedLayer,
     Singular,
 )
-from experiments.weights_alone.screen import DIMS, NEURONS, Screened, mlps, screen, wide
+from experiments.weights_alone.screen import DIMS, NEURONS, Mlp, Screened, mlps, screened, wide
 from lib.core import attribution, mlp, neurons
 from lib.core.ablation import Condition
 from lib.core.births import birth
@@ -187,20 +187,22 @@ class Foreseen:
 
 def foresee(lm: LanguageModel) -> Foreseen:
     """From the weights alone. Each process takes some of the layers."""
-    arch = lm.arch
-    screened: list[Screened] = []
-    left_out: list[LeftOut] = []
+    arch, left_out = lm.arch, []
     layers = range(arch.n_layers)[processes.own(arch.n_layers, 1)]
-    with processes.progress(arch.n_layers, 1, "weights", unit="layer") as progress:
-        for layer in layers:
-            try:
-                arch.require_neurons(layer)
-            except UserError as error:
-                left_out.append(LeftOut(layer, str(error)))
-            else:
-                screened.extend(map(screen, mlps(arch, layer)))
-            progress.update()
-    return Foreseen(arch, processes.gather(screened), processes.gather(left_out))
+
+    def known() -> Iterator[Mlp]:
+        with processes.progress(arch.n_layers, 1, "weights", unit="layer") as progress:
+            for layer in layers:
+                try:
+                    arch.require_neurons(layer)
+                except UserError as error:
+                    left_out.append(LeftOut(layer, str(error)))
+                else:
+                    yield from mlps(arch, layer)
+                progress.update()
+
+    found = [*screened(known())]
+    return Foreseen(arch, processes.gather(found), processes.gather(left_out))
 
 
 def pointing(lm: LanguageModel, candidates: list[Candidate]) -> list[list[Pointing]]:

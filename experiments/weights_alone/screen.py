@@ -8,8 +8,9 @@ normed stream before the norm's weights, which are folded into what reads it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,10 @@ DIMS = 8  # of each MLP with the largest norms, whose eigenvectors are looked fo
 NEURONS = 10  # of each of them that are named
 STEPS = 64  # of Lanczos' iteration
 VALUES = 3  # of a down projection, singular
+SQUARINGS = 24  # of a matrix whose largest eigenvalue is looked for
+AT_ONCE = 64  # MLPs whose numbers go to the host together
 EXHAUSTED = 1e-5  # of the largest step: what is left of a new one where no direction is new
 BLOCK = 1024  # neurons that are paired with all others at once
-
-
-Matrices = tuple[Callable[[Tensor], Tensor], tuple[int, int]]  # what multiplies, and the shape of vectors
 
 
 @dataclass(frozen=True)
@@ -152,47 +152,72 @@ def _made(
     return Mlp(layer, expert, slope[:, None] * before.folded(up), None, down, before.centred)
 
 
-def screen(mlp: Mlp) -> Screened:
-    """Costs about 5 x width^2 x hidden multiplications of a gated MLP, and two copies to the host."""
+def screened(mlps: Iterable[Mlp]) -> Iterator[Screened]:
+    """Each of them, held one at a time."""
+    waiting = map(screen, mlps)
+    while some := [*islice(waiting, AT_ONCE)]:
+        here = OnDevice()
+        for i, found in enumerate(some):
+            for name, value in found.values.items():
+                here.keep((i, name), value)
+        taken = here.take()
+        for i, found in enumerate(some):
+            values = {name: taken[i, name] for name in found.values}
+            yield Screened(found.layer, found.expert, found.gated, **values)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A Screened whose arrays are still on the model's device."""
+
+    layer: int
+    expert: int | str | None
+    gated: bool
+    values: dict[str, Tensor]
+
+
+def screen(mlp: Mlp) -> Found:
+    """Costs about 5 x width^2 x hidden multiplications of a gated MLP."""
     down, first, second = mlp.down, mlp.first, mlp.second
     norms = (down @ first).square().sum(1).sqrt() if second is None else quadratic_norms(mlp)
     dims = norms.topk(min(DIMS, len(norms))).indices
     rows = down.index_select(0, dims)
-    forms: dict[str, Matrices] = {"down": (lambda v: (v @ down) @ down.T, (1, len(norms)))}
     if second is None:
-        found = largest_eigen(down, forms)
         values = norms.index_select(0, dims)
         directions = rows @ first / _nonzero(values)[:, None]
         given = rows * (directions @ first.T)
     else:
-        forms["form"] = (
-            (lambda v: (rows * (v @ second.T) @ first + rows * (v @ first.T) @ second) / 2),
-            (len(dims), len(norms)),
-        )
-        found = largest_eigen(down, forms)
-        values, directions = found["form"][0][:, 0], found["form"][1][:, :, 0]
+
+        def form(v: Tensor) -> Tensor:  # (dims, hidden)
+            return (rows * (v @ second.T) @ first + rows * (v @ first.T) @ second) / 2
+
+        every, vectors = largest_eigen(form, (len(dims), len(norms)), down)
+        values, directions = every[:, 0], vectors[:, :, 0]
         given = rows * (directions @ first.T) * (directions @ second.T)
     shares = (given / _nonzero(values)[:, None]).topk(min(NEURONS, down.shape[1]))
     strongest = shares.indices[:, :1]
     opens = _signs((directions @ first.T).gather(1, strongest))
     if second is None:
         values = values * opens[:, 0]  # in the direction in which that neuron opens
-    left = found["down"][1][0].T
-    here = OnDevice()
-    for name, value in {
-        "centred": mlp.centred,
-        "norms": norms,
-        "dims": dims,
-        "values": values,
-        "directions": directions * opens,
-        "neurons": shares.indices,
-        "shares": shares.values,
-        "singular": found["down"][0][0].clamp_min(0).sqrt(),
-        "left": left,
-        "right": (left @ down).abs().argmax(1),
-    }.items():
-        here.keep(name, value)
-    return Screened(mlp.layer, mlp.expert, second is not None, **{str(k): value for k, value in here.take().items()})
+    singular, vectors = largest_eigen(lambda v: (v @ down) @ down.T, (1, len(norms)), down)
+    left = vectors[0].T
+    return Found(
+        mlp.layer,
+        mlp.expert,
+        second is not None,
+        {
+            "centred": mlp.centred,
+            "norms": norms,
+            "dims": dims,
+            "values": values,
+            "directions": directions * opens,
+            "neurons": shares.indices,
+            "shares": shares.values,
+            "singular": singular[0].clamp_min(0).sqrt(),
+            "left": left,
+            "right": (left @ down).abs().argmax(1),
+        },
+    )
 
 
 def _nonzero(values: Tensor) -> Tensor:
@@ -218,29 +243,39 @@ def quadratic_norms(mlp: Mlp) -> Tensor:
     return squares.clamp_min(0).sqrt()
 
 
-def largest_eigen(like: Tensor, matrices: dict[str, Matrices]) -> dict[str, tuple[Tensor, Tensor]]:
-    """{name: (n, m) eigenvalues, the largest |eigenvalue| first, and (n, size, m) eigenvectors} of n symmetric matrices
-    each, which a function multiplies with vectors of the shape (n, size); by Lanczos' iteration. m: VALUES at most."""
-    here = OnDevice()
-    bases: dict[str, Tensor] = {}
-    for name, (apply, shape) in matrices.items():
-        bases[name], diagonal, beside = _lanczos(apply, shape, like)
-        here.keep((name, "diagonal"), diagonal)
-        here.keep((name, "beside"), beside)
-    taken, found = here.take(), {}
-    for name, basis in bases.items():
-        on_diagonal, next_to_it = taken[name, "diagonal"], taken[name, "beside"]
-        n, m = on_diagonal.shape
-        small = np.zeros((n, m, m))
-        steps = np.arange(m)
-        small[:, steps, steps] = on_diagonal
-        small[:, steps[1:], steps[:-1]] = small[:, steps[:-1], steps[1:]] = next_to_it[:, :-1]
-        values, vectors = np.linalg.eigh(small)
-        order = np.abs(values).argsort(1)[:, ::-1][:, :VALUES]
-        chosen = np.take_along_axis(values, order, 1), np.take_along_axis(vectors, order[:, None], 2)
-        on_device = [torch.from_numpy(value.astype(on_diagonal.dtype)).to(like.device) for value in chosen]
-        found[name] = on_device[0], basis @ on_device[1]
-    return found
+def largest_eigen(apply: Callable[[Tensor], Tensor], shape: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, m) eigenvalues, the largest |eigenvalue| first, and (n, size, m) eigenvectors of n symmetric matrices, which
+    `apply` multiplies with (n, size) vectors: VALUES of each, or size. Nothing is copied to the host."""
+    basis, diagonal, beside = _lanczos(apply, shape, like)
+    small = torch.diag_embed(diagonal)
+    small = small + torch.diag_embed(beside[:, :-1], 1) + torch.diag_embed(beside[:, :-1], -1)
+    found = []
+    for _value in range(min(VALUES, shape[1])):
+        value, vector = _largest(small)
+        small = small - value[:, None, None] * vector[:, :, None] * vector[:, None]
+        found.append((value, vector))
+    values, vectors = zip(*found, strict=True)
+    return torch.stack(values, 1), basis @ torch.stack(vectors, 2)
+
+
+def _largest(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """(n,) largest |eigenvalues| and (n, m) eigenvectors of small symmetric matrices: high powers of them, shifted so
+    that one end of the spectrum is 0, have the vector of the other end in each column."""
+    bound = matrices.abs().sum(2).amax(1)[:, None, None]
+    one = torch.eye(matrices.shape[1]).to(matrices)
+    ends = []
+    for sign in (1, -1):
+        power = bound * one + sign * matrices
+        for _squaring in range(SQUARINGS):
+            power = power / _nonzero(power.abs().amax((1, 2), keepdim=True))
+            power = power @ power
+        column = power.square().sum(1).argmax(1)
+        vector = power.gather(2, column[:, None, None].expand(-1, len(one), 1))[:, :, 0]
+        vector = vector / _nonzero(_length(vector))
+        ends.append((((matrices @ vector[:, :, None])[:, :, 0] * vector).sum(1), vector))
+    (high, above), (low, below) = ends
+    is_high = high.abs() >= low.abs()
+    return torch.where(is_high, high, low), torch.where(is_high[:, None], above, below)
 
 
 def _lanczos(apply: Callable[[Tensor], Tensor], shape: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

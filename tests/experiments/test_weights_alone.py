@@ -67,7 +67,7 @@ def check_gated(found, down, first, second):
 
 
 def screened(model, layer):
-    return [*map(screen.screen, screen.mlps(Architecture(model), layer))]
+    return [*screen.screened(screen.mlps(Architecture(model), layer))]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -170,7 +170,7 @@ def test_one_expert_is_held_at_a_time(monkeypatch):
         alive.append(weakref.ref(mlp.down))
         return screen_one(mlp)
 
-    monkeypatch.setattr(measure, "screen", watched)
+    monkeypatch.setattr(screen, "screen", watched)
     built = mixtures.planted()
     measure.foresee(built.lm)
     assert len(alive) > built.lm.arch.n_layers
