@@ -39,8 +39,8 @@ BLOCK = 1024  # neurons that are paired with all others at once
 class Mlp:
     """(width, hidden) first and second: the projections that enter the activation function and that are multiplied with
     it, of the normed stream before the norm's weights; without second, the first with the function's slope. down:
-    (hidden, width), with the weights of a norm that follows. centred: whether the norm before takes the
-    mean away. expert: its number, SHARED_EXPERT, or None of a dense MLP."""
+    (hidden, width), with the weights of a norm that follows. centred: whether the norm before takes the mean away.
+    expert: its number, SHARED_EXPERT, or None of a dense MLP."""
 
     layer: int
     expert: int | str | None
@@ -136,16 +136,16 @@ def _made(
     arch: Architecture,
     layer: int,
     expert: int | str | None,
-    of: Projections,
+    stored: Projections,
     function: Callable[[Tensor], Tensor],
 ) -> Mlp:
-    up, down = wide(of.up), wide(of.down)
-    before, after = (norm_of(arch, layer, role, of.down) for role in ("mlp_norm", "mlp_write"))
+    up, down = wide(stored.up), wide(stored.down)
+    before, after = (norm_of(arch, layer, role, stored.down) for role in ("mlp_norm", "mlp_write"))
     down = down * after.scale[:, None] * arch.scale(layer, "mlp_write")
-    if of.gate is not None:
-        first, second = before.folded(of.gate), before.folded(up)
+    if stored.gate is not None:
+        first, second = before.folded(stored.gate), before.folded(up)
         return Mlp(layer, expert, first, second, down, before.centred)
-    entered = up @ before.bias + (0 if of.bias is None else wide(of.bias))
+    entered = up @ before.bias + (0 if stored.bias is None else wide(stored.bias))
     with torch.enable_grad():
         entered = entered.clone().requires_grad_()
         (slope,) = torch.autograd.grad(function(entered).sum(), entered)

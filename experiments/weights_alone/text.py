@@ -95,6 +95,7 @@ def details(result: Stored) -> str:
     ]
     heads = ["layer", "form", "median norm", "largest norms (g generator, e eraser)", "singular values of down"]
     return (
-        table(heads, rows) + "Singular values: the dim with most of the left vector (its share of the squared length), "
-        "the neuron with most of the right one.\n"
+        table(heads, rows)
+        + "Singular values of the down projection, with the weights of a norm after it: the dim with "
+        "most of the left vector (its share of the squared length), the neuron with most of the right one.\n"
     )

@@ -192,15 +192,15 @@ class Projections:
 def projections(module: torch.nn.Module, expert: int) -> Projections:
     """One expert's, float32, whichever way the module stores them."""
 
-    def of(name: str) -> Tensor:
+    def stored(name: str) -> Tensor:
         rows = _rows(module, name, torch.tensor([expert]))[0]
         return rows.T if module.is_transposed and rows.ndim == 2 else rows
 
-    first = of("gate_up_proj" if module.has_gate else "up_proj")
+    first = stored("gate_up_proj" if module.has_gate else "up_proj")
     if not module.has_gate:
-        return Projections(None, first, of("up_proj_bias") if module.has_bias else None, of("down_proj"))
+        return Projections(None, first, stored("up_proj_bias") if module.has_bias else None, stored("down_proj"))
     gate, up = first.chunk(2) if module.is_concatenated else (first[::2], first[1::2])
-    return Projections(gate, up, None, of("down_proj"))
+    return Projections(gate, up, None, stored("down_proj"))
 
 
 @contextmanager
