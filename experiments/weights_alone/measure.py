@@ -256,9 +256,8 @@ def compare(
     rank = 1 + sum(int((norms > norm).sum()) for norms in foreseen.norms.values())
     found = next((one for one in foreseen.best if (one.layer, one.dim) == (layer, place.dim)), None)
     if found is None:
-        return Compared(
-            layer, place.dim, float(norm), rank, None, [], [str(row.name) for row in rows[:NEURONS]], None, None
-        )
+        names = [str(row.name) for row in rows[:NEURONS]]
+        return Compared(layer, place.dim, float(norm), rank, None, None, [], names, None, None)
     stream = there["residual"].numpy()
     stream = stream - float(found.screened.centred) * stream.mean(1, keepdims=True)
     cosines = stream @ found.direction / np.linalg.norm(stream, axis=1).clip(1e-30)
@@ -269,6 +268,7 @@ def compare(
         dim=place.dim,
         norm=float(norm),
         rank=rank,
+        role=found.role,
         generator=_rank(foreseen.generators, found),
         neurons=[*map(str, found.neurons)],
         measured=[*map(str, measured)],

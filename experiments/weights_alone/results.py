@@ -96,16 +96,17 @@ class Compared:
     """The forecast of what was measured: of the layer of the birth, or of the largest of those between which it cannot
     be told, and of the dim of the place.
 
-    norm, rank: among all dims of all screened MLPs by norm, the largest is 1. generator: the rank among generators that
-    were forecast; None where it is none of them, or not among the dims with the layer's largest norms. overlap: how
-    many of the forecast's neurons are among as many with the largest contributions at the place; cosine: of the
-    direction with the normed stream there; None where the dim has no direction.
+    norm, rank: among all dims of all screened MLPs by norm, the largest is 1. role: as it was forecast; None of what is
+    not among the dims with its layer's largest norms. generator: the rank among generators that were forecast, None of
+    anything else. overlap: how many of the forecast's neurons are among as many with the largest contributions at the
+    place; cosine: of the direction with the normed stream there; None where there is no role.
     """
 
     layer: int
     dim: int
     norm: float
     rank: int
+    role: str | None
     generator: int | None
     neurons: list[str]
     measured: list[str]

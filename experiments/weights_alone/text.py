@@ -65,10 +65,11 @@ def _measured(result: Stored, first: Forecast | None) -> str:
 
 
 def _compared(compared: Compared) -> str:
-    rank = "none" if compared.generator is None else f"{compared.generator}"
+    role = "not among the largest norms of its layer" if compared.role is None else f"forecast as {compared.role}"
+    rank = "" if compared.generator is None else f", number {compared.generator} of them"
     text = (
-        f"Dim {compared.dim} in the MLP of layer {compared.layer} has norm {number(compared.norm)}: rank "
-        f"{compared.rank} of all by norm; among forecast generators {rank}\n"
+        f"Dim {compared.dim} in the MLP of layer {compared.layer}: norm {number(compared.norm)}, rank {compared.rank} "
+        f"of all dims of all MLPs; {role}{rank}\n"
     )
     if compared.overlap is None or compared.cosine is None:
         return text

@@ -1,6 +1,7 @@
 """What the weights alone forecast: against NumPy, neuron by neuron; on planted models; judged in every direction."""
 
 import dataclasses
+import weakref
 
 import numpy as np
 import pytest
@@ -160,20 +161,20 @@ def test_experts_as_numpy(model_type):
     assert len(found) == len(down) + (model_type == "qwen2_moe")
 
 
-def test_one_expert_is_held_at_a_time(monkeypatch):
-    alive = []
+def test_one_mlp_is_held_at_a_time(monkeypatch):
+    """The last is gone before the next is made."""
+    held, make = [], screen._made
 
-    def watched(mlp, screen_one=screen.screen):
-        import weakref
+    def watched(*args):
+        assert all(reference() is None for reference in held)
+        made = make(*args)
+        held.append(weakref.ref(made.down))
+        return made
 
-        assert all(reference() is None for reference in alive)
-        alive.append(weakref.ref(mlp.down))
-        return screen_one(mlp)
-
-    monkeypatch.setattr(screen, "screen", watched)
+    monkeypatch.setattr(screen, "_made", watched)
     built = mixtures.planted()
     measure.foresee(built.lm)
-    assert len(alive) > built.lm.arch.n_layers
+    assert len(held) > built.lm.arch.n_layers
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -210,7 +211,7 @@ def test_a_planted_spike_is_forecast(architecture, kind):
     first = judge.first_generator(results.forecast)
     assert (first.layer, first.dim, first.sign) == (truth.layer, dim, "+" if truth.values[dim] > 0 else "-")
     compared = results.measured.compared
-    assert (compared.generator, compared.overlap) == (1, 1)
+    assert (compared.role, compared.generator, compared.overlap) == (GENERATOR, 1, 1)
     assert compared.cosine.mean > 0.3
     assert judge.judge(results).verdict == judge.HIT
     if truth.eraser:
@@ -228,9 +229,8 @@ def test_the_measurement_has_no_part_in_the_forecast(monkeypatch):
     before = run(built)
     find = measure.find
 
-    def elsewhere(lm, *args, **kwargs):
-        place = find(lm, *args, **kwargs)
-        return find(lm, *args, **kwargs | {"dim": (place.dim + 1) % lm.arch.hidden_size})
+    def elsewhere(*args, **kwargs):
+        return find(*args, **kwargs | {"dim": before.forecast[-1].dim})
 
     monkeypatch.setattr(measure, "find", elsewhere)
     after = run(built)
