@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
 from experiments.weights_alone.judge import first_generator
-from experiments.weights_alone.results import ERASER, GENERATOR, Stored
+from experiments.weights_alone.results import ERASER, GENERATOR, Forecast, Results, Stored
 from lib.report.figures import PALETTE, SEQUENTIAL, label_layers, make_axes, make_title
 from lib.report.tables import number
 
@@ -26,8 +26,8 @@ def norms(result: Stored) -> Figure:
     ax.plot(
         [one.layer for one in layers], [one.median for one in layers], "--", color="grey", label="median of all dims"
     )
-    for one in results.forecast[:4]:
-        where = {"xytext": (-12, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+    for one in _labelled(results):
+        where = {"xytext": (-13, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
         ax.annotate(f"dim {one.dim}", (one.layer, one.norm), fontsize=9, **where)
     first, compared = first_generator(results.forecast), results.measured.compared
     if first is not None:
@@ -44,6 +44,16 @@ def norms(result: Stored) -> Figure:
     ax.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     ax.set_title(make_title(result, "What the weights alone can blow up"), fontsize=11)
     return figure
+
+
+def _labelled(results: Results, at_most: int = 4) -> list[Forecast]:
+    """The first of the forecast, those that would be written over one another left out."""
+    n_layers = len(next(iter(results.norms.values()), []))
+    kept: list[Forecast] = []
+    for one in results.forecast[:at_most]:
+        if all(abs(one.layer - other.layer) > n_layers / 8 or other.norm > 1.4 * one.norm for other in kept):
+            kept.append(one)
+    return kept
 
 
 def dims(result: Stored) -> Figure:
