@@ -50,7 +50,7 @@ results: $(READY)
 readme: $(READY)
 	$(RUN) -m tests.readme
 
-# the seed study's commands on GPT-2, and our values beside the published ones
+# the seed study's commands and experiment 11 on GPT-2, and our values beside the published ones
 reproduce-gpt2: $(READY)
 	$(RUN) main_llm.py --model $(GPT2) --exp1 --layer_id 2 --savedir results/llm/3d_feat_vis/
 	$(RUN) main_llm.py --model $(GPT2) --exp2 --savedir results/llm/layerwise/
@@ -61,6 +61,7 @@ reproduce-gpt2: $(READY)
 	$(RUN) exp2c_mlp_internal_analysis.py --model $(GPT2) --layer_id 2 --nsamples 30 --savedir results/exp2c_mlp_internal/
 	$(RUN) compare_3d_before_after_pruning.py --model $(GPT2) --layer_id 2 --savedir results/3d_comparison/
 	$(RUN) compare_3d_before_after_pruning.py --model $(GPT2) --layer_id 5 --savedir results/3d_comparison/
+	$(RUN) exp11_sink_circuit.py --model $(GPT2) --savedir results/exp11_sink_circuit/
 	$(RUN) verify_claims.py results --model gpt2
 
 # two workers: CI has two cores

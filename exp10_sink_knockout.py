@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Options(cli.Options):
     seqlen: int | None = cli.flag(SINK_WINDOW, "tokens in a window")
-    position: int = cli.flag(0, "position of the sink's key")
+    position: int | None = cli.flag(None, "position of the sink's key (default: 0, the first)")
 
 
 def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:

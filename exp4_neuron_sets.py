@@ -50,6 +50,7 @@ def figures() -> Drawings:
     return {
         "exp4_neuron_sets.png": figures.neuron_sets,
         "exp4_neurons_read.png": figures.neurons_read,
+        "exp4_super_weights.png": figures.super_weights,
     }
 
 

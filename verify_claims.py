@@ -6,7 +6,8 @@ Reads every result JSON below the folder and writes <model>_claims.txt and <mode
 that has results there, or for --model; where a model has results in several dtypes, <model>_<dtype>_claims of each.
 Different weights of one name are an error, as is a result that is not whole. Where there are several results of one
 experiment, the one with most tokens counts, then the newest; results under an ablation or at a place of one's own
-choice are left aside. For GPT-2's weights our values stand beside the published ones, reference/gpt2_published.json.
+choice are left aside. For GPT-2's weights our values stand beside the published ones, reference/gpt2_published.json,
+and for the hub's models that reference/sink_circuit_published.json names, beside those.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ if TYPE_CHECKING:  # SciPy takes a second to import, and --help needs none of it
     from lib.claims.judging import AnsweredTest, JudgedClaim
 
 PUBLISHED = checkout.ROOT / "reference" / "gpt2_published.json"
+OF_OTHERS = PUBLISHED.with_name("sink_circuit_published.json")
 NEEDED = ("results", "config.model_name", "provenance.model.name", "provenance.time", "provenance.data.seqlen")
 
+GPT2 = "GPT-2"
 CHOSEN_PLACE = ("dim", "position", "dims", "mlps_off", "heads_off")
 
 
@@ -73,10 +76,11 @@ class PublishedFigure:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """files: those that the claims rest on, by experiment. published: of GPT-2 alone."""
+    """files: those that the claims rest on, by experiment. published: of which model there is any, and what."""
 
     claims: list[JudgedClaim]
     files: dict[str, list[UsedFile]]
+    published_of: str | None
     published: list[PublishedFigure]
     conclusion: Conclusion[dict[str, int]]
 
@@ -176,11 +180,13 @@ def judge(files: Files, model_name: str) -> Verdicts:
 
     measured = Measured({experiment: [file.result for file in found] for experiment, found in files.items()})
     judged = [judging.judge(claim, measured) for claim in CLAIMS]
+    published_of, figures = _published(files, model_name)
     counts = {verdict: sum(claim.verdict == verdict for claim in judged) for verdict in judging.VERDICTS}
     return Verdicts(
         claims=judged,
         files={name: [_used(file) for file in files.get(name, [])] for name in SCRIPTS},
-        published=beside_published(files) if _is_gpt2(files, model_name) else [],
+        published_of=published_of,
+        published=beside_published(files, figures),
         conclusion=conclusion(
             ", ".join(f"{n} {verdict}" for verdict, n in counts.items()),
             "each claim by its own rule; cannot tell: a result is missing, an interval holds a threshold, or "
@@ -200,17 +206,28 @@ def _is_gpt2(files: Files, model_name: str) -> bool:
     return all(identity.is_gpt2(file.result.provenance) for file in every) if every else model_name == "gpt2"
 
 
-def beside_published(files: Files) -> list[PublishedFigure]:
-    """Every published figure of GPT-2 beside ours."""
+def _published(files: Files, model_name: str) -> tuple[str | None, list[dict[str, Any]]]:
+    """(of which model figures are published, these); (None, []) of one of which there are none."""
+    if _is_gpt2(files, model_name):
+        return GPT2, result_files.read_json(PUBLISHED)["figures"]
+    hub_ids = {str(file.result.provenance["model"].get("hub_id")).lower() for file in _all(files)}
+    for model in result_files.read_json(OF_OTHERS)["models"]:
+        if hub_ids and hub_ids <= {name.lower() for name in model["hub_ids"]}:
+            return model["name"], model["figures"]
+    return None, []
+
+
+def beside_published(files: Files, figures: Sequence[dict[str, Any]]) -> list[PublishedFigure]:
+    """Every published figure beside ours."""
     rows = []
-    for figure in result_files.read_json(PUBLISHED)["figures"]:
+    for figure in figures:
         found = files.get(figure["experiment"], [])
         if figure["layer"] is not None:
             found = [file for file in found if file.result.results.layer == figure["layer"]]
         try:
             ours = result_files.lookup(found[0].payload, figure["path"]) if found else None
         except LookupError as error:
-            raise cli.UserError(f"{found[0].path} has no {figure['path']}: is it of GPT-2 small?") from error
+            raise cli.UserError(f"{found[0].path} has no {figure['path']}: is it of another model?") from error
         gap = None if ours is None else ours - figure["published"]
         rows.append(PublishedFigure(figure["name"], figure["published"], ours, gap, figure["source"]))
     return rows
@@ -227,7 +244,7 @@ def summarise(verdicts: Verdicts, model_name: str, command: str) -> str:
         f"command  {command}",
         "",
         f"Here: {model_name}, on the texts below. What does not hold here may hold elsewhere.",
-        *([] if verdicts.published else [no_gpt2]),
+        *([] if verdicts.published_of == GPT2 else [no_gpt2]),
         "",
         "Results that count",
     ]
@@ -244,7 +261,7 @@ def summarise(verdicts: Verdicts, model_name: str, command: str) -> str:
         if claim.tests:
             parts.append(f"    nearest threshold: {_threshold(nearest(claim))}")
     if verdicts.published:
-        parts += ["", "Published figures of GPT-2", _published_text(verdicts.published)]
+        parts += ["", f"Published figures of {verdicts.published_of}", _published_text(verdicts.published)]
     elif model_name == "gpt2":
         why = "these are not known to be its weights (on the hub: gpt2)"
         parts += ["", f"Published figures of GPT-2 are left out: {why}"]

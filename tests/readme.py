@@ -34,12 +34,12 @@ FILES = {
     "exp7": "exp7_head_sweep/exp7_results.json",
     "exp9": "exp9_sinks/exp9_results.json",
     "exp10": "exp10_sink_knockout/exp10_results.json",
+    "exp11": "exp11_sink_circuit/exp11_results.json",
     "exp12": "exp12_weights_alone/exp12_results.json",
     "claims": "smollm2-135m_claims.json",
 }
 COMPARED = "compare_3d_before_after_pruning/layer*_comparison.json"
 DTYPES = "float32", "bfloat16", "float16"
-BENCHED = "gpt2-small-shaped", "smollm2-135m"
 SHOWN = 4  # rows of a list that may be long
 WIDTH = 120
 BLOCK = re.compile(r"(?P<begin><!-- (?P<name>\w+) -->\n).*?(?P<end><!-- /(?P=name) -->)", re.DOTALL)
@@ -145,6 +145,7 @@ def finding(say):
         [say("What triggers it?"), verdict("exp6", say), "exp6"],
         [say("Where does attention go?"), verdict("exp9", say), "exp9"],
         [say("Is its sink needed?"), verdict("exp10", say), "exp10"],
+        [say("What holds it there?"), verdict("exp11", say), "exp11"],
         [say("Do the weights alone foretell it?"), verdict("exp12", say), "exp12"],
     )
 
@@ -367,24 +368,23 @@ def dtypes(say):
 
 
 def bench(say):
-    """How many targets of the benchmark each model meets, and which it does not."""
-    said = ""
-    for name in BENCHED:
-        targets = result("bench", RESULTS / "bench" / f"{name}_bench.json").results.targets
-        values: dict[str, list[str]] = {}
-        for target in targets:
-            if target.verdict != "met":
-                values.setdefault(_what(target.text), []).append(number(target.value))
-        missed = [f"{what} ({', '.join(here)})" for what, here in values.items()]
-        counts = {"name": name, "n": sum(target.verdict == "met" for target in targets), "of": len(targets)}
-        text = say("- {name}: {n} of {of}; not met: {missed}")
-        said += wrapped(text.format(**counts, missed=say("; ").join(missed) or say("none")), "  ")
-    return said
-
-
-def _what(target):
-    """What a target is of, without how much it is to be."""
-    return target.partition(": at ")[0].partition(" (value")[0]
+    """How many targets each benchmark meets, and what layerwise + heads costs in each regime."""
+    files = sorted((RESULTS / "bench").glob("*_bench.json"))
+    rows, regimes = [], []
+    for path in files:
+        stored = result("bench", path)
+        costs = {}
+        for regime in stored.results.regimes:
+            ratio = next(row.ratio for row in regime.entries if row.name == "layers_heads")
+            costs[str(regime)] = "-" if ratio is None else f"{ratio.median:.2f}"
+        name, device = path.name.partition("_")[0], stored.provenance["device"]
+        link = f"[{name}]({path.with_suffix('.txt').relative_to(ROOT)})"
+        met = sum(target.verdict == "met" for target in stored.results.targets)
+        count = say("{n} of {of}").format(n=met, of=len(stored.results.targets))
+        where = say("two CPU cores") if device == "cpu" else device
+        rows.append([link, where, count, *costs.values()])
+        regimes = [*costs]
+    return table([say("model"), say("device"), say("targets met"), *regimes], *rows)
 
 
 MEASURED = {

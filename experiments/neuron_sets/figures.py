@@ -1,12 +1,15 @@
 """The smallest set of neurons, and what they read."""
 
+from collections.abc import Callable
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from msgspec import UNSET
 
-from experiments.neuron_sets.results import Stored
+from experiments.neuron_sets.results import Scaled, Stored
+from lib.core.evidence import Average
 from lib.report.figures import PALETTE, PLAIN, make_axes, make_title
 from lib.report.tables import number
 
@@ -100,3 +103,41 @@ def neurons_read(result: Stored, at_most: int = 3) -> Figure:
     title = f"What the first neurons of MLP {layer} read (dim = value before {reads.norm or 'no norm'})"
     figure.suptitle(make_title(result, title), fontsize=11)
     return figure
+
+
+def super_weights(result: Stored) -> Figure:
+    """What is left of the place, and what the loss becomes, with single weights scaled; random ones zeroed."""
+    results = result.results
+    scalars = results.super_weights or []
+    figure, axes = make_axes(1, 2, size=(11, 4.2))
+    panels: list[tuple[str, Callable[[Scaled], Average | None], float]] = [
+        (f"share of the value of layer {results.layer}", lambda one: one.share, 1.0),
+        ("change of the loss, nats a token", lambda one: one.loss_change, 0.0),
+    ]
+    for ax, (label, of, as_it_is) in zip(axes, panels, strict=True):
+        ax.axhline(as_it_is, color="black", lw=0.8, ls="--", label="as it is")
+        for i, scalar in enumerate(scalars):
+            _doses(ax, scalar.doses, of, as_it_is, PALETTE[i], f"[{results.place.dim}, {scalar.neuron}]")
+            others = [cell.mean for cell in map(of, scalar.random) if cell is not None]
+            ax.plot(
+                [0.0] * len(others), others, "x", color=PALETTE[i], ms=7, label="random, as large" if others else None
+            )
+        ax.set_xlabel("times the weight")
+        ax.set_ylabel(label)
+        if not scalars:
+            ax.text(0.5, 0.5, "no single weights are scaled", ha="center", transform=ax.transAxes)
+    axes[0].legend(frameon=False, fontsize=9)
+    figure.suptitle(make_title(result, f"Single weights of the down projection of MLP {results.layer}"), fontsize=11)
+    return figure
+
+
+def _doses(
+    ax: Axes, doses: list[Scaled], of: Callable[[Scaled], Average | None], as_it_is: float, color: str, label: str
+) -> None:
+    """The curve through the doses and the model as it is."""
+    cells = [(dose.factor, cell) for dose, cell in zip(doses, map(of, doses), strict=True) if cell is not None]
+    points = sorted([(1.0, as_it_is), *((factor, cell.mean) for factor, cell in cells)])
+    ax.plot(*zip(*points, strict=True), "o-", color=color, ms=5, label=label)
+    for factor, cell in cells:
+        if cell.ci95:
+            ax.plot([factor, factor], cell.ci95, color=color, lw=1.5)

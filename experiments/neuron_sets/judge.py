@@ -1,7 +1,9 @@
 """Experiment 4: whether the smallest set of neurons carries the massive activation, and no random set does."""
 
-from experiments.neuron_sets.results import Results, Values, Verdict
-from lib.core.definitions import CARRIED, COLLAPSES, PERSISTS, WRITTEN
+from msgspec import UNSET
+
+from experiments.neuron_sets.results import Results, SuperWeight, Values, Verdict
+from lib.core.definitions import CARRIED, COLLAPSES, COST, PERSISTS, REMAINS, WRITTEN
 from lib.core.evidence import CANNOT_TELL, NONE_FOUND, Average, Test, conclusion, every, reasons, within
 
 NAMED = 50
@@ -17,6 +19,11 @@ RULE = (
     f"{WRITTEN:.0%} of it; 'no set of neurons': all without the bias give less than {CARRIED:.0%}; {CANNOT_TELL!r}: an "
     "interval holds its threshold"
 )
+SUPER_RULE = (
+    f"a scalar is a super weight if without it alone less than {REMAINS} of the massive value is left and the loss "
+    f"rises by more than {COST} nats a token, and without no random scalar as large it does (simultaneous intervals)"
+)
+WORDS = {True: "yes", False: "no", None: CANNOT_TELL}
 
 
 def judge(results: Results) -> Verdict:
@@ -29,8 +36,26 @@ def judge(results: Results) -> Verdict:
         note=None if confirmed is None else GIVE,
         why=reasons(tests) if verdict == CANNOT_TELL else None,
         confirmed=confirmed,
+        super_weights=UNSET
+        if results.super_weights is UNSET
+        else {one.neuron: WORDS[every(super_tests(one))] for one in results.super_weights if one.doses[0].share},
     )
     return conclusion(verdict, RULE, values, tests)
+
+
+def super_tests(scalar: SuperWeight) -> list[Test]:
+    """Whether it is a super weight."""
+    zero = scalar.doses[0]
+    assert zero.share is not None, "massive somewhere"
+    name = f"down[{zero.dim}, {zero.neuron}]"
+    return [
+        Test(f"left without {name}", zero.share, "below", REMAINS, "family95"),
+        Test(f"loss without {name}", zero.loss_change, "above", COST, "family95"),
+        *(
+            Test(f"loss without down[{other.dim}, {other.neuron}]", other.loss_change, "below", COST, "family95")
+            for other in scalar.random
+        ),
+    ]
 
 
 def _verdict(results: Results) -> tuple[str, bool | None, list[Test]]:

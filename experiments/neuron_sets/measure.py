@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from msgspec import UNSET
 
+from experiments.neuron_sets import super_weights
 from experiments.neuron_sets.results import (
     Carried,
     Input,
@@ -20,9 +21,11 @@ from experiments.neuron_sets.results import (
     Reads,
     Results,
     Runs,
+    SuperWeight,
     Written,
 )
 from lib.core import mlp, neurons, sweep
+from lib.core.changes import Change
 from lib.core.data import Windows
 from lib.core.definitions import CARRIED
 from lib.core.evidence import Average
@@ -77,9 +80,10 @@ def prove(
     end_layer: int,
     chosen: list[int],
     activity: np.ndarray,
+    scaled: Sequence[neurons.WeightScaled],
     options: Any,
-) -> tuple[Runs, Null]:
-    """The neurons `chosen` alone and removed, and random sets of the same size.
+) -> tuple[Runs, Null, list[SuperWeight]]:
+    """The neurons `chosen` alone and removed, and random sets of the same size; single weights `scaled`.
 
     Whole windows are --n_whole of them; of random sets the first WHOLE_DRAWS are run on these.
     chosen: as Architecture.n_neurons counts them. activity: (neurons,) by what random sets are matched; see
@@ -99,9 +103,12 @@ def prove(
             changes[full] = neurons.NeuronsOff(full, word.format(these), layer, tuple(sorted(off[name])))
     values = sweep.values_at_place(lm, windows, place, list(changes.values()), options.batch_size)
     rows = windows.spread(options.n_whole)
-    some = list(changes.values())[: len(RUNS) * (1 + WHOLE_DRAWS)]
+    some: list[Change] = [*list(changes.values())[: len(RUNS) * (1 + WHOLE_DRAWS)], *scaled]
     whole = sweep.measure(lm, replace(windows, ids=windows.ids[rows]), place.of(rows), some, options.batch_size)
-    whole_of = _whole_of(whole, place.draws.of(rows))
+    whole_of = _whole_of(
+        {name: run for name, run in whole.items() if name in (sweep.BASELINE, *changes)}, place.of(rows)
+    )
+    scalars = super_weights.super_weights(lm.arch, scaled, whole, place.of(rows), place.dim)
     massive = is_massive(values[sweep.BASELINE], place.medians)
     here = massive[:, layer] if massive[:, layer].any() else np.full(len(massive), True)
 
@@ -128,7 +135,7 @@ def prove(
     alone, without = (described([f"random_{i}_{name}" for i in range(len(random))]) if random else [] for name in RUNS)
     single = len(chosen) == 1
     possible = min(MATCHED, len(among) - 1) if single else None
-    return Runs(*described([sweep.BASELINE, *RUNS])), Null(
+    null = Null(
         rule=MIXTURE_RULE if is_mixture else MATCHED_RULE,
         activity_of_set=_mean(activity, chosen) if chosen else None,
         possible=possible,
@@ -138,15 +145,16 @@ def prove(
             for draw, *runs in zip(random, alone, without, strict=True)
         ],
     )
+    return Runs(*described([sweep.BASELINE, *RUNS])), null, scalars
 
 
 def _mean(activity: np.ndarray, members: Sequence[int]) -> float:
     return float(activity[list(members)].mean())
 
 
-def _whole_of(measured: Mapping[str, Measured], draws: Draws) -> dict[str, dict[str, Any]]:
+def _whole_of(measured: Mapping[str, Measured], place: Place) -> dict[str, dict[str, Any]]:
     """{change: the fields of its NeuronsRun that whole windows give} of sweep.measure."""
-    before = measured[sweep.BASELINE]
+    before, draws = measured[sweep.BASELINE], place.draws
     return {
         name: {
             "perplexity": draws.perplexity(run.losses),
@@ -277,7 +285,8 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     minimal_set = contributions[: smallest_set(contributions, check, CARRIED) or 0]
     chosen = [mlp.number_of(lm.arch, layer, row.name) for row in minimal_set]
     activity = activation.abs().mean(0).numpy()
-    runs, null = prove(lm, windows, place, layer, end_layer, chosen, activity, options)
+    scaled = super_weights.changes(lm.arch, layer, dim, minimal_set, options.seed)
+    runs, null, scalars = prove(lm, windows, place, layer, end_layer, chosen, activity, scaled, options)
     added = lm.arch.scale(layer, "mlp_write") * values.get("mlp_write", values[mlp.OUTPUT])[:, dim].numpy()
     shares = [row.share for row in contributions]
     return Results(
@@ -309,4 +318,5 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
             neurons=reads(lm.arch, layer, values, [row.name for row in minimal_set[:READING]], INPUTS),
         ),
         mixture=mlp.mixture(lm.arch, layer, values[mlp.ROUTING].numpy()) if mlp.ROUTING in values else UNSET,
+        super_weights=UNSET if mlp.ROUTING in values else scalars,
     )

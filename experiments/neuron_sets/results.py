@@ -144,12 +144,42 @@ class Reads:
 
 
 @dataclass(frozen=True)
+class Scaled:
+    """One scalar of the down projection, [dim, neuron], that counts `factor` times, in every position.
+
+    value, share: as in NeuronsRun, of the windows that are run whole. loss_change: in nats a token, and
+    sink_rate_change: paired with the model as it is.
+    """
+
+    dim: int
+    neuron: int
+    weight: float
+    factor: float
+    value: Average
+    share: Average | None
+    loss_change: Average
+    sink_rate_change: Average
+
+
+@dataclass(frozen=True)
+class SuperWeight:
+    """The scalar from a neuron of the set to the followed dim. doses: in order of their factors, 0 first. random: other
+    scalars as large, zeroed."""
+
+    neuron: int
+    weight: float
+    doses: list[Scaled]
+    random: list[Scaled]
+
+
+@dataclass(frozen=True)
 class Results:
     """windows: what follows is of those in which the place is massive at `layer`, or of all if there is none.
 
     carried: None of no neuron. cumulative: the share of the down projection's output by the first 1, 2, ... neurons,
     None where that is 0. keep_only_share, remove_share: of the baseline's value at `layer`; None where it is not
-    massive. reads: the inputs of the first neurons of the set. mixture: where the MLP is one.
+    massive. reads: the inputs of the first neurons of the set. mixture: where the MLP is one; there are no
+    super_weights then.
     """
 
     place: FollowedPlace
@@ -168,12 +198,14 @@ class Results:
     null: Null
     reads: Reads
     mixture: Mixture | UnsetType = UNSET
+    super_weights: list[SuperWeight] | UnsetType = UNSET
 
 
 @dataclass(frozen=True)
 class Values:
     """share: of the output, that the set must give. neurons: the first of the set. note: what the verdict alone would
     hide. why: of what cannot be told. confirmed: by the runs; None where that is not asked or cannot be told.
+    super_weights: by neuron, whether the scalar from it is one: yes, no or cannot tell.
     """
 
     share: float
@@ -183,6 +215,7 @@ class Values:
     note: str | None
     why: str | None
     confirmed: bool | None
+    super_weights: dict[int, str] | UnsetType = UNSET
 
 
 Verdict = Conclusion[Values]

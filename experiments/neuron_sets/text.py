@@ -2,6 +2,7 @@
 
 from msgspec import UNSET
 
+from experiments.neuron_sets.judge import SUPER_RULE
 from experiments.neuron_sets.results import Carried, NeuronsRun, Null, Reads, Results, Stored
 from lib.core.definitions import CARRIED, HARDLY_ANY
 from lib.core.evidence import Average
@@ -55,6 +56,7 @@ def summarise(result: Stored) -> str:
                 ["run", f"layer {layer}", "share", f"layer {end}", "share", "perplexity", "sink rate"],
                 [_run(run) for run in [*own, *(run for run in random if run.perplexity)]],
             ),
+            *_super_weights(result),
             _reading(results.reads, layer, "" if mixture is UNSET else ", those of an expert where it is chosen"),
             tables.conclusion_text(conclusion, conclusion.values.note or conclusion.values.why),
         ]
@@ -112,6 +114,36 @@ def _run(run: NeuronsRun) -> list[str]:
         _interval(run.end_share),
         tables.number(run.perplexity.value) if run.perplexity else "-",
         tables.mean(run.sink_rate) if run.sink_rate else "-",
+    ]
+
+
+def _super_weights(result: Stored) -> list[str]:
+    """Single scalars of the down projection, scaled, beside random ones."""
+    results, told = result.results, result.conclusion.values.super_weights
+    if results.super_weights is UNSET:
+        return [] if results.mixture is UNSET else ["Single weights are not scaled in a mixture of experts\n"]
+    if not results.super_weights:
+        return []
+    rows = [
+        [
+            f"[{row.dim}, {row.neuron}]" + ("" if row.dim == results.place.dim else ", random"),
+            f"{row.weight:+.4f}",
+            f"{row.factor:g}",
+            tables.interval(row.value, True),
+            _interval(row.share),
+            tables.interval(row.loss_change, True),
+            tables.interval(row.sink_rate_change, True),
+        ]
+        for scalar in results.super_weights
+        for row in (*scalar.doses, *scalar.random)
+    ]
+    names = {scalar.neuron: f"[{results.place.dim}, {scalar.neuron}]" for scalar in results.super_weights}
+    answers = [f"{names[neuron]} {answer}" for neuron, answer in told.items()] if told else []
+    return [
+        "Single scalars of the down projection, [dim, neuron], times a factor, in every position of the whole windows;",
+        "random: others about as large, zeroed",
+        tables.table(["scalar", "weight", "times", f"layer {results.layer}", "share", "loss", "sink rate"], rows)
+        + f"Super weights: {', '.join(answers) or '-'}\nRule: {SUPER_RULE}\n",
     ]
 
 

@@ -70,7 +70,7 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     """Raises UserError for a model without attention, and for a position that no later query follows."""
     lm.arch.require_attention()
     n, seqlen = windows.ids.shape
-    position = options.position
+    position = options.position or 0
     if not 0 <= position < seqlen - 1:
         raise UserError(f"--position {position} is out of range: in windows of {seqlen} tokens it is 0 to {seqlen - 2}")
     place = find(lm, windows, options.batch_size, seed=options.seed)

@@ -1,6 +1,6 @@
 """All claims, in the order in which they are printed."""
 
-from lib.claims import ablation, heads, layers, mlp, need, pruning, sink_edges, sinks
+from lib.claims import ablation, circuit, heads, layers, mlp, need, pruning, sink_edges, sinks
 
 CLAIMS = (
     layers.size,
@@ -31,6 +31,8 @@ CLAIMS = (
     need.as_a_constant,
     need.sinks_hang_on_it,
     need.position,
+    circuit.query_bias,
+    circuit.made_by_the_mlp,
     heads.order,
     pruning.early_matter_more,
     pruning.attention_is_not_impact,

@@ -15,6 +15,7 @@ from experiments.layerwise.results import Stored as Layerwise
 from experiments.ledger.results import Stored as Ledger
 from experiments.mlp_internal.results import Stored as MlpInternal
 from experiments.neuron_sets.results import Stored as NeuronSets
+from experiments.sink_circuit.results import Stored as SinkCircuit
 from experiments.sink_knockout.results import Stored as SinkKnockout
 from experiments.sinks.results import Stored as Sinks
 from lib import catalogue
@@ -113,6 +114,10 @@ class Measured:
     @property
     def sink_knockout(self) -> SinkKnockout:
         return self.every("exp10")[0]
+
+    @property
+    def sink_circuit(self) -> SinkCircuit:
+        return self.every("exp11")[0]
 
     @property
     def before_after(self) -> Sequence[BeforeAfter]:

@@ -15,6 +15,10 @@ DRAINED, BROADCASTS = 0.25, 0.5  # of the value's norm to other keys', from whic
 SAME_MASS = 0.9  # of the sink's attention: what random other keys must have to stand for it
 ALIKE = 0.9  # |cosine| with the first token's hidden state, of a secondary sink (arXiv 2512.22213)
 
+# the parameters behind a sink (arXiv 2604.14722)
+ATTRACTS = 2.0  # times what attending evenly gives: from here on the first position is a sink
+CARRIES = 0.5  # of the attention to it: without what carries the sink less is left
+
 # the place and its ledger
 PLATEAU = 0.5  # of the largest mean |value| over layers
 WRITES = 0.1  # of the peak: from here on a write is a generator's or an eraser's
@@ -43,6 +47,7 @@ MOST = 0.5  # of the windows
 CARRIED = 0.95  # of the down projection's output: what the smallest set must give
 MADE = 0.9  # of it: what the smallest set of the MLP's inside must give, which no run confirms
 WRITTEN = 0.5  # of the block output: from here on it is written by this MLP
+REMAINS = 0.5  # of the value: less is left without a super weight
 
 # experts of a mixture
 SUPER = (99.5, 0.1)  # percentile of all experts' largest outputs, and share of the largest of them

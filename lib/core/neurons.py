@@ -34,6 +34,25 @@ class NeuronsOff:
         return edits.neurons_off(arch, self.layer, self.neurons)
 
 
+@dataclass(frozen=True)
+class WeightScaled:
+    """One scalar of a dense MLP's down projection counts `factor` times, in every position."""
+
+    name: str
+    label: str
+    layer: int
+    dim: int
+    neuron: int
+    factor: float
+
+    @property
+    def first_layer(self) -> int:
+        return self.layer
+
+    def hooks(self, arch: Architecture, _rows: slice | None = None) -> AbstractContextManager[None]:
+        return edits.down_weight_scaled(arch, self.layer, self.dim, self.neuron, self.factor)
+
+
 def checkpoints_at_place(
     lm: LanguageModel, windows: Windows, place: Place, layer: int, batch_size: int
 ) -> dict[str, torch.Tensor]:

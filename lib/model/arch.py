@@ -46,6 +46,7 @@ class Architecture:
         self.n_layers = len(self.blocks)
         self.n_heads: int = max(layer.n_heads for layer in self.layers)
         self.hidden_size = found.hidden_size
+        self.token_embedding = model.get_input_embeddings()
         path = found.position_embedding
         self.position_embedding = None if path is None else base.get_submodule(path)
         # as verify.py finds them: the implementation that looks attention up by name (see attention.around_calls),

@@ -141,6 +141,28 @@ def experts_off(arch: Architecture, *versions: Off) -> AbstractContextManager[No
     return _together(hooks.watch_experts(arch, reweigh, off), hooks.watch_outputs(arch, "shared_expert", zero, shared))
 
 
+@contextmanager
+def down_weight_scaled(arch: Architecture, layer: int, dim: int, neuron: int, factor: float) -> Iterator[None]:
+    """Have one scalar of a dense MLP's down projection, from `neuron` to `dim`, count `factor` times.
+
+    The weight stays: what it gives is added to the output (factor - 1) times.
+    """
+    arch.check_layer(layer)
+    weight = arch.weight(layer, "down")[dim, neuron].detach().clone()
+    activation: list[Tensor] = []
+
+    def keep(_layer: int, value: Tensor) -> None:
+        activation[:] = [value[..., neuron]]
+
+    def add(_layer: int, value: Tensor) -> Tensor:
+        changed = value.clone()
+        changed[..., dim] += (factor - 1) * weight.to(value.device) * activation[0].view(value.shape[:-1])
+        return changed
+
+    with hooks.watch_inputs(arch, "down", keep, [layer]), hooks.watch_outputs(arch, "down", add, [layer]):
+        yield
+
+
 def all_experts_off(arch: Architecture, layers: Collection[int]) -> AbstractContextManager[None]:
     """Zero what all of these layers' experts give together; shared experts stay."""
     return hooks.watch_outputs(arch, "experts", lambda _layer, value: torch.zeros_like(value), layers)
@@ -195,21 +217,33 @@ def _together(*managers: AbstractContextManager[None]) -> Iterator[None]:
 
 
 @contextmanager
-def position_embeddings_swapped(arch: Architecture, one: int, other: int) -> Iterator[None]:
-    """Give position `one` the learned position embedding of `other`, and the other way round."""
-
-    def swap(_module: torch.nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:  # (1 or batch, seq, hidden)
-        order = torch.arange(output.shape[1], device=output.device)
-        order[[one, other]] = order[[other, one]]
-        return output[:, order]
-
-    if arch.position_embedding is None:
-        raise UserError("this model has no learned position embeddings")
-    handle = arch.position_embedding.register_forward_hook(swap)
+def embeddings_changed(embedding: torch.nn.Module, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Have `change` look at what an embedding gives, (1 or batch, seq, hidden); a tensor it returns takes the place."""
+    handle = embedding.register_forward_hook(lambda _module, _args, output: change(output))
     try:
         yield
     finally:
         handle.remove()
+
+
+def position_embeddings_changed(
+    arch: Architecture, change: Callable[[Tensor], Tensor | None]
+) -> AbstractContextManager[None]:
+    """As embeddings_changed, of positions. Raises UserError if the model has no such embeddings."""
+    if arch.position_embedding is None:
+        raise UserError("this model has no learned position embeddings")
+    return embeddings_changed(arch.position_embedding, change)
+
+
+def position_embeddings_swapped(arch: Architecture, one: int, other: int) -> AbstractContextManager[None]:
+    """Give position `one` the learned position embedding of `other`, and the other way round."""
+
+    def swap(output: Tensor) -> Tensor:
+        order = torch.arange(output.shape[1], device=output.device)
+        order[[one, other]] = order[[other, one]]
+        return output[:, order]
+
+    return position_embeddings_changed(arch, swap)
 
 
 @contextmanager

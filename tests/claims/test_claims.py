@@ -240,6 +240,19 @@ HOLDS = {
         },
         "conclusion": told("needed as an edge", heads=4),
     },
+    "exp11": {
+        "baseline": {"attention": cell(0.56), "evenly": 0.034},
+        "edits": {
+            "query_bias": {
+                "label": "no bias",
+                "there": True,
+                "left": family(0.4),
+                "control": {"label": "random", "left": family(0.9)},
+            },
+            "epes_swapped": {"label": "EPEs", "there": True, "left": cell(0.06)},
+            "raw_swapped": {"label": "raw", "there": True, "left": cell(0.99)},
+        },
+    },
     "compare_3d": {
         "layer": 1,
         "head": 2,
@@ -263,6 +276,12 @@ def change(path, value):
 
 def both(*changes):
     return lambda results: [apply(results) for apply in changes]
+
+
+def absent(edit):
+    """An edit whose part the model does not have."""
+    gone = {"label": "label", "there": False, "why": "its queries have no bias", "left": None, "control": None}
+    return change(f"exp11.edits.{edit}", gone)
 
 
 def exactly(**values):
@@ -378,6 +397,14 @@ FAILS = {  # row: [one change a case, after each of which alone it does not hold
         change(BACK, {"0.2": cell(-0.4), "0.3": cell(-0.4)}),  # something else holds them
     ],
     "14": [change("exp6.conclusion.verdict", word) for word in ("token", "no other context", "none of these")],
+    "query bias": [
+        change("exp11.edits.query_bias.left", family(0.502)),
+        change("exp11.edits.query_bias.control.left", family(0.498)),
+    ],
+    "first position's embedding": [
+        change("exp11.edits.epes_swapped.left", cell(0.502)),
+        change("exp11.edits.raw_swapped.left", cell(0.498)),
+    ],
     "15": [],
     "early heads": [
         change("exp7.early.first_minus.1", family(-0.002)),
@@ -452,6 +479,17 @@ OPEN = {  # row: [one change a case, after each of which alone an interval holds
     "13b": [change("exp5.conclusion.verdict", "cannot tell")],
     "13c": [change(SINKS, {"0.2": cell(-0.4), "0.3": cell(-0.3)}), change(BACK, {"0.2": cell(0.0), "0.3": cell(-0.3)})],
     "14": [change("exp6.conclusion.verdict", "cannot tell")],
+    "query bias": [
+        change("exp11.edits.query_bias.left", family(0.4995)),
+        change("exp11.edits.query_bias.control.left", family(0.5005)),
+        change("exp11.edits.query_bias.left", cell(0.4) | {"family95": None}),
+        change("exp11.baseline.attention", cell(0.068)),
+    ],
+    "first position's embedding": [
+        change("exp11.edits.epes_swapped.left", cell(0.4995)),
+        change("exp11.edits.raw_swapped.left", cell(0.5005)),
+        change("exp11.baseline.attention", cell(0.068)),
+    ],
     "15": [
         change("head_analysis.neighbours.8", cell(0.0005)),
         change("head_analysis.neighbours.8", cell(0.0015) | {"family95": [0.001, 0.002]}),  # any could be neighbours
@@ -540,6 +578,15 @@ UNTOLD = {  # row: [(a change after which nothing can be judged, a word of the r
         (change(SINKS, {"0.2": cell(-0.35), "0.3": cell(-0.1)}), "by 0.2 it cannot be told, 0.3 it does not hold"),
     ],
     "14": [(change("exp6.conclusion.verdict", "none found"), "nothing is massive")],
+    "query bias": [
+        (absent("query_bias"), "label: its queries have no bias"),
+        (change("exp11.baseline.attention", cell(0.03)), "no sink"),
+    ],
+    "first position's embedding": [
+        (absent("epes_swapped"), "label: its queries have no bias"),
+        (absent("raw_swapped"), "label: its queries have no bias"),
+        (change("exp11.baseline.attention", cell(0.03)), "no sink"),
+    ],
     "early heads": [
         (change("exp7.early", None), "no quarters"),
         (change("exp7.early.first_minus_from_2", None), "layers 0 and 1"),
@@ -966,18 +1013,39 @@ def test_what_is_only_called_gpt2_does_not_stand_beside_the_published(source, tm
     assert "are left out: these are not known to be its weights" in (tmp_path / "gpt2_claims.txt").read_text()
 
 
+def beside_gpt2(files):
+    return verify_claims.beside_published(files, result_files.read_json(verify_claims.PUBLISHED)["figures"])
+
+
+@pytest.mark.parametrize(
+    ("hub_id", "ours"),
+    [("Qwen/Qwen2.5-0.5B", [0.5, 0.05, 0.02]), ("facebook/OPT-125m", [0.5, 0.05, 0.02]), ("someone/opt-125m", [])],
+)
+def test_other_models_on_the_hub_stand_beside_what_is_published_of_them(hub_id, ours, tmp_path):
+    edits = {"query_bias": {"attention": cell(0.05)}, "mlps": {"attention": cell(0.02)}}
+    results = HOLDS["exp11"] | {"baseline": {"attention": cell(0.5), "evenly": 0.034}}
+    results = results | {"edits": {name: edit | edits.get(name, {}) for name, edit in results["edits"].items()}}
+    results["edits"]["mlps"] = edits["mlps"]
+    write(tmp_path, "exp11.json", "exp11", results, model_name="m", source={"hub_id": hub_id, "revision": "c" * 40})
+    assert run("verify_claims.py", tmp_path) == 0
+    published = written(tmp_path, "m")[1]["published"]
+    assert [row["ours"] for row in published] == ours
+    assert all(row["gap"] == pytest.approx(row["ours"] - row["published"]) for row in published)
+    printed = (tmp_path / "m_claims.txt").read_text()
+    assert "do not refute the seed study's figures" in printed
+    assert ("Published figures of " in printed) is bool(ours)
+
+
 def test_gpt2_stands_beside_what_is_published(tmp_path, capsys):
     assert run("verify_claims.py", tmp_path, "--model", "gpt2") == 0
     printed = capsys.readouterr().out
-    assert "0 of 92 compared" in printed
+    assert "0 of 105 compared" in printed
     assert "0 holds here, 0 does not hold here" in printed
     assert "do not refute" not in printed
     compare = {"downstream": [{}, {}, {"largest": {"before": 2500.0, "after": 2490.0}}]}
     write(tmp_path, "layer2.json", "compare_3d", {"layer": 2} | compare, model_name="gpt2")
     [before, after, *rest] = [
-        row
-        for row in verify_claims.beside_published(verify_claims.find(tmp_path)["gpt2"])
-        if "removing a head" in row.name
+        row for row in beside_gpt2(verify_claims.find(tmp_path)["gpt2"]) if "removing a head" in row.name
     ]
     assert (before.published, before.ours, before.gap) == (2480, 2500.0, 20.0)
     assert (after.published, after.gap) == (2478, 12.0)

@@ -8,17 +8,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from msgspec import UNSET
 from torch.nn.functional import cross_entropy
 
 import exp2c_mlp_internal_analysis
 import exp4_neuron_sets
 from experiments.mlp_internal import judge as mlp_internal_judge
 from experiments.mlp_internal import text as mlp_internal_text
-from experiments.neuron_sets import measure, text
+from experiments.neuron_sets import measure, super_weights, text
 from experiments.neuron_sets.judge import judge
-from experiments.neuron_sets.results import NeuronsRun, Null, RandomSet, Results, Written
+from experiments.neuron_sets.results import NeuronsRun, Null, RandomSet, Results, Scaled, SuperWeight, Written
 from lib import catalogue
-from lib.core import neurons, place, stats
+from lib.core import neurons, place, stats, sweep
 from lib.core.definitions import MADE
 from lib.core.evidence import Average
 from lib.core.results import ContributionCheck, Neuron
@@ -208,7 +209,8 @@ def results_of(draws, **changed):
         "remove_share": cell(0.02),
         "null": Null("rule", activity_of_set=100.0, possible=None, enumerated=False, draws=draws),
     }
-    return Results(**dict.fromkeys(field.name for field in dataclasses.fields(Results)) | known | changed)
+    nothing = dict.fromkeys(field.name for field in dataclasses.fields(Results)) | {"super_weights": UNSET}
+    return Results(**nothing | known | changed)
 
 
 @pytest.mark.parametrize(
@@ -351,7 +353,9 @@ def test_runs_equal_zeroed_copies(case, monkeypatch):
     width = case.lm.arch.weight(LAYER, "down").shape[1]
     chosen = [1, 4, width - 1]
     options = SimpleNamespace(batch_size=2, n_random=2, n_whole=2, seed=0)
-    runs, null = measure.prove(case.lm, windows_of(case.ids), at, LAYER, 2, chosen, np.arange(width), options)
+    runs, null, _scalars = measure.prove(
+        case.lm, windows_of(case.ids), at, LAYER, 2, chosen, np.arange(width), [], options
+    )
     everything = [(chosen, runs), *((draw.neurons, draw) for draw in null.draws)]
     assert len(everything) == 3
     for i, (on, pair) in enumerate(everything):
@@ -372,6 +376,66 @@ def test_runs_equal_zeroed_copies(case, monkeypatch):
     assert runs.baseline.value.mean == pytest.approx(
         case.real.hidden[LAYER + 1][[0, 1], POSITIONS, DIM].mean().item(), abs=1e-4
     )
+
+
+def test_scaled_scalars_equal_copies_with_that_weight(case):
+    at, weight = fixed_place(POSITIONS, case.lm.arch.n_layers), case.lm.arch.weight(LAYER, "down")
+    rows = [Neuron(n, 0.0, weight[DIM, n].item(), 0.0, None) for n in (1, weight.shape[1] - 1)]
+    made = super_weights.changes(case.lm.arch, LAYER, DIM, rows, seed=0)
+    runs = sweep.measure(case.lm, windows_of(case.ids), at, made, 2)
+    found = super_weights.super_weights(case.lm.arch, made, runs, at, DIM)
+    assert [scalar.neuron for scalar in found] == [row.neuron for row in rows]
+    for scalar in found:
+        assert [dose.factor for dose in scalar.doses] == [0.0, 0.5, 2.0, 3.0]
+        assert len(scalar.random) == super_weights.RANDOM
+        for dose in (*scalar.doses, *scalar.random):
+            model = copy.deepcopy(case.lm.model)
+            down = matrix(model.get_submodule(case.tested.blocks)[LAYER].get_submodule(case.tested.mlp_out))
+            assert down[dose.dim, dose.neuron].item() == dose.weight
+            down[dose.dim, dose.neuron] *= dose.factor
+            expected = observe(case.tested, model, case.ids)
+            value = expected.hidden[LAYER + 1][[0, 1], POSITIONS, DIM].mean().item()
+            losses = [
+                cross_entropy(of.logits[:, :-1].transpose(1, 2), case.ids[:, 1:]).item() for of in (expected, case.real)
+            ]
+            assert dose.value.mean == pytest.approx(value, abs=1e-4)
+            assert dose.loss_change.mean == pytest.approx(losses[0] - losses[1], abs=2e-4)
+
+
+def test_random_scalars_are_as_large_and_elsewhere(case):
+    weight = case.lm.arch.weight(LAYER, "down")
+    rows = [Neuron(n, 0.0, weight[DIM, n].item(), 0.0, None) for n in (1, 4, 7)]
+    made = super_weights.changes(case.lm.arch, LAYER, DIM, rows, seed=3)
+    others = [change for change in made if change.dim != DIM]
+    assert len({(change.dim, change.neuron) for change in others}) == len(others) == 2 * super_weights.RANDOM
+    assert not {change.neuron for change in others} & {1, 4, 7}
+    kept = weight.abs().clone()
+    kept[DIM], kept[:, [1, 4, 7]] = torch.nan, torch.nan
+    for row, drawn in zip(rows, (others[: super_weights.RANDOM], others[super_weights.RANDOM :]), strict=False):
+        far = (kept - abs(row.weight)).abs().flatten()
+        rank = far[~far.isnan()].sort().values[super_weights.MATCHED + super_weights.RANDOM - 1].item()
+        assert all(abs(abs(weight[c.dim, c.neuron].item()) - abs(row.weight)) <= rank for c in drawn)
+
+
+def scaled(share, loss, dim=DIM, neuron=3):
+    return Scaled(dim, neuron, 0.1, 0.0, cell(1.0), share, cell(loss), cell(0.0))
+
+
+@pytest.mark.parametrize(
+    ("zero", "random", "answer"),
+    [
+        (scaled(cell(0.1), 0.5), 0.0, "yes"),
+        (scaled(cell(0.1), 0.01), 0.0, "no"),  # nobody misses it
+        (scaled(cell(0.7), 0.5), 0.0, "no"),  # the value stays
+        (scaled(cell(0.1), 0.5), 0.5, "no"),  # any other costs as much
+        (scaled(cell(0.49), 0.5), 0.0, "cannot tell"),  # by the simultaneous interval alone
+        (scaled(None, 0.5), 0.0, None),  # nothing massive
+    ],
+)
+def test_what_is_a_super_weight(zero, random, answer):
+    others = [scaled(cell(1.0), random, dim=1, neuron=8)]
+    told = judge(results_of([], super_weights=[SuperWeight(3, 0.1, [zero], others)])).values.super_weights
+    assert told == ({} if answer is None else {3: answer})
 
 
 def test_reads_add_up_to_a_hand_made_pre_activation(case):

@@ -94,7 +94,7 @@ def carried_out(lines, folder, environment, drawn=False):
 def test_make_reproduce_gpt2(hub, home, tmp_path):
     lines = lines_of("reproduce-gpt2")
     assert [line[0] for line in lines][-1] == "verify_claims.py"
-    assert len(lines) == 10
+    assert len(lines) == 11
     sampled = [line if line[0] == "verify_claims.py" else with_samples(line, nsamples=2, seqlen=32) for line in lines]
     printed = carried_out(sampled, tmp_path, hub.environment(home), drawn=True)
     for name in SEED_FILES:
