@@ -63,6 +63,7 @@ EXPERIMENTS = {  # by the name that the JSON has
     "exp9": Entry("sinks", "exp9_sinks.py", study=("",), judge="judge"),
     "exp10": Entry("sink_knockout", "exp10_sink_knockout.py", study=("",), judge="judge"),
     "exp11": Entry("sink_circuit", "exp11_sink_circuit.py", study=("",), judge="judge"),
+    "exp12": Entry("weights_alone", "exp12_weights_alone.py", study=("",), judge="judge"),
     "intervention": Entry("interventions", "main_llm.py --exp3", judge="judge_single"),
     "attention_logits": Entry("attention_logits", "main_llm.py --exp4"),
 }

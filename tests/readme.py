@@ -35,6 +35,7 @@ FILES = {
     "exp9": "exp9_sinks/exp9_results.json",
     "exp10": "exp10_sink_knockout/exp10_results.json",
     "exp11": "exp11_sink_circuit/exp11_results.json",
+    "exp12": "exp12_weights_alone/exp12_results.json",
     "claims": "smollm2-135m_claims.json",
 }
 COMPARED = "compare_3d_before_after_pruning/layer*_comparison.json"
@@ -145,6 +146,7 @@ def finding(say):
         [say("Where does attention go?"), verdict("exp9", say), "exp9"],
         [say("Is its sink needed?"), verdict("exp10", say), "exp10"],
         [say("What holds it there?"), verdict("exp11", say), "exp11"],
+        [say("Do the weights alone foretell it?"), verdict("exp12", say), "exp12"],
     )
 
 

@@ -1,8 +1,10 @@
 """Experiment 3: which component gives birth to the value at the place, and which take it away."""
 
 from experiments.ledger.results import NamedWrite, Peak, Results, Values, Verdict
+from lib.core.births import birth as birth_of
+from lib.core.births import share_test
 from lib.core.definitions import PLATEAU, WRITES
-from lib.core.evidence import CANNOT_TELL, NONE_FOUND, Test, conclusion, lies_above
+from lib.core.evidence import NONE_FOUND, Test, conclusion
 from lib.core.results import LedgerWrite
 
 RULE = (
@@ -25,40 +27,22 @@ def judge(results: Results) -> Verdict:
         return conclusion(NONE_FOUND, RULE, Values(None, [], None, [], [], peak))
     kept = [i for i, value in enumerate(size) if value >= PLATEAU * size[layer]]
     able = [write for write in writes if write.order <= layer]
-    tests = [_test(write, "above", WRITES) for write in able]
-    generators = [write for write, test in zip(able, tests, strict=True) if test.answer]
-    generators.sort(key=lambda write: -write.share.mean)
-    birth, verdict = _birth(generators)
+    found = birth_of(writes, layer)
+    birth, tests = found.write, found.tests
     later = [write for write in writes if write.order > (birth.order if birth else layer)]
-    erasing = [_test(write, "below", -WRITES) for write in later]
+    erasing = [share_test(write, "below", -WRITES) for write in later]
     erasers = [write for write, test in zip(later, erasing, strict=True) if test.answer]
     unclear = [w for w, test in zip(able + later, tests + erasing, strict=True) if test.answer is None]
     values = Values(
         birth=None if birth is None else _named(birth),
-        generators=[*map(_named, generators)],
+        generators=[*map(_named, found.generators)],
         plateau=(kept[0], kept[-1]),
         erasers=[_named(write) for write in sorted(erasers, key=lambda write: write.share.mean)],
         cannot_tell=[*map(_named, unclear)],
         peak=peak,
     )
-    if verdict is None:
-        verdict = CANNOT_TELL if any(write in unclear for write in able) else "no single component"
     decisive = [test for test in tests + erasing if test.answer is not False]
-    return conclusion(verdict, RULE, values, decisive + _nearest(tests + erasing, decisive))
-
-
-def _birth(generators: list[LedgerWrite]) -> tuple[LedgerWrite | None, str | None]:
-    """(the write, or None; the verdict, or None where there are no generators) of the largest first."""
-    if not generators:
-        return None, None
-    first, *others = generators
-    if others and not lies_above(first.share.together, others[0].share.together):
-        return None, f"{CANNOT_TELL}: {first.name} or {others[0].name}"
-    return first, first.name
-
-
-def _test(write: LedgerWrite, wanted: str, threshold: float) -> Test:
-    return Test(f"share of {write.name}", write.share, wanted, threshold, "family95")
+    return conclusion(found.verdict, RULE, values, decisive + _nearest(tests + erasing, decisive))
 
 
 def _nearest(tests: list[Test], decisive: list[Test]) -> list[Test]:

@@ -23,6 +23,9 @@ CARRIES = 0.5  # of the attention to it: without what carries the sink less is l
 PLATEAU = 0.5  # of the largest mean |value| over layers
 WRITES = 0.1  # of the peak: from here on a write is a generator's or an eraser's
 
+# forecasts from weights alone
+OWN_DIM = 1.0  # of an even share, 1 / hidden: more of a direction's mass than this on the dim it writes is an eraser's
+
 # what is left of a value, relative to the baseline's, along its sign
 PERSISTS = (0.9, 1.1)  # from, to
 COLLAPSES = (-0.1, 0.1)

@@ -178,6 +178,31 @@ def first_row(module: torch.nn.Module, expert: int, index: int) -> tuple[Tensor,
         return (first[:, index] if module.is_transposed else first[index]).clone(), bias
 
 
+@dataclass(frozen=True)
+class Projections:
+    """Of one expert: (width, hidden) gate, None where there is none, and up, with its (width,) bias; (hidden, width)
+    down."""
+
+    gate: Tensor | None
+    up: Tensor
+    bias: Tensor | None
+    down: Tensor
+
+
+def projections(module: torch.nn.Module, expert: int) -> Projections:
+    """One expert's, float32, whichever way the module stores them."""
+
+    def stored(name: str) -> Tensor:
+        rows = _rows(module, name, torch.tensor([expert]))[0]
+        return rows.T if module.is_transposed and rows.ndim == 2 else rows
+
+    first = stored("gate_up_proj" if module.has_gate else "up_proj")
+    if not module.has_gate:
+        return Projections(None, first, stored("up_proj_bias") if module.has_bias else None, stored("down_proj"))
+    gate, up = first.chunk(2) if module.is_concatenated else (first[::2], first[1::2])
+    return Projections(gate, up, None, stored("down_proj"))
+
+
 @contextmanager
 def columns_off(module: torch.nn.Module, off: Tensor) -> Iterator[None]:
     """Have the module compute with zeros in these columns of its down projections, (experts, width) bool.

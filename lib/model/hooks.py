@@ -151,6 +151,15 @@ def _registered(
             handle.remove()
 
 
+def stop_before(arch: Architecture, layer: int) -> AbstractContextManager[None]:
+    """End `forward` once block `layer` has its input; enter it last."""
+
+    def stop(_layer: int, _hidden: Tensor) -> NoReturn:
+        raise _Stop
+
+    return watch_inputs(arch, "block", stop, [layer])
+
+
 def stop_after(arch: Architecture, layer: int) -> AbstractContextManager[None]:
     """End `forward` once block `layer` has its output; enter it last, so that watchers see that output first."""
 

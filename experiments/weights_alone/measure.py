@@ -1,0 +1,281 @@
+"""First the forecast, from the weights alone; then what the model does."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from msgspec import UNSET
+
+from experiments.weights_alone.results import (
+    ERASER,
+    GENERATOR,
+    Carrier,
+    Compared,
+    DimNorm,
+    Forecast,
+    LeftOut,
+    Measured,
+    Pointing,
+    Results,
+    ScreenedLayer,
+    Singular,
+)
+from experiments.weights_alone.screen import DIMS, NEURONS, Mlp, Screened, mlps, screened, wide
+from lib.core import attribution, mlp, neurons
+from lib.core.ablation import Condition
+from lib.core.births import birth
+from lib.core.data import Windows
+from lib.core.definitions import CARRIED, OWN_DIM
+from lib.core.on_device import OnDevice
+from lib.core.place import Place, find
+from lib.core.results import NeuronName, OfExpert
+from lib.model import hooks
+from lib.model.arch import Architecture
+from lib.model.models import LanguageModel
+from lib.model.tokens import text_of
+from lib.run import processes
+from lib.run.errors import UserError
+
+LISTED = 40
+TOKENS = 5  # of each direction
+IN_FIGURE = 12  # dims
+AT_ONCE = 512  # tokens
+
+
+def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
+    """Raises UserError for non-finite values."""
+    foreseen = foresee(lm)
+    best = foreseen.best[:LISTED]
+    forecast = [one.told(tokens) for one, tokens in zip(best, pointing(lm, best), strict=True)]
+    return Results(
+        hidden=lm.arch.hidden_size,
+        forecast=forecast,
+        n_forecast=len(foreseen.best),
+        n_generators=len(foreseen.generators),
+        layers=foreseen.layers(),
+        norms=foreseen.by_dim(),
+        left_out=foreseen.left_out,
+        measured=measure(lm, windows, options, foreseen),
+    )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of the dims of a Screened: its index there."""
+
+    screened: Screened
+    index: int
+
+    @property
+    def layer(self) -> int:
+        return self.screened.layer
+
+    @property
+    def dim(self) -> int:
+        return int(self.screened.dims[self.index])
+
+    @property
+    def norm(self) -> float:
+        return float(self.screened.norms[self.dim])
+
+    @property
+    def direction(self) -> np.ndarray:
+        """(hidden,) unit vector."""
+        return self.screened.directions[self.index]
+
+    @property
+    def own(self) -> float:
+        return float(self.direction[self.dim] ** 2 * len(self.direction))
+
+    @property
+    def role(self) -> str:
+        return ERASER if self.own > OWN_DIM else GENERATOR
+
+    @property
+    def carriers(self) -> list[Carrier]:
+        """The fewest that carry it, if they are among those that are known."""
+        shares = self.screened.shares[self.index]
+        n = int((shares.cumsum() < CARRIED).sum()) + 1
+        return [
+            Carrier(int(i), float(share))
+            for i, share in zip(self.screened.neurons[self.index][:n], shares[:n], strict=True)
+            if share > 0
+        ]
+
+    @property
+    def neurons(self) -> list[NeuronName]:
+        expert = self.screened.expert
+        numbers = [carrier.neuron for carrier in self.carriers]
+        return [*numbers] if expert is None else [OfExpert(expert, number) for number in numbers]
+
+    def told(self, tokens: list[Pointing]) -> Forecast:
+        value = float(self.screened.values[self.index])
+        return Forecast(
+            layer=self.layer,
+            dim=self.dim,
+            role=self.role,
+            norm=self.norm,
+            eigenvalue=value,
+            sign="-" if value < 0 else "+",
+            own=self.own,
+            neurons=self.carriers,
+            tokens=tokens,
+            expert=UNSET if self.screened.expert is None else self.screened.expert,
+        )
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """Of every MLP, and every expert, whose neurons are known."""
+
+    arch: Architecture
+    screened: list[Screened]
+    left_out: list[LeftOut]
+
+    @cached_property
+    def best(self) -> list[Candidate]:
+        """The largest norm first; nothing where all weights are 0."""
+        every = [Candidate(found, index) for found in self.screened for index in range(len(found.dims))]
+        return sorted((one for one in every if one.norm), key=lambda one: (-one.norm, one.layer, one.dim))
+
+    @cached_property
+    def generators(self) -> list[Candidate]:
+        return [candidate for candidate in self.best if candidate.role == GENERATOR]
+
+    @cached_property
+    def norms(self) -> dict[int, np.ndarray]:
+        """{layer: (hidden,)}, of a mixture the largest of any expert."""
+        found: dict[int, np.ndarray] = {}
+        for one in self.screened:
+            found[one.layer] = np.maximum(found.get(one.layer, 0), one.norms)
+        return found
+
+    def by_dim(self) -> dict[int, list[float | None]]:
+        dims = [*dict.fromkeys(candidate.dim for candidate in self.best)][:IN_FIGURE]
+        return {
+            dim: [float(self.norms[i][dim]) if i in self.norms else None for i in range(self.arch.n_layers)]
+            for dim in dims
+        }
+
+    def layers(self) -> list[ScreenedLayer]:
+        found = []
+        for layer, norms in self.norms.items():
+            here = [candidate for candidate in self.best if candidate.layer == layer]
+            of_layer = [one for one in self.screened if one.layer == layer]
+            first = max(of_layer, key=lambda one: one.singular[0])
+            unique = {candidate.dim: candidate for candidate in reversed(here)}
+            largest = sorted(unique.values(), key=lambda one: -one.norm)[:DIMS]
+            found.append(
+                ScreenedLayer(
+                    layer=layer,
+                    form="quadratic" if first.gated else "linear",
+                    median=float(np.median(norms)),
+                    largest=[DimNorm(one.dim, one.norm, one.role) for one in largest],
+                    singular=[
+                        Singular(float(value), int(dim), float(vector[dim] ** 2), int(neuron))
+                        for value, vector, neuron in zip(first.singular, first.left, first.right, strict=True)
+                        for dim in [np.abs(vector).argmax()]
+                    ],
+                    experts=UNSET if first.expert is None else len(of_layer),
+                )
+            )
+        return found
+
+
+def foresee(lm: LanguageModel) -> Foreseen:
+    """From the weights alone. Each process takes some of the layers."""
+    arch, left_out = lm.arch, []
+    layers = range(arch.n_layers)[processes.own(arch.n_layers, 1)]
+
+    def known() -> Iterator[Mlp]:
+        with processes.progress(arch.n_layers, 1, "weights", unit="layer") as progress:
+            for layer in layers:
+                try:
+                    arch.require_neurons(layer)
+                except UserError as error:
+                    left_out.append(LeftOut(layer, str(error)))
+                else:
+                    yield from mlps(arch, layer)
+                progress.update()
+
+    found = [*screened(known())]
+    return Foreseen(arch, processes.gather(found), processes.gather(left_out))
+
+
+def pointing(lm: LanguageModel, candidates: list[Candidate]) -> list[list[Pointing]]:
+    """Of each candidate the TOKENS whose stream, as the first token and before any block, points most along it."""
+    if not candidates:
+        return []
+    ids = torch.tensor(sorted(i for i in {*lm.tokenizer.get_vocab().values()} if i < lm.n_embeddings))
+    directions = torch.from_numpy(np.stack([one.direction for one in candidates], 1).astype(np.float32)).to(lm.device)
+    centred = torch.tensor([bool(one.screened.centred) for one in candidates]).to(lm.device)
+    parts = []
+    for _rows, batch in processes.batches(ids[:, None], AT_ONCE):
+        kept = OnDevice()
+
+        def see(_layer: int, hidden: torch.Tensor, kept: OnDevice = kept) -> None:
+            stream = wide(hidden[:, 0])
+            whole, rest = (
+                x.square().sum(1, keepdim=True).sqrt() for x in (stream, stream - stream.mean(1, keepdim=True))
+            )
+            kept.keep("cosines", stream @ directions.to(stream) / torch.where(centred, rest, whole).clamp_min(1e-30))
+
+        with hooks.watch_inputs(lm.arch, "block", see, [0]), hooks.stop_before(lm.arch, 0):
+            hooks.forward(lm, batch)
+        parts.append(kept.take()["cosines"])
+    cosines = np.concatenate(processes.gather(parts))
+    first = np.argsort(-cosines, axis=0, kind="stable")[:TOKENS]
+    return [
+        [Pointing(text_of(lm.tokenizer, int(ids[i])), float(cosines[i, column])) for i in rows]
+        for column, rows in enumerate(first.T)
+    ]
+
+
+def measure(lm: LanguageModel, windows: Windows, options: Any, foreseen: Foreseen) -> Measured:
+    place = find(lm, windows, options.batch_size, seed=options.seed)
+    ledger = attribution.measure(lm, windows, place, Condition("ledger", "nothing off", (), ()), options.batch_size)
+    writes = [write for write in ledger.listed() if write.order <= place.peak]
+    (largest, *_others) = *birth(writes, place.peak).generators, None
+    compared = None
+    if place.massive and largest and largest.layer in foreseen.norms and largest.kind in attribution.OF_MLP:
+        compared = compare(lm, windows, options, foreseen, place, largest.layer)
+    return Measured(place.described(), writes, compared)
+
+
+def compare(
+    lm: LanguageModel, windows: Windows, options: Any, foreseen: Foreseen, place: Place, layer: int
+) -> Compared:
+    """The forecast of the layer and the place's dim beside what is there, over the windows that have the spike."""
+    values = neurons.checkpoints_at_place(lm, windows, place, layer, options.batch_size)
+    there = {name: value[torch.from_numpy(place.spiking)] for name, value in values.items()}
+    rows, _check = mlp.at_place(lm.arch, layer, place.dim, there)
+    norm = foreseen.norms[layer][place.dim]
+    rank = 1 + sum(int((norms > norm).sum()) for norms in foreseen.norms.values())
+    found = next((one for one in foreseen.best if (one.layer, one.dim) == (layer, place.dim)), None)
+    if found is None:
+        names = [str(row.name) for row in rows[:NEURONS]]
+        return Compared(layer, place.dim, float(norm), rank, None, None, [], names, None, None)
+    stream = there["residual"].numpy()
+    stream = stream - float(found.screened.centred) * stream.mean(1, keepdims=True)
+    cosines = stream @ found.direction / np.linalg.norm(stream, axis=1).clip(1e-30)
+    n = len(found.neurons)
+    measured = [row.name for row in rows[:n]]
+    return Compared(
+        layer=layer,
+        dim=place.dim,
+        norm=float(norm),
+        rank=rank,
+        role=found.role,
+        generator=_rank(foreseen.generators, found),
+        neurons=[*map(str, found.neurons)],
+        measured=[*map(str, measured)],
+        overlap=len({*measured} & {*found.neurons}) / n if n else None,
+        cosine=place.draws.of(place.spiking).averages(cosines),
+    )
+
+
+def _rank(candidates: Iterable[Candidate], found: Candidate) -> int | None:
+    return next((rank for rank, one in enumerate(candidates, 1) if one is found), None)
