@@ -120,7 +120,12 @@ def super_weights(result: Stored) -> Figure:
             _doses(ax, scalar.doses, of, as_it_is, PALETTE[i], f"[{results.place.dim}, {scalar.neuron}]")
             others = [cell.mean for cell in map(of, scalar.random) if cell is not None]
             ax.plot(
-                [0.0] * len(others), others, "x", color=PALETTE[i], ms=7, label="random, as large" if others else None
+                [0.0] * len(others),
+                others,
+                "x",
+                color=PALETTE[i],
+                ms=7,
+                label="random, nearest in size" if others else None,
             )
         ax.set_xlabel("times the weight")
         ax.set_ylabel(label)

@@ -21,7 +21,8 @@ RULE = (
 )
 SUPER_RULE = (
     f"a scalar is a super weight if without it alone less than {REMAINS} of the massive value is left and the loss "
-    f"rises by more than {COST} nats a token, and without no random scalar as large it does (simultaneous intervals)"
+    f"rises by more than {COST} nats a token, and without no random scalar of those nearest in size it does "
+    "(simultaneous intervals)"
 )
 WORDS = {True: "yes", False: "no", None: CANNOT_TELL}
 

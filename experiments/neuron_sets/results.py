@@ -163,8 +163,10 @@ class Scaled:
 
 @dataclass(frozen=True)
 class SuperWeight:
-    """The scalar from a neuron of the set to the followed dim. doses: in order of their factors, 0 first. random: other
-    scalars as large, zeroed."""
+    """The scalar from a neuron of the set to the followed dim.
+
+    doses: in order of their factors, 0 first. random: others, of those nearest in size, zeroed.
+    """
 
     neuron: int
     weight: float

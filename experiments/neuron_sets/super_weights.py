@@ -1,4 +1,4 @@
-"""Single scalars of the down projection: scaled, beside others as large (super weights, Yu et al. 2024)."""
+"""Single scalars of the down projection: scaled, beside others of the nearest size (super weights, Yu et al. 2024)."""
 
 from collections.abc import Mapping, Sequence
 

@@ -141,7 +141,7 @@ def _super_weights(result: Stored) -> list[str]:
     answers = [f"{names[neuron]} {answer}" for neuron, answer in told.items()] if told else []
     return [
         "Single scalars of the down projection, [dim, neuron], times a factor, in every position of the whole windows;",
-        "random: others about as large, zeroed",
+        "random: others, of those nearest in size, zeroed",
         tables.table(["scalar", "weight", "times", f"layer {results.layer}", "share", "loss", "sink rate"], rows)
         + f"Super weights: {', '.join(answers) or '-'}\nRule: {SUPER_RULE}\n",
     ]
