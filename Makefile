@@ -106,7 +106,7 @@ lint: $(READY)
 	$(RUN) -m tests.architecture_names
 
 clean:
-	rm -rf .venv .venv-peers .venv-bench .pytest_cache .ruff_cache results/demo results/bench
+	rm -rf .venv .venv-peers .venv-bench .pytest_cache .ruff_cache results/demo $(BENCH_GPT2)
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
 .PHONY: setup models demo study results readme reproduce-gpt2 test test-slow test-cuda test-peers bench lint clean

@@ -22,7 +22,7 @@ from lib import catalogue
 from lib.core import heads, place, stats, sweep
 from lib.core.data import Windows
 from lib.core.results import Head
-from lib.planted import blank, kinds, planting
+from lib.planted import blank, planting
 from lib.report import result_files
 from tests import reference
 from tests.cases import captured
@@ -313,7 +313,7 @@ def opposed(b):
 
 @pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_a_head_that_raises_is_named_like_one_that_lowers(architecture, monkeypatch):
-    monkeypatch.setitem(kinds.KINDS, "opposed", opposed)
+    monkeypatch.setitem(planting.KINDS[architecture], "opposed", opposed)
     truth, result = sweep_of(architecture, "opposed", 0, n=8)
     adds, takes = [truth.layer, truth.head], [truth.layer, truth.eraser["head"]]
     expected = [[*adds, "lowers", "end"], [*takes, "raises", "end"]]
