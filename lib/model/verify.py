@@ -75,7 +75,8 @@ def verify(lm: LanguageModel) -> None:
         ):
             _run(lm, ids, lambda layer, value: blocks.update({layer: value.clone()}), maps, outputs)
 
-    lm.arch.looks_up = lm.model.config._attn_implementation
+    # by another name a model may compute with what its text part is set to, and that is not known
+    lm.arch.looks_up = "sdpa" if lm.model.config._attn_implementation == "sdpa" else None
     try:
         run()
     except attention.UnseenError:

@@ -362,7 +362,7 @@ def every_query_counted(patch):
 
 def softmax_over_masked_keys(patch):
     """Leaves keys that a query cannot see among those over which it takes softmax."""
-    computed = attention_rows._computed
+    computed = attention_rows.computed
 
     def over_all(given, output):
         right = computed(given, output)
@@ -376,7 +376,7 @@ def softmax_over_masked_keys(patch):
 
         return replace(right, rows_of=rows_of)
 
-    patch.setattr(attention_rows, "_computed", over_all)
+    patch.setattr(attention_rows, "computed", over_all)
 
 
 def norms_before_the_grouped_heads_are_expanded(patch):
@@ -395,14 +395,14 @@ def norms_before_the_grouped_heads_are_expanded(patch):
 
 def key_and_query_swapped(patch):
     """Has keys look at queries."""
-    computed = attention_rows._computed
+    computed = attention_rows.computed
 
     def swapped(given, output):
         groups = given.query.shape[1] // given.key.shape[1]
         key = given.key.repeat_interleave(groups, dim=1)
         return computed(given._replace(query=key, key=given.query), output)
 
-    patch.setattr(attention_rows, "_computed", swapped)
+    patch.setattr(attention_rows, "computed", swapped)
 
 
 def secondary_by_the_cosine_alone(patch):

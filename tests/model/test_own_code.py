@@ -126,6 +126,7 @@ EAGER = """
 SDPA = """
         return self.back(CALL(q, k, v, is_causal=True).transpose(1, 2).reshape(b, s, width))
 """
+SUPPORTED = 'config_class, base_model_prefix, _supports_sdpa = OddConfig, "inner", True'
 EARLY = "from torch.nn.functional import scaled_dot_product_attention as bound_early"
 SUM = "return stream + self.share * (self.thinks(value) + self.looks(value))"
 IN_PLACE = "return stream.add_(self.share * (self.thinks(value) + self.looks(value)))"
@@ -211,7 +212,8 @@ def test_it_does_not_run_unless_it_is_trusted(folder):
 
 @pytest.mark.parametrize(("call", "by_name"), [("F.scaled_dot_product_attention", True), ("bound_early", False)])
 def test_attention_is_seen_however_it_is_called(call, by_name, folder, tmp_path, tokenizer):
-    lm = loaded(saved(tmp_path / "other", tokenizer, EARLY + CODE.replace(EAGER, SDPA.replace("CALL", call))))
+    code = CODE.replace('config_class, base_model_prefix = OddConfig, "inner"', SUPPORTED)
+    lm = loaded(saved(tmp_path / "other", tokenizer, EARLY + code.replace(EAGER, SDPA.replace("CALL", call))))
     assert (lm.arch.looks_up is not None) == by_name
     ids = token_ids(2, 12)
     for here, there in zip(first_token(lm, ids), first_token(loaded(folder), ids), strict=True):

@@ -93,7 +93,7 @@ SCRIPTS = {
     ),
     "exp4_neuron_sets.py": (
         ["--layer_id", "1", "--n_random", "2"],
-        ["exp4_neuron_sets.png", "exp4_neurons_read.png", "EXPERIMENT_4_SUMMARY.txt"],
+        ["exp4_neuron_sets.png", "exp4_neurons_read.png", "exp4_super_weights.png", "EXPERIMENT_4_SUMMARY.txt"],
         "exp4_results.json",
     ),
     "exp5_interventions.py": (
