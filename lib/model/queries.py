@@ -78,7 +78,7 @@ def find(lm: LanguageModel) -> dict[int, Found]:
     stored = _stored(lm, {layer: calls[layer] for layer in known})
     groups = {layer: _groups(stored[layer], attended[layer].query.shape[-1]) for layer in known}
     noised = [_noised(lm, groups, how) for how in ("same", "changed", "doubled")]
-    differences = _on_host(lm, [_differences(*(parts[layer] for parts in noised)) for layer in known])
+    differences = _on_host([_differences(*(parts[layer] for parts in noised)) for layer in known])
     unseen = "are not seen in what computes attention"
     found = dict.fromkeys(layers, Found(unseen, unseen))
     for layer, (*differs, error) in zip(known, differences, strict=True):
@@ -86,11 +86,12 @@ def find(lm: LanguageModel) -> dict[int, Found]:
     return found
 
 
-def _on_host(lm: LanguageModel, values: list[Tensor]) -> list[list[float]]:
+def _on_host(values: list[Tensor]) -> list[list[float]]:
     """(n,) vectors of several devices, in one copy."""
     if not values:
         return []
-    together = torch.cat([value.to(lm.device, torch.float32) for value in values]).cpu()
+    device = values[0].device
+    together = torch.cat([(value if value.device == device else value.to(device)).float() for value in values]).cpu()
     return [part.tolist() for part in together.split([len(value) for value in values])]
 
 
@@ -171,7 +172,7 @@ def _stored(lm: LanguageModel, calls: dict[int, list[Call]]) -> dict[int, dict[s
                         errors.append((product.abs().amax() / call.given.abs().amax().clamp(min=1e-30))[None])
                         tried.append((layer, call.path, replace(stored, transposed=transposed)))
     found: dict[int, dict[str, _Stored]] = {layer: {} for layer in calls}
-    for (layer, path, stored), (error,) in zip(tried, _on_host(lm, errors), strict=True):
+    for (layer, path, stored), (error,) in zip(tried, _on_host(errors), strict=True):
         if error < NEARLY:
             found[layer].setdefault(path, stored)
     return found
