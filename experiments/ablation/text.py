@@ -91,7 +91,7 @@ def conditions_table(conditions: Mapping[str, AblatedCondition]) -> str:
             condition.label,
             tables.interval(Cell(condition.perplexity.value, condition.perplexity.ci95)),
             tables.interval(condition.sink_rate),
-            tables.interval(condition.sink_rate_change, True) if condition.sink_rate_change else "-",
+            tables.interval(condition.sink_rate_change, True),
             tables.interval(condition.massive_positions),
         ]
         for condition in conditions.values()

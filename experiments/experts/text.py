@@ -55,9 +55,9 @@ def _experts(results: Results) -> str:
             tables.fraction(row.share_of_tokens),
             tables.number(row.largest_output),
             "yes" if row.super else "no",
-            _cell(given(row.routed)),
-            _cell(given(row.weight)),
-            _cell(row.write, True),
+            tables.interval(given(row.routed)),
+            tables.interval(given(row.weight)),
+            tables.interval(row.write, True),
             given(row.tried) or "no",
         ]
         for row in rows[:LISTED]
@@ -72,13 +72,9 @@ def _experts(results: Results) -> str:
     )
 
 
-def _cell(cell: Cell | None, signed: bool = False) -> str:
-    return "-" if cell is None else tables.interval(cell, signed)
-
-
 def _runs(results: Results) -> str:
     def retained(run: Run | None) -> str:
-        return _cell(run.retained if run else None, True)
+        return tables.interval(run.retained if run else None, True)
 
     rows = sorted(results.candidates, key=lambda row: row.left)
     cells = [

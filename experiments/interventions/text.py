@@ -43,9 +43,7 @@ def _summary(result: Stored | SingleStored, title: str, headline: str = "", why:
     for name, condition in results.conditions.items():
         perplexity = tables.interval(Cell(condition.perplexity.value, condition.perplexity.ci95))
         loss, changes = condition.loss_change, condition.sink_rate_changes
-        costs.append(
-            [condition.label, perplexity, tables.interval(loss, True) if loss else "-", _cost(words.get(name), loss)]
-        )
+        costs.append([condition.label, perplexity, tables.interval(loss, True), _cost(words.get(name), loss)])
         sinks.append([condition.label])
         for epsilon, rate in condition.sink_rates.items():
             sinks[-1] += [tables.mean(rate), tables.interval(changes[epsilon], True) if changes else "-"]
@@ -150,7 +148,7 @@ def _left_table(results: Results) -> str:
     for condition in results.conditions.values():
         left, back = condition.left, condition.comes_back
         rows.append([condition.label, *(tables.mean(condition.values[layer], True) for layer in shown)])
-        rows[-1] += [tables.interval(left) if left else "-", tables.interval(back.share) if back else "-"]
+        rows[-1] += [tables.interval(left), tables.interval(back.share) if back else "-"]
     heads = [*(f"layer {layer}" for layer in shown), f"left at layer {first}", f"left at layer {place.plateau[1]}"]
     return (
         f"Value at dim {place.dim}, signed, mean of the measured windows; left: the share of the baseline's\nvalue "

@@ -29,6 +29,7 @@ from lib.core.definitions import WRITES
 from lib.core.evidence import Average
 from lib.core.massive import LayerStatistics
 from lib.core.place import Place, find
+from lib.core.results import OF_MLP
 from lib.core.stats import Draws
 from lib.core.sweep import Measured
 from lib.core.versions import each_batch
@@ -116,7 +117,7 @@ def sweep_layers(
 def _write(writes: Sequence[Write], kind: Kind, layer: int) -> np.ndarray:
     """(windows,) what a layer's MLP, or its attention with all heads and bias (or what is in its place), adds to the
     place."""
-    kinds = attribution.OF_MLP if kind == "mlp" else ("head", "attention bias", "attention", "mixer")
+    kinds = OF_MLP if kind == "mlp" else ("head", "attention bias", "attention", "mixer")
     return np.sum([write.values for write in writes if write.layer == layer and write.kind in kinds], 0)
 
 

@@ -13,7 +13,7 @@ def summarise(result: Stored) -> str:
             [
                 layer.layer,
                 *(tables.interval(average) for average in (layer.top1, layer.top2, layer.top3, layer.median)),
-                tables.interval(layer.ratio) if layer.ratio else "-",
+                tables.interval(layer.ratio),
                 f"{place.sign}dim {place.dim}, position {place.position}",
                 f"{place.sequences}/{layer.top1.n}",
             ]

@@ -74,11 +74,11 @@ def details(result: Stored) -> str:
         rows.append(
             [
                 layer.layer,
-                tables.interval(layer.heads, True) if layer.heads else "-",
+                tables.interval(layer.heads, True),
                 f"{tables.number(largest.value, True)} ({largest.component})" if largest else "-",
                 tables.mean(layer.attention_bias, True) if layer.attention_bias else "-",
-                tables.interval(layer.mlp, True) if layer.mlp else "-",
-                *([tables.interval(layer.other, True) if layer.other else "-"] if other else []),
+                tables.interval(layer.mlp, True),
+                *([tables.interval(layer.other or None, True)] if other else []),
                 tables.interval(residual, True),
             ]
         )

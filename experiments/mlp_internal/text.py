@@ -49,7 +49,7 @@ def summarise(result: Stored) -> str:
         ]
         for function in results.replaced.values()
     ]
-    largest = tables.interval(results.largest_activation) if results.largest_activation else "-"
+    largest = tables.interval(results.largest_activation)
     positions = ", ".join(f"{n} at {position}" for position, n in followed.positions.items())
     return "\n".join(
         [

@@ -104,11 +104,11 @@ def prove(
     values = sweep.values_at_place(lm, windows, place, list(changes.values()), options.batch_size)
     rows = windows.spread(options.n_whole)
     some: list[Change] = [*list(changes.values())[: len(RUNS) * (1 + WHOLE_DRAWS)], *scaled]
-    whole = sweep.measure(lm, replace(windows, ids=windows.ids[rows]), place.of(rows), some, options.batch_size)
-    whole_of = _whole_of(
-        {name: run for name, run in whole.items() if name in (sweep.BASELINE, *changes)}, place.of(rows)
-    )
-    scalars = super_weights.super_weights(lm.arch, scaled, whole, place.of(rows), place.dim)
+    in_whole = place.of(rows)
+    whole = sweep.measure(lm, replace(windows, ids=windows.ids[rows]), in_whole, some, options.batch_size)
+    scalars = super_weights.super_weights(lm.arch, scaled, whole, in_whole)
+    of_sets = {name: run for name, run in whole.items() if name in (sweep.BASELINE, *changes)}
+    whole_of = _whole_of(of_sets, in_whole.draws)
     massive = is_massive(values[sweep.BASELINE], place.medians)
     here = massive[:, layer] if massive[:, layer].any() else np.full(len(massive), True)
 
@@ -152,9 +152,9 @@ def _mean(activity: np.ndarray, members: Sequence[int]) -> float:
     return float(activity[list(members)].mean())
 
 
-def _whole_of(measured: Mapping[str, Measured], place: Place) -> dict[str, dict[str, Any]]:
+def _whole_of(measured: Mapping[str, Measured], draws: Draws) -> dict[str, dict[str, Any]]:
     """{change: the fields of its NeuronsRun that whole windows give} of sweep.measure."""
-    before, draws = measured[sweep.BASELINE], place.draws
+    before = measured[sweep.BASELINE]
     return {
         name: {
             "perplexity": draws.perplexity(run.losses),

@@ -45,7 +45,7 @@ def _scaled(layer: int, dim: int, neuron: int, factor: float) -> WeightScaled:
 
 
 def super_weights(
-    arch: Architecture, made: Sequence[WeightScaled], runs: Mapping[str, Measured], place: Place, dim: int
+    arch: Architecture, made: Sequence[WeightScaled], runs: Mapping[str, Measured], place: Place
 ) -> list[SuperWeight]:
     """runs: of sweep.measure on the windows of `place`."""
     if not made:
@@ -64,7 +64,7 @@ def super_weights(
     for change, share, value, loss, rate in zip(made, shares, *families, strict=True):
         scalar = weight[change.dim, change.neuron].item()
         scaled = Scaled(change.dim, change.neuron, scalar, change.factor, value, share, loss, rate)
-        if change.dim != dim:
+        if change.dim != place.dim:
             found[-1].random.append(scaled)
         elif change.factor == FACTORS[0]:
             found.append(SuperWeight(change.neuron, scalar, [scaled], []))

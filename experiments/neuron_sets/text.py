@@ -5,7 +5,6 @@ from msgspec import UNSET
 from experiments.neuron_sets.judge import SUPER_RULE
 from experiments.neuron_sets.results import Carried, NeuronsRun, Null, Reads, Results, Stored
 from lib.core.definitions import CARRIED, HARDLY_ANY
-from lib.core.evidence import Average
 from lib.report import tables
 
 LISTED = 20
@@ -38,7 +37,7 @@ def summarise(result: Stored) -> str:
             f"Massive there at layer {layer}: {tables.interval(windows.massive)} of {windows.all} windows; what "
             "follows is of these, or of all if there is none",
             f"Block output there {tables.interval(written.block_output, True)}; of it the MLP adds "
-            f"{tables.interval(written.mlp, True)} (share {_interval(written.share)})",
+            f"{tables.interval(written.mlp, True)} (share {tables.interval(written.share)})",
             "",
             *([] if mixture is UNSET else [tables.mixture_text(mixture)]),
             f"The smallest set with {CARRIED:.0%} of the MLP's output there, means over windows",
@@ -61,10 +60,6 @@ def summarise(result: Stored) -> str:
             tables.conclusion_text(conclusion, conclusion.values.note or conclusion.values.why),
         ]
     )
-
-
-def _interval(share: Average | None) -> str:
-    return tables.interval(share) if share else "-"
 
 
 def _carried(carried: Carried | None) -> list[str]:
@@ -109,9 +104,9 @@ def _run(run: NeuronsRun) -> list[str]:
     return [
         run.label,
         tables.interval(run.value, True),
-        _interval(run.share),
+        tables.interval(run.share),
         tables.interval(run.end_value, True),
-        _interval(run.end_share),
+        tables.interval(run.end_share),
         tables.number(run.perplexity.value) if run.perplexity else "-",
         tables.mean(run.sink_rate) if run.sink_rate else "-",
     ]
@@ -130,7 +125,7 @@ def _super_weights(result: Stored) -> list[str]:
             f"{row.weight:+.4f}",
             f"{row.factor:g}",
             tables.interval(row.value, True),
-            _interval(row.share),
+            tables.interval(row.share),
             tables.interval(row.loss_change, True),
             tables.interval(row.sink_rate_change, True),
         ]

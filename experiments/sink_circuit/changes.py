@@ -119,17 +119,14 @@ def find(lm: LanguageModel, seqlen: int, seed: int) -> Circuit:
     return Circuit(
         queries=projections,
         keys=known("key", "keys"),
-        biases=projections if isinstance(projections, str) else _biases(lm.arch, projections),
+        biases=projections
+        if isinstance(projections, str)
+        else queries.biases_of(lm.arch, projections) or "its queries have no bias",
         positions=positions,
         dims=dims,
         random_dims=random_dims,
         additive=all(of_layer.additive for of_layer in found.values()),
     )
-
-
-def _biases(arch: Architecture, projections: Mapping[int, Projection]) -> dict[int, Tensor] | str:
-    biases = {layer: queries.bias_of(arch, layer, projection) for layer, projection in projections.items()}
-    return {layer: bias for layer, bias in biases.items() if bias is not None} or "its queries have no bias"
 
 
 def _positions(lm: LanguageModel, seqlen: int) -> Positions | str:
@@ -219,12 +216,8 @@ def doses(circuit: Circuit, factors: Sequence[float]) -> dict[str, list[tuple[fl
 def biased(circuit: Circuit, biases: Mapping[int, Tensor]) -> Apply:
     """These as query biases."""
     assert not isinstance(circuit.queries, str)
-    projections = {layer: circuit.queries[layer] for layer in biases}
-
-    def compute(layer: int, taken: Tensor, weight: Tensor, _bias: Tensor | None) -> Tensor:
-        return linear(taken, weight, biases[layer].to(taken))
-
-    return lambda arch, _n: queries.computed(arch, projections, compute)
+    projections = circuit.queries
+    return lambda arch, _n: queries.biases_replaced(arch, projections, biases)
 
 
 def biases_times(circuit: Circuit, factor: float) -> Apply:

@@ -49,19 +49,18 @@ def _edits(edits: dict[str, Edit]) -> str:
 def _row(label: str, one: Edit | Measured) -> list[str]:
     return [
         label,
-        _cell(one.attention),
+        tables.interval(one.attention),
         "-" if one.left is None else tables.number(one.left.mean),
-        _cell(one.change, True),
-        _cell(one.loss_change, True),
+        tables.interval(one.change, True),
+        tables.interval(one.loss_change, True),
     ]
 
 
-def _cell(cell: Average | None, signed: bool = False) -> str:
-    return "-" if cell is None else tables.interval(cell, signed)
-
-
 def _doses(of_edit: list[Dose]) -> str:
-    rows = [[f"{dose.factor:g}", _cell(dose.attention), _cell(dose.loss_change, True)] for dose in of_edit]
+    rows = [
+        [f"{dose.factor:g}", tables.interval(dose.attention), tables.interval(dose.loss_change, True)]
+        for dose in of_edit
+    ]
     return tables.table(["factor", "attention", "change of the loss"], rows)
 
 
@@ -80,4 +79,4 @@ def _logits(logits: list[Logits], why_no_bias: str | None) -> str:
 
 
 def _signed(cell: Average | None) -> str:
-    return _cell(cell, True)
+    return tables.interval(cell, True)

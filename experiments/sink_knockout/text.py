@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from experiments.sink_knockout.results import SINK, Moved, Results, Stored
-from lib.core.evidence import Average, Cell
+from lib.core.evidence import Cell
 from lib.report import tables
 
 MOST = 3  # keys to which attention moves
@@ -50,7 +50,7 @@ def _headline(result: Stored) -> str:
 
 def _losses(results: Results, costs: dict[str, str]) -> str:
     rows = [
-        [name, tables.interval(cell.loss_change, True), costs[name], _or_none(cell.beyond, True)]
+        [name, tables.interval(cell.loss_change, True), costs[name], tables.interval(cell.beyond, True)]
         for name, cell in results.together.items()
     ]
     return tables.table(["condition", "loss", "cost", "beyond"], rows)
@@ -60,15 +60,11 @@ def _after(results: Results) -> str:
     rows = [
         [
             *(name, tables.number(cell.edges), tables.interval(cell.mass), tables.interval(cell.sink_rate_after)),
-            *(tables.mean(cell.value, True), _or_none(cell.retained)),
+            *(tables.mean(cell.value, True), tables.interval(cell.retained)),
         ]
         for name, cell in results.together.items()
     ]
     return tables.table(["condition", "edges", "mass", "sink rate", "value", "retained"], rows)
-
-
-def _or_none(average: Average | None, signed: bool = False) -> str:
-    return tables.interval(average, signed) if average else "-"
 
 
 def _moves(results: Results) -> str:
@@ -97,7 +93,7 @@ def details(result: Stored) -> str:
             layer,
             tables.interval(cell.mass),
             tables.interval(cell.loss_change, True),
-            _or_none(cell.retained),
+            tables.interval(cell.retained),
             *(_moved(cell.moved_to[0]) if cell.moved_to else ("-", "-")),
         ]
         for layer, cell in result.results.by_layer.items()

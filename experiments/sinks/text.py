@@ -102,7 +102,7 @@ def _heads(results: Results, values: Values) -> str:
 
 def _head(head: Head) -> list[str]:
     cells: list[Average | None] = [head.probability, head.value_ratio, head.output_share, head.cosine]
-    written = ["-" if cell is None else tables.interval(cell) for cell in cells]
+    written = map(tables.interval, cells)
     others = "-" if head.cosine_others is None else tables.number(head.cosine_others.mean)
     return [*written, others, tables.number(head.key), tables.number(head.key_others)]
 

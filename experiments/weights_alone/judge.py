@@ -4,10 +4,9 @@ from experiments.weights_alone.results import GENERATOR, Forecast, Named, Result
 from lib.core.births import birth
 from lib.core.definitions import OWN_DIM, WRITES
 from lib.core.evidence import CANNOT_TELL, NONE_FOUND, conclusion
-from lib.core.results import LedgerWrite
+from lib.core.results import OF_MLP, LedgerWrite
 
 HIT, OTHER_DIM, MISS, NOTHING = "hit", "right layer, another dim", "miss", "nothing forecast"
-OF_MLP = "mlp", "expert", "shared expert"
 RULE = (
     "forecast: the generator with the largest norm of all MLPs; an eraser is what has more than "
     f"{OWN_DIM:g} x an even share (1 / hidden) of its direction's squared length on the dim that it writes, a "

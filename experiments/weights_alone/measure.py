@@ -23,7 +23,7 @@ from experiments.weights_alone.results import (
     ScreenedLayer,
     Singular,
 )
-from experiments.weights_alone.screen import DIMS, NEURONS, Mlp, Screened, mlps, screened, wide
+from experiments.weights_alone.screen import DIMS, NEURONS, Mlp, Screened, mlps, screened
 from lib.core import attribution, mlp, neurons
 from lib.core.ablation import Condition
 from lib.core.births import birth
@@ -31,9 +31,10 @@ from lib.core.data import Windows
 from lib.core.definitions import CARRIED, OWN_DIM
 from lib.core.on_device import OnDevice
 from lib.core.place import Place, find
-from lib.core.results import NeuronName, OfExpert
+from lib.core.results import OF_MLP, NeuronName, OfExpert
 from lib.model import hooks
 from lib.model.arch import Architecture
+from lib.model.attention_rows import wide
 from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
 from lib.run import processes
@@ -238,9 +239,9 @@ def measure(lm: LanguageModel, windows: Windows, options: Any, foreseen: Foresee
     place = find(lm, windows, options.batch_size, seed=options.seed)
     ledger = attribution.measure(lm, windows, place, Condition("ledger", "nothing off", (), ()), options.batch_size)
     writes = [write for write in ledger.listed() if write.order <= place.peak]
-    (largest, *_others) = *birth(writes, place.peak).generators, None
+    largest = next(iter(birth(writes, place.peak).generators), None)
     compared = None
-    if place.massive and largest and largest.layer in foreseen.norms and largest.kind in attribution.OF_MLP:
+    if place.massive and largest and largest.layer in foreseen.norms and largest.kind in OF_MLP:
         compared = compare(lm, windows, options, foreseen, place, largest.layer)
     return Measured(place.described(), writes, compared)
 

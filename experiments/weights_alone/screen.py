@@ -21,6 +21,7 @@ from lib.core.on_device import OnDevice
 from lib.core.results import SHARED_EXPERT
 from lib.model import experts
 from lib.model.arch import SHARED, Architecture
+from lib.model.attention_rows import wide
 from lib.model.experts import Projections
 from lib.model.parts import FUNCTIONS
 from lib.model.writes import is_norm
@@ -83,20 +84,15 @@ class Norm:
 
     def folded(self, weight: Tensor) -> Tensor:
         """(out, hidden) weights that read what comes before scale and bias."""
-        folded = wide(weight) * self.scale
+        folded = wide(weight.detach()) * self.scale
         return folded - self.centred * folded.mean(1, keepdim=True)
-
-
-def wide(value: Tensor) -> Tensor:
-    """float32, unless it has more."""
-    return value.detach().to(torch.promote_types(value.dtype, torch.float32))
 
 
 def norm_of(arch: Architecture, layer: int, role: str, like: Tensor) -> Norm:
     """That in a layer's role, by what it makes of vectors whose norm is known; the identity where there is none."""
     module = arch.module(layer, role) if layer in arch.with_role(role) else None
     if module is None or not is_norm(module):
-        one = torch.ones_like(wide(like[:, 0]))
+        one = torch.ones_like(wide(like[:, 0].detach()))
         return Norm(one, torch.zeros_like(one), torch.zeros_like(one[0], dtype=torch.bool))
     signs = torch.ones(arch.hidden_size)
     signs[1::2] = -1
@@ -139,13 +135,13 @@ def _made(
     stored: Projections,
     function: Callable[[Tensor], Tensor],
 ) -> Mlp:
-    up, down = wide(stored.up), wide(stored.down)
+    up, down = wide(stored.up.detach()), wide(stored.down.detach())
     before, after = (norm_of(arch, layer, role, stored.down) for role in ("mlp_norm", "mlp_write"))
     down = down * after.scale[:, None] * arch.scale(layer, "mlp_write")
     if stored.gate is not None:
         first, second = before.folded(stored.gate), before.folded(up)
         return Mlp(layer, expert, first, second, down, before.centred)
-    entered = up @ before.bias + (0 if stored.bias is None else wide(stored.bias))
+    entered = up @ before.bias + (0 if stored.bias is None else wide(stored.bias.detach()))
     with torch.enable_grad():
         entered = entered.clone().requires_grad_()
         (slope,) = torch.autograd.grad(function(entered).sum(), entered)

@@ -21,7 +21,7 @@ from lib.core.evidence import Average
 from lib.core.massive import medians
 from lib.core.on_device import OnDevice, Taken
 from lib.core.place import Place, tokens_at, vectors_at
-from lib.core.results import LayerWrites, LedgerWrite, Profile, SumCheck
+from lib.core.results import OF_MLP, LayerWrites, LedgerWrite, Profile, SumCheck
 from lib.core.stats import Draws
 from lib.model import experts, hooks
 from lib.model.arch import Architecture
@@ -31,7 +31,6 @@ from lib.model.models import LanguageModel
 from lib.run import processes
 
 TOLERANCE = 1e-4
-OF_MLP = "mlp", "expert", "shared expert"
 OF_LAYERS = "head", "attention bias", *OF_MLP
 CHECK = (
     "relative_error: largest |sum of all writes up to a layer - that block's output|, over layers and windows, "

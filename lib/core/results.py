@@ -268,6 +268,9 @@ def smallest_set(contributions: list[Neuron], check: ContributionCheck, share: f
     return None
 
 
+OF_MLP = "mlp", "expert", "shared expert"  # kinds of writes
+
+
 @dataclass(frozen=True)
 class LedgerWrite:
     """A lib.core.attribution.Write, over the windows that have the spike (over all, if none has).

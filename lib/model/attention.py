@@ -75,10 +75,10 @@ def watch_first_token(
         visible = _not_masked(attn_mask, query)
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         groups = query.shape[1] // key.shape[1]
-        kernel = None if dropout_p else _kernel(query, key, value, attn_mask, is_causal)
+        kernel = _kernel(query, key, value, attn_mask, dropout_p, is_causal)
         if kernel is None and groups > 1:
             key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-            kernel = None if dropout_p else _kernel(query, key, value, attn_mask, is_causal)
+            kernel = _kernel(query, key, value, attn_mask, dropout_p, is_causal)
         if kernel is not None:
             mask = _added(attn_mask, query)
             output, log_sum = kernel(query, key, value, mask, is_causal, scale)
@@ -108,10 +108,15 @@ def watch_first_token(
 
 
 def _kernel(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
 ) -> Kernel | None:
     """The kernel that scaled_dot_product_attention takes, if it gives log sum exp(QK), too."""
-    if query.device.type not in ("cpu", "cuda"):
+    if dropout_p or query.device.type not in ("cpu", "cuda"):
         return None
     grouped = key.shape[1] < query.shape[1]  # not every kernel takes that
     choice = torch._fused_sdp_choice(query, key, value, mask, 0.0, is_causal, enable_gqa=grouped)

@@ -151,22 +151,18 @@ def _registered(
             handle.remove()
 
 
+def _stop(_layer: int, _hidden: Tensor) -> NoReturn:
+    raise _Stop
+
+
 def stop_before(arch: Architecture, layer: int) -> AbstractContextManager[None]:
     """End `forward` once block `layer` has its input; enter it last."""
-
-    def stop(_layer: int, _hidden: Tensor) -> NoReturn:
-        raise _Stop
-
-    return watch_inputs(arch, "block", stop, [layer])
+    return watch_inputs(arch, "block", _stop, [layer])
 
 
 def stop_after(arch: Architecture, layer: int) -> AbstractContextManager[None]:
     """End `forward` once block `layer` has its output; enter it last, so that watchers see that output first."""
-
-    def stop(_layer: int, _hidden: Tensor) -> NoReturn:
-        raise _Stop
-
-    return watch_outputs(arch, "block", stop, [layer])
+    return watch_outputs(arch, "block", _stop, [layer])
 
 
 @contextmanager

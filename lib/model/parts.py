@@ -313,7 +313,7 @@ class Parts:
 
 def is_projection(call: Call) -> str | None:
     """ "out, in" or "in, out", as the weight is; None if this is no product with a weight."""
-    if not _has_matrix(call.module) or call.taken is None or call.given is None:
+    if not has_matrix(call.module) or call.taken is None or call.given is None:
         return None
     if call.replaced:
         return "in, out" if isinstance(call.module, Conv1D) else "out, in"
@@ -337,7 +337,7 @@ def weight_of(module: torch.nn.Module) -> Tensor:
     return cast(Tensor, module.weight)
 
 
-def _has_matrix(module: torch.nn.Module) -> bool:
+def has_matrix(module: torch.nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.ndim == 2
 

@@ -8,7 +8,7 @@ many as a head is wide, in others at each token. A query or a key that differs t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 from lib.model import attention_rows, hooks
 from lib.model.attention_rows import Attended, Parts
-from lib.model.parts import weight_of
+from lib.model.parts import has_matrix, weight_of
 from lib.model.trace import Call, first_output, first_tensor
 
 if TYPE_CHECKING:
@@ -128,9 +128,8 @@ def _candidates(arch: Architecture, layer: int) -> Iterator[tuple[str, torch.nn.
     """The modules with a matrix in the part of the block that attention is in, but the output projection."""
     part = (arch.layers[layer].attention_module or "").partition(".")[0]
     for path, module in arch.blocks[layer].named_modules():
-        weight = getattr(module, "weight", None)
         inside = not part or path.partition(".")[0] == part
-        if inside and isinstance(weight, Tensor) and weight.ndim == 2 and path != arch.layers[layer].head_projection:
+        if inside and has_matrix(module) and path != arch.layers[layer].head_projection:
             yield path, module
 
 
@@ -276,9 +275,24 @@ def computed(arch: Architecture, projections: Mapping[int, Projection], compute:
         yield
 
 
-def bias_of(arch: Architecture, layer: int, projection: Projection) -> Tensor | None:
-    """(n,) of these outputs."""
-    module = arch.blocks[layer].get_submodule(projection.path)
-    with align_module_device(module):
-        bias = projection.bias(module)
-        return None if bias is None else bias.detach().clone()
+def biases_of(arch: Architecture, projections: Mapping[int, Projection]) -> dict[int, Tensor]:
+    """{layer: (n,)} of these outputs, of each that has any."""
+    found: dict[int, Tensor] = {}
+    for layer, projection in projections.items():
+        module = arch.blocks[layer].get_submodule(projection.path)
+        with align_module_device(module):
+            bias = projection.bias(module)
+            if bias is not None:
+                found[layer] = bias.detach().clone()
+    return found
+
+
+def biases_replaced(
+    arch: Architecture, projections: Mapping[int, Projection], biases: Mapping[int, Tensor]
+) -> AbstractContextManager[None]:
+    """Put these biases in the place of the projections' own, in the layers that have one here."""
+
+    def compute(layer: int, taken: Tensor, weight: Tensor, _bias: Tensor | None) -> Tensor:
+        return linear(taken, weight, biases[layer].to(taken))
+
+    return computed(arch, {layer: projections[layer] for layer in biases}, compute)

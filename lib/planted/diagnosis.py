@@ -1,19 +1,18 @@
 """What a planted model has, by what the scripts report of it and fields.RULE; the truth is not known here."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
-from lib.core.attribution import OF_MLP
 from lib.core.data import Windows
 from lib.core.definitions import SINKS
 from lib.core.evidence import Stored
 from lib.core.massive import is_massive
-from lib.model import hooks
-from lib.model.arch import Architecture
+from lib.core.results import OF_MLP
+from lib.model import hooks, queries
 from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
 from lib.planted.truth import expert_name
@@ -26,7 +25,6 @@ GENERATORS: dict[tuple[str, ...], str] = {
     ("collapses", "collapses"): "both",
     ("none found", "none found"): "none",
 }
-QUERY_BIASES = "attn.c_attn.bias", "self_attn.q_proj.bias"  # the first of which begins with that of queries
 WHOLE = 4  # windows of which experiments 2B and 4 measure losses, which no field is of
 
 
@@ -293,24 +291,17 @@ class Diagnosis:
     @property
     def by_query_bias(self) -> list[str]:
         heads = [(sink["layer"], sink["head"]) for sink in self._sinks["conclusion"]["values"]["sinks"]]
-        with without_query_bias(self.lm.arch):
+        with without_query_bias(self.lm):
             after = self.run("exp9", input=("natural",))["conclusion"]["values"]["sinks"]
         return named(head for head in heads if head not in [(sink["layer"], sink["head"]) for sink in after])
 
 
-@contextmanager
-def without_query_bias(arch: Architecture) -> Iterator[None]:
+def without_query_bias(lm: LanguageModel) -> AbstractContextManager[None]:
     """The bias of all queries at zero, where there is one."""
-    biases = [bias for block in arch.blocks for name, bias in block.named_parameters() if name in QUERY_BIASES]
-    queries = [bias[: arch.n_heads * arch.head_dims[0]] for bias in biases]
-    before = [bias.clone() for bias in queries]
-    try:
-        for bias in queries:
-            bias.zero_()
-        yield
-    finally:
-        for bias, value in zip(queries, before, strict=True):
-            bias.copy_(value)
+    found = {layer: of_layer.query for layer, of_layer in queries.find(lm).items()}
+    projections = {layer: query for layer, query in found.items() if isinstance(query, queries.Projection)}
+    nothing = {layer: 0 * bias for layer, bias in queries.biases_of(lm.arch, projections).items()}
+    return queries.biases_replaced(lm.arch, projections, nothing)
 
 
 def _trigger(lm: LanguageModel, windows: Windows, born: list[Stored]) -> str:

@@ -73,8 +73,10 @@ def mean(cell: Cell, signed: bool = False) -> str:
     return number(cell.mean, signed)
 
 
-def interval(cell: Cell, signed: bool = False) -> str:
-    """`mean [low, high]`, or the mean alone where one sequence gives no interval."""
+def interval(cell: Cell | None, signed: bool = False) -> str:
+    """`mean [low, high]`, or the mean alone where one sequence gives no interval; `-` of None."""
+    if cell is None:
+        return "-"
     if cell.ci95 is None:
         return mean(cell, signed)
     return f"{mean(cell, signed)} [{', '.join(number(x, signed) for x in cell.ci95)}]"

@@ -383,7 +383,7 @@ def test_scaled_scalars_equal_copies_with_that_weight(case):
     rows = [Neuron(n, 0.0, weight[DIM, n].item(), 0.0, None) for n in (1, weight.shape[1] - 1)]
     made = super_weights.changes(case.lm.arch, LAYER, DIM, rows, seed=0)
     runs = sweep.measure(case.lm, windows_of(case.ids), at, made, 2)
-    found = super_weights.super_weights(case.lm.arch, made, runs, at, DIM)
+    found = super_weights.super_weights(case.lm.arch, made, runs, at)
     assert [scalar.neuron for scalar in found] == [row.neuron for row in rows]
     for scalar in found:
         assert [dose.factor for dose in scalar.doses] == [0.0, 0.5, 2.0, 3.0]
