@@ -258,8 +258,8 @@ def summarise(verdicts: Verdicts, model_name: str, command: str) -> str:
     parts += [tables.table(["row", "verdict", "claim"], rows), "Of each the numbers, the rule, the nearest threshold"]
     for claim in verdicts.claims:
         parts += [f"{claim.row}: {claim.verdict}: {numbers(claim)}", f"    {claim.rule}"]
-        if claim.tests:
-            parts.append(f"    nearest threshold: {_threshold(nearest(claim))}")
+        if claim.nearest:
+            parts.append(f"    nearest threshold: {_threshold(claim.nearest)}")
     if verdicts.published:
         parts += ["", f"Published figures of {verdicts.published_of}", _published_text(verdicts.published)]
     elif model_name == "gpt2":
@@ -290,20 +290,6 @@ def numbers(claim: JudgedClaim) -> str:
     """The numbers of a judged claim in one line, behind the reason, if it cannot be told."""
     values = [f"{name} {_text(value)}" for name, value in claim.values.items()]
     return "; ".join([claim.reason, *values] if claim.reason else values)
-
-
-def nearest(claim: JudgedClaim) -> AnsweredTest:
-    """Of a judged claim's tests that on which its verdict hangs: the nearest to its threshold; if it does not hold, of
-    those that say so the furthest, for all of them would have to turn."""
-    against = [test for test in claim.tests if test.answer is False]
-    if claim.reason is None and against:
-        return max(against, key=_distance)
-    return min(claim.tests, key=_distance)
-
-
-def _distance(test: AnsweredTest) -> float:
-    """In parts of the threshold, which makes those of several units comparable."""
-    return abs(test.distance or 0) / (abs(test.threshold or 0) or 1)
 
 
 def _threshold(test: AnsweredTest) -> str:

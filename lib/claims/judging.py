@@ -50,6 +50,20 @@ class JudgedClaim:
     tests: list[AnsweredTest]
     reason: str | None
 
+    @property
+    def nearest(self) -> AnsweredTest | None:
+        """The test on which the verdict hangs: the nearest to its threshold; where the claim does not hold, of those
+        that say so the furthest, for all of them would have to turn. None without tests."""
+        against = [test for test in self.tests if test.answer is False]
+        if self.reason is None and against:
+            return max(against, key=_distance)
+        return min(self.tests, key=_distance, default=None)
+
+
+def _distance(test: AnsweredTest) -> float:
+    """In parts of the threshold, which makes those of several units comparable."""
+    return abs(test.distance or 0) / (abs(test.threshold or 0) or 1)
+
 
 def judge(claim: Claim, measured: Measured) -> JudgedClaim:
     tests: Sequence[Answer]

@@ -672,13 +672,13 @@ def test_a_claim_goes_three_ways(row):
     for apply in FAILS[row]:
         fails = after(row, apply)
         assert (fails.verdict, fails.reason) == ("does not hold here", None), fails
-        assert verify_claims.nearest(fails).answer is False
+        assert fails.nearest.answer is False
     for apply in OPEN.get(row, []):
         open_ = after(row, apply)
         assert open_.verdict == "cannot tell", open_
         assert open_.reason
         assert open_.values
-        assert verify_claims.nearest(open_).answer is None
+        assert open_.nearest.answer is None
 
 
 @pytest.mark.parametrize("row", UNTOLD)
@@ -802,9 +802,9 @@ def test_the_verdict_hangs_on_the_nearest_threshold(tmp_path):
 
     tests = [listed(True, 0.5), listed(True, 10.0, 100.0), listed(True, -0.2)]
     claim = partial(judging.JudgedClaim, {"reason": None, "tests": tests})
-    assert verify_claims.nearest(claim) is claim.tests[1]  # a tenth of it
+    assert claim.nearest is claim.tests[1]  # a tenth of it
     claim = partial(judging.JudgedClaim, {"reason": None, "tests": [*tests, listed(False, 0.01), listed(False, 3.0)]})
-    assert verify_claims.nearest(claim) is claim.tests[-1]  # both would have to turn
+    assert claim.nearest is claim.tests[-1]  # both would have to turn
     write(tmp_path, "exp2a.json", "exp2a", HOLDS["exp2a"])
     write(tmp_path, "exp6.json", "exp6", HOLDS["exp6"])
     assert run("verify_claims.py", tmp_path) == 0

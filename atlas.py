@@ -1,0 +1,142 @@
+"""Models side by side: one row a model, whatever lies below the folders.
+
+    python atlas.py results
+    python atlas.py results ../more-results --savedir results
+
+Writes atlas.txt, atlas.csv (a row a model, for a spreadsheet), atlas.json and two figures into --savedir (default: the
+first folder). Models are told apart by their weights, not by name; of one that has results in several dtypes that with
+most experiments has a row. Runs no model: verdicts are judged from the stored results by the rules of today.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import verify_claims
+from lib.core.provenance import environment
+from lib.report import identity, result_files
+from lib.run import cli
+
+if TYPE_CHECKING:  # SciPy and matplotlib take seconds to import, and --help needs none of it
+    from lib.atlas.results import Results, Row
+    from lib.atlas.rows import Files
+
+FILES = {"json": "atlas.json", "txt": "atlas.txt", "csv": "atlas.csv"}
+
+
+def collect(folders: Iterable[Path]) -> Results:
+    """The atlas of all results below the folders. Raises UserError for a result of ours that is not whole."""
+    from lib.atlas import agreement, rows
+    from lib.atlas.results import ClaimTogether, Results
+    from lib.claims.every import CLAIMS
+    from lib.claims.measured import SCRIPTS
+
+    models, left_out = by_weights(folders)
+    made = [rows.row(model, files) for model, files in models.items()]
+    claims = [
+        ClaimTogether(
+            claim.row, claim.text, agreement.together({row.model: row.claims[claim.row].verdict for row in made})
+        )
+        for claim in CLAIMS
+    ]
+    verdicts = {
+        name: agreement.together({row.model: row.verdicts[name] for row in made if name in row.verdicts})
+        for name in SCRIPTS
+        if any(name in row.verdicts for row in made)
+    }
+    return Results(made, claims, verdicts, agreement.RULE, left_out)
+
+
+def by_weights(folders: Iterable[Path]) -> tuple[dict[str, Files], list[str]]:
+    """({model: its results by experiment, the one that counts first}, what else there is of a model)."""
+    found: dict[str, dict[str | None, verify_claims.Files]] = {}
+    for folder in folders:
+        for files in verify_claims.find(folder).values():
+            for experiment, of_experiment in files.items():
+                for file in of_experiment:
+                    weights, dtype = identity.of(file.result.provenance)
+                    split = found.setdefault(weights, {}).setdefault(dtype, {})
+                    split.setdefault(experiment, []).append(file)
+    models: dict[str, Files] = {}
+    left_out = []
+    for split in found.values():
+        dtypes = sorted(split, key=lambda dtype: len(split[dtype]), reverse=True)
+        files = split[dtypes[0]]
+        name = _name(files)
+        label = name if name not in models else f"{name} ({len(models) + 1})"
+        left_out += [f"{label} in {dtype}" for dtype in dtypes[1:]]
+        models[label] = {
+            experiment: [file.result for file in sorted(of_experiment, key=lambda file: file.size, reverse=True)]
+            for experiment, of_experiment in files.items()
+        }
+    return dict(sorted(models.items())), left_out
+
+
+def _name(files: verify_claims.Files) -> str:
+    return next(iter(files.values()))[0].result.config["model_name"]
+
+
+def table(results: Results) -> str:
+    """As CSV: a row a model; of the mechanism, of each script's verdict and of each claim a column."""
+    from lib.atlas.text import PROPERTIES
+
+    claims = [claim.row for claim in results.claims]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    heads = [*PROPERTIES, *results.verdicts, *(f"claim {row}{end}" for row in claims for end in ("", ", number"))]
+    writer.writerow(["model", *heads])
+    for row in results.models:
+        writer.writerow([row.model, *_cells(row, list(results.verdicts), claims)])
+    return out.getvalue()
+
+
+def _cells(row: Row, verdicts: list[str], claims: list[str]) -> Iterable[Any]:
+    from lib.atlas.text import PROPERTIES
+
+    yield from (of(row.mechanism) for of in PROPERTIES.values())
+    yield from (row.verdicts.get(name, "") for name in verdicts)
+    for name in claims:
+        said = row.claims[name]
+        yield from (said.verdict, "" if said.number is None else said.number.mean)
+
+
+def main() -> None:
+    cli.require_one_process()
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=cli.path, nargs="*", default=[Path("results")], help="default: results")
+    parser.add_argument("--savedir", type=cli.path, help="folder for the atlas (default: the first folder)")
+    args = parser.parse_args()
+    for folder in args.folders:
+        if not folder.is_dir():
+            raise cli.UserError(f"no such folder: {folder}")
+    savedir = args.savedir or args.folders[0]
+    result_files.check_writable(savedir)
+    results = collect(args.folders)
+    if not results.models:
+        raise cli.UserError(f"no results below {', '.join(map(str, args.folders))}")
+
+    from lib.atlas import figures, text
+    from lib.report.figures import write
+
+    origin = environment(0)
+    drawings = {"atlas_claims.png": figures.claims, "atlas_depth.png": figures.depth}
+    files = FILES | {"figures": list(drawings)}
+    config = {"folders": args.folders, "savedir": savedir}
+    result_files.write_json(savedir / FILES["json"], result_files.payload("atlas", config, origin, results, files))
+    said = text.summarise(results, origin["command"])
+    result_files.write_text(savedir / FILES["txt"], said)
+    result_files.write_text(savedir / FILES["csv"], table(results))
+    for name, draw in drawings.items():
+        write(savedir / name, draw, results)
+    print(said)
+    for name in (*FILES.values(), *drawings):
+        print(savedir / name)
+
+
+if __name__ == "__main__":
+    cli.main(main)

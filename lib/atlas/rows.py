@@ -1,0 +1,150 @@
+"""A model's row in the atlas: its mechanism, its verdicts, what it says to each claim."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.layerwise.results import Results as Layerwise
+from experiments.ledger.results import Stored as Ledger
+from lib.atlas.results import Curve, Mechanism, Row, Said
+from lib.claims import judging
+from lib.claims.every import CLAIMS
+from lib.claims.measured import SCRIPTS, CannotTellError, Measured
+from lib.core.evidence import NONE_FOUND, Cell, exact
+from lib.report import identity, tables
+from lib.report.result_files import Result
+
+Files = Mapping[str, Sequence[Result[Any, Any]]]  # of one model, by experiment, the one that counts first
+
+
+def row(model: str, files: Files) -> Row:
+    every = [result for found in files.values() for result in found]
+    most = max(every, key=lambda result: result.provenance["data"]["windows"] * result.provenance["data"]["seqlen"])
+    measured = Measured(files)
+    found = mechanism(measured)
+    verdicts = {name: files[name][0].conclusion.verdict for name in SCRIPTS if name in files and _has_verdict(files[name])}
+    judged = [judging.judge(claim, measured) for claim in CLAIMS]
+    layerwise = files.get("layerwise")
+    return Row(
+        model=model,
+        described=identity.described(most.provenance),
+        data="{windows} x {seqlen} tokens of {dataset}".format(**most.provenance["data"]),
+        mechanism=found,
+        line=line(found, verdicts),
+        verdicts=verdicts,
+        claims={claim.row: _said(claim) for claim in judged},
+        curve=_curve(layerwise[0].results) if layerwise else None,
+    )
+
+
+def _has_verdict(found: Sequence[Result[Any, Any]]) -> bool:
+    return found[0].conclusion is not None
+
+
+def _said(claim: judging.JudgedClaim) -> Said:
+    nearest = claim.nearest
+    if nearest is None or nearest.mean is None:
+        return Said(claim.verdict)
+    return Said(claim.verdict, Cell(nearest.mean, nearest.interval), nearest.what)
+
+
+def _curve(layerwise: Layerwise) -> Curve:
+    layers = layerwise.layers
+    return Curve([layer.top1.mean for layer in layers], [layer.ratio.mean if layer.ratio else None for layer in layers])
+
+
+def mechanism(measured: Measured) -> Mechanism:
+    """Of what is there of a model."""
+    parts: dict[str, Any] = {}
+    for read in (_layers, _ledger, _neurons, _ablations, _need, _sinks, _forecast):
+        try:
+            parts |= read(measured)
+        except CannotTellError:
+            continue
+    return Mechanism(**parts)
+
+
+def _layers(measured: Measured) -> dict[str, Any]:
+    layers = measured.layerwise.results.layers
+    ratios = [layer.ratio.mean for layer in layers if layer.ratio]
+    return {"n_layers": len(layers), "ratio": max(ratios, default=None)}
+
+
+def _ledger(measured: Measured) -> dict[str, Any]:
+    ledger: Ledger = measured.every("exp3")[0]
+    place, verdict = ledger.results.place, ledger.conclusion
+    found = {"n_layers": len(place.values), "found": place.massive}
+    if verdict.verdict == NONE_FOUND or not place.massive:
+        return found
+    values, n = verdict.values, len(place.values)
+    birth = values.birth
+    return found | {
+        "dim": place.dim,
+        "position": max(place.positions, key=lambda position: place.positions[position]),
+        "token": place.token,
+        "peak": Cell(place.values[place.peak_layer].mean, place.values[place.peak_layer].ci95),
+        "peak_layer": place.peak_layer,
+        "birth": birth.name if birth else None,
+        "depth": None if birth is None or birth.layer is None else (birth.layer + 1) / n,
+        "generators": [write.name for write in values.generators],
+        "plateau": values.plateau,
+        "erasers": [write.name for write in values.erasers],
+    }
+
+
+def _neurons(measured: Measured) -> dict[str, Any]:
+    values = measured.neuron_sets.conclusion.values
+    return {} if values is None else {"neurons": [str(neuron) for neuron in values.neurons]}
+
+
+def _ablations(measured: Measured) -> dict[str, Any]:
+    left = {}
+    for key, experiment in (("left_without_heads", "exp1"), ("left_without_mlps", "exp2a")):
+        values = measured.files[experiment][0].conclusion.values if measured.files.get(experiment) else None
+        if values is not None:
+            every, windows = values.first_tokens, values.retained
+            left[key] = exact(every.retained) if every else Cell(windows.mean, windows.ci95)
+    return left
+
+
+def _need(measured: Measured) -> dict[str, Any]:
+    values = measured.interventions.conclusion.values
+    change = None if values is None else values.counterfactual.loss_change
+    return {} if change is None else {"cost": Cell(change.mean, change.ci95)}
+
+
+def _sinks(measured: Measured) -> dict[str, Any]:
+    rate = measured.head_scores.results.sink_rate
+    return {} if rate is None else {"sink_rate": Cell(rate.mean, rate.ci95)}
+
+
+def _forecast(measured: Measured) -> dict[str, Any]:
+    compared = measured.every("exp12")[0].results.measured.compared
+    cosine = None if compared is None else compared.cosine
+    return {} if cosine is None else {"cosine": Cell(cosine.mean, cosine.ci95)}
+
+
+def line(found: Mechanism, verdicts: Mapping[str, str]) -> str:
+    """The mechanism in one line; what is not known is left out."""
+    if found.found is None:
+        return "no result of exp3_lifecycle_ledger.py"
+    if not found.found:
+        return "nothing is massive"
+    assert found.plateau is not None
+    first, last = found.plateau
+    depth = "" if found.depth is None else f" at {found.depth:.2f} of the depth"
+    neurons = f", neurons {', '.join(found.neurons[:4])}{' ...' * (len(found.neurons) > 4)}" if found.neurons else ""
+    born = f"born in {found.birth}{depth}{neurons}" if found.birth else f"written by {_listed(found.generators)}"
+    parts = [
+        f"dim {found.dim}, position {found.position}: {tables.number(found.peak.mean if found.peak else None, True)}",
+        born,
+        f"kept over layers {first} to {last}",
+        f"erased by {_listed(found.erasers)}",
+    ]
+    for name, what in (("exp1", "without heads"), ("exp2a", "without MLPs"), ("exp5", ""), ("exp9", "sinks"), ("exp12", "forecast")):
+        if name in verdicts:
+            parts.append(f"{what}: {verdicts[name]}" if what else verdicts[name])
+    return "; ".join(parts)
+
+
+def _listed(names: Sequence[str] | None) -> str:
+    return ", ".join(names[:3]) + " ..." * (len(names) > 3) if names else "none"

@@ -1,0 +1,98 @@
+"""The atlas as a TXT: a line a model, then what can be compared side by side, a column a model."""
+
+import textwrap
+from collections.abc import Callable, Sequence
+
+from lib import catalogue
+from lib.atlas import agreement
+from lib.atlas.results import Mechanism, Results, Said
+from lib.claims.judging import CANNOT_TELL, FAILS, HOLDS
+from lib.core.evidence import Cell
+from lib.report import tables
+
+SIGNS = {HOLDS: "+", FAILS: "-", CANNOT_TELL: "?"}
+LEGEND = (
+    "+ holds here, - does not hold here, ? cannot tell; beside it the number nearest to the threshold that the verdict "
+    "hangs on (of which quantity: <model>_claims.txt of verify_claims.py)"
+)
+CLAIM_WIDTH = 56
+
+
+def _cell(cell: Cell | None) -> str:
+    return tables.interval(cell)
+
+
+def _listed(names: Sequence[str] | None) -> str:
+    return "-" if names is None else ", ".join(names[:4]) + " ..." * (len(names) > 4) if names else "none"
+
+
+PROPERTIES: dict[str, Callable[[Mechanism], str]] = {
+    "layers": lambda m: str(m.n_layers or "-"),
+    "largest top-1 / median": lambda m: "-" if m.ratio is None else f"{m.ratio:,.0f}",
+    "dim": lambda m: "-" if m.dim is None else str(m.dim),
+    "position": lambda m: "-" if m.position is None else str(m.position),
+    "most frequent token there": lambda m: "-" if m.token is None else repr(m.token),
+    "peak": lambda m: tables.interval(m.peak, True),
+    "born in": lambda m: m.birth or ("no single component" if m.generators is not None else "-"),
+    "depth of the birth": lambda m: tables.number(m.depth),
+    "generators": lambda m: _listed(m.generators),
+    "its neurons": lambda m: _listed(m.neurons),
+    "plateau, layers": lambda m: "-" if m.plateau is None else f"{m.plateau[0]} to {m.plateau[1]}",
+    "erasers": lambda m: _listed(m.erasers),
+    "left without any head": lambda m: _cell(m.left_without_heads),
+    "left without any MLP": lambda m: _cell(m.left_without_mlps),
+    "cost of losing it, nats": lambda m: tables.interval(m.cost, True),
+    "sink rate": lambda m: _cell(m.sink_rate),
+    "cosine with the forecast": lambda m: _cell(m.cosine),
+}
+
+
+def summarise(results: Results, command: str) -> str:
+    title = "Massive activations, model by model"
+    models = [row.model for row in results.models]
+    parts = [title, "=" * len(title), f"command  {command}", ""]
+    for row in results.models:
+        parts += [*_wrapped(f"{row.model}: {row.line}"), f"    {row.described}; {row.data}"]
+    parts += [f"left out: {what}" for what in results.left_out]
+    rows = [[name, *(of(row.mechanism) for row in results.models)] for name, of in PROPERTIES.items()]
+    parts += ["", "The mechanism (depth: the share of the blocks that have run)", tables.table(["", *models], rows)]
+    verdicts = [
+        [catalogue.EXPERIMENTS[name].command, *(row.verdicts.get(name, "-") for row in results.models), together.kind]
+        for name, together in results.verdicts.items()
+    ]
+    parts += ["The experiments' verdicts", tables.table(["script", *models, "together"], verdicts)]
+    parts += ["Claims", *textwrap.wrap(LEGEND, 100)]
+    claims = [
+        [
+            claim.row,
+            "\n".join(textwrap.wrap(claim.claim, CLAIM_WIDTH)),
+            *(_said(row.claims[claim.row]) for row in results.models),
+            claim.together.kind,
+        ]
+        for claim in results.claims
+    ]
+    parts += [tables.table(["row", "claim", *models, "together"], claims)]
+    parts += [*_groups(results), *textwrap.wrap(f"Rule: {results.rule}", 100), ""]
+    return "\n".join(parts)
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 100, subsequent_indent="    ")
+
+
+def _said(said: Said) -> str:
+    sign = SIGNS[said.verdict]
+    return sign if said.number is None else f"{sign} {tables.mean(said.number)}"
+
+
+def _groups(results: Results) -> list[str]:
+    """How many claims are of each kind, and which."""
+    lines = []
+    for kind in agreement.KINDS:
+        of_kind = [claim for claim in results.claims if claim.together.kind == kind]
+        verdicts = {claim.together.verdict for claim in of_kind}
+        for verdict in sorted(verdicts, key=str):
+            rows = [claim.row for claim in of_kind if claim.together.verdict == verdict]
+            what = kind if verdict in (None, CANNOT_TELL) else f"{kind}, {verdict}"
+            lines += _wrapped(f"{what} ({len(rows)}): {', '.join(rows)}")
+    return lines

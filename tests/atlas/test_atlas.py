@@ -1,0 +1,155 @@
+"""atlas.py: a row a model, told apart by weights, and what models say together."""
+
+import csv
+import json
+
+import pytest
+
+from lib import catalogue
+from lib.atlas import agreement, figures
+from lib.atlas.results import ClaimTogether, Curve, Mechanism, Results, Row, Said
+from lib.claims.every import CLAIMS
+from lib.claims.judging import FAILS, HOLDS
+from lib.core.evidence import CANNOT_TELL, exact
+from lib.planted import planting
+from tests import golden
+from tests.claims.test_claims import write
+from tests.scripts.test_scripts import run
+
+
+def study_of(folder, architecture, name, source=None, only=None, **config):
+    """The stored results of a planted model, as those of a study of a model of this name."""
+    stored = json.loads((golden.FOLDER / f"{architecture}.json").read_text())
+    for experiment, results in stored.items():
+        if experiment != "machine" and (only is None or experiment in only):
+            kept = {key: value for key, value in results.items() if key != "conclusion"}
+            write(folder, f"{name}/{experiment}.json", experiment, kept, model_name=name, source=source or name, **config)
+
+
+@pytest.fixture
+def two(tmp_path):
+    study_of(tmp_path, "gpt2", "first")
+    study_of(tmp_path, "llama", "second")
+    return tmp_path
+
+
+def atlas_of(folder, *flags):
+    assert run("atlas.py", folder, *flags) == 0
+    return json.loads((folder / "atlas.json").read_text())["results"]
+
+
+def test_every_model_has_a_row_with_the_planted_mechanism(two):
+    results = atlas_of(two)
+    assert [row["model"] for row in results["models"]] == ["first", "second"]
+    for row, architecture in zip(results["models"], golden.MODELS, strict=True):
+        truth = planting.build(architecture, golden.MODELS[architecture], seed=0).truth
+        found = row["mechanism"]
+        assert found["dim"] == truth.dim
+        assert found["birth"].split()[-1].split(".")[0] == str(truth.layer)
+        assert found["depth"] == pytest.approx((truth.layer + 1) / found["n_layers"])
+        assert f"born in {found['birth']} at" in row["line"]
+        assert row["verdicts"]["exp3"] == found["birth"]
+        assert set(row["claims"]) == {claim.row for claim in CLAIMS}
+
+
+def test_the_atlas_says_what_verify_claims_says(two):
+    """Of every claim the verdict; of the table the same as of the JSON."""
+    results = atlas_of(two)
+    assert run("verify_claims.py", two) == 0
+    for row in results["models"]:
+        claims = json.loads((two / f"{row['model']}_claims.json").read_text())["results"]["claims"]
+        assert {claim["row"]: claim["verdict"] for claim in claims} == {
+            name: said["verdict"] for name, said in row["claims"].items()
+        }
+    table = list(csv.DictReader((two / "atlas.csv").open()))
+    assert [line["model"] for line in table] == ["first", "second"]
+    for line, row in zip(table, results["models"], strict=True):
+        assert line["claim 4"] == row["claims"]["4"]["verdict"]
+        assert float(line["claim 4, number"]) == pytest.approx(row["claims"]["4"]["number"]["mean"], rel=1e-6)
+        assert line["exp2a"] == row["verdicts"]["exp2a"]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "kind", "verdict"),
+    [
+        ({"a": HOLDS, "b": HOLDS}, agreement.ALL, HOLDS),
+        ({"a": HOLDS, "b": HOLDS, "c": CANNOT_TELL}, agreement.ALL, HOLDS),
+        ({"a": HOLDS, "b": FAILS, "c": FAILS}, agreement.SOME, None),
+        ({"a": FAILS, "b": CANNOT_TELL}, agreement.ONE, FAILS),
+        ({"a": CANNOT_TELL, "b": CANNOT_TELL}, agreement.NOBODY, None),
+        ({}, agreement.NOBODY, None),
+    ],
+)
+def test_together(verdicts, kind, verdict):
+    found = agreement.together(verdicts)
+    assert (found.kind, found.verdict) == (kind, verdict)
+    assert {model for models in found.models.values() for model in models} == set(verdicts)
+
+
+def test_models_are_told_apart_by_weights(tmp_path):
+    """Two of one name have a row each; one under two names and in two folders has one."""
+    study_of(tmp_path / "here", "gpt2", "toy", source="a", only=["exp3"])
+    study_of(tmp_path / "there", "llama", "toy", source="b", only=["exp3"])
+    study_of(tmp_path / "there", "gpt2", "alias", source="a", only=["exp1"])
+    results = atlas_of(tmp_path / "here", tmp_path / "there")
+    assert [row["model"] for row in results["models"]] == ["toy", "toy (2)"]
+    assert set(results["models"][0]["verdicts"]) == {"exp3", "exp1"}
+
+
+def test_of_several_dtypes_that_with_most_experiments_has_the_row(tmp_path):
+    study_of(tmp_path, "gpt2", "toy", only=["exp3"], dtype="bfloat16")
+    study_of(tmp_path / "all", "gpt2", "toy", only=["exp3", "exp1"])
+    results = atlas_of(tmp_path)
+    assert len(results["models"]) == 1
+    assert "float32" in results["models"][0]["described"]
+    assert results["left_out"] == ["toy in bfloat16"]
+
+
+def test_what_is_missing_is_a_dash(tmp_path, capsys):
+    study_of(tmp_path, "gpt2", "toy", only=["head_analysis"])
+    results = atlas_of(tmp_path)
+    assert results["models"][0]["mechanism"]["birth"] is None
+    assert results["models"][0]["line"] == "no result of exp3_lifecycle_ledger.py"
+    assert results["verdicts"] == {}
+    assert (tmp_path / "atlas_depth.png").stat().st_size > 1000
+    assert "sink rate" in capsys.readouterr().out
+
+
+def test_nothing_massive(tmp_path):
+    stored = json.loads((golden.FOLDER / "gpt2.json").read_text())["exp3"]
+    stored["place"]["massive"] = False
+    stored["profile"]["spiking"]["mean"] = 0.0
+    write(tmp_path, "exp3.json", "exp3", {key: value for key, value in stored.items() if key != "conclusion"})
+    [row] = atlas_of(tmp_path)["models"]
+    assert row["line"] == "nothing is massive"
+    assert row["mechanism"]["found"] is False
+    assert row["mechanism"]["birth"] is None
+
+
+@pytest.mark.parametrize("n", [1, 9])
+def test_figures_of_few_and_of_many_models(n):
+    """Every cell has its sign, every model its column."""
+    claims = {claim.row: Said(HOLDS, exact(0.5), "share") for claim in CLAIMS}
+    curve = Curve([1.0, 2.0], [10.0, None])
+    made = [Row(f"model-{i}", "", "", Mechanism(depth=0.5), "", {}, claims, curve) for i in range(n)]
+    together = agreement.together({row.model: HOLDS for row in made})
+    listed = [ClaimTogether(claim.row, claim.text, together) for claim in CLAIMS]
+    drawn = figures.claims(Results(made, listed, {}, agreement.RULE, []))
+    [axes] = drawn.axes
+    assert len([text for text in axes.texts if text.get_text() == "+ 0.5000"]) == n * len(CLAIMS)
+    assert [label.get_text() for label in axes.get_xticklabels()] == [row.model for row in made]
+    assert len(figures.depth(Results(made, listed, {}, agreement.RULE, [])).axes[0].get_legend().get_texts()) == n
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["nowhere"], "no such folder: nowhere"), ([], "no results below")]
+)
+def test_bad_input(arguments, message, tmp_path, capsys):
+    assert run("atlas.py", *arguments or [tmp_path]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "atlas.json").exists()
+
+
+def test_every_experiment_with_a_judge_is_compared(two):
+    judged = {name for name, entry in catalogue.EXPERIMENTS.items() if entry.judge and entry.study and not entry.needs}
+    assert set(atlas_of(two)["verdicts"]) == judged
