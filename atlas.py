@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,12 +64,14 @@ def by_weights(folders: Iterable[Path]) -> tuple[dict[str, Files], list[str]]:
                     split = found.setdefault(weights, {}).setdefault(dtype, {})
                     split.setdefault(experiment, []).append(file)
     models: dict[str, Files] = {}
+    names: Counter[str] = Counter()
     left_out = []
-    for split in found.values():
-        dtypes = sorted(split, key=lambda dtype: len(split[dtype]), reverse=True)
-        files = split[dtypes[0]]
+    for by_dtype in found.values():
+        dtypes = sorted(by_dtype, key=lambda dtype: len(by_dtype[dtype]), reverse=True)
+        files = by_dtype[dtypes[0]]
         name = _name(files)
-        label = name if name not in models else f"{name} ({len(models) + 1})"
+        names[name] += 1
+        label = name if names[name] == 1 else f"{name} ({names[name]})"
         left_out += [f"{label} in {dtype}" for dtype in dtypes[1:]]
         models[label] = {
             experiment: [file.result for file in sorted(of_experiment, key=lambda file: file.size, reverse=True)]

@@ -7,9 +7,9 @@ from lib.core.evidence import CANNOT_TELL
 
 KINDS = ALL, SOME, ONE, NOBODY = "the same in all", "differs", "told of one", "told of none"
 RULE = (
-    f"{ALL}: every model that can tell says the same, and at least two can; {SOME}: two say something else; {ONE}: only "
-    f"one can tell; {NOBODY}: no model can. A model without the result, or whose verdict is '{CANNOT_TELL}', is not "
-    "counted. A few models are no sample of all models: what is the same in all of these may differ in the next"
+    f"{ALL}: every model that can tell says the same, and at least two can; {SOME}: two say something else; {ONE}: "
+    f"only one can tell; {NOBODY}: no model can. A model without the result, or whose verdict is '{CANNOT_TELL}', is "
+    "not counted. A few models are no sample of all models: what is the same in all of these may differ in the next"
 )
 
 

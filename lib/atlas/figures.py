@@ -3,27 +3,30 @@
 import textwrap
 
 import numpy as np
+import seaborn as sns
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lib.atlas.results import Results
 from lib.atlas.text import SIGNS
+from lib.claims.every import CLAIMS
 from lib.claims.judging import CANNOT_TELL, FAILS, HOLDS
 from lib.core.definitions import ABSOLUTE, RELATIVE
 from lib.report import tables
 from lib.report.figures import LINES, MARKERS, PALETTE, PLAIN, make_axes
 
-COLOURS = {HOLDS: PALETTE[0], FAILS: PALETTE[1], CANNOT_TELL: (0.85, 0.85, 0.85)}
-CLAIM_COLUMNS = 62
+COLOURS = {HOLDS: sns.light_palette(PALETTE[0])[2], FAILS: sns.light_palette(PALETTE[1])[3], CANNOT_TELL: (0.92,) * 3}
+CLAIM_COLUMNS = 88
+TEXTS = {claim.row: claim.text for claim in CLAIMS}  # what stands in a result loses its middle where it is long
 
 
 def claims(results: Results) -> Figure:
     """Rows: claims; columns: models; in each cell the verdict's sign and the number that it hangs on."""
     models, verdicts = results.models, list(COLOURS)
-    labels = [textwrap.fill(f"{claim.row}  {claim.claim}", CLAIM_COLUMNS) for claim in results.claims]
+    labels = [textwrap.fill(f"{claim.row}:  {TEXTS[claim.row]}", CLAIM_COLUMNS) for claim in results.claims]
     lines = sum(label.count("\n") + 1 for label in labels)
-    figure, ax = make_axes(size=(5.2 + 1.15 * len(models), 1.6 + 0.155 * (lines + 0.7 * len(labels))))
+    figure, ax = make_axes(size=(5.4 + 1.4 * len(models), 1.6 + 0.14 * (lines + 0.7 * len(labels))))
     codes = np.array([[verdicts.index(row.claims[claim.row].verdict) for row in models] for claim in results.claims])
     edges = np.cumsum([0.0, *(label.count("\n") + 1.7 for label in labels)])
     middles = (edges[1:] + edges[:-1]) / 2
@@ -35,7 +38,8 @@ def claims(results: Results) -> Figure:
             said = row.claims[claim.row]
             text = SIGNS[said.verdict] + ("" if said.number is None else f" {tables.mean(said.number)}")
             ax.text(column, middle, text, ha="center", va="center", fontsize=8)
-    ax.set_yticks(middles, labels, fontsize=8)
+    ax.set_yticks(middles, labels, fontsize=8, ha="left")
+    ax.tick_params(axis="y", pad=365)
     ax.set_xticks(range(len(models)), [row.model for row in models], fontsize=9, rotation=20, ha="left")
     ax.xaxis.tick_top()
     ax.tick_params(length=0)

@@ -13,6 +13,13 @@ from lib.core.evidence import NONE_FOUND, Cell, exact
 from lib.report import identity, tables
 from lib.report.result_files import Result
 
+NAMED_VERDICTS = {
+    "exp1": "without heads: ",
+    "exp2a": "without MLPs: ",
+    "exp5": "",
+    "exp9": "sinks: ",
+    "exp12": "forecast: ",
+}
 Files = Mapping[str, Sequence[Result[Any, Any]]]  # of one model, by experiment, the one that counts first
 
 
@@ -21,7 +28,7 @@ def row(model: str, files: Files) -> Row:
     most = max(every, key=lambda result: result.provenance["data"]["windows"] * result.provenance["data"]["seqlen"])
     measured = Measured(files)
     found = mechanism(measured)
-    verdicts = {name: files[name][0].conclusion.verdict for name in SCRIPTS if name in files and _has_verdict(files[name])}
+    verdicts = {name: files[name][0].conclusion.verdict for name in SCRIPTS if _has_verdict(files.get(name))}
     judged = [judging.judge(claim, measured) for claim in CLAIMS]
     layerwise = files.get("layerwise")
     return Row(
@@ -36,8 +43,8 @@ def row(model: str, files: Files) -> Row:
     )
 
 
-def _has_verdict(found: Sequence[Result[Any, Any]]) -> bool:
-    return found[0].conclusion is not None
+def _has_verdict(found: Sequence[Result[Any, Any]] | None) -> bool:
+    return found is not None and found[0].conclusion is not None
 
 
 def _said(claim: judging.JudgedClaim) -> Said:
@@ -140,9 +147,9 @@ def line(found: Mechanism, verdicts: Mapping[str, str]) -> str:
         f"kept over layers {first} to {last}",
         f"erased by {_listed(found.erasers)}",
     ]
-    for name, what in (("exp1", "without heads"), ("exp2a", "without MLPs"), ("exp5", ""), ("exp9", "sinks"), ("exp12", "forecast")):
+    for name, what in NAMED_VERDICTS.items():
         if name in verdicts:
-            parts.append(f"{what}: {verdicts[name]}" if what else verdicts[name])
+            parts.append(f"{what}{verdicts[name]}")
     return "; ".join(parts)
 
 

@@ -3,6 +3,8 @@
 import textwrap
 from collections.abc import Callable, Sequence
 
+import tabulate
+
 from lib import catalogue
 from lib.atlas import agreement
 from lib.atlas.results import Mechanism, Results, Said
@@ -10,16 +12,17 @@ from lib.claims.judging import CANNOT_TELL, FAILS, HOLDS
 from lib.core.evidence import Cell
 from lib.report import tables
 
-SIGNS = {HOLDS: "+", FAILS: "-", CANNOT_TELL: "?"}
+SIGNS = {HOLDS: "yes", FAILS: "no", CANNOT_TELL: "?"}
 LEGEND = (
-    "+ holds here, - does not hold here, ? cannot tell; beside it the number nearest to the threshold that the verdict "
-    "hangs on (of which quantity: <model>_claims.txt of verify_claims.py)"
+    "yes: holds here, no: does not hold here, ?: cannot tell; beside it the number nearest to the threshold that the "
+    "verdict hangs on (of which quantity: <model>_claims.txt of verify_claims.py)"
 )
-CLAIM_WIDTH = 56
+CLAIM_WIDTH, VERDICT_WIDTH = 56, 24
 
 
-def _cell(cell: Cell | None) -> str:
-    return tables.interval(cell)
+def _cell(cell: Cell | None, signed: bool = False) -> str:
+    exact = cell is not None and cell.ci95 == (cell.mean, cell.mean)
+    return tables.interval(Cell(cell.mean, None) if cell and exact else cell, signed)
 
 
 def _listed(names: Sequence[str] | None) -> str:
@@ -32,7 +35,7 @@ PROPERTIES: dict[str, Callable[[Mechanism], str]] = {
     "dim": lambda m: "-" if m.dim is None else str(m.dim),
     "position": lambda m: "-" if m.position is None else str(m.position),
     "most frequent token there": lambda m: "-" if m.token is None else repr(m.token),
-    "peak": lambda m: tables.interval(m.peak, True),
+    "peak": lambda m: _cell(m.peak, True),
     "born in": lambda m: m.birth or ("no single component" if m.generators is not None else "-"),
     "depth of the birth": lambda m: tables.number(m.depth),
     "generators": lambda m: _listed(m.generators),
@@ -41,7 +44,7 @@ PROPERTIES: dict[str, Callable[[Mechanism], str]] = {
     "erasers": lambda m: _listed(m.erasers),
     "left without any head": lambda m: _cell(m.left_without_heads),
     "left without any MLP": lambda m: _cell(m.left_without_mlps),
-    "cost of losing it, nats": lambda m: tables.interval(m.cost, True),
+    "cost of losing it, nats": lambda m: _cell(m.cost, True),
     "sink rate": lambda m: _cell(m.sink_rate),
     "cosine with the forecast": lambda m: _cell(m.cosine),
 }
@@ -55,25 +58,35 @@ def summarise(results: Results, command: str) -> str:
         parts += [*_wrapped(f"{row.model}: {row.line}"), f"    {row.described}; {row.data}"]
     parts += [f"left out: {what}" for what in results.left_out]
     rows = [[name, *(of(row.mechanism) for row in results.models)] for name, of in PROPERTIES.items()]
-    parts += ["", "The mechanism (depth: the share of the blocks that have run)", tables.table(["", *models], rows)]
+    parts += ["", "The mechanism (depth: the share of the blocks that have run)", _side_by_side(["", *models], rows)]
     verdicts = [
-        [catalogue.EXPERIMENTS[name].command, *(row.verdicts.get(name, "-") for row in results.models), together.kind]
+        [
+            catalogue.EXPERIMENTS[name].command,
+            *(textwrap.fill(row.verdicts.get(name, "-"), VERDICT_WIDTH) for row in results.models),
+            together.kind,
+        ]
         for name, together in results.verdicts.items()
     ]
-    parts += ["The experiments' verdicts", tables.table(["script", *models, "together"], verdicts)]
+    parts += ["The experiments' verdicts", _side_by_side(["script", *models, "together"], verdicts)]
     parts += ["Claims", *textwrap.wrap(LEGEND, 100)]
     claims = [
         [
             claim.row,
-            "\n".join(textwrap.wrap(claim.claim, CLAIM_WIDTH)),
+            textwrap.fill(claim.claim, CLAIM_WIDTH),
             *(_said(row.claims[claim.row]) for row in results.models),
             claim.together.kind,
         ]
         for claim in results.claims
     ]
-    parts += [tables.table(["row", "claim", *models, "together"], claims)]
+    parts += [_side_by_side(["row", "claim", *models, "together"], claims)]
     parts += [*_groups(results), *textwrap.wrap(f"Rule: {results.rule}", 100), ""]
     return "\n".join(parts)
+
+
+def _side_by_side(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """As `tables.table`, with words and numbers mixed in a column and several lines in a cell: all to the left."""
+    text = tabulate.tabulate(rows, heads, tablefmt="simple", disable_numparse=True, stralign="left")
+    return "".join(f"{line.rstrip()}\n" for line in text.split("\n"))
 
 
 def _wrapped(text: str) -> list[str]:
