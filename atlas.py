@@ -113,6 +113,10 @@ def main() -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=cli.path, nargs="*", default=[Path("results")], help="default: results")
     parser.add_argument("--savedir", type=cli.path, help="folder for the atlas (default: the first folder)")
+    parser.add_argument(
+        "--format", nargs="+", choices=cli.FORMATS, default=["png"], help="of the figures: png, svg, pdf"
+    )
+    parser.add_argument("--dpi", type=cli.dpi, default=cli.Options.dpi, help="dots per inch (default: %(default)s)")
     args = parser.parse_args()
     for folder in args.folders:
         if not folder.is_dir():
@@ -127,7 +131,8 @@ def main() -> None:
     from lib.report.figures import write
 
     origin = environment(0)
-    drawings = {"atlas_claims.png": figures.claims, "atlas_depth.png": figures.depth}
+    each = {"atlas_claims": figures.claims, "atlas_depth": figures.depth}
+    drawings = {f"{name}.{suffix}": draw for name, draw in each.items() for suffix in args.format}
     files = FILES | {"figures": list(drawings)}
     config = {"folders": args.folders, "savedir": savedir}
     result_files.write_json(savedir / FILES["json"], result_files.payload("atlas", config, origin, results, files))
@@ -135,7 +140,7 @@ def main() -> None:
     result_files.write_text(savedir / FILES["txt"], said)
     result_files.write_text(savedir / FILES["csv"], table(results))
     for name, draw in drawings.items():
-        write(savedir / name, draw, results)
+        write(savedir / name, draw, results, args.dpi)
     print(said)
     for name in (*FILES.values(), *drawings):
         print(savedir / name)

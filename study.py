@@ -4,7 +4,8 @@
     python study.py --model smollm2-135m --dataset python-docs
 
 Writes what the scripts write on their own, below --savedir (default: results/<model>), a folder for each script. What
-is there already, of the same options, code, model, data, packages and machine, is left alone, unless --force is given.
+is there already, of the same options, code, model, data, packages and machine, is left alone, unless --force is given;
+files that are missing, as figures in another --format, are drawn from it.
 An experiment that needs what the model has not, as experts, is left out.
 The layers that some scripts need come from the results: {born} is that of the ledger's birth, or, where there is none,
 the first of the followed place's plateau (exp3); {read} that of the head that attends most to the first token.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import importlib
 import shlex
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import verify_claims
 from lib import catalogue
 from lib.core import provenance
-from lib.experiment import IncompleteError, already_there, execute
+from lib.experiment import IncompleteError, all_written, already_there, execute
 from lib.report import identity, result_files
 from lib.run import cli
 from lib.run.command import carried_out
@@ -127,7 +128,8 @@ def shared_flags(options: Options, idle: dict[str, str]) -> list[str]:
         value = getattr(options, f.name)
         if f.name not in options.typed or f.name in ("savedir", *idle):
             continue
-        flags += [f"--{'no-' * (value is False)}{f.name}", *([] if isinstance(value, bool) else [str(value)])]
+        words = [] if isinstance(value, bool) else map(str, value) if isinstance(value, tuple) else [str(value)]
+        flags += [f"--{'no-' * (value is False)}{f.name}", *words]
     return flags
 
 
@@ -138,10 +140,12 @@ def carry_out(script: ModuleType, command: list[str], lm: LanguageModel, force: 
     experiment = script.EXPERIMENT if hasattr(script, "EXPERIMENT") else script.chosen(options)[0]
     path = options.output_dir / experiment.json.format(**result_files.config(options))
     with carried_out(file, flags):
-        if not force and already_there(experiment, options, lm):
-            print(f"{path} is there already")
-        else:
+        if force or not already_there(experiment, options, lm):
             execute(experiment, options, lm)
+        elif not all_written(experiment, options):
+            execute(experiment, replace(options, replot=path))
+        else:
+            print(f"{path} is there already")
     return result_files.load(path, experiment.name)
 
 

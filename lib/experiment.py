@@ -71,14 +71,14 @@ def execute(experiment: Experiment, options: Options, lm: LanguageModel | None =
         made = _Made(options.savedir or _folder_of(options.replot, payload["files"]["json"]))
         result_files.check_writable(made.folder)
         with _of_file(options.replot):
-            payload["files"] |= _drawn_today(experiment, payload["config"], made.folder)
+            payload["files"] |= _drawn_today(experiment, payload["config"], options, made.folder)
             identity.require_same(made.folder / payload["files"]["json"], payload["provenance"])
             result = catalogue.concluded(payload)
         made.add(payload["files"]["txt"], _write_summary, experiment, result)
-        _draw(experiment, result, payload, made, f"from {options.replot}")
+        _draw(experiment, result, payload, options, made, f"from {options.replot}")
     else:
         made = _Made(options.output_dir)
-        result_files.check_writable(made.folder, _flat(_files(experiment, result_files.config(options))))
+        result_files.check_writable(made.folder, _flat(_files(experiment, result_files.config(options), options)))
         payload = _measure(experiment, options, lm)
         if processes.rank() > 0:
             return
@@ -88,7 +88,7 @@ def execute(experiment: Experiment, options: Options, lm: LanguageModel | None =
         made.add(files["txt"], _write_summary, experiment, result)
         for name, make in zip(files["extra"], experiment.extra.values(), strict=True):
             made.add(name, lambda path, make=make: result_files.write_text(path, make(result)))
-        _draw(experiment, result, payload, made, f"(redraw it with --replot {made.folder / files['json']})")
+        _draw(experiment, result, payload, options, made, f"(redraw it with --replot {made.folder / files['json']})")
         print(experiment.summary(result))
     for path in made.paths:
         print(path)
@@ -134,20 +134,23 @@ def _of_file(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is not a whole result ({type(error).__name__}: {cause(error)})") from error
 
 
-def _drawn_today(experiment: Experiment, config: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _drawn_today(experiment: Experiment, config: dict[str, Any], options: Options, folder: Path) -> dict[str, Any]:
     """TXT and figures of a stored result, as a run names them today. Raises ValueError unless all lie in `folder`."""
-    files = {kind: names for kind, names in _files(experiment, config).items() if kind in ("txt", "figures")}
+    files = {kind: names for kind, names in _files(experiment, config, options).items() if kind in ("txt", "figures")}
     for name in (files["txt"], *files["figures"]):
         if not (folder / result_files.native(name)).resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"no run writes to {name}")
     return files
 
 
-def _draw(experiment: Experiment, result: Any, payload: dict[str, Any], made: _Made, about: str) -> None:
+def _draw(
+    experiment: Experiment, result: Any, payload: dict[str, Any], options: Options, made: _Made, about: str
+) -> None:
     from lib.report import figures
 
-    for name, draw in zip(payload["files"]["figures"], experiment.figures().values(), strict=True):
-        made.add(name, figures.write, draw, result, about=about)
+    drawings = (draw for draw in experiment.figures().values() for _format in options.formats)
+    for name, draw in zip(payload["files"]["figures"], drawings, strict=True):
+        made.add(name, figures.write, draw, result, options.dpi, about=about)
 
 
 def _write_summary(path: Path, experiment: Experiment, result: Any) -> None:
@@ -156,23 +159,30 @@ def _write_summary(path: Path, experiment: Experiment, result: Any) -> None:
 
 
 def already_there(experiment: Experiment, options: Options, lm: LanguageModel) -> bool:
-    """Whether this experiment's files are there, of the same options, code, model, data, packages and machine."""
+    """Whether this experiment's JSON is there, of the same options, code, model, data, packages and machine, and what
+    --replot does not write anew."""
     config = result_files.config(options)
     folder = options.output_dir
     try:
         payload = result_files.load(folder / experiment.json.format(**config), experiment.name)
         origin = provenance.whole(options, lm, _windows(experiment, options, lm), 0)
-        files = _files(experiment, config)
+        files = _files(experiment, config, options)
         expected = result_files.payload(experiment.name, config, origin, None, files)
         if _is_auto(options, lm):
             expected["config"]["batch_size"] = payload["config"]["batch_size"]
     except (UserError, LookupError, TypeError):
         return False
     return (
-        all((folder / name).is_file() for name in _flat(files))
+        all((folder / name).is_file() for name in files["extra"])
         and payload["config"] == expected["config"]
         and _repeats(payload["provenance"]) == _repeats(expected["provenance"])
     )
+
+
+def all_written(experiment: Experiment, options: Options) -> bool:
+    """Whether all files of a run with these options are there."""
+    names = _flat(_files(experiment, result_files.config(options), options))
+    return all((options.output_dir / name).is_file() for name in names)
 
 
 def _repeats(origin: dict[str, Any]) -> dict[str, Any]:
@@ -187,12 +197,13 @@ def _windows(experiment: Experiment, options: Options, lm: LanguageModel) -> Win
     return (experiment.windows or data.load)(options, lm)
 
 
-def _files(experiment: Experiment, config: dict[str, Any]) -> dict[str, Any]:
+def _files(experiment: Experiment, config: dict[str, Any], options: Options) -> dict[str, Any]:
+    figures = [name.format(**config).removesuffix("png") for name in experiment.figures()]
     return {
         "json": experiment.json.format(**config),
         "txt": experiment.txt.format(**config),
         "extra": [name.format(**config) for name in experiment.extra],
-        "figures": [name.format(**config) for name in experiment.figures()],
+        "figures": [f"{name}{suffix}" for name in figures for suffix in options.formats],
     }
 
 
@@ -219,7 +230,7 @@ def _measure(experiment: Experiment, options: Options, lm: LanguageModel | None)
     warnings += _warned(massive.limit_warning(lm, largest))
     if warnings:
         origin["warning"] = "; ".join(warnings)
-    files = _files(experiment, config)
+    files = _files(experiment, config, options)
     try:
         results = catalogue.judged(experiment.name, results)
     except Exception:  # what was measured is not lost

@@ -3,6 +3,6 @@
 from matplotlib import pyplot
 
 
-def put_away(figure, _path):
+def put_away(figure, _path, _dpi=None):
     """In the place of lib.report.figures.save."""
     pyplot.close(figure)

@@ -21,9 +21,9 @@ from lib.core.results import MassiveActivation
 from lib.report.fonts import FAMILY, legible
 from lib.report.result_files import Result, result_file
 from lib.report.tables import number
+from lib.run.cli import Options
 
 matplotlib.use("Agg")
-DPI = 110
 Drawn = TypeVar("Drawn")
 PALETTE = sns.color_palette("colorblind")
 DIVERGING = "PuOr_r"
@@ -32,22 +32,31 @@ MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":", "-.")
 NAMED: dict[str, Any] = {"marker": "o", "ms": 4, "mfc": "white"}
 PLAIN = FuncFormatter(lambda x, _position: f"{x:,.10g}")
+# text of vector figures stays text, which can be searched and edited, and the same figure is the same file
+VECTOR: Any = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "figure"}
+UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 matplotlib.rcdefaults()  # figures are the same whatever matplotlibrc there is
 sns.set_theme(style="ticks", palette=PALETTE, font=FAMILY)
 for text in (str, np.str_, bytes, np.bytes_):  # no axis is of words: a text among the numbers is a mistake
     matplotlib.units.registry.pop(text, None)
 
 
-def write(path: Path, draw: Callable[[Drawn], Figure], result: Drawn) -> None:
-    """Draw a result into a PNG file."""
+def write(path: Path, draw: Callable[[Drawn], Figure], result: Drawn, dpi: int = Options.dpi) -> None:
+    """Draw a result into a file of the format that its suffix names: one of cli.FORMATS."""
     with result_file(path) as temporary:
-        save(draw(legible(result)), temporary)
+        save(draw(legible(result)), temporary, dpi)
 
 
-def save(figure: Figure, path: str | Path) -> None:
-    """Write a PNG with a palette of 256 colours, a third of the usual size."""
+def save(figure: Figure, path: str | Path, dpi: int = Options.dpi) -> None:
+    """Write a figure; a PNG with a palette of 256 colours, a third of the usual size."""
+    suffix = Path(path).suffix
+    if suffix != ".png":
+        with matplotlib.rc_context(VECTOR):
+            figure.savefig(path, dpi=dpi, metadata=UNDATED[suffix])
+        plt.close(figure)
+        return
     assert isinstance(figure.canvas, FigureCanvasAgg)  # the backend chosen above
-    figure.set_dpi(DPI)
+    figure.set_dpi(dpi)
     figure.canvas.draw()
     pixels = Image.fromarray(np.asarray(figure.canvas.buffer_rgba()))
     plt.close(figure)

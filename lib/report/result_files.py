@@ -16,7 +16,7 @@ import msgspec
 
 from lib.report.upgrades import readable
 from lib.run import atomic, terminal
-from lib.run.cli import Options
+from lib.run.cli import DRAWING, Options
 from lib.run.errors import UserError, cause
 
 SCHEMA_VERSION = 3
@@ -173,8 +173,9 @@ def _rounded(value: Any) -> Any:
 
 
 def config(options: Options) -> dict[str, Any]:
-    """Every option, and the model's short name for files."""
-    return dataclasses.asdict(options) | {"model_name": options.model_name}
+    """Every option that can change a result, and the model's short name for files."""
+    kept = {name: value for name, value in dataclasses.asdict(options).items() if name not in DRAWING}
+    return kept | {"model_name": options.model_name}
 
 
 def payload(

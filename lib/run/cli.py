@@ -40,7 +40,20 @@ def path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def dpi(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value not in DPI:
+        raise UserError(f"--dpi must be from {DPI[0]} to {DPI[-1]}, not {text}")
+    return value
+
+
 WINDOWS = ("dataset", "dataset_config", "split", "text_column", "encoding", "nsamples", "seqlen", "batch_size")
+FORMATS = ("png", "svg", "pdf")
+DPI = range(20, 1201)
+DRAWING = ("format", "dpi")  # fields of Options that change no result
 OF_EVERY_SCRIPT = ("dataset", "nsamples", "seqlen", "batch_size")  # the same may be typed for many scripts in a row
 INTS: dict[str, object] = {"nargs": "+", "type": int, "metavar": "N"}
 FLOATS: dict[str, object] = {"nargs": "+", "type": float, "metavar": "X"}
@@ -54,7 +67,7 @@ class Options:
     """
 
     typed: ClassVar[frozenset[str]] = frozenset()
-    beside_replot: ClassVar[frozenset[str]] = frozenset({"replot", "savedir", "offline"})
+    beside_replot: ClassVar[frozenset[str]] = frozenset({"replot", "savedir", "offline", *DRAWING})
     model: str = flag("gpt2", f"hub id, local folder, .gguf file, or packaged (needs no hub): {packages.NAMES}")
     revision: str | None = flag(None, "branch, tag or commit of a hub model")
     tokenizer: str | None = flag(None, "hub id or local folder of the tokenizer, where it is not the model's own")
@@ -85,6 +98,8 @@ class Options:
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: str = flag("float32", "dtype of the weights and activations", choices=["float32", "bfloat16", "float16"])
     savedir: Path | None = flag(None, "folder for the results (default: results/<model>/<script>)", type=path)
+    format: tuple[str, ...] = flag((), "formats of the figures (default: png)", nargs="+", choices=FORMATS)
+    dpi: int = flag(110, "dots per inch of the figures, of what svg and pdf hold as pixels, too", type=dpi)
     offline: bool = flag(False, "never ask the Hugging Face hub; use its local cache", action="store_true")
     replot: Path | None = flag(
         None,
@@ -105,6 +120,11 @@ class Options:
         if self.model in packages.MODELS or Path(self.model).suffix.lower() == ".gguf" or os.path.isdir(self.model):
             return {"revision": f"'{self.model}' is not on the hub"}
         return {}
+
+    @property
+    def formats(self) -> list[str]:
+        """Of the figures, each once."""
+        return list(dict.fromkeys(self.format or FORMATS[:1]))
 
     @property
     def output_dir(self) -> Path:

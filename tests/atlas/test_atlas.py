@@ -107,6 +107,13 @@ def test_of_several_dtypes_that_with_most_experiments_has_the_row(tmp_path):
     assert results["left_out"] == ["toy in bfloat16"]
 
 
+def test_figures_in_other_formats(two):
+    assert run("atlas.py", two, "--format", "svg", "pdf", "--dpi", "300") == 0
+    assert {path.name for path in two.glob("atlas_*")} == {
+        f"atlas_{name}.{suffix}" for name in ("claims", "depth") for suffix in ("svg", "pdf")
+    }
+
+
 def test_what_is_missing_is_a_dash(tmp_path, capsys):
     study_of(tmp_path, "gpt2", "toy", only=["head_analysis"])
     results = atlas_of(tmp_path)

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from xml.etree import ElementTree
 
 import huggingface_hub
 import pytest
+from PIL import Image
 
 import main_llm
 from experiments.attention_logits import figures
@@ -260,6 +262,43 @@ def test_a_figure_that_cannot_be_drawn_costs_no_other_file(monkeypatch, tmp_path
     monkeypatch.undo()
     assert run("analyze_heads_simple.py", "--replot", tmp_path / heads.name) == 0
     assert (tmp_path / "smollm2-135m_head_analysis.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "path", "words"),
+    [
+        ("main_llm.py", "main_llm/smollm2-135m_layerwise.json", ["layer (block output, before the final norm)"]),
+        ("main_llm.py", "main_llm/smollm2-135m_layer11_3d.json", ["dim", "Summer"]),
+        ("exp7_head_sweep.py", "exp7_head_sweep/exp7_results.json", ["head"]),
+    ],
+)
+def test_figures_in_other_formats(script, path, words, tmp_path):
+    """Text in vector figures is text; the same figure is the same file; --dpi is that of PNGs."""
+    for folder, flags in (("a", ["svg", "pdf", "png"]), ("b", ["pdf", "svg", "svg"]), ("c", ["png", "--dpi", "220"])):
+        assert run(script, "--replot", TRACKED / path, "--savedir", tmp_path / folder, "--format", *flags) == 0
+    stems = {file.stem for file in (tmp_path / "a").rglob("*.png")}
+    assert stems
+    drawn = {folder: {file.name: file for file in (tmp_path / folder).rglob("*.[sp]*")} for folder in "abc"}
+    for stem in stems:
+        drawing, page = drawn["a"][f"{stem}.svg"], drawn["a"][f"{stem}.pdf"]
+        text = " ".join(ElementTree.parse(drawing).getroot().itertext())
+        assert all(word in text for word in words), text
+        assert page.read_bytes().startswith(b"%PDF")
+        assert drawing.read_bytes() == drawn["b"][drawing.name].read_bytes()
+        assert page.read_bytes() == drawn["b"][page.name].read_bytes()
+        size, double = (Image.open(drawn[folder][f"{stem}.png"]).size for folder in "ac")
+        assert double == pytest.approx((2 * size[0], 2 * size[1]), abs=2)
+        assert f"{stem}.png" not in drawn["b"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--format", "jpg"], "invalid choice: 'jpg'"), (["--dpi", "5"], "--dpi must be from 20 to 1200, not 5")],
+)
+def test_formats_that_are_none(flags, message, tmp_path, capsys):
+    assert run("main_llm.py", "--replot", RESULT, "--savedir", tmp_path, *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 TOKENS = [

@@ -15,7 +15,7 @@ from PIL import Image
 
 import main_llm
 from lib import catalogue
-from lib.experiment import already_there, execute
+from lib.experiment import all_written, already_there, execute
 from lib.model import models
 from lib.report import figures
 from lib.run import checkout
@@ -212,10 +212,11 @@ def test_a_figure_that_is_new_is_drawn_from_stored_results(tiny_gpt2_folder, tex
     execute(main_llm.LAYERWISE, options, lm)
     drawn = main_llm.LAYERWISE.figures()
     more = dataclasses.replace(main_llm.LAYERWISE, figures=lambda: drawn | {"new.png": drawn["{model_name}.png"]})
-    assert not already_there(more, options, lm)
+    assert already_there(more, options, lm)
+    assert not all_written(more, options)
     execute(more, main_llm.Options(replot=tmp_path / "tiny-gpt2_layerwise.json"))
     assert (tmp_path / "new.png").read_bytes() == (tmp_path / "tiny-gpt2.png").read_bytes()
-    assert already_there(more, options, lm)
+    assert all_written(more, options)
 
 
 def test_same_command_same_json(tiny_gpt2_folder, text_file, tmp_path):

@@ -68,11 +68,17 @@ def test_study(tmp_path, monkeypatch, capsys, undrawn):
         "layer_id"
     ] == born(out)
 
-    # a file that is gone, other flags, other code
+    # a figure that is gone or wanted in another format, a file that only a run writes, other flags, other code
     measured.clear()
-    (out / "exp4_neuron_sets" / "exp4_neuron_sets.png").unlink()
+    figure = out / "exp4_neuron_sets" / "exp4_neuron_sets.png"
+    figure.unlink()
+    assert run("study.py", *flags, "--format", "png", "svg") == 0
+    assert measured == []
+    assert figure.is_file()
+    assert figure.with_suffix(".svg").is_file()
+    (out / "analyze_heads_simple" / "toy_pruning_config.txt").unlink()
     assert run("study.py", *flags) == 0
-    assert measured == ["exp4"]
+    assert measured == ["head_analysis"]
     measured.clear()
     monkeypatch.setattr(study, "STEPS", study.STEPS[:3])
     names = ["layerwise", "head_analysis", "exp3"]
