@@ -61,6 +61,13 @@ def _point(ax: Axes, cell: Average | None, row: float, style: int) -> None:
 def doses(result: Stored) -> Figure:
     """Attention and change of the loss by the factor of each dose."""
     results = result.results
+    title = make_title(result, "Doses of query bias and of position 0's embedding")
+    if not results.doses:
+        figure, ax = make_axes(size=(7, 1.6))
+        ax.axis("off")
+        ax.text(0.5, 0.5, "this model has neither a query bias nor learned positions", ha="center", va="center")
+        figure.suptitle(title, fontsize=11)
+        return figure
     figure, axes = make_axes(1, 2, size=(11, 4.4))
     for style, (name, of_edit) in enumerate(results.doses.items()):
         factors = [dose.factor for dose in of_edit]
@@ -72,28 +79,23 @@ def doses(result: Stored) -> Figure:
         ax.set_xlabel("times what it is")
         ax.set_ylabel(label)
         ax.grid(alpha=0.4)
-        if not results.doses:
-            ax.text(0.5, 0.5, "neither is there", transform=ax.transAxes, ha="center")
-            ax.set_xticks([])
-            ax.set_yticks([])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle(make_title(result, "Doses of query bias and of position 0's embedding"), fontsize=11)
+    figure.suptitle(title, fontsize=11)
     return figure
 
 
 def logits(result: Stored) -> Figure:
-    """What query biases and all else give of the logits at key 0 and at other keys, by layer."""
+    """What query biases, where there are any, and all else give of the logits at key 0 and at other keys, by layer."""
     results = result.results
-    figure, axes = make_axes(1, 2, size=(12, 4.4), sharey=True)
-    panels = (("content", "all else: query content, position biases"), ("bias", "query bias"))
-    for ax, (part, title) in zip(axes, panels, strict=True):
+    panels = {"content": "all else: query content, position biases", "bias": "query bias"}
+    if not results.logits or results.logits[0].bias is None:
+        panels = {"content": "all of it: this model has no query bias that can be told apart"}
+    figure, axes = make_axes(1, len(panels), size=(2 + 5 * len(panels), 4.4), sharey=True, squeeze=False)
+    axes = axes[0]
+    for ax, (part, title) in zip(axes, panels.items(), strict=True):
         for style, (name, label) in enumerate(((part, "at key 0"), (f"{part}_others", "at the other keys (mean)"))):
             cells = [getattr(layer, name) for layer in results.logits]
-            if cells and cells[0] is not None:
-                _curve(ax, [layer.layer for layer in results.logits], cells, style, label)
-            elif style == 0:
-                ax.text(0.5, 0.5, "not there", transform=ax.transAxes, ha="center")
-                ax.set_xticks([])
+            _curve(ax, [layer.layer for layer in results.logits], cells, style, label)
         ax.axhline(0, color="black", lw=1)
         ax.set_title(title, fontsize=10)
         ax.set_xlabel("layer")
