@@ -9,6 +9,7 @@ import json
 import re
 import unicodedata
 
+from experiments.ablation.judge import MIXED
 from lib import catalogue
 from lib.claims.judging import VERDICTS
 from lib.core.evidence import Cell
@@ -72,7 +73,9 @@ READMES = {ROOT / "README.md": english, ROOT / "README_CN.md": chinese}
 
 
 def verdict(name, say):
-    return shown(result(name).conclusion.verdict, say)
+    """With what its TXT says beside it, where that is a fixed word; numbers stand in the block."""
+    said, note = shown(result(name).conclusion.verdict, say), getattr(result(name).conclusion.values, "note", None)
+    return f"{said} {say('({meaning})').format(meaning=say(note))}" if note == MIXED else said
 
 
 def shown(word, say):
