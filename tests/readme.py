@@ -329,6 +329,28 @@ def exp7(say):
     )
 
 
+def sinks(say):
+    """What experiments 9 to 12 rest their verdicts on."""
+    by_key, judged_sinks = results("exp9"), result("exp9").conclusion.values
+    rates = {name: interval(of.sink_rate[0]) for name, of in by_key.inputs.items()}
+    at_first = "; ".join(f"{say(name)} {rate}" for name, rate in rates.items())
+    kinds = {"n": judged_sinks.kinds["no-op"], "of": len(judged_sinks.sinks)}
+    knockout, circuit = results("exp10").conditions, results("exp11")
+    masked, taken = (interval(knockout[name].loss_change, True) for name in ("sink_all", "value_zero_all"))
+    edits = [edit for edit in circuit.edits.values() if edit.there and edit.control is not None]
+    forecast, compared = result("exp12").conclusion.values.forecast, results("exp12").measured.compared
+    numbers = {
+        "exp9": f"{say('sink rate at key 0')}: {at_first}; {say('no-op in {n} of {of} heads').format(**kinds)}",
+        "exp10": f"{say('its key masked')} {masked}; {say('its value zero')} {taken} {say('nats a token')}",
+        "exp11": f"{say('attention')} {interval(circuit.baseline.attention)}; "
+        + "; ".join(f"{say(edit.label)} {interval(edit.attention)}" for edit in edits),
+        "exp12": f"{forecast.what}, dim {forecast.dim}; {say('its neurons found')} {fraction(compared.overlap)}; "
+        f"{say('cosine')} {interval(compared.cosine)}",
+    }
+    rows = [[name, verdict(name, say), said] for name, said in numbers.items()]
+    return table([say("script"), say("verdict"), say("numbers")], *rows)
+
+
 def claims(say):
     """What holds, what does not, what cannot be told; without the seed study's figures, which stand in brackets."""
     translated = CHINESE["claims"] if say is chinese else {}
@@ -460,6 +482,7 @@ BLOCKS = {
     "exp5": exp5,
     "exp6": exp6,
     "exp7": exp7,
+    "sinks": sinks,
     "claims": claims,
     "dtypes": dtypes,
     "bench": bench,

@@ -11,7 +11,7 @@ from tests import readme as blocks
 from tests.readme import ARCHITECTURES, BLOCK, BLOCKS, READMES, WIDTH, architectures, columns, rendered
 
 LINES = 350  # fewer than these
-PAGES = [*READMES, ROOT / "CONTRIBUTING.md", ARCHITECTURES]
+PAGES = [*READMES, ROOT / "CONTRIBUTING.md", ROOT / "RESULTS.md", ARCHITECTURES]
 RESULTS = ("finding", "layerwise", "exp3", "exp5", "claims")
 
 
