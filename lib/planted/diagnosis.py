@@ -289,6 +289,24 @@ class Diagnosis:
         ]
 
     @property
+    def foreseen(self) -> str | None:
+        every = self.results("exp12")["forecast"]
+        found = [f"mlp {one['layer']} {one['sign']}{one['dim']}" for one in every if one["role"] == "generator"]
+        return found[0] if found else None
+
+    @property
+    def forecast(self) -> str:
+        return self.conclusion("exp12")[0]
+
+    @property
+    def edge(self) -> str:
+        return self.conclusion("exp10")[0]
+
+    @property
+    def carrier(self) -> str:
+        return self.conclusion("exp11")[0]
+
+    @property
     def by_query_bias(self) -> list[str]:
         heads = [(sink["layer"], sink["head"]) for sink in self._sinks["conclusion"]["values"]["sinks"]]
         with without_query_bias(self.lm):

@@ -92,15 +92,24 @@ def _mixed(b: Builder) -> Fields:
 
 def _by_query_bias(b: Builder) -> Fields:
     """Two heads look at the first token by the bias of their queries alone, a third whatever it is."""
+    return _biased(b, n=3, biased=2)
+
+
+def _bias_alone(b: Builder) -> Fields:
+    """As "query_bias", but all heads that look at the first token, four of them, do so by the bias."""
+    return _biased(b, n=4, biased=4)
+
+
+def _biased(b: Builder, n: int, biased: int) -> Fields:
     layer, kind = _first_spike(b), _any_kind(b)
-    heads = _choose(b, layer + 1, b.n_layers - 1, 3)
+    heads = _choose(b, layer + 1, b.n_layers - 1, n)
     _look(b, heads, 0.65 * b.spike)
-    for head in heads[:2]:
+    for head in heads[:biased]:
         weight, bias = b.projection(*head, "q")
         assert bias is not None
         weight[LOOKS] *= QUIET
         bias[LOOKS] = b.rng.uniform(8, 10)
-    return _truth(_first(_values(b, heads, kind), kind, by_bias=tuple(sorted(heads[:2]))), [0])
+    return _truth(_first(_values(b, heads, kind), kind, by_bias=tuple(sorted(heads[:biased]))), [0])
 
 
 def _secondary(b: Builder) -> Fields:
@@ -251,4 +260,4 @@ KINDS: dict[str, Callable[[Builder], Fields]] = {
     "no_sink": _no_sink,
 }
 WITH_POSITIONS = {"later_position": _position}
-WITH_QUERY_BIAS = {"query_bias": _by_query_bias}
+WITH_QUERY_BIAS = {"query_bias": _by_query_bias, "bias_alone": _bias_alone}
