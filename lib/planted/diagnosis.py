@@ -28,6 +28,11 @@ GENERATORS: dict[tuple[str, ...], str] = {
 WHOLE = 4  # windows of which experiments 2B and 4 measure losses, which no field is of
 
 
+def verdict_of(name: str) -> property:
+    """A field that is the verdict of an experiment."""
+    return property(lambda diagnosis: diagnosis.conclusion(name)[0])
+
+
 class Diagnosis:
     """The fields of one model, each when it is asked for.
 
@@ -291,20 +296,10 @@ class Diagnosis:
     @property
     def foreseen(self) -> str | None:
         every = self.results("exp12")["forecast"]
-        found = [f"mlp {one['layer']} {one['sign']}{one['dim']}" for one in every if one["role"] == "generator"]
-        return found[0] if found else None
+        generators = (one for one in every if one["role"] == "generator")
+        return next((f"mlp {one['layer']} {one['sign']}{one['dim']}" for one in generators), None)
 
-    @property
-    def forecast(self) -> str:
-        return self.conclusion("exp12")[0]
-
-    @property
-    def edge(self) -> str:
-        return self.conclusion("exp10")[0]
-
-    @property
-    def carrier(self) -> str:
-        return self.conclusion("exp11")[0]
+    edge, carrier, forecast = map(verdict_of, ("exp10", "exp11", "exp12"))
 
     @property
     def by_query_bias(self) -> list[str]:

@@ -10,12 +10,12 @@ from lib.planted.builder import Builder
 from lib.planted.truth import Fields, Planted, Truth
 
 KINDS = {  # of each architecture
-    "gpt2": kinds.KINDS | sinks.KINDS | sinks.WITH_POSITIONS | sinks.WITH_QUERY_BIAS | forecasts.KINDS,
-    "llama": kinds.KINDS | sinks.KINDS | forecasts.KINDS,
+    "gpt2": kinds.KINDS | sinks.KINDS | sinks.WITH_POSITIONS | sinks.WITH_QUERY_BIAS | sinks.ALL_LOOK | forecasts.KINDS,
+    "llama": kinds.KINDS | sinks.KINDS | sinks.ALL_LOOK | forecasts.KINDS,
     "mixtral": mixtures.KINDS,
     "qwen3_moe": mixtures.KINDS,
     "qwen2_moe": mixtures.WITH_SHARED,
-    "qwen2": sinks.KINDS | sinks.WITH_QUERY_BIAS,
+    "qwen2": sinks.KINDS | sinks.WITH_QUERY_BIAS | sinks.ALL_LOOK,
 }
 N_WINDOWS = 8
 TOKENS = 12

@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lib.planted.truth import Neuron, Sinks, Truth
 
-NONE_FOUND = "none found"
+NONE_FOUND, FIRST_TOKEN = "none found", "the first token's embedding"
 FORECASTS = {"mlp": "hit", "head": "miss", "unwoken": NONE_FOUND, "unforeseen": "miss"}
-EDGES = {"ten": "needed as an edge", "decoy": "not needed", "content": NONE_FOUND, "no_sink": NONE_FOUND}
-CARRIERS = {
-    "gpt2": {"decoy": "carried by the first position's embedding", "content": NONE_FOUND, "no_sink": NONE_FOUND},
-    "llama": {"decoy": "carried by the first token's embedding", "content": NONE_FOUND, "no_sink": NONE_FOUND},
-    "qwen2": {"no_sink": NONE_FOUND},
+EDGES = {
+    "ten": "needed as an edge",
+    "informed": "needed as an edge and as a value",
+    "decoy": "not needed",
+    "no_op": "not needed",
+    "content": NONE_FOUND,
+    "no_sink": NONE_FOUND,
+}
+TRIGGERS = {"gpt2": "the first position's embedding", "llama": FIRST_TOKEN, "qwen2": FIRST_TOKEN}
+CARRIERS = {  # with more than one head in each layer; {trigger}: of TRIGGERS
+    "all_look": "carried by {trigger}",
+    "bias_alone": "carried by the query bias and {trigger}",
+    "content": NONE_FOUND,
+    "no_sink": NONE_FOUND,
 }
 
 
@@ -79,14 +88,18 @@ def visible_of(truth: Truth) -> dict[str, Any]:
 
 def _verdicts(truth: Truth) -> dict[str, Any]:
     """What experiments 10 to 12 say of the kinds in which what is planted decides it."""
-    if truth.architecture not in CARRIERS:  # mixtures
+    if truth.architecture not in TRIGGERS:  # mixtures
         return {}
     foreseen = truth.foreseen
     if truth.kind == "mlp":
         largest = max(truth.values.items(), key=lambda pair: abs(pair[1]))
         foreseen = f"mlp {truth.layer} {signed([largest])[0]}"
-    by_kind = {"edge": EDGES, "carrier": CARRIERS[truth.architecture], "forecast": FORECASTS}
-    told = {name: words[truth.kind] for name, words in by_kind.items() if truth.kind in words}
+    by_kind = {"edge": EDGES, "carrier": CARRIERS, "forecast": FORECASTS}
+    told = {
+        name: words[truth.kind].format(trigger=TRIGGERS[truth.architecture])
+        for name, words in by_kind.items()
+        if truth.kind in words
+    }
     return told | ({"foreseen": foreseen} if foreseen else {})
 
 
