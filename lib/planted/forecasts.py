@@ -34,9 +34,10 @@ def _unforeseen(b: Builder) -> Fields:
 
 
 def _asleep(b: Builder, layer: int, values: Values) -> str:
-    """Let an MLP write values where a token has a flag, and take that flag from it; returns what is foreseen."""
+    """Let an MLP write values where a token has a flag (and nothing at the first, where SiLU would leave some), and
+    take that flag from it; returns what is foreseen."""
     token, flag = b.add_second_token(FLAG_SIZE)
-    b.neurons_write(layer, flag - b.one, values, ids=[1, token])
+    b.neurons_write(layer, flag - b.one - b.flag, values, ids=[1, token])
     b.embedding[token] -= FLAG_SIZE * flag
     b.second_token = None
     dim = max(values, key=lambda dim: abs(values[dim]))
