@@ -37,7 +37,7 @@ def test_no_token_wakes_them(architecture, kind, seed):
     every = torch.arange(blank.VOCABULARY)
     for ids in (every[:, None], torch.stack([every.roll(1), every], dim=1), built.windows.ids):
         for hidden in block_outputs(built.lm.model, ids):
-            assert hidden[..., dim].abs().max() < 10
+            assert hidden[..., dim].abs().max() < 30
     found = all_massive(built.lm.model, built.windows.ids)
     assert bool(found) == (kind == "unforeseen")
     if kind == "unforeseen":
