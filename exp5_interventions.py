@@ -9,11 +9,13 @@ those of another window, to their mean, to what the dim has at ordinary position
 output| and to --factors times what they are: in that layer's output alone, or in that of all later ones too. Every
 second window estimates what is set; loss, sink rates and the values of the later layers at the followed place (--dim,
 --position) are measured on the others.
+--mask mask.json, of main_llm.py --exp2 --export, changes what it names at the layer instead of what is massive there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.interventions import text
@@ -33,6 +35,9 @@ class Options(cli.PlaceOptions):
     seqlen: int | None = cli.flag(128, "tokens in a window")
     layer_id: int | None = cli.flag(None, "layer to change, from 0 (default: the first of the place's plateau)")
     factors: tuple[float, ...] = cli.flag((0.5, 2.0), "multiples of the value to set", **cli.FLOATS)
+    mask: Path | None = cli.flag(
+        None, "change what this mask of main_llm.py --exp2 --export names, instead of what is massive", type=cli.path
+    )
     epsilons: tuple[float, ...] = cli.flag(
         (0.2, 0.3, 0.4), "attention to the first token that makes a sink", **cli.FLOATS
     )

@@ -6,7 +6,9 @@
     python main_llm.py --model gpt2 --exp4 --layer_id 2 --savedir results/llm/attn/
 
 --exp1 draws |activation| over tokens x dims of one block's output for --text.
---exp2 gives top-1, top-2, top-3 and median of |activation| of every block's output, over --nsamples windows.
+--exp2 gives top-1, top-2, top-3 and median of |activation| of every block's output, over --nsamples windows,
+what is massive by other definitions, too, and at which positions; --export mask.json writes that for other programs,
+which need ten lines of NumPy to leave it out (they stand in lib/report/masks.py).
 --exp3 sets the massive activations of one block's output to zero, or to the mean they have in every second window,
 and gives the perplexity of the other windows before and after (exp5_interventions.py does it in more ways).
 --exp4 gives one layer's attention logits, as its softmax takes them, for --text.
@@ -16,15 +18,17 @@ Several may be given. Layer i's value is the output of block i, before any final
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from experiments.attention_logits import text as logits_text
 from experiments.interventions import text as interventions_text
 from experiments.layerwise import text as layerwise_text
 from experiments.sentence import text as sentence_text
+from lib import catalogue
 from lib.experiment import Drawings, Experiment, execute
-from lib.report import result_files
-from lib.run import cli
+from lib.report import masks, result_files
+from lib.run import cli, processes
 
 if TYPE_CHECKING:
     from experiments import attention_logits, interventions, layerwise, sentence
@@ -41,12 +45,15 @@ class Options(cli.Options):
     layer_id: int = cli.flag(2, "layer of --exp1, --exp3 and --exp4, from 0")
     reset_type: str = cli.flag("set_zero", "what --exp3 sets", choices=["set_zero", "set_mean"])
     text: str = cli.flag("Summer is warm. Winter is cold.", "sentence of --exp1 and --exp4")
-    beside_replot: ClassVar[frozenset[str]] = cli.Options.beside_replot | {"exp1", "exp2", "exp3", "exp4"}
+    export: Path | None = cli.flag(None, "file for the mask of --exp2", type=cli.path, metavar="MASK")
+    beside_replot: ClassVar[frozenset[str]] = cli.Options.beside_replot | {"exp1", "exp2", "exp3", "exp4", "export"}
 
     def idle(self) -> dict[str, str]:
         idle = super().idle()
         if not (self.exp1 or self.exp3 or self.exp4):
             idle["layer_id"] = "it is of --exp1, --exp3 and --exp4"
+        if not self.exp2:
+            idle["export"] = "it is of --exp2"
         if not self.exp3:
             idle["reset_type"] = "it is of --exp3"
         if not (self.exp1 or self.exp4):
@@ -150,14 +157,30 @@ EXPERIMENTS = {"exp1": SENTENCE, "exp2": LAYERWISE, "exp3": INTERVENTION, "exp4"
 
 def main() -> None:
     options = cli.parse(Options, __doc__)
+    if options.export:
+        result_files.check_writable(options.export.parent, [options.export.name])
+        if not options.replot and options.nsamples < 2:
+            raise cli.UserError("--export needs --nsamples 2 or more: some windows check the rules that others propose")
     if options.replot:
         name = result_files.read_json(options.replot).get("experiment")
         asked = [experiment for flag, experiment in EXPERIMENTS.items() if getattr(options, flag)]
         asked = asked or list(EXPERIMENTS.values())
-        execute(next((experiment for experiment in asked if experiment.name == name), asked[0]), options)
-        return
-    for experiment in chosen(options):
+        experiments = [next((experiment for experiment in asked if experiment.name == name), asked[0])]
+    else:
+        experiments = chosen(options)
+    if options.export and LAYERWISE not in experiments:
+        raise cli.UserError(f"--export would do nothing: {options.replot} is no result of --exp2")
+    for experiment in experiments:
         execute(experiment, options)
+        if experiment is LAYERWISE and options.export and processes.rank() == 0:
+            export_mask(options.export, options)
+
+
+def export_mask(path: Path, options: Options) -> None:
+    """Write the mask of the result that --exp2 has just written, or that was replotted."""
+    stored = options.replot or options.output_dir / LAYERWISE.json.format(**result_files.config(options))
+    masks.write(path, catalogue.concluded(result_files.load(stored, LAYERWISE.name)))
+    print(path)
 
 
 def chosen(options: Options) -> list[Experiment]:

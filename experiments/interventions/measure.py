@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 
 from experiments.interventions import changes
 from experiments.interventions.changes import PutBack, Wanted
@@ -31,9 +32,9 @@ from experiments.interventions.results import (
     Results,
     Writers,
 )
-from experiments.interventions.sites import SITES_RULE, Sites, find_massive, find_sites, pair_of
+from experiments.interventions.sites import FIRST, MASK_RULE, SITES_RULE, Sites, find_massive, find_sites, pair_of
 from experiments.interventions.writers import find_writers
-from lib.core import sweep
+from lib.core import provenance, sweep
 from lib.core.data import Windows
 from lib.core.definitions import SINK_EPSILON
 from lib.core.evidence import Average
@@ -42,6 +43,9 @@ from lib.core.place import Place, find
 from lib.core.stats import Draws
 from lib.core.sweep import Measured
 from lib.model.models import LanguageModel
+from lib.report import masks, tables
+from lib.report.masks import Mask
+from lib.run import storage
 from lib.run.errors import UserError
 
 RESET = {"set_zero": ZERO, "set_mean": MEAN}  # of main_llm.py
@@ -55,8 +59,9 @@ def compare(
     wanted: Sequence[Wanted],
     epsilons: Sequence[float],
     options: Any,
+    mask: Mask | None = None,
 ) -> Results:
-    """Each of `wanted` beside the model as it is.
+    """Each of `wanted` beside the model as it is; sites are where it is massive, or where `mask` says.
 
     wanted: pairs of what the sites of `layer` are set to (ZERO, MEAN, MEDIAN, ORDINARY, RESAMPLED, or a factor of what
     the model has) and LAYER or ONWARD; or of what is off (NEURONS_OFF, MLP_OFF) and THERE or EVERYWHERE; (PUT_BACK,
@@ -72,9 +77,15 @@ def compare(
             "--nsamples must be at least 2: every second window estimates the means, the others are measured"
         )
     massive = find_massive(lm, windows, layer, options.batch_size)
-    pairs = {pair_of(position, dim) for window, position, dim in massive.tolist() if window % 2 == 0}
-    known = np.array([pair_of(position, dim) in pairs for _window, position, dim in massive.tolist()], dtype=bool)
-    spiking = np.isin(np.arange(n), massive[known, 0])
+    found = mask.named(layer, windows.ids.numpy()) if mask else massive
+    pairs = {pair_of(position, dim) for window, position, dim in found.tolist() if window % 2 == 0}
+    known = np.array([pair_of(position, dim) in pairs for _window, position, dim in found.tolist()], dtype=bool)
+    changed = found[known]
+    spiking = np.isin(np.arange(n), changed[:, 0])
+    if not mask:
+        first = [(window, 0, dim) for window in range(n) for where, dim in pairs if where == FIRST]
+        changed = np.unique(np.concatenate([changed, np.array(first, dtype=int).reshape(-1, 3)]), axis=0)
+    alone = {*map(tuple, massive.tolist())} - {*map(tuple, changed.tolist())}
     odd = np.arange(n) % 2 == 1
     rows = np.flatnonzero(spiking & odd)
     applied: list[changes.Change] = []
@@ -84,7 +95,7 @@ def compare(
     if len(rows):
         before = np.flatnonzero(spiking & ~odd)
         estimation, sites = (
-            find_sites(lm, windows, chosen, massive, pairs, layer, options.batch_size) for chosen in (before, rows)
+            find_sites(lm, windows, chosen, massive, changed, layer, options.batch_size) for chosen in (before, rows)
         )
         sizes = place.of(before).medians[:, layer:].mean(0)
         if any(set_to == NEURONS_OFF for set_to, _where in wanted):
@@ -100,14 +111,15 @@ def compare(
         layer=layer,
         epsilons=list(epsilons),
         sites=ChangedSites(
-            rule=SITES_RULE,
+            rule=MASK_RULE if mask else SITES_RULE,
             definition=DEFINITION,
             estimation_windows=int((spiking & ~odd).sum()),
             windows=len(there.positions),
             spiking=place.of(odd).draws.share(spiking[odd]),
-            left_alone=int((~known & odd[massive[:, 0]]).sum()),
+            left_alone=sum(window % 2 for window, _position, _dim in alone),
             dims=dims,
             medians=medians,
+            mask_sha256=storage.sha256(options.mask) if mask else UNSET,
         ),
         mlp=mlp,
         conditions=_conditions(measured, applied, there, layer, place.plateau[1], epsilons),
@@ -185,12 +197,16 @@ def _described(measured: Measured, epsilons: Sequence[float], draws: Draws) -> d
 
 
 def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
+    mask = read_mask(lm, options) if options.mask else None
     lm.arch.require_attention()
     if options.layer_id is not None:
         lm.arch.check_layer(options.layer_id)
         lm.arch.module(options.layer_id, "mlp_write")
     place = find(lm, windows, options.batch_size, options.dim, options.position, options.seed)
     layer = place.plateau[0] if options.layer_id is None else options.layer_id
+    if mask and layer not in mask.ruled:
+        named = tables.spans(mask.ruled)
+        raise UserError(f"{options.mask} names no positions at layer {layer}; choose --layer_id among {named}")
     lm.arch.module(layer, "mlp_write")
     off, held = (NEURONS_OFF, MLP_OFF), (LAYER, ONWARD)
     wanted = [
@@ -198,7 +214,16 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
         (PUT_BACK, THERE),
         *product((RESAMPLED, MEAN, ORDINARY, ZERO, MEDIAN, *options.factors), held),
     ]
-    return compare(lm, windows, place, layer, wanted, options.epsilons, options)
+    return compare(lm, windows, place, layer, wanted, options.epsilons, options, mask)
+
+
+def read_mask(lm: LanguageModel, options: Any) -> Mask:
+    """Raises UserError if --mask cannot be applied to this model."""
+    mask = masks.read(options.mask)
+    masks.require_of(mask, options.mask, provenance.of_model(options, lm))
+    if (mask.layers, mask.hidden_size) != (lm.arch.n_layers, lm.arch.hidden_size):
+        raise UserError(f"{options.mask} is of {mask.layers} layers of {mask.hidden_size} dims, not of this model")
+    return mask
 
 
 def run_single(lm: LanguageModel, windows: Windows, options: Any) -> Results:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from msgspec import UNSET, UnsetType
+
 from lib.core.evidence import Average, Conclusion, Perplexity
 from lib.core.results import FollowedPlace, Neuron
 from lib.report.result_files import Result
@@ -38,7 +40,8 @@ class ChangedSites:
 
     estimation_windows, windows: how many estimate, and how many are measured. spiking: the share of the windows that
     could be measured that have a site. left_alone: what is massive there and not changed. dims: the largest first.
-    medians: (layers from the layer on,) of |block output|; None where nothing is changed.
+    medians: (layers from the layer on,) of |block output|; None where nothing is changed. mask_sha256: of the file of
+    --mask, if what it names is changed.
     """
 
     rule: str
@@ -49,6 +52,7 @@ class ChangedSites:
     left_alone: int
     dims: list[ChangedPair]
     medians: list[float] | None
+    mask_sha256: str | UnsetType = UNSET
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,13 @@ SITES_RULE = (
     "ordinary values (of positions without anything massive) and values of other windows are those of the estimation "
     "windows in which such a pair is massive, each pair for itself"
 )
+MASK_RULE = (
+    "sites: what the mask names in the output of the layer, massive or not, by pairs of a position "
+    f"({FIRST}: 0; {LATER}: any other) and a dim that it names in some of windows 0, 2, 4, ... (estimation). All is "
+    "measured on those of windows 1, 3, 5, ... in which it names such a pair. Means, ordinary values (of positions "
+    "without anything massive) and values of other windows are those of the estimation windows in which it names such "
+    "a pair, each pair for itself"
+)
 
 
 def pair_of(position: int, dim: int) -> Pair:
@@ -92,23 +99,17 @@ def find_sites(
     windows: Windows,
     chosen: np.ndarray,
     massive: np.ndarray,
-    pairs: set[Pair],
+    changed: np.ndarray,
     layer: int,
     batch_size: int,
 ) -> Sites:
     """The Sites of `layer` in the windows `chosen` (indices; sites count windows within them).
 
-    massive: of find_massive; pairs: those to change.
+    massive: of find_massive; changed: the same of what is to be changed.
     """
-    massive_here = {
-        (window, position, dim)
-        for window, original in enumerate(chosen.tolist())
-        for position, dim in massive[massive[:, 0] == original, 1:].tolist()
-    }
-    first = {(window, 0, dim) for window in range(len(chosen)) for where, dim in pairs if where == FIRST}
-    later = {site for site in massive_here if site[1] and (LATER, site[2]) in pairs}
-    index = np.array(sorted(first | later))
-    dims = sorted({dim for _where, dim in pairs})
+    massive_here = _within(chosen, massive)
+    index = np.array(sorted(_within(chosen, changed)))
+    dims = sorted({*index[:, 2].tolist()})
     column = np.searchsorted(dims, index[:, 2])
     ordinary = np.ones(windows.ids[chosen].shape, dtype=bool)
     for window, position, _dim in massive_here:
@@ -123,6 +124,15 @@ def find_sites(
     means = sum(sums) / max(1, ordinary.sum())
     is_so = np.array([tuple(site) in massive_here for site in index.tolist()])
     return Sites(layer, index, is_so, np.concatenate(values), dict(zip(dims, means, strict=True)))
+
+
+def _within(chosen: np.ndarray, found: np.ndarray) -> set[tuple[int, int, int]]:
+    """Window within `chosen`, position and dim of what is `found`, (n, 3), in these windows."""
+    return {
+        (window, position, dim)
+        for window, original in enumerate(chosen.tolist())
+        for position, dim in found[found[:, 0] == original, 1:].tolist()
+    }
 
 
 def _columns(lm: LanguageModel, ids: torch.Tensor, layer: int, dims: list[int]) -> np.ndarray:

@@ -53,7 +53,7 @@ def _summary(result: Stored | SingleStored, title: str, headline: str = "", why:
         f"Followed: dim {place.dim} at position {_counted(place.positions)}, plateau layers "
         f"{place.plateau[0]}-{place.plateau[1]}",
         f"Rule: {place.rule}",
-        f"Changed: what is massive in the output of layer {layer}; windows of the other half that have it: "
+        f"Changed: {_changed(result)} in the output of layer {layer}; windows of the other half that have it: "
         f"{tables.interval(sites.spiking)}; measured: {sites.windows}; massive and left alone: "
         f"{sites.left_alone}",
         f"Losses, sinks and values below are of these {sites.windows} windows; the documents above, of all "
@@ -72,6 +72,13 @@ def _summary(result: Stored | SingleStored, title: str, headline: str = "", why:
         headline + tables.conclusion_text(conclusion, why),
     ]
     return "\n".join(parts)
+
+
+def _changed(result: Stored | SingleStored) -> str:
+    mask = result.results.sites.mask_sha256
+    if isinstance(mask, str):
+        return f"what {result.config['mask']} (sha256 {mask[:12]}) names"
+    return "what is massive"
 
 
 def _sites_table(sites: ChangedSites) -> str:

@@ -1,6 +1,6 @@
 """All claims, in the order in which they are printed."""
 
-from lib.claims import ablation, circuit, heads, layers, mlp, need, pruning, sink_edges, sinks
+from lib.claims import ablation, circuit, heads, layers, mlp, need, pruning, sink_edges, sinks, weights
 
 CLAIMS = (
     layers.size,
@@ -43,4 +43,5 @@ CLAIMS = (
     sinks.secondary,
     sink_edges.edge,
     sink_edges.value_is_idle,
+    weights.named_alone,
 )

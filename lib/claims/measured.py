@@ -18,6 +18,7 @@ from experiments.neuron_sets.results import Stored as NeuronSets
 from experiments.sink_circuit.results import Stored as SinkCircuit
 from experiments.sink_knockout.results import Stored as SinkKnockout
 from experiments.sinks.results import Stored as Sinks
+from experiments.weights_alone.results import Stored as WeightsAlone
 from lib import catalogue
 from lib.core import evidence
 from lib.core.evidence import Cell, Conclusion
@@ -118,6 +119,10 @@ class Measured:
     @property
     def sink_circuit(self) -> SinkCircuit:
         return self.every("exp11")[0]
+
+    @property
+    def weights_alone(self) -> WeightsAlone:
+        return self.every("exp12")[0]
 
     @property
     def before_after(self) -> Sequence[BeforeAfter]:

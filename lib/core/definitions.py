@@ -4,6 +4,8 @@
 ABSOLUTE = 100.0
 RELATIVE = 1000.0
 MASSIVE = f"|value| > {ABSOLUTE:,.0f} and > {RELATIVE:,.0f} x the layer's median (Sun et al. 2024, arXiv 2402.17762)"
+MOST_DIMS = 3  # of a layer, where few must be massive
+LASTING = 1 / 4  # of the layers, where a dim must be massive in many
 
 # attention sinks (Gu et al. 2025, arXiv 2410.10781)
 SINK_WINDOW = 64  # tokens

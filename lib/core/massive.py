@@ -22,7 +22,6 @@ from lib.model.tokens import text_of
 from lib.run import processes
 
 AT_MOST = 16  # massive values of a sequence that there is room for in the first pass
-COUNTS = "n positions", "n values"  # how many of a sequence are massive: positions, values at the largest of these
 SEEN = "largest", "places", "values", "median", "massive"  # (layers, batch, AT_MOST), and (layers, batch) medians
 LONG = 2**15  # values from which on one block of a GPU's threads is slow to look for the median
 NEAR_LIMIT = 0.5  # of float16's largest value
@@ -53,6 +52,9 @@ class LayerStatistics:
     rows: per sequence (layers, 4), top-1, top-2, top-3 and median over positions x dims.
     batch_massive: of the last batch.
     """
+
+    # how many of a sequence are massive: positions, values at the largest of these
+    counts: tuple[str, ...] = ("n positions", "n values")
 
     def __init__(self, arch: Architecture, tokenizer: PreTrainedTokenizerBase, kept: OnDevice | None = None) -> None:
         """kept: where `update` keeps what it sees; shared with others, one copy takes all of it to the host."""
@@ -87,8 +89,8 @@ class LayerStatistics:
         magnitude = hidden.flatten(0, 1).abs().float()
         peaks = magnitude.amax(2)
         median = medians(magnitude.flatten(1))
-        rows, positions = _rows(magnitude, peaks, self.at_most)
-        largest, places = _largest(rows, positions, self.at_most)
+        rows, positions = rows_of(magnitude, peaks, self.at_most)
+        largest, places = largest_of(rows, positions, self.at_most)
         threshold = median[:, None]
         seen = {
             "largest": largest,
@@ -98,14 +100,20 @@ class LayerStatistics:
             "massive": is_massive(largest, threshold),
             "n positions": is_massive(peaks, threshold).sum(1),
             "n values": is_massive(rows, threshold[:, :, None]).sum((1, 2)),
+            **self.further(magnitude, peaks, median),
         }
         for name, value in seen.items():
             self.kept.keep((name, layers), value.unflatten(0, hidden.shape[:2]))
         self.seen.append(layers)
 
+    def further(self, magnitude: torch.Tensor, peaks: torch.Tensor, median: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What else a subclass looks for: tensors of as many rows, kept by their names. magnitude: (rows, seq,
+        hidden_size); peaks: (rows, seq), the largest of each position; median: (rows,)."""
+        return {}
+
     def is_whole(self, taken: Taken) -> bool:
         """Whether all that is massive in the batch was kept. If not, it must be run again: there is room now."""
-        most = max((int(taken[name, layers].max()) for layers in self.seen for name in COUNTS), default=0)
+        most = max((int(taken[name, layers].max()) for layers in self.seen for name in self.counts), default=0)
         whole = most <= self.at_most
         if not whole:
             self.at_most, self.seen = most, []
@@ -218,7 +226,7 @@ def limit_warning(lm: LanguageModel, largest: dict[int, float]) -> str | None:
     return f"|value| up to {value:,.0f} at layer {layer}, where float16 ends at {limit:,.0f}: compare with float32"
 
 
-def _rows(magnitude: torch.Tensor, peaks: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+def rows_of(magnitude: torch.Tensor, peaks: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(batch, n, dims) of the n positions (batch, n) with the largest peaks, of (batch, seq, dims) magnitudes.
 
     peaks: (batch, seq), the maximum of each position. The n largest of all are among these, so no others are ranked.
@@ -228,8 +236,8 @@ def _rows(magnitude: torch.Tensor, peaks: torch.Tensor, n: int) -> tuple[torch.T
     return magnitude[sequence, positions], positions
 
 
-def _largest(rows: torch.Tensor, positions: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The n largest of each (rows, dims) of `_rows`: (batch, n) values and places, position x dims + dim."""
+def largest_of(rows: torch.Tensor, positions: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The n largest of each (rows, dims) of `rows_of`: (batch, n) values and places, position x dims + dim."""
     n_dims = rows.shape[2]
     largest = rows.flatten(1).topk(min(n, rows[0].numel()), dim=1)
     return largest.values, positions.gather(1, largest.indices // n_dims) * n_dims + largest.indices % n_dims

@@ -28,6 +28,11 @@ GENERATORS: dict[tuple[str, ...], str] = {
 WHOLE = 4  # windows of which experiments 2B and 4 measure losses, which no field is of
 
 
+def verdict_of(name: str) -> property:
+    """A field that is the verdict of an experiment."""
+    return property(lambda diagnosis: diagnosis.conclusion(name)[0])
+
+
 class Diagnosis:
     """The fields of one model, each when it is asked for.
 
@@ -287,6 +292,14 @@ class Diagnosis:
             + ("" if found["times"] == len(self.windows.ids) else f", {found['times']} times")
             for found in self._sinks["secondary"]
         ]
+
+    @property
+    def foreseen(self) -> str | None:
+        every = self.results("exp12")["forecast"]
+        generators = (one for one in every if one["role"] == "generator")
+        return next((f"mlp {one['layer']} {one['sign']}{one['dim']}" for one in generators), None)
+
+    edge, carrier, forecast = map(verdict_of, ("exp10", "exp11", "exp12"))
 
     @property
     def by_query_bias(self) -> list[str]:

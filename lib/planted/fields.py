@@ -38,6 +38,10 @@ FIELDS = (
     "listed_keys",
     "secondary",
     "by_query_bias",
+    "foreseen",
+    "forecast",
+    "edge",
+    "carrier",
 )
 NUMBERS = {
     "share": 0.0,
@@ -79,7 +83,10 @@ where, sink_kind, sink_heads  exp9's verdict: where sinks are, of which kind mos
 sink_positions  keys at which exp9's sink rate is above 5 %
 listed_keys  exp9's, in all windows: tokens, or any token where it is another in each, with a massive activation or not
 secondary  exp9's secondary sinks, in all windows, with their layers
-by_query_bias  exp9's heads with a sink at the first key that have none there with the bias of all queries at zero"""
+by_query_bias  exp9's heads with a sink at the first key that have none there with the bias of all queries at zero
+foreseen, forecast  exp12's first generator, by the weights alone, and its verdict beside what the model does
+edge       exp10's verdict
+carrier    exp11's verdict"""
 
 
 def agree(name: str, found: Any, true: Any) -> bool:

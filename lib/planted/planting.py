@@ -4,18 +4,18 @@ import numpy as np
 import torch
 
 from lib.core.data import Windows
-from lib.planted import kinds, mixtures, sinks
+from lib.planted import forecasts, kinds, mixtures, sinks
 from lib.planted.blank import BOS, BOS_TEXT, SEQLEN, VOCABULARY, token_text
 from lib.planted.builder import Builder
 from lib.planted.truth import Fields, Planted, Truth
 
 KINDS = {  # of each architecture
-    "gpt2": kinds.KINDS | sinks.KINDS | sinks.WITH_POSITIONS | sinks.WITH_QUERY_BIAS,
-    "llama": kinds.KINDS | sinks.KINDS,
+    "gpt2": kinds.KINDS | sinks.KINDS | sinks.WITH_POSITIONS | sinks.WITH_QUERY_BIAS | sinks.ALL_LOOK | forecasts.KINDS,
+    "llama": kinds.KINDS | sinks.KINDS | sinks.ALL_LOOK | forecasts.KINDS,
     "mixtral": mixtures.KINDS,
     "qwen3_moe": mixtures.KINDS,
     "qwen2_moe": mixtures.WITH_SHARED,
-    "qwen2": sinks.KINDS | sinks.WITH_QUERY_BIAS,
+    "qwen2": sinks.KINDS | sinks.WITH_QUERY_BIAS | sinks.ALL_LOOK,
 }
 N_WINDOWS = 8
 TOKENS = 12

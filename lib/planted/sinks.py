@@ -22,6 +22,7 @@ FIRST, BOTH, ELSEWHERE, NONE = "first position", "elsewhere, too", "elsewhere on
 UNSEEN = SEQLEN - SINK_QUERIES  # the first position that too few later queries see for it to be listed
 LISTED, EITHER, UNLISTED = (4, UNSEEN), (4, 29), (UNSEEN, 23)  # positions, from and to before
 MARKED = 0.25  # of a secondary sink's spike: what is of its own
+EVERY = 1000  # more heads than there are
 FIRST_KEY = 0, None, True  # massive, and any token stands there
 
 Head = tuple[int, int]  # layer, number
@@ -92,15 +93,31 @@ def _mixed(b: Builder) -> Fields:
 
 def _by_query_bias(b: Builder) -> Fields:
     """Two heads look at the first token by the bias of their queries alone, a third whatever it is."""
-    layer, kind = _first_spike(b), _any_kind(b)
-    heads = _choose(b, layer + 1, b.n_layers - 1, 3)
+    return _looking(b, _first_spike(b), n=3, biased=2)
+
+
+def _bias_alone(b: Builder) -> Fields:
+    """All heads behind the first block look at the first token, by the bias of their queries alone."""
+    return _looking(b, _first_spike(b, before=1), n=EVERY, biased=EVERY)
+
+
+def _all_look(b: Builder) -> Fields:
+    """All heads behind the first block look at the first token, with any queries."""
+    return _looking(b, _first_spike(b, before=1), n=EVERY, biased=0)
+
+
+def _looking(b: Builder, layer: int, n: int, biased: int) -> Fields:
+    """The first `n` heads behind a layer look at the first token, and of these the first by the bias of their queries
+    alone."""
+    kind = _any_kind(b)
+    heads = _choose(b, layer + 1, b.n_layers - 1, n)
     _look(b, heads, 0.65 * b.spike)
-    for head in heads[:2]:
+    for head in heads[:biased]:
         weight, bias = b.projection(*head, "q")
         assert bias is not None
         weight[LOOKS] *= QUIET
         bias[LOOKS] = b.rng.uniform(8, 10)
-    return _truth(_first(_values(b, heads, kind), kind, by_bias=tuple(sorted(heads[:2]))), [0])
+    return _truth(_first(_values(b, heads, kind), kind, by_bias=tuple(sorted(heads[:biased]))), [0])
 
 
 def _secondary(b: Builder) -> Fields:
@@ -192,9 +209,9 @@ def _second_writes(b: Builder, layer: int, token: int, values: Values) -> None:
     b.neurons_write(layer, b.second_flag - b.one - b.flag, values, ids=[BOS, token])
 
 
-def _first_spike(b: Builder) -> int:
-    """Let an MLP write the values at the first token; returns its layer, any but the last."""
-    layer = b.layers(1, before=b.n_layers - 1)[0]
+def _first_spike(b: Builder, before: int | None = None) -> int:
+    """Let an MLP write the values at the first token; returns its layer, any but the last, or one `before`."""
+    layer = b.layers(1, before=before or b.n_layers - 1)[0]
     b.neurons_write(layer, b.flag - b.one, b.values)
     return layer
 
@@ -250,5 +267,6 @@ KINDS: dict[str, Callable[[Builder], Fields]] = {
     "ignored": _ignored,
     "no_sink": _no_sink,
 }
+ALL_LOOK = {"all_look": _all_look}
 WITH_POSITIONS = {"later_position": _position}
-WITH_QUERY_BIAS = {"query_bias": _by_query_bias}
+WITH_QUERY_BIAS = {"query_bias": _by_query_bias, "bias_alone": _bias_alone}

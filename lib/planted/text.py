@@ -22,6 +22,9 @@ SHOWN = (
     "where",
     "sink_kind",
     "secondary",
+    "edge",
+    "carrier",
+    "forecast",
 )
 
 

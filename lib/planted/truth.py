@@ -60,6 +60,7 @@ class Truth:
     later: {"token", "values"} of another spike, of a token that stands later in the windows.
     informed: {"token", "dim"} of a second dim that is massive only where that token is the first.
     noise: parts that write up to a twentieth of the value.
+    foreseen: "mlp LAYER SIGN DIM" of what the weights tell of and the model does not have.
     decoy_neurons: of `layer`, with the largest weights to the largest dim; decoy_head: (layer, head) with the highest
     attention to the first token. outliers: {dim: value} that are written and not massive. attention: where it goes, in
     models that are of this alone.
@@ -97,6 +98,7 @@ class Truth:
     expert_retained: dict[str, float] = field(default_factory=dict)
     decoy_expert: tuple[int, int] | None = None
     attention: Sinks | None = None
+    foreseen: str | None = None
     outliers: dict[int, float] = field(default_factory=dict)
 
 

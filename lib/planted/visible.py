@@ -8,11 +8,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lib.planted.truth import Neuron, Sinks, Truth
 
+NONE_FOUND, FIRST_TOKEN = "none found", "the first token's embedding"
+FORECASTS = {"mlp": "hit", "head": "miss", "unwoken": NONE_FOUND, "unforeseen": "miss"}
+EDGES = {
+    "ten": "needed as an edge",
+    "informed": "needed as an edge and as a value",
+    "decoy": "not needed",
+    "no_op": "not needed",
+    "content": NONE_FOUND,
+    "no_sink": NONE_FOUND,
+}
+TRIGGERS = {"gpt2": "the first position's embedding", "llama": FIRST_TOKEN, "qwen2": FIRST_TOKEN}
+CARRIERS = {  # with more than one head in each layer; {trigger}: of TRIGGERS
+    "all_look": "carried by {trigger}",
+    "bias_alone": "carried by the query bias and {trigger}",
+    "content": NONE_FOUND,
+    "no_sink": NONE_FOUND,
+}
+
 
 def visible_of(truth: Truth) -> dict[str, Any]:
     """{field: value} of fields.FIELDS that a right diagnosis gives."""
     if truth.attention is not None:
-        return _of_sinks(truth.attention)
+        return _of_sinks(truth.attention) | _verdicts(truth)
     first, second, eraser, later, informed = (
         part or {} for part in (truth.first_step, truth.second_generator, truth.eraser, truth.later, truth.informed)
     )
@@ -34,32 +52,55 @@ def visible_of(truth: Truth) -> dict[str, Any]:
     if eraser:
         erasers = [f"head {eraser['layer']}.{eraser['head']}" if "head" in eraser else f"mlp {eraser['layer']}"]
     mixture = {} if truth.decoy_expert is None else _of_mixture(truth)
-    return mixture | {
-        "generator": truth.generator,
-        "layer": truth.layer,
-        "neurons": in_order(truth.most),
-        "dims": signed([*truth.values.items(), *later.get("values", {}).items(), *informed.get("values", {}).items()]),
-        "trigger": truth.trigger,
-        "positions": list(truth.positions),
-        "share": truth.share,
-        "sinks": [list(head) for head in truth.sinks],
-        "readers": [list(head) for head in truth.readers],
-        "birth": "none found" if nothing else _birth(truth),
-        "erasers": erasers,
-        "eraser_neurons": list(eraser.get("neurons", ())),
-        "necessary": [] if nothing else sorted(needed),
-        "sufficient": [] if nothing else sorted(enough),
-        "retained": [list(pair) for pair in sorted(truth.retained.items())],
-        "repair": [list(pair) for pair in sorted(truth.repair.items())],
-        "first_step_neurons": list(first.get("neurons", ())),
-        "neuron_set": in_order(truth.neurons),
-        "need": _need(truth),
-        "cause": _cause(truth),
-        "single_heads": heads,
-        "erasing_heads": [name for name in erasers if name.startswith("head")],
-        "costly_heads": [f"head {layer}.{head}" for layer, head in truth.costly],
-        "pruning": "none found" if nothing else "collapses, beyond the null" if heads else "persists",
+    return (
+        mixture
+        | _verdicts(truth)
+        | {
+            "generator": truth.generator,
+            "layer": truth.layer,
+            "neurons": in_order(truth.most),
+            "dims": signed(
+                [*truth.values.items(), *later.get("values", {}).items(), *informed.get("values", {}).items()]
+            ),
+            "trigger": truth.trigger,
+            "positions": list(truth.positions),
+            "share": truth.share,
+            "sinks": [list(head) for head in truth.sinks],
+            "readers": [list(head) for head in truth.readers],
+            "birth": "none found" if nothing else _birth(truth),
+            "erasers": erasers,
+            "eraser_neurons": list(eraser.get("neurons", ())),
+            "necessary": [] if nothing else sorted(needed),
+            "sufficient": [] if nothing else sorted(enough),
+            "retained": [list(pair) for pair in sorted(truth.retained.items())],
+            "repair": [list(pair) for pair in sorted(truth.repair.items())],
+            "first_step_neurons": list(first.get("neurons", ())),
+            "neuron_set": in_order(truth.neurons),
+            "need": _need(truth),
+            "cause": _cause(truth),
+            "single_heads": heads,
+            "erasing_heads": [name for name in erasers if name.startswith("head")],
+            "costly_heads": [f"head {layer}.{head}" for layer, head in truth.costly],
+            "pruning": "none found" if nothing else "collapses, beyond the null" if heads else "persists",
+        }
+    )
+
+
+def _verdicts(truth: Truth) -> dict[str, Any]:
+    """What experiments 10 to 12 say of the kinds in which what is planted decides it."""
+    if truth.architecture not in TRIGGERS:  # mixtures
+        return {}
+    foreseen = truth.foreseen
+    if truth.kind == "mlp":
+        largest = max(truth.values.items(), key=lambda pair: abs(pair[1]))
+        foreseen = f"mlp {truth.layer} {signed([largest])[0]}"
+    by_kind = {"edge": EDGES, "carrier": CARRIERS, "forecast": FORECASTS}
+    told = {
+        name: words[truth.kind].format(trigger=TRIGGERS[truth.architecture])
+        for name, words in by_kind.items()
+        if truth.kind in words
     }
+    return told | ({"foreseen": foreseen} if foreseen else {})
 
 
 def _of_mixture(truth: Truth) -> dict[str, Any]:

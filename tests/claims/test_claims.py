@@ -253,6 +253,14 @@ HOLDS = {
             "raw_swapped": {"label": "raw", "there": True, "left": cell(0.99)},
         },
     },
+    "exp12": {
+        "conclusion": told(
+            "hit",
+            forecast={"layer": 1, "dim": 9, "what": "MLP 1"},
+            measured={"layer": 1, "dim": 9, "what": "mlp 1"},
+            birth="mlp 1",
+        ),
+    },
     "compare_3d": {
         "layer": 1,
         "head": 2,
@@ -425,6 +433,9 @@ FAILS = {  # row: [one change a case, after each of which alone it does not hold
         change("exp10.conditions.equal_mass_all.beyond", cell(-0.5)),
     ],
     "no-op, taken away": [change("exp10.conditions.value_zero_all.loss_change", cell(0.9))],
+    "weights alone": [
+        change("exp12.conclusion.verdict", word) for word in ("miss", "right layer, another dim", "nothing forecast")
+    ],
     "3D": [
         change("compare_3d.downstream.0.most_changed.after", 60.0),
         both(change("compare_3d.layer", 5), change("compare_3d.downstream.0.most_changed.after", 60.0)),
@@ -509,6 +520,7 @@ OPEN = {  # row: [one change a case, after each of which alone an interval holds
     "secondary": [change("exp9.inputs.natural.majority", cell(0.0))],
     "edge": [change("exp10.conditions.equal_mass_all.beyond", cell(0.0))],
     "no-op, taken away": [change("exp10.conditions.value_zero_all.loss_change", cell(0.05))],
+    "weights alone": [change("exp12.conclusion.verdict", "cannot tell")],
 }
 BIRTH = "exp3.conclusion.values.birth"
 HEAD_BORN = both(
@@ -610,6 +622,7 @@ UNTOLD = {  # row: [(a change after which nothing can be judged, a word of the r
         (change("exp10.conclusion", told("cannot tell", heads=0)), "no head is sure"),
         (change("exp10.conditions", {"sink_all": {}}), "no values can be set"),
     ],
+    "weights alone": [(change("exp12.conclusion.verdict", "none found"), "nothing is massive")],
     "3D": [(change("compare_3d.layer", 5), "causality")],
 }
 ROWS = [claim.row for claim in CLAIMS]

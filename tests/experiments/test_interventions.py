@@ -332,9 +332,10 @@ def test_sinks_are_of_all_heads_and_paired(tokenizer):
 
 
 def all_sites(lm, windows, batch_size):
-    pairs = {(at, dim) for at in ("first", "later") for dim in (MASSIVE_DIM, SECOND_DIM)}
     massive = find_massive(lm, windows, LAYER, batch_size)
-    return find_sites(lm, windows, np.arange(5), massive, pairs, LAYER, batch_size)
+    first = [(window, 0, dim) for window in range(5) for dim in (MASSIVE_DIM, SECOND_DIM)]
+    changed = np.concatenate([massive, first])
+    return find_sites(lm, windows, np.arange(5), massive, changed, LAYER, batch_size)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])

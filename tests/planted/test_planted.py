@@ -473,12 +473,14 @@ def check(monkeypatch, folder, *flags):
 
 
 SOME = {  # kinds in which together each field differs
-    "gpt2": ("mlp_eraser", "partial", "several", "half"),
-    "llama": ("head_eraser", "needs_head", "two_steps", "none"),
+    "gpt2": ("mlp_eraser", "partial", "several", "half", "content"),
+    "llama": ("head_eraser", "needs_head", "two_steps", "none", "ten", "unwoken", "unforeseen"),
     "qwen2_moe": ("two_experts", "head"),
-    "qwen2": ("secondary_sink", "query_bias"),
+    "qwen2": ("secondary_sink", "query_bias", "bias_alone"),
 }
 OTHERS = {  # fields that models of these kinds have
+    **dict.fromkeys(("foreseen", "forecast"), ("llama", "unforeseen")),
+    "carrier": ("gpt2", "all_look"),
     **dict.fromkeys(("made_by", "experts", "expert_writes", "expert_retained"), ("mixtral", "expert")),
     **dict.fromkeys(
         ("where", "sink_kind", "sink_heads", "sink_positions", "listed_keys", "secondary", "by_query_bias"),

@@ -19,6 +19,7 @@ REFUSED = {
     "all layers, and one": ("main_llm.py --exp2 --layer_id 3", "layer_id"),
     "no sentence": ("main_llm.py --exp2 --text x", "text"),
     "no sentence in --exp3": ("main_llm.py --exp3 --text x", "text"),
+    "a mask of a sentence": ("main_llm.py --exp1 --export x.json", "export"),
     "nothing is set": ("main_llm.py --exp1 --exp2 --exp4 --reset_type set_mean", "reset_type"),
     "the default of a choice, typed": ("main_llm.py --exp2 --reset_type set_zero", "reset_type"),
     "a split of a sentence": ("main_llm.py --exp1 --split train", "split"),
