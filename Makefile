@@ -89,7 +89,7 @@ test-peers: $(PEERS_READY)
 # the page in a headless Chromium (Debian: apt-get install chromium npm)
 test-page: $(READY)
 	$(BIN)/pip install --quiet --requirement requirements-page.txt
-	npm install --silent --no-save --prefix .venv axe-core@AXE
+	npm install --silent --no-save --prefix .venv axe-core@4.14.1
 	$(RUN) -m pytest tests/page
 
 # time and memory beside other tools, in an environment of its own: the tables end in what is met and what is not

@@ -121,7 +121,7 @@ def _answers(results: Sequence[Shown]) -> Html:
 
 def _claims(subject: Subject) -> Html:
     counts = Counter(claim.judged.verdict for claim in subject.claims)
-    counted = [words.COUNT.format(n=counts[verdict], verdict=verdict) for verdict in VERDICTS if counts[verdict]]
+    counted = [words.COUNTS[verdict].format(n=counts[verdict]) for verdict in VERDICTS if counts[verdict]]
     rows: list[list[str]] = [
         [claim.judged.row, tag("strong", claim.judged.verdict), claim.judged.claim, claim.numbers]
         for verdict in VERDICTS

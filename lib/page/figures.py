@@ -42,8 +42,7 @@ def figure(path: Path, said: str, about: str, views: list[View]) -> Html:
     )
     boxes = [tag("div", class_="view", data_view=json.dumps(_data(view)), hidden=True) for view in views]
     turned = tag("div", boxes, class_="views") if views else []
-    notes = [words.HOVER, *(note for view in views[:1] if (note := _reduced(view)))] if views else []
-    hint = [tag("span", " ".join(["", *notes]), class_="hint", hidden=True)] if notes else []
+    hint = [tag("span", f" {_hint(views[0])}", class_="hint", hidden=True)] if views else []
     return tag("figure", image, turned, tag("figcaption", said, hint), class_="wide" if width > 900 else False)
 
 
@@ -61,10 +60,12 @@ def _picture(path: Path) -> tuple[str, tuple[int, int]]:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}", size
 
 
-def _reduced(view: View) -> str | None:
-    if isinstance(view, HeatMap) or len(view.dims) == view.width:
-        return None
-    return words.LARGEST_DIMS.format(shown=len(view.dims), width=f"{view.width:,}")
+def _hint(view: View) -> str:
+    if isinstance(view, HeatMap):
+        return words.HOVER
+    if len(view.dims) == view.width:
+        return words.TURN
+    return f"{words.TURN} {words.LARGEST_DIMS.format(shown=len(view.dims), width=f'{view.width:,}')}"
 
 
 def _data(view: View) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def _heat_map(view: HeatMap) -> dict[str, Any]:
         "limits": [view.colour(-view.limit if view.diverging else 0.0), view.colour(view.limit)],
         "diverging": view.diverging,
         "ticks": [view.colour(tick) for tick in ticks],
-        "tick_texts": [number(tick, view.diverging and tick != 0) for tick in ticks],
+        "tick_texts": [_rounded(number(tick, view.diverging and tick != 0)) for tick in ticks],
     }
 
 
@@ -99,6 +100,10 @@ def _lines(view: Lines3D) -> dict[str, Any]:
         "values": view.values,
         "top": view.top,
     }
+
+
+def _rounded(text: str) -> str:
+    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
 
 
 def _short(value: float) -> float:

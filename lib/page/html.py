@@ -9,7 +9,7 @@ class Html(str):
     """Text that is HTML."""
 
 
-def tag(name: str, *content: object, **attributes: str | bool) -> Html:
+def tag(name: str, /, *content: object, **attributes: str | bool) -> Html:
     """An element. Attributes: `class_` is class, `data_sort` data-sort; True has no value, False is left out."""
     written = "".join(_attribute(key, value) for key, value in attributes.items() if value is not False)
     if name in VOID:

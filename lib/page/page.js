@@ -35,11 +35,12 @@ function sort(body, column, sign) {
 
 document.querySelectorAll("table").forEach(sortable);
 
-// A link into what is folded away opens it; a print has all of it.
+// A print has what is folded away, too.
 function unfold(all) {
   document.querySelectorAll("details").forEach((details) => {
-    if (all) details.dataset.was = details.open ? "open" : "";
+    details.dataset.was ??= details.open ? "open" : "folded";
     details.open = all || details.dataset.was === "open";
+    if (!all) delete details.dataset.was;
   });
 }
 addEventListener("beforeprint", () => unfold(true));
@@ -78,7 +79,7 @@ function layout(title) {
     paper_bgcolor: colour("--paper"),
     plot_bgcolor: colour("--panel"),
     font: { color: colour("--ink"), family: "system-ui, sans-serif", size: 12 },
-    margin: { l: 60, r: 10, t: 40, b: 50 },
+    margin: { l: 60, r: 10, t: 40, b: 60 },
     hoverlabel: { align: "left" },
   };
 }
@@ -111,7 +112,8 @@ function heatMap(view) {
   return [[trace], { ...layout(view.title), xaxis: axis(x, view.columns), yaxis: { ...axis(y, view.rows), ...range } }];
 }
 
-function linesIn3D(view) {
+function linesIn3D(view, box) {
+  const away = Math.max(1, 1.1 * box.clientHeight / box.clientWidth);
   const x = [], y = [], z = [], text = [];
   view.values.forEach((row, token) => {
     row.forEach((value, i) => {
@@ -138,7 +140,7 @@ function linesIn3D(view) {
     scene: {
       xaxis: axis("dim"), yaxis: { ...axis("token"), ...tokens },
       zaxis: { ...axis("|activation|"), range: [0, 1.05 * view.top] },
-      aspectratio: { x: 1.6, y: 1.2, z: 1 }, camera: { eye: { x: 1.1, y: -1.9, z: 0.9 } },
+      aspectratio: { x: 1.6, y: 1.2, z: 1 }, camera: { eye: { x: 1.35 * away, y: -2.3 * away, z: 1.05 * away }, center: { x: 0.05, y: 0, z: -0.15 } },
     },
   }];
 }
@@ -158,9 +160,9 @@ async function draw(figure, stored) {
   const options = { responsive: true, displaylogo: false, displayModeBar: "hover" };
   for (const [i, box] of boxes.entries()) {
     if (views[i].rows) box.style.height = `${Math.max(320, 100 + 14 * views[i].rows.length)}px`;
-    box.setAttribute("role", "img");
+    box.setAttribute("role", "group");
     box.setAttribute("aria-label", figure.querySelector("img").alt);
-    const [traces, look] = views[i].kind === "heat map" ? heatMap(views[i]) : linesIn3D(views[i]);
+    const [traces, look] = views[i].kind === "heat map" ? heatMap(views[i]) : linesIn3D(views[i], box);
     await Plotly.newPlot(box, traces, look, options);
     box.dataset.drawn = "yes";
   }

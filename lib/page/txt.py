@@ -9,6 +9,8 @@ from lib.report import tables
 from lib.report.tables import MARK, Table
 
 NUMBERED = re.compile(r"Experiment \w+: ")
+TALL = 16  # rows of a table; one that has more scrolls
+BRIEF = 34  # characters of a cell that is not broken into lines
 HINTS = {"Conclusion: ": "conclusion", "Rule: ": "rule"}
 
 
@@ -36,11 +38,11 @@ def _html(say: Callable[[Any], str], result: Any, headless: bool) -> Html:
 
 
 def _blocks(text: str, kept: list[Table]) -> Iterator[Html]:
-    """Paragraphs and tables in their order; a line that ends a verdict or begins its rule is a paragraph of its own."""
+    """Paragraphs and tables in their order; verdict and rule are one each."""
     lines: list[str] = []
     for line in [*text.split("\n"), ""]:
         table = line.startswith(MARK)
-        if lines and (table or not line or line.startswith(tuple(HINTS)) or lines[-1].startswith("Rule: ")):
+        if lines and (table or not line or line.startswith(tuple(HINTS)) or lines[-1].startswith(tuple(HINTS))):
             yield _paragraph(lines)
             lines = []
         if table:
@@ -56,11 +58,18 @@ def _paragraph(lines: list[str]) -> Html:
 
 def html_table(table: Table) -> Html:
     """In a box of its own that scrolls, and can be scrolled with keys."""
-    numeric = table.numeric or [False] * len(table.headers)
-    kinds: list[str | bool] = ["number" if numbers else False for numbers in numeric]
+    kinds = [_kind(table, column) for column in range(len(table.headers))]
     heads = [tag("th", head, scope="col", class_=kind) for head, kind in zip(table.headers, kinds, strict=True)]
     rows = [
         tag("tr", [tag("td", cell, class_=kind) for cell, kind in zip(row, kinds, strict=True)]) for row in table.rows
     ]
     body = tag("table", tag("thead", tag("tr", heads)), tag("tbody", rows))
-    return tag("div", body, class_="box", tabindex="0", role="group", aria_label=", ".join(filter(None, table.headers)))
+    shape = "tall box" if len(table.rows) > TALL else "box"
+    return tag("div", body, class_=shape, tabindex="0", role="group", aria_label=", ".join(filter(None, table.headers)))
+
+
+def _kind(table: Table, column: int) -> str | bool:
+    """The class of a column's cells."""
+    if table.numeric and table.numeric[column]:
+        return "number"
+    return "brief" if all(len(row[column]) <= BRIEF for row in table.rows) else False

@@ -18,10 +18,14 @@ COUNTED = (
     "{counts}; each by its own rule. What cannot be told has no result here, or an interval that holds a threshold. What "
     "does not hold here may hold elsewhere."
 )
-COUNT = "{n} {verdict}"
+COUNTS = {
+    "holds here": "{n} hold here",
+    "does not hold here": "{n} do not hold here",
+    "cannot tell": "{n} cannot be told",
+}
 NOT_GPT2 = "Results of this model do not refute the seed study's figures, which are of GPT-2."
 WARNING = "Warning: {warning}"
-HOVER = "Hover for numbers; drag to turn, scroll to zoom where it is in 3D."
+HOVER, TURN = "Hover for numbers.", "Hover for numbers, drag to turn, scroll to zoom."
 LARGEST_DIMS = "The {shown} dims with the largest values, of {width}."
 MODEL, TEXT, WINDOWS, PRECISION, MEASURED = "Model", "Text", "Windows", "Precision", "Measured"
 OF_WINDOWS = "{windows} of {tokens} tokens"
@@ -52,7 +56,7 @@ FATES = {
     "reverses": "reverses its sign",
     "cannot tell": "does what cannot be told",
 }
-NEEDED = "Does the model need it? {verdict}; without what writes it the loss changes by {loss} nats a token."
+NEEDED = "Whether the model needs it: {verdict}. Without what writes it the loss changes by {loss} nats a token."
 
 
 class Said(NamedTuple):
