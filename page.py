@@ -53,11 +53,7 @@ def find(folder: Path) -> dict[Identity, list[Shown]]:
     from lib.page.sections import Shown
 
     order = list(catalogue.EXPERIMENTS)
-    found = [
-        (path, payload)
-        for path in sorted(folder.rglob("*.json"))
-        if (payload := verify_claims.read(path, order))
-    ]
+    found = [(path, payload) for path in sorted(folder.rglob("*.json")) if (payload := verify_claims.read(path, order))]
     models: dict[Identity, list[Shown]] = {}
     for number, (path, payload) in enumerate(found, 1):
         with of_file(path):

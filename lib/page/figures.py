@@ -37,9 +37,7 @@ def caption(draw: Any) -> str:
 def figure(path: Path, said: str, about: str, views: list[View]) -> Html:
     """about: of what result it is, for those who do not see it."""
     picture, (width, height) = _picture(path)
-    image = tag(
-        "img", src=picture, alt=f"{said} {about}".strip(), width=str(width), height=str(height), loading="lazy"
-    )
+    image = tag("img", src=picture, alt=f"{said} {about}".strip(), width=str(width), height=str(height), loading="lazy")
     boxes = [tag("div", class_="view", data_view=json.dumps(_data(view)), hidden=True) for view in views]
     turned = tag("div", boxes, class_="views") if views else []
     hint = [tag("span", f" {_hint(views[0])}", class_="hint", hidden=True)] if views else []

@@ -16,8 +16,8 @@ from lib.report.views import View
 
 @dataclass(frozen=True)
 class Shown:
-    """A result of a page. path: of its JSON; below: that path below the page's folder; folder: in which its files are; key:
-    its id on the page."""
+    """A result of a page. path: of its JSON; below: the same, below the page's folder; folder: in which its files are;
+    key: its id on the page."""
 
     experiment: Experiment
     result: Result[Any, Any]
@@ -49,7 +49,6 @@ def section(shown: Shown) -> Html:
 
 def _section(shown: Shown) -> Html:
     said = words.EXPERIMENTS.get(shown.result.experiment)
-    limits = [tag("strong", words.SHOWS), f" {said.shows}. ", tag("strong", words.CANNOT_SHOW), f" {said.cannot_show}."]
     details = shown.experiment.details
     warning = shown.result.provenance.get("warning")
     return tag(
@@ -57,7 +56,7 @@ def _section(shown: Shown) -> Html:
         tag("h3", shown.title, id=f"{shown.key}-title"),
         tag("p", shown.asks, " ", _answer(shown), class_="asks"),
         tag("p", words.WARNING.format(warning=warning), class_="warning") if warning else [],
-        tag("p", limits, class_="limits") if said else [],
+        _limits(said) if said else [],
         tag("div", [*_figures(shown)], class_="figures"),
         tag("div", txt.summary(shown.experiment.summary, shown.result), class_="numbers"),
         _folded(words.DETAILS, txt.details(details, shown.result)) if details else [],
@@ -65,6 +64,11 @@ def _section(shown: Shown) -> Html:
         id=shown.key,
         aria_labelledby=f"{shown.key}-title",
     )
+
+
+def _limits(said: words.Said) -> Html:
+    shows = [tag("strong", words.SHOWS), f" {said.shows}. "]
+    return tag("p", shows, tag("strong", words.CANNOT_SHOW), f" {said.cannot_show}.", class_="limits")
 
 
 def _answer(shown: Shown) -> Html:

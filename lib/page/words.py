@@ -15,8 +15,8 @@ QUESTION, ANSWER, EXPERIMENT = "question", "answer", "experiment"
 ROW, VERDICT, CLAIM, NUMBERS = "row", "verdict", "claim", "rests on"
 NO_VERDICT = "measured; no verdict"
 COUNTED = (
-    "{counts}; each by its own rule. What cannot be told has no result here, or an interval that holds a threshold. What "
-    "does not hold here may hold elsewhere."
+    "{counts}; each by its own rule. What cannot be told has no result here, or an interval that holds a threshold. "
+    "What does not hold here may hold elsewhere."
 )
 COUNTS = {
     "holds here": "{n} hold here",

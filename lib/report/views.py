@@ -72,4 +72,3 @@ def text_in_3d(figure: str, title: str, tokens: list[str], values: list[list[flo
     dims = sorted(sorted(range(width), key=lambda dim: -most[dim])[: max(1, CELLS // len(values))])
     shown = [[float(f"{abs(row[dim]):.4g}") for dim in dims] for row in values]
     return Lines3D(figure, title, tokens, dims, width, shown, top)
-

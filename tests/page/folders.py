@@ -5,7 +5,6 @@ import importlib
 import json
 import shutil
 
-import page
 from lib import catalogue
 from lib.report import result_files
 from lib.run.checkout import ROOT
@@ -30,12 +29,20 @@ def planted(folder, architecture, name="planted"):
     stored = json.loads((golden.FOLDER / f"{architecture}.json").read_text())
     stored.pop("machine")
     for experiment_name, results in stored.items():
-        experiment = page.experiment_of(experiment_name)
         script = importlib.import_module(catalogue.EXPERIMENTS[experiment_name].command.split()[0].removesuffix(".py"))
         config = dataclasses.asdict(script.Options(model=name)) | {"model_name": name}
         model = {"name": name, "type": architecture, "weights_sha256": {"model.safetensors": "0" * 64}}
-        provenance = {"command": "python", "time": "2026-01-01T00:00:00Z", "seconds": 0, "git": None, "model": model,
-                      "dtype": "float32", "device": "cpu", "seed": 0, "data": DATA}  # fmt: skip
+        provenance = {
+            "command": "python",
+            "time": "2026-01-01T00:00:00Z",
+            "seconds": 0,
+            "git": None,
+            "model": model,
+            "dtype": "float32",
+            "device": "cpu",
+            "seed": 0,
+            "data": DATA,
+        }
         files = {"json": f"{experiment_name}.json", "txt": f"{experiment_name}.txt", "figures": []}
         payload = result_files.payload(experiment_name, config, provenance, results, files)
         result_files.write_json(folder / files["json"], payload)

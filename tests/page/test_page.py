@@ -4,6 +4,7 @@ markup."""
 import base64
 import importlib.util
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -64,7 +65,8 @@ def test_one_whole_file(folder, document):
     assert (folder / "index.html").stat().st_size < 5 * MEGABYTE
     ids = [element.attributes["id"] for element in document.every() if "id" in element.attributes]
     assert len(ids) == len(set(ids))
-    targets = [element.attributes[name] for element in document.every() for name in ("href", "src") if name in element.attributes]  # fmt: skip
+    named = [element.attributes.get(name) for element in document.every() for name in ("href", "src")]
+    targets = [target for target in named if target is not None]
     assert targets
     for target in targets:
         assert target.startswith("data:image/") or target.removeprefix("#") in ids, target[:80]
@@ -72,7 +74,7 @@ def test_one_whole_file(folder, document):
     assert policy.attributes["content"].startswith("default-src 'none'")
     levels = [int(element.tag[1]) for element in document.every("h1", "h2", "h3", "h4")]
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
 
 def test_every_result_has_its_verdict(folder, document):
@@ -110,7 +112,8 @@ def test_what_matters_in_sentences(document):
 
 
 def test_tables_have_the_numbers_of_the_json(folder, document):
-    of = {payload["experiment"]: (payload["results"], tables(section)) for payload, section, _ in sections(document, folder)}  # fmt: skip
+    shown = sections(document, folder)
+    of = {payload["experiment"]: (payload["results"], tables(section)) for payload, section, _path in shown}
     layerwise, [rows, _massive] = of["layerwise"]
     assert len(rows) == 1 + len(layerwise["layers"])
     writes, [largest, *_] = of["exp3"]
@@ -121,7 +124,7 @@ def test_tables_have_the_numbers_of_the_json(folder, document):
     for row, head in zip(highest[1:], scores["ranking"], strict=False):
         assert row[1:3] == [str(head["layer"]), str(head["head"])]
         assert row[3].startswith(f"{head['score']:.4f} [")
-    for _payload, section, _path in sections(document, folder):
+    for _payload, section, _path in shown:
         for rows in tables(section):
             assert len({len(row) for row in rows}) == 1
 
