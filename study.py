@@ -103,7 +103,10 @@ def main() -> None:
     found = verify_claims.find(folder).get(options.model_name, {})
     with carried_out("verify_claims.py", [str(folder)]), redirect_stdout(io.StringIO()):
         verify_claims.verify(folder, options.model_name, of_model(found, this))
-    conclude(folder, options.model_name, this)
+    try:
+        conclude(folder, options.model_name, this)
+    except cli.UserError as error:
+        failed.append(f"page.py ({error})")
     if failed:
         raise cli.UserError(f"without a whole result: {', '.join(failed)}")
 
@@ -153,11 +156,11 @@ def carry_out(script: ModuleType, command: list[str], lm: LanguageModel, force: 
         else:
             with redirect_stdout(io.StringIO()):
                 execute(experiment, options, lm)
-            print(f"{path}, {time.monotonic() - start:.0f} s")
+            print(f"{path}, {time.monotonic() - start:.0f} s", flush=True)
     payload = result_files.load(path, experiment.name)
     conclusion = catalogue.concluded(payload).conclusion
     if conclusion is not None:
-        print(textwrap.fill(conclusion.verdict, COLUMNS), flush=True)
+        print(textwrap.fill(f"Conclusion: {conclusion.verdict}", COLUMNS), flush=True)
     return payload
 
 

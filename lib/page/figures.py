@@ -37,10 +37,11 @@ def caption(draw: Any) -> str:
 def figure(path: Path, said: str, about: str, views: list[View]) -> Html:
     """about: of what result it is, for those who do not see it."""
     picture, (width, height) = _picture(path)
-    image = tag("img", src=picture, alt=f"{said} {about}".strip(), width=str(width), height=str(height), loading="lazy")
+    image = tag("img", src=picture, alt=f"{said} {about}".strip(), width=str(width), height=str(height))
     boxes = [tag("div", class_="view", data_view=json.dumps(_data(view)), hidden=True) for view in views]
     turned = tag("div", boxes, class_="views") if views else []
-    hint = [tag("span", f" {_hint(views[0])}", class_="hint", hidden=True)] if views else []
+    swap = tag("button", words.PICTURE, type="button", aria_pressed="false")
+    hint = [tag("span", f" {_hint(views[0])} ", swap, class_="hint", hidden=True)] if views else []
     return tag("figure", image, turned, tag("figcaption", said, hint), class_="wide" if width > 900 else False)
 
 

@@ -77,8 +77,9 @@ def _without(found: Found) -> str | None:
         values = conclusion.values
         exact = values.first_tokens
         left = number(exact.retained) if exact else interval(values.retained)
+        said = words.UNKNOWN_FATE if conclusion.verdict == CANNOT_TELL else words.WITHOUT
         fate = words.FATES.get(conclusion.verdict, conclusion.verdict)
-        parts.append(words.WITHOUT.format(part=part, fate=fate) + words.LEFT.format(left=left))
+        parts.append(said.format(part=part, fate=fate) + words.LEFT.format(left=left))
     return f"{'; '.join([*parts[:1], *(part[:1].lower() + part[1:] for part in parts[1:])])}." if parts else None
 
 

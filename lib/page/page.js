@@ -155,8 +155,10 @@ async function draw(figure, stored) {
   const views = boxes.map((box) => JSON.parse(box.dataset.view));
   if (views.some((view) => view.kind === "lines in 3D") && !hasWebGL()) return;
   await load(stored);
-  figure.querySelector("img").hidden = true;
-  figure.querySelectorAll("[hidden]:not(img)").forEach((element) => { element.hidden = false; });
+  if (!boxes[0].dataset.drawn) {
+    figure.querySelector("img").hidden = true;
+    figure.querySelectorAll("[hidden]:not(img)").forEach((element) => { element.hidden = false; });
+  }
   const options = { responsive: true, displaylogo: false, displayModeBar: "hover" };
   for (const [i, box] of boxes.entries()) {
     if (views[i].rows) box.style.height = `${Math.max(320, 100 + 14 * views[i].rows.length)}px`;
@@ -168,6 +170,14 @@ async function draw(figure, stored) {
   }
 }
 
+function swap(figure) {
+  const image = figure.querySelector("img");
+  const pictured = image.hidden;
+  image.hidden = !pictured;
+  figure.querySelector(".views").hidden = pictured;
+  figure.querySelector(".hint button").setAttribute("aria-pressed", pictured);
+}
+
 const stored = document.getElementById("plotly");
 if (stored && "DecompressionStream" in window) {
   const figures = [...document.querySelectorAll("figure:has(.view)")];
@@ -177,7 +187,10 @@ if (stored && "DecompressionStream" in window) {
       draw(entry.target, stored);
     });
   }, { rootMargin: "600px" });
-  figures.forEach((figure) => near.observe(figure));
+  figures.forEach((figure) => {
+    near.observe(figure);
+    figure.querySelector(".hint button").addEventListener("click", () => swap(figure));
+  });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     figures.filter((figure) => figure.querySelector("[data-drawn]")).forEach((figure) => draw(figure, stored));
   });

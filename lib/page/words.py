@@ -25,6 +25,7 @@ COUNTS = {
 }
 NOT_GPT2 = "Results of this model do not refute the seed study's figures, which are of GPT-2."
 WARNING = "Warning: {warning}"
+PICTURE = "As a picture"
 HOVER, TURN = "Hover for numbers.", "Hover for numbers, drag to turn, scroll to zoom."
 LARGEST_DIMS = "The {shown} dims with the largest values, of {width}."
 MODEL, TEXT, WINDOWS, PRECISION, MEASURED = "Model", "Text", "Windows", "Precision", "Measured"
@@ -46,6 +47,7 @@ ERASES, ERASE = "{erasers} takes it away", "{erasers} take it away"
 NO_ERASER = "no component is sure to take it away"
 WRITE = "{name} ({value})"
 WITHOUT = "Without any {part} it {fate}"
+UNKNOWN_FATE = "What becomes of it without any {part} cannot be told"
 LEFT = ", {left} of it left"
 ATTENTION_HEAD, MLP = "attention head", "MLP"
 FATES = {
@@ -54,7 +56,6 @@ FATES = {
     "collapses": "collapses",
     "grows": "grows",
     "reverses": "reverses its sign",
-    "cannot tell": "does what cannot be told",
 }
 NEEDED = "Whether the model needs it: {verdict}. Without what writes it the loss changes by {loss} nats a token."
 

@@ -175,10 +175,12 @@ def test_without_javascript_all_can_be_read(opened):
 
 
 def test_a_print_has_all_of_it(opened, tmp_path):
+    """Of a page that was never scrolled, too."""
     tab = opened()
-    drawn(tab)
     tab.emulate_media(media="print")
-    assert tab.locator("img:visible").count() == tab.locator("img").count()
+    images = tab.locator("img")
+    assert tab.locator("img:visible").count() == images.count()
+    assert images.evaluate_all("images => images.every(image => image.complete && image.naturalWidth > 100)")
     assert tab.locator(".view:visible").count() == 0
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert tab.locator("details:not([open])").count() == 0
@@ -197,3 +199,16 @@ def test_no_webgl_leaves_the_pictures(opened):
     tab.wait_for_timeout(500)
     assert figure.locator("img").is_visible()
     assert figure.locator(".view:visible").count() == 0
+
+
+def test_the_picture_can_be_had(opened):
+    tab = opened()
+    figure = tab.locator("figure:has(.view)").first
+    figure.scroll_into_view_if_needed()
+    figure.locator(".view[data-drawn]").first.wait_for()
+    button = figure.locator(".hint button")
+    for pictured in (True, False):
+        button.click()
+        assert button.get_attribute("aria-pressed") == str(pictured).lower()
+        assert figure.locator("img").is_visible() == pictured
+        assert figure.locator(".view").first.is_visible() != pictured
