@@ -114,9 +114,12 @@ def test_what_matters_in_sentences(document):
 def test_tables_have_the_numbers_of_the_json(folder, document):
     shown = sections(document, folder)
     of = {payload["experiment"]: (payload["results"], tables(section)) for payload, section, _path in shown}
-    layerwise, [rows, _massive] = of["layerwise"]
+    layerwise, [rows, massive] = of["layerwise"]
+    assert massive[0][0] == "position"
+    assert massive[1][2] == str(layerwise["massive"][0]["dim"])
     assert len(rows) == 1 + len(layerwise["layers"])
-    writes, [largest, *_] = of["exp3"]
+    writes, [largest, tests, *_] = of["exp3"]
+    assert [row[0] for row in tests[1:]] == [test["what"] for test in writes["conclusion"]["tests"]]
     first = max(writes["writes"], key=lambda write: abs(write["value"]))
     assert largest[1][:2] == [str(first["layer"]), first["component"]]
     assert largest[1][2].startswith(f"{first['value']:+,.0f} [")
@@ -243,6 +246,16 @@ def test_what_is_not_there_is_left_out(tmp_path):
     document = parse(page.write(folder))
     assert not list(document.every("img"))
     assert len(list(document.every("section"))) == 1
+
+
+def test_no_picture_from_outside_the_folder(tmp_path):
+    folder = folders.smollm2(tmp_path / "x", "layerwise")
+    (folder / "outside.png").write_bytes((folder / "main_llm" / "smollm2-135m.png").read_bytes())
+    for path, payload in payloads(folder).items():
+        if payload["experiment"] == "layerwise":
+            folders.change(path, lambda payload: payload["config"].update(model_name="../outside"))
+    document = parse(page.write(folder))
+    assert len(list(document.every("img"))) == 1  # of the sentence
 
 
 def test_an_ablation_is_shown_and_not_concluded_from(tmp_path):
