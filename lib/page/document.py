@@ -121,7 +121,7 @@ def _answers(results: Sequence[Shown]) -> Html:
 
 def _claims(subject: Subject) -> Html:
     counts = Counter(claim.judged.verdict for claim in subject.claims)
-    counted = [words.COUNTS[verdict].format(n=counts[verdict]) for verdict in VERDICTS if counts[verdict]]
+    counted = [words.COUNT.format(verdict=verdict, n=counts[verdict]) for verdict in VERDICTS if counts[verdict]]
     rows: list[list[str]] = [
         [claim.judged.row, tag("strong", claim.judged.verdict), claim.judged.claim, claim.numbers]
         for verdict in VERDICTS
@@ -129,7 +129,7 @@ def _claims(subject: Subject) -> Html:
         if claim.judged.verdict == verdict
     ]
     table = Table([words.ROW, words.VERDICT, words.CLAIM, words.NUMBERS], rows, [False] * 4)
-    notes = [words.COUNTED.format(counts=words.AND.join(counted)), subject.note or ""]
+    notes = [words.COUNTED.format(counts="; ".join(counted)), subject.note or ""]
     return joined(
         [
             tag("h2", words.CLAIMS),

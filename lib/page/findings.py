@@ -79,7 +79,8 @@ def _without(found: Found) -> str | None:
         left = number(exact.retained) if exact else interval(values.retained)
         said = words.UNKNOWN_FATE if conclusion.verdict == CANNOT_TELL else words.WITHOUT
         fate = words.FATES.get(conclusion.verdict, conclusion.verdict)
-        parts.append(said.format(part=part, fate=fate) + words.LEFT.format(left=left))
+        it = words.AGAIN if parts else words.IT
+        parts.append(said.format(part=part, it=it, fate=fate) + words.LEFT.format(left=left))
     return f"{'; '.join([*parts[:1], *(part[:1].lower() + part[1:] for part in parts[1:])])}." if parts else None
 
 

@@ -15,14 +15,10 @@ QUESTION, ANSWER, EXPERIMENT = "question", "answer", "experiment"
 ROW, VERDICT, CLAIM, NUMBERS = "row", "verdict", "claim", "rests on"
 NO_VERDICT = "measured; no verdict"
 COUNTED = (
-    "{counts}; each by its own rule. What cannot be told has no result here, or an interval that holds a threshold. "
-    "What does not hold here may hold elsewhere."
+    "{counts}. Each is judged by its own rule. What cannot be told has no result here, or an interval that holds a "
+    "threshold. What does not hold here may hold elsewhere."
 )
-COUNTS = {
-    "holds here": "{n} hold here",
-    "does not hold here": "{n} do not hold here",
-    "cannot tell": "{n} cannot be told",
-}
+COUNT = "{verdict}: {n}"
 NOT_GPT2 = "Results of this model do not refute the seed study's figures, which are of GPT-2."
 WARNING = "Warning: {warning}"
 PICTURE = "As a picture"
@@ -46,8 +42,9 @@ NO_WRITER = "No single component writes it"
 ERASES, ERASE = "{erasers} takes it away", "{erasers} take it away"
 NO_ERASER = "no component is sure to take it away"
 WRITE = "{name} ({value})"
-WITHOUT = "Without any {part} it {fate}"
-UNKNOWN_FATE = "What becomes of it without any {part} cannot be told"
+WITHOUT = "Without any {part} {it} {fate}"
+UNKNOWN_FATE = "What becomes of {it} without any {part} cannot be told"
+IT, AGAIN = "the massive activation", "it"
 LEFT = ", {left} of it left"
 ATTENTION_HEAD, MLP = "attention head", "MLP"
 FATES = {
