@@ -33,7 +33,7 @@ models: $(READY)
 # the seed study's seven scripts and the ledger on a real model, small samples; it ends in a page
 demo:
 	@echo "This sets up .venv if it is not there, then measures SmolLM2-135M on Python's documentation with the"
-	@echo "seed study's seven scripts and a ledger of who writes what: DURATION on two cores."
+	@echo "seed study's seven scripts and a ledger of who writes what: about five minutes on two cores, once set up."
 	@$(MAKE) --silent setup
 	@$(RUN) study.py $(SMOLLM) --short --nsamples 8 --seqlen 512 --savedir results/demo
 

@@ -93,7 +93,7 @@ def _lines(view: Lines3D) -> dict[str, Any]:
     return {
         "kind": view.kind,
         "title": view.title,
-        "axes": ["dim", "token", "|activation|"],
+        "axes": words.AXES_3D,
         "tokens": view.tokens,
         "dims": view.dims,
         "values": view.values,

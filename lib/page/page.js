@@ -65,7 +65,8 @@ function load(stored) {
 
 // plotly reads its texts as HTML
 const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-const short = (text) => (text.length > 16 ? `${text.slice(0, 15)}\u2026` : text);
+// but those at axes in 3D as they are, and tags in them as tags
+const atAxis = (text) => (text.length > 12 ? `${text.slice(0, 11)}\u2026` : text).replaceAll("<", "<\u200b");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 const PURPLE_TO_ORANGE = [
@@ -113,14 +114,16 @@ function heatMap(view) {
 }
 
 function linesIn3D(view, box) {
+  const [dim, token, size] = view.axes.map(plain);
   const away = Math.max(1, 1.1 * box.clientHeight / box.clientWidth);
   const x = [], y = [], z = [], text = [];
-  view.values.forEach((row, token) => {
+  view.values.forEach((row, place) => {
     row.forEach((value, i) => {
       x.push(view.dims[i]);
-      y.push(token);
+      y.push(place);
       z.push(value);
-      text.push(`token ${token} ${plain(JSON.stringify(view.tokens[token]))}<br>dim ${view.dims[i]}<br>${value}`);
+      const said = plain(JSON.stringify(view.tokens[place]));
+      text.push(`${token} ${place} ${said}<br>${dim} ${view.dims[i]}<br>${value}`);
     });
     x.push(null); y.push(null); z.push(null); text.push("");
   });
@@ -133,14 +136,15 @@ function linesIn3D(view, box) {
   const axis = (title) => ({
     title: { text: title }, gridcolor: colour("--line"), zeroline: false, showbackground: false,
   });
-  const tokens = { tickvals: places, ticktext: places.map((i) => plain(short(view.tokens[i]))) };
+  const tokens = { tickvals: places, ticktext: places.map((i) => atAxis(view.tokens[i])) };
   return [[trace], {
     ...layout(view.title),
     margin: { l: 0, r: 0, t: 40, b: 0 },
     scene: {
-      xaxis: axis("dim"), yaxis: { ...axis("token"), ...tokens },
-      zaxis: { ...axis("|activation|"), range: [0, 1.05 * view.top] },
-      aspectratio: { x: 1.6, y: 1.2, z: 1 }, camera: { eye: { x: 1.35 * away, y: -2.3 * away, z: 1.05 * away }, center: { x: 0.05, y: 0, z: -0.15 } },
+      xaxis: axis(dim), yaxis: { ...axis(token), ...tokens },
+      zaxis: { ...axis(size), range: [0, 1.05 * view.top] },
+      aspectratio: { x: 1.6, y: 1.2, z: 1 },
+      camera: { eye: { x: 1.35 * away, y: -2.3 * away, z: 1.05 * away }, center: { x: 0.05, y: 0, z: -0.15 } },
     },
   }];
 }

@@ -21,6 +21,7 @@ COUNTED = (
 COUNT = "{verdict}: {n}"
 NOT_GPT2 = "Results of this model do not refute the seed study's figures, which are of GPT-2."
 WARNING = "Warning: {warning}"
+AXES_3D = "dim", "token", "|activation|"
 PICTURE = "As a picture"
 HOVER, TURN = "Hover for numbers.", "Hover for numbers, drag to turn, scroll to zoom."
 LARGEST_DIMS = "The {shown} dims with the largest values, of {width}."

@@ -212,3 +212,15 @@ def test_the_picture_can_be_had(opened):
         assert button.get_attribute("aria-pressed") == str(pictured).lower()
         assert figure.locator("img").is_visible() == pictured
         assert figure.locator(".view").first.is_visible() != pictured
+
+
+def test_tokens_are_no_markup_in_a_view(browser, tmp_path):
+    folder = folders.smollm2(tmp_path / "x", "sentence")
+    [path] = folder.rglob("*_3d.json")
+    folders.change(path, lambda payload: payload["results"]["tokens"].__setitem__(0, "<b>x</b>"))
+    tab = browser.new_page()
+    tab.goto(page.write(folder).as_uri())
+    [view] = drawn(tab).all()
+    assert view.evaluate("box => box.data[0].text[0]").startswith('token 0 "&lt;b&gt;x&lt;/b&gt;"<br>dim ')
+    assert view.evaluate("box => box.layout.scene.yaxis.ticktext[0]") == "<\u200bb>x<\u200b/b>"
+    tab.close()
