@@ -69,7 +69,7 @@ def _write(write: Any) -> str:
 
 
 def _without(found: Found) -> str | None:
-    parts = []
+    parts: list[str] = []
     for experiment, part in (("exp1", words.ATTENTION_HEAD), ("exp2a", words.MLP)):
         conclusion = found[experiment][0].conclusion if experiment in found else None
         if conclusion is None or conclusion.verdict == NONE_FOUND:
