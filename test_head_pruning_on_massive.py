@@ -12,6 +12,7 @@ followed place; --n_random of these are run whole.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,8 +53,8 @@ def figures() -> Drawings:
     from experiments.head_pruning import figures
 
     return {
-        "Prune_TOP_Heads_comparison.png": lambda result: figures.pruning_comparison(result, "top"),
-        "Prune_BOTTOM_Heads_comparison.png": lambda result: figures.pruning_comparison(result, "bottom"),
+        "Prune_TOP_Heads_comparison.png": partial(figures.pruning_comparison, name="top"),
+        "Prune_BOTTOM_Heads_comparison.png": partial(figures.pruning_comparison, name="bottom"),
         "summary_comparison.png": figures.pruning_summary,
     }
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,9 +90,11 @@ def find(folder: Path) -> dict[str, Files]:
 
     Raises UserError for a result of ours that is not whole.
     """
+    from lib.claims.measured import SCRIPTS
+
     models: dict[str, Files] = {}
     for path in sorted(folder.rglob("*.json")):
-        payload = _read(path) if path.is_file() else None
+        payload = read(path, SCRIPTS)
         if payload is None:
             continue
         try:
@@ -102,7 +104,7 @@ def find(folder: Path) -> dict[str, Files]:
         except (LookupError, TypeError, ValueError) as error:
             what = f"{type(error).__name__}: {cause(error)}"
             raise cli.UserError(f"{path} is not a whole result ({what})") from error
-        if any(result.config.get(name) not in (None, []) for name in CHOSEN_PLACE):
+        if is_aside(result):
             continue
         files = models.setdefault(result.config["model_name"], {})
         files.setdefault(result.experiment, []).append(File(str(path.relative_to(folder)), payload, result))
@@ -112,10 +114,15 @@ def find(folder: Path) -> dict[str, Files]:
     return models
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """The payload of an experiment's result, or None where a file is none of ours or of another version."""
-    from lib.claims.measured import SCRIPTS
+def is_aside(result: result_files.Result[Any, Any]) -> bool:
+    """Whether it is under an ablation, or at a place of one's own choice."""
+    return any(result.config.get(name) not in (None, []) for name in CHOSEN_PLACE)
 
+
+def read(path: Path, experiments: Collection[str]) -> dict[str, Any] | None:
+    """The payload of a result of one of the experiments, or None where a file is no such or of another version."""
+    if not path.is_file():
+        return None
     try:
         payload = result_files.read_json(path)
     except cli.UserError:
@@ -123,7 +130,7 @@ def _read(path: Path) -> dict[str, Any] | None:
             raise
         return None
     experiment, version = payload.get("experiment"), payload.get("schema_version")
-    if version is None or experiment not in list(SCRIPTS):
+    if version is None or experiment not in list(experiments):
         return None
     if version not in upgrades.READABLE:
         print(f"left out: {path} has schema version {version}", file=sys.stderr)

@@ -5,6 +5,7 @@ change without a model.
 """
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -16,6 +17,7 @@ from lib.core.evidence import Conclusion
 from lib.report import result_files
 from lib.report.result_files import Result
 from lib.report.upgrades import upgraded
+from lib.report.views import View
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,13 @@ def judge_of(experiment: str) -> Callable[[Any], Conclusion[Any]] | None:
     """The judge of an experiment's Results, or None where there is no verdict."""
     entry = EXPERIMENTS.get(experiment)
     return None if entry is None or entry.judge is None else getattr(_module(experiment, "judge"), entry.judge)
+
+
+def views_of(experiment: str, result: Result[Any, Any]) -> list[View]:
+    """What of a result can be turned or hovered, of experiments that have a views.py."""
+    if importlib.util.find_spec(f"experiments.{EXPERIMENTS[experiment].folder}.views") is None:
+        return []
+    return _module(experiment, "views").views(result)
 
 
 def _module(experiment: str, name: str) -> ModuleType:

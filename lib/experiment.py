@@ -68,9 +68,9 @@ def execute(experiment: Experiment, options: Options, lm: LanguageModel | None =
             return
         payload = result_files.load(options.replot, experiment.name)
         require_only_replot(options)
-        made = _Made(options.savedir or _folder_of(options.replot, payload["files"]["json"]))
+        made = _Made(options.savedir or folder_of(options.replot, payload["files"]["json"]))
         result_files.check_writable(made.folder)
-        with _of_file(options.replot):
+        with of_file(options.replot):
             payload["files"] |= _drawn_today(experiment, payload["config"], options, made.folder)
             identity.require_same(made.folder / payload["files"]["json"], payload["provenance"])
             result = catalogue.concluded(payload)
@@ -96,7 +96,7 @@ def execute(experiment: Experiment, options: Options, lm: LanguageModel | None =
         raise IncompleteError("; ".join(made.failed), payload)
 
 
-def _folder_of(path: Path, name: str) -> Path:
+def folder_of(path: Path, name: str) -> Path:
     """The folder of a result whose JSON, at `path`, is called `name` in it, as in comparison/exp1_results.json."""
     parts = Path(result_files.native(name)).parts
     return path.parents[len(parts) - 1] if path.parts[-len(parts) :] == parts else path.parent
@@ -124,7 +124,7 @@ class _Made:
 
 
 @contextmanager
-def _of_file(path: Path) -> Iterator[None]:
+def of_file(path: Path) -> Iterator[None]:
     """Whatever fails in the block is the fault of what `path` holds."""
     try:
         yield

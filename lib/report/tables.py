@@ -1,7 +1,10 @@
 """Numbers as text: tables, intervals, the head of a TXT, a conclusion with its tests."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import tabulate
@@ -13,6 +16,30 @@ from lib.report.result_files import Result
 
 tabulate.MIN_PADDING = 0  # columns are as narrow as they can be
 NOISE = 1e-12  # what rounding leaves of numbers that cancel
+
+
+@dataclass(frozen=True)
+class Table:
+    """Texts. numeric: of each column, whether it is aligned to the right."""
+
+    headers: list[str]
+    rows: list[list[str]]
+    numeric: list[bool]
+
+
+_kept: ContextVar[list[Table] | None] = ContextVar("_kept", default=None)
+MARK = "\0"
+
+
+@contextmanager
+def set_aside() -> Iterator[list[Table]]:
+    """In the block a table is not laid out: it goes into the list, and its number there, in MARKs, stands for it."""
+    kept: list[Table] = []
+    token = _kept.set(kept)
+    try:
+        yield kept
+    finally:
+        _kept.reset(token)
 
 
 def header(result: Result[Any, Any], title: str) -> str:
@@ -49,7 +76,11 @@ def _documents(data: dict[str, Any]) -> str:
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Plain-text table; columns of numbers are aligned to the right."""
     cells = [[str(cell) for cell in row] for row in rows]
-    aligned = ["left" if all(map(_is_word, column)) else "right" for column in zip(*cells, strict=True)]
+    numeric = [not all(map(_is_word, column)) for column in zip(*cells, strict=True)]
+    if (kept := _kept.get()) is not None:
+        kept.append(Table([*headers], cells, numeric))
+        return f"{MARK}{len(kept) - 1}{MARK}\n"
+    aligned = ["right" if numbers else "left" for numbers in numeric]
     text = tabulate.tabulate(cells, headers, tablefmt="simple", disable_numparse=True, colalign=aligned)
     return "".join(f"{line.rstrip()}\n" for line in text.split("\n"))
 

@@ -14,7 +14,7 @@ def test_the_digest_of_the_code_covers_what_measures(tmp_path, monkeypatch):
     measuring = ["script.py", "lib/stats.py", "lib/room/deep/hooks.py"]
     measuring += [f"experiments/one/{name}.py" for name in ("measure", "sites", "deep/any")]
     files = [*measuring, "lib/claims/heads.py", "lib/core/evidence.py"]
-    files += [f"experiments/one/{name}.py" for name in ("judge", "text", "figures")]
+    files += [f"experiments/one/{name}.py" for name in ("judge", "text", "figures", "views")]
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")

@@ -623,7 +623,7 @@ def test_why_the_hub_was_not_reached(monkeypatch):
 
 
 def test_unexpected_arguments_are_one_line(capsys):
-    for script in ("verify_claims.py", "check_controls.py", "cluster.py", "study.py"):
+    for script in ("verify_claims.py", "check_controls.py", "cluster.py", "study.py", "page.py"):
         assert run(script, "--frobnicate") == 2
         assert capsys.readouterr().err.count("\n") == 1, script
 

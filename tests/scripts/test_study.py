@@ -34,6 +34,11 @@ def test_study(tmp_path, monkeypatch, capsys, undrawn):
     verdicts = {of["row"]: of["verdict"] for of in claims_of(out)}
     assert verdicts["4"] == "holds here"
     assert verdicts["7"] == verdicts["14"] == "cannot tell"
+    printed = capsys.readouterr().out
+    assert f"mlp {truth.layer} (" in printed
+    assert f"Open this: {out / 'index.html'}" in printed
+    assert max(map(len, printed.partition("Massive activations")[2].splitlines())) <= 100
+    assert f"<strong>mlp {truth.layer}</strong>" in (out / "index.html").read_text()
 
     measured = []
     measure = experiment._measure

@@ -1,0 +1,139 @@
+"""The whole page of a folder of results: one HTML file that asks for nothing else."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib.claims.judging import VERDICTS, JudgedClaim
+from lib.page import figures, txt, words
+from lib.page.html import Html, joined, tag
+from lib.page.sections import Shown, section
+from lib.report.tables import Table
+
+HERE = Path(__file__).parent
+NO_NETWORK = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+@dataclass(frozen=True)
+class NumberedClaim:
+    """A judged claim and the numbers it rests on, in one line."""
+
+    judged: JudgedClaim
+    numbers: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model in one dtype. said: what matters most, in sentences. note: of all its claims. key: its id on the page."""
+
+    name: str
+    said: list[str]
+    results: list[Shown]
+    claims: list[NumberedClaim]
+    note: str | None
+    key: str
+
+
+def document(subjects: Sequence[Subject]) -> str:
+    title = words.TITLE.format(names=words.LAST_AND.join(dict.fromkeys(subject.name for subject in subjects)))
+    main = tag("main", [_subject(subject, alone=len(subjects) == 1) for subject in subjects], id="main")
+    plotly = figures.plotly() if "data-view=" in main else None
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=NO_NETWORK),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("style", Html((HERE / "page.css").read_text(encoding="utf-8"))),
+    )
+    body = tag(
+        "body",
+        tag("a", words.SKIP, href="#main", class_="skip"),
+        tag("header", tag("h1", title)),
+        main,
+        tag("footer", tag("p", words.FOOTER)),
+        tag("script", Html(plotly), type="text/plain", id="plotly") if plotly else [],
+        tag("script", Html((HERE / "page.js").read_text(encoding="utf-8"))),
+    )
+    return f"<!doctype html>\n{tag('html', head, body, lang=words.LANGUAGE)}\n"
+
+
+def _subject(subject: Subject, alone: bool) -> Html:
+    sections = [section(shown) for shown in subject.results]  # first: what is not whole is told here
+    return tag(
+        "article",
+        [] if alone else tag("h2", subject.name, class_="subject"),
+        _facts([shown.result.provenance for shown in subject.results]),
+        [tag("h2", words.IN_SHORT), tag("ul", [tag("li", text) for text in subject.said], class_="short")]
+        if subject.said
+        else [],
+        tag("h2", words.ANSWERS),
+        _answers(subject.results),
+        _claims(subject),
+        tag("h2", words.EXPERIMENTS_HEADING),
+        sections,
+        id=subject.key,
+    )
+
+
+def _facts(origins: Sequence[dict[str, Any]]) -> Html:
+    """What model, what text, how many windows, over all results."""
+    datasets = Counter(origin["data"]["dataset"] for origin in origins)
+    most = datasets.most_common(1)[0][0]
+    data = [origin["data"] for origin in origins if origin["data"]["dataset"] == most]
+    windows = words.OF_WINDOWS.format(
+        windows=_range([of["windows"] for of in data]), tokens=_range([of["seqlen"] for of in data])
+    )
+    model = origins[0]["model"]
+    days = sorted({origin["time"][:10] for origin in origins})
+    facts = {
+        words.MODEL: f"{model['name']} ({model['type']})" if "type" in model else model["name"],
+        words.TEXT: words.AND.join(datasets),
+        words.WINDOWS: windows,
+        words.PRECISION: words.AND.join(
+            dict.fromkeys(str(origin[key]) for origin in origins for key in ("dtype", "device") if key in origin)
+        ),
+        words.MEASURED: days[0] if len(days) == 1 else words.TO.format(first=days[0], last=days[-1]),
+    }
+    return tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts.items()], class_="facts")
+
+
+def _range(numbers: Sequence[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return f"{least:,}" if least == most else words.TO.format(first=f"{least:,}", last=f"{most:,}")
+
+
+def _answers(results: Sequence[Shown]) -> Html:
+    """Every result with its question, verdict, and the way to it."""
+    rows: list[list[str]] = [
+        [
+            tag("a", shown.title, href=f"#{shown.key}"),
+            shown.asks,
+            tag("strong", shown.verdict) if shown.verdict else words.NO_VERDICT,
+        ]
+        for shown in results
+    ]
+    return txt.html_table(Table([words.EXPERIMENT, words.QUESTION, words.ANSWER], rows, [False] * 3))
+
+
+def _claims(subject: Subject) -> Html:
+    counts = Counter(claim.judged.verdict for claim in subject.claims)
+    counted = [words.COUNT.format(verdict=verdict, n=counts[verdict]) for verdict in VERDICTS if counts[verdict]]
+    rows: list[list[str]] = [
+        [claim.judged.row, tag("strong", claim.judged.verdict), claim.judged.claim, claim.numbers]
+        for verdict in VERDICTS
+        for claim in subject.claims
+        if claim.judged.verdict == verdict
+    ]
+    table = Table([words.ROW, words.VERDICT, words.CLAIM, words.NUMBERS], rows, [False] * 4)
+    notes = [words.COUNTED.format(counts="; ".join(counted)), subject.note or ""]
+    return joined(
+        [
+            tag("h2", words.CLAIMS),
+            tag("p", " ".join(filter(None, notes))),
+            tag("details", tag("summary", words.EVERY_CLAIM), txt.html_table(table)),
+        ]
+    )

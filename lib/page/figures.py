@@ -1,0 +1,109 @@
+"""The figures of a result: the files that lie there, and what can be turned or hovered in their place."""
+
+import base64
+import functools
+import gzip
+import importlib.util
+import inspect
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lib.page import words
+from lib.page.html import Html, tag
+from lib.report.tables import number
+from lib.report.views import HeatMap, Lines3D, View
+from lib.run.errors import UserError, cause
+
+
+@functools.cache
+def plotly() -> str | None:
+    """plotly's JavaScript, gzipped, in base64; None where the package is not installed."""
+    found = importlib.util.find_spec("plotly")  # its import takes long, and nothing of it is needed
+    if found is None or not found.submodule_search_locations:
+        return None
+    script = Path(found.submodule_search_locations[0]) / "package_data" / "plotly.min.js"
+    return base64.b64encode(gzip.compress(script.read_bytes(), mtime=0)).decode()
+
+
+def caption(draw: Any) -> str:
+    """What a figure shows, as the function says that draws it."""
+    return " ".join((inspect.getdoc(getattr(draw, "func", draw)) or "").split())
+
+
+def figure(path: Path, said: str, about: str, views: list[View]) -> Html:
+    """about: of what result it is, for those who do not see it."""
+    picture, (width, height) = _picture(path)
+    image = tag("img", src=picture, alt=f"{said} {about}".strip(), width=str(width), height=str(height))
+    boxes = [tag("div", class_="view", data_view=json.dumps(_data(view)), hidden=True) for view in views]
+    turned = tag("div", boxes, class_="views") if views else []
+    swap = tag("button", words.PICTURE, type="button", aria_pressed="false")
+    hint = [tag("span", f" {_hint(views[0])} ", swap, class_="hint", hidden=True)] if views else []
+    return tag("figure", image, turned, tag("figcaption", said, hint), class_="wide" if width > 900 else False)
+
+
+def _picture(path: Path) -> tuple[str, tuple[int, int]]:
+    """As it is there, or as WebP without loss, whichever is smaller."""
+    stored = path.read_bytes()
+    smaller = io.BytesIO()
+    try:
+        with Image.open(io.BytesIO(stored)) as image:
+            size = image.size
+            image.convert("RGB").save(smaller, "WEBP", lossless=True, quality=50, method=2)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {cause(error)}") from error
+    kind, content = min(("png", stored), ("webp", smaller.getvalue()), key=lambda pair: len(pair[1]))
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}", size
+
+
+def _hint(view: View) -> str:
+    if isinstance(view, HeatMap):
+        return words.HOVER
+    if len(view.dims) == view.width:
+        return words.TURN
+    return f"{words.TURN} {words.LARGEST_DIMS.format(shown=len(view.dims), width=f'{view.width:,}')}"
+
+
+def _data(view: View) -> dict[str, Any]:
+    """What page.js draws."""
+    return _heat_map(view) if isinstance(view, HeatMap) else _lines(view)
+
+
+def _heat_map(view: HeatMap) -> dict[str, Any]:
+    ticks = view.ticks()
+    return {
+        "kind": view.kind,
+        "title": view.title,
+        "axes": [view.x, view.y, view.unit],
+        "columns": view.columns,
+        "rows": view.rows,
+        "values": [[None if value is None else _short(view.colour(value)) for value in row] for row in view.values],
+        "said": view.said,
+        "limits": [view.colour(-view.limit if view.diverging else 0.0), view.colour(view.limit)],
+        "diverging": view.diverging,
+        "ticks": [view.colour(tick) for tick in ticks],
+        "tick_texts": [_rounded(number(tick, view.diverging and tick != 0)) for tick in ticks],
+    }
+
+
+def _lines(view: Lines3D) -> dict[str, Any]:
+    return {
+        "kind": view.kind,
+        "title": view.title,
+        "axes": words.AXES_3D,
+        "tokens": view.tokens,
+        "dims": view.dims,
+        "values": view.values,
+        "top": view.top,
+    }
+
+
+def _rounded(text: str) -> str:
+    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")

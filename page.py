@@ -1,0 +1,132 @@
+"""Everything that a folder of results says, on one page: verdicts in words, figures to turn and hover, tables to sort.
+
+    python page.py results/gpt2
+
+Reads every result JSON below the folder, judges it by the rules of today, and writes index.html into the folder, one
+file that needs no network and no other file. A folder may hold the results of one script or of a whole study, of one
+model or of several. Figures are those that lie beside their JSON; what is not there is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import verify_claims
+from lib import catalogue
+from lib.experiment import Experiment, folder_of, of_file
+from lib.report import identity, result_files
+from lib.run import cli
+
+if TYPE_CHECKING:
+    from lib.page.document import Subject
+    from lib.page.sections import Shown
+
+NAME = "index.html"
+NEEDED = (*verify_claims.NEEDED, "provenance.data.windows", "provenance.data.dataset", "provenance.model.type")
+Identity = tuple[str, tuple[str, str | None]]  # the model's short name, its weights and dtype
+
+
+def write(folder: Path) -> Path:
+    """Make the page of a folder; gives its path. Raises UserError if there are no results, or one that is not whole."""
+    from lib.page.document import document
+
+    result_files.check_writable(folder, [NAME])
+    results = find(folder)
+    if not results:
+        raise cli.UserError(f"no results below {folder}")
+    files = verify_claims.find(folder)
+    names = [name for name, _identity in results]
+    subjects = [
+        _subject(name, of, shown, files.get(name, {}), several=names.count(name) > 1, key=f"model-{number}")
+        for number, ((name, of), shown) in enumerate(results.items(), 1)
+    ]
+    path = folder / NAME
+    result_files.write_text(path, document(subjects))
+    return path
+
+
+def find(folder: Path) -> dict[Identity, list[Shown]]:
+    """The results of each model below a folder, in the order of the catalogue."""
+    from lib.page.sections import Shown
+
+    order = list(catalogue.EXPERIMENTS)
+    found = [(path, payload) for path in sorted(folder.rglob("*.json")) if (payload := verify_claims.read(path, order))]
+    models: dict[Identity, list[Shown]] = {}
+    for number, (path, payload) in enumerate(found, 1):
+        with of_file(path):
+            for name in NEEDED:
+                result_files.lookup(payload, name)
+            result = catalogue.concluded(payload)
+            key = (result.config["model_name"], identity.of(result.provenance))
+            shown = Shown(
+                experiment=experiment_of(result.experiment),
+                result=result,
+                path=path,
+                folder=folder_of(path, result.files["json"]),
+                below=str(path.relative_to(folder)),
+                key=f"{result.experiment}-{number}",
+            )
+        models.setdefault(key, []).append(shown)
+    for shown_of in models.values():
+        shown_of.sort(key=lambda shown: (order.index(shown.result.experiment), _is_aside(shown), -_tokens(shown)))
+    return models
+
+
+def sentences(results: list[Shown]) -> list[str]:
+    """What matters most of one model; not of results under an ablation or at a place of one's own choice."""
+    from lib.page import findings
+
+    return findings.sentences(shown.result for shown in results if not _is_aside(shown))
+
+
+def _is_aside(shown: Shown) -> bool:
+    return verify_claims.is_aside(shown.result)
+
+
+def _tokens(shown: Shown) -> int:
+    data = shown.result.provenance["data"]
+    return data["windows"] * data["seqlen"]
+
+
+def experiment_of(name: str) -> Experiment:
+    """The Experiment of its script that is called so in the JSON."""
+    script = importlib.import_module(catalogue.EXPERIMENTS[name].command.split()[0].removesuffix(".py"))
+    return next(value for value in vars(script).values() if isinstance(value, Experiment) and value.name == name)
+
+
+def _subject(
+    name: str, of: tuple[str, str | None], results: list[Shown], files: verify_claims.Files, several: bool, key: str
+) -> Subject:
+    from lib.page import words
+    from lib.page.document import NumberedClaim, Subject
+
+    own = {
+        experiment: [file for file in found if identity.of(file.result.provenance) == of]
+        for experiment, found in files.items()
+    }
+    verdicts = verify_claims.judge({experiment: found for experiment, found in own.items() if found}, name)
+    return Subject(
+        name=f"{name} ({of[1]})" if several else name,
+        said=sentences(results),
+        results=results,
+        claims=[NumberedClaim(claim, verify_claims.numbers(claim)) for claim in verdicts.claims],
+        note=None if verdicts.published_of == verify_claims.GPT2 else words.NOT_GPT2,
+        key=key,
+    )
+
+
+def main() -> None:
+    cli.require_one_process()
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=cli.path, help="folder of results, as results/gpt2")
+    args: Any = parser.parse_args()
+    if not args.folder.is_dir():
+        raise cli.UserError(f"no such folder: {args.folder}")
+    print(write(args.folder))
+
+
+if __name__ == "__main__":
+    cli.main(main)
