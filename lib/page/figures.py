@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from lib.page import words
 from lib.page.html import Html, tag
 from lib.report.tables import number
 from lib.report.views import HeatMap, Lines3D, View
+from lib.run.cli import Options
 from lib.run.errors import UserError, cause
+
+SVG_SIZE = re.compile(r'<svg [^>]*?width="([\d.]+)pt" height="([\d.]+)pt"')  # in points, 72 an inch
 
 
 @functools.cache
@@ -46,8 +50,14 @@ def figure(path: Path, said: str, about: str, views: list[View]) -> Html:
 
 
 def _picture(path: Path) -> tuple[str, tuple[int, int]]:
-    """As it is there, or as WebP without loss, whichever is smaller."""
+    """(data URI, width and height) of an SVG, of a PNG or, where that is smaller, the same without loss as WebP."""
     stored = path.read_bytes()
+    if path.suffix == ".svg":
+        sizes = SVG_SIZE.search(stored[:2000].decode("utf-8", errors="replace"))
+        if sizes is None:
+            raise UserError(f"cannot read {path}: no SVG of a run")
+        width, height = (round(float(size) / 72 * Options.dpi) for size in sizes.groups())
+        return f"data:image/svg+xml;base64,{base64.b64encode(stored).decode()}", (width, height)
     smaller = io.BytesIO()
     try:
         with Image.open(io.BytesIO(stored)) as image:

@@ -80,14 +80,16 @@ def _folded(summary: str, content: Html) -> Html:
 
 
 def _figures(shown: Shown) -> Iterator[Html]:
-    """Those that lie where a run of today writes them."""
+    """Those that lie where a run of today writes them, as PNG or, where that is not there, as SVG."""
     views = catalogue.views_of(shown.result.experiment, shown.result) if figures.plotly() else []
     about = f"{shown.result.config['model_name']}: {shown.title}" + (f"; {shown.verdict}" if shown.verdict else "")
     for template, draw in shown.experiment.figures().items():
         name = result_files.native(template.format(**shown.result.config))
-        path = (shown.folder / name).resolve()
-        if path.is_file() and path.stat().st_size and path.is_relative_to(shown.folder.resolve()):
-            yield figures.figure(path, figures.caption(draw), about, _of(views, name))
+        for file in (name, f"{name.removesuffix('png')}svg"):
+            path = (shown.folder / file).resolve()
+            if path.is_file() and path.stat().st_size and path.is_relative_to(shown.folder.resolve()):
+                yield figures.figure(path, figures.caption(draw), about, _of(views, name))
+                break
 
 
 def _of(views: list[View], name: str) -> list[View]:

@@ -251,6 +251,21 @@ def test_what_is_not_there_is_left_out(tmp_path):
     assert len(list(document.every("section"))) == 1
 
 
+def test_an_svg_stands_in_for_a_png(tmp_path):
+    folder = folders.smollm2(tmp_path / "x", "exp3")
+    json_file = folder / "exp3_lifecycle_ledger" / "exp3_results.json"
+    width, height = Image.open(json_file.with_name("exp3_ledger.png")).size
+    json_file.with_name("exp3_ledger.png").unlink()
+    assert run("exp3_lifecycle_ledger.py", "--replot", json_file, "--format", "svg") == 0
+    [ledger, writes] = parse(page.write(folder)).every("img")
+    kind, content = ledger.attributes["src"].split(",")
+    assert kind == "data:image/svg+xml;base64"
+    assert base64.b64decode(content) == json_file.with_name("exp3_ledger.svg").read_bytes()
+    size = (int(ledger.attributes["width"]), int(ledger.attributes["height"]))
+    assert size == pytest.approx((width, height), abs=1)
+    assert "svg" not in writes.attributes["src"]
+
+
 def test_no_picture_from_outside_the_folder(tmp_path):
     folder = folders.smollm2(tmp_path / "x", "layerwise")
     (folder / "outside.png").write_bytes((folder / "main_llm" / "smollm2-135m.png").read_bytes())
