@@ -3,9 +3,10 @@
     python atlas.py results
     python atlas.py results ../more-results --savedir results
 
-Writes atlas.txt, atlas.csv (a row a model, for a spreadsheet), atlas.json and two figures into --savedir (default: the
-first folder). Models are told apart by their weights, not by name; of one that has results in several dtypes that with
-most experiments has a row. Runs no model: verdicts are judged from the stored results by the rules of today.
+Writes atlas.txt, atlas.csv (a row a model, for a spreadsheet), atlas.json, two figures and a page of it all,
+atlas.html, into --savedir (default: the first folder). The page links the index.html that study.py or page.py made of a
+model. Models are told apart by their weights, not by name; of one that has results in several dtypes that with most
+experiments has a row. Runs no model: verdicts are judged from the stored results by the rules of today.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import page
 import verify_claims
 from lib.core.provenance import environment
 from lib.report import identity, result_files
@@ -27,17 +29,20 @@ if TYPE_CHECKING:  # SciPy and matplotlib take seconds to import, and --help nee
     from lib.atlas.results import Results, Row
     from lib.atlas.rows import Files
 
-FILES = {"json": "atlas.json", "txt": "atlas.txt", "csv": "atlas.csv"}
+FILES = {"json": "atlas.json", "txt": "atlas.txt", "csv": "atlas.csv", "page": "atlas.html"}
 
 
-def collect(folders: Iterable[Path]) -> Results:
-    """The atlas of all results below the folders. Raises UserError for a result of ours that is not whole."""
+def collect(folders: Iterable[Path]) -> tuple[Results, dict[str, Path]]:
+    """The atlas of all results below the folders, and {model: its page} of those that have one.
+
+    Raises UserError for a result of ours that is not whole.
+    """
     from lib.atlas import agreement, rows
     from lib.atlas.results import ClaimTogether, Results
     from lib.claims.every import CLAIMS
     from lib.claims.measured import SCRIPTS
 
-    models, left_out = by_weights(folders)
+    models, pages, left_out = by_weights(folders)
     made = [rows.row(model, files) for model, files in models.items()]
     claims = [
         ClaimTogether(
@@ -50,12 +55,13 @@ def collect(folders: Iterable[Path]) -> Results:
         for name in SCRIPTS
         if any(name in row.verdicts for row in made)
     }
-    return Results(made, claims, verdicts, agreement.RULE, left_out)
+    return Results(made, claims, verdicts, agreement.RULE, left_out), pages
 
 
-def by_weights(folders: Iterable[Path]) -> tuple[dict[str, Files], list[str]]:
-    """({model: its results by experiment, the one that counts first}, what else there is of a model)."""
+def by_weights(folders: Iterable[Path]) -> tuple[dict[str, Files], dict[str, Path], list[str]]:
+    """({model: its results by experiment, the one that counts first}, {model: its page}, what else there is of any)."""
     found: dict[str, dict[str | None, verify_claims.Files]] = {}
+    pages_of: dict[str, Path] = {}  # by weights
     for folder in folders:
         for files in verify_claims.find(folder).values():
             for experiment, of_experiment in files.items():
@@ -63,21 +69,33 @@ def by_weights(folders: Iterable[Path]) -> tuple[dict[str, Files], list[str]]:
                     weights, dtype = identity.of(file.result.provenance)
                     split = found.setdefault(weights, {}).setdefault(dtype, {})
                     split.setdefault(experiment, []).append(file)
+                    above = _page_above(folder, file)
+                    if above is not None:
+                        pages_of.setdefault(weights, above)
     models: dict[str, Files] = {}
     names: Counter[str] = Counter()
     left_out = []
-    for by_dtype in found.values():
+    pages: dict[str, Path] = {}
+    for weights, by_dtype in found.items():
         dtypes = sorted(by_dtype, key=lambda dtype: len(by_dtype[dtype]), reverse=True)
         files = by_dtype[dtypes[0]]
         name = _name(files)
         names[name] += 1
         label = name if names[name] == 1 else f"{name} ({names[name]})"
         left_out += [f"{label} in {dtype}" for dtype in dtypes[1:]]
+        if weights in pages_of:
+            pages[label] = pages_of[weights]
         models[label] = {
             experiment: [file.result for file in sorted(of_experiment, key=lambda file: file.size, reverse=True)]
             for experiment, of_experiment in files.items()
         }
-    return dict(sorted(models.items())), left_out
+    return dict(sorted(models.items())), pages, left_out
+
+
+def _page_above(folder: Path, file: verify_claims.File) -> Path | None:
+    """The nearest page in the folders from a result up to `folder`."""
+    inside = [folder / parent / page.NAME for parent in Path(file.path).parents]
+    return next((path for path in inside if path.is_file()), None)
 
 
 def _name(files: verify_claims.Files) -> str:
@@ -123,16 +141,17 @@ def main() -> None:
             raise cli.UserError(f"no such folder: {folder}")
     savedir = args.savedir or args.folders[0]
     result_files.check_writable(savedir)
-    results = collect(args.folders)
+    results, pages = collect(args.folders)
     if not results.models:
         raise cli.UserError(f"no results below {', '.join(map(str, args.folders))}")
 
     from lib.atlas import figures, text
+    from lib.atlas import page as atlas_page
     from lib.report.figures import write
 
     origin = environment(0)
-    each = {"atlas_claims": figures.claims, "atlas_depth": figures.depth}
-    drawings = {f"{name}.{suffix}": draw for name, draw in each.items() for suffix in args.format}
+    each = {"claims": figures.claims, "depth": figures.depth}
+    drawings = {f"atlas_{name}.{suffix}": draw for name, draw in each.items() for suffix in args.format}
     files = FILES | {"figures": list(drawings)}
     config = {"folders": args.folders, "savedir": savedir}
     result_files.write_json(savedir / FILES["json"], result_files.payload("atlas", config, origin, results, files))
@@ -141,6 +160,13 @@ def main() -> None:
     result_files.write_text(savedir / FILES["csv"], table(results))
     for name, draw in drawings.items():
         write(savedir / name, draw, results, args.dpi)
+    drawn = {
+        name: path
+        for suffix in reversed(cli.FORMATS[:2])
+        for name in each
+        if (path := savedir / f"atlas_{name}.{suffix}").is_file()
+    }
+    result_files.write_text(savedir / FILES["page"], atlas_page.document(results, pages, savedir, drawn))
     print(said)
     for name in (*FILES.values(), *drawings):
         print(savedir / name)

@@ -11,7 +11,14 @@ from lib.atlas.results import Mechanism, Results, Said
 from lib.claims.judging import CANNOT_TELL, FAILS, HOLDS
 from lib.core.evidence import Cell
 from lib.report import tables
+from lib.report.tables import Table
 
+TITLE = "Massive activations, model by model"
+MECHANISM, VERDICTS, CLAIMS = (
+    "The mechanism (depth: the share of the blocks that have run)",
+    "The experiments' verdicts",
+    "Claims",
+)
 SIGNS = {HOLDS: "yes", FAILS: "no", CANNOT_TELL: "?"}
 LEGEND = (
     "yes: holds here, no: does not hold here, ?: cannot tell; beside it the number nearest to the threshold that the "
@@ -51,41 +58,52 @@ PROPERTIES: dict[str, Callable[[Mechanism], str]] = {
 
 
 def summarise(results: Results, command: str) -> str:
-    title = "Massive activations, model by model"
-    models = [row.model for row in results.models]
-    parts = [title, "=" * len(title), f"command  {command}", ""]
+    parts = [TITLE, "=" * len(TITLE), f"command  {command}", ""]
     for row in results.models:
         parts += [*_wrapped(f"{row.model}: {row.line}"), f"    {row.described}; {row.data}"]
     parts += [f"left out: {what}" for what in results.left_out]
+    parts += ["", MECHANISM, _laid_out(mechanism(results))]
+    parts += [VERDICTS, _laid_out(verdicts(results), VERDICT_WIDTH)]
+    parts += [CLAIMS, *textwrap.wrap(LEGEND, 100), _laid_out(claims(results), CLAIM_WIDTH)]
+    for line in groups(results):
+        parts += _wrapped(line)
+    return "\n".join([*parts, *textwrap.wrap(f"Rule: {results.rule}", 100), ""])
+
+
+def mechanism(results: Results) -> Table:
     rows = [[name, *(of(row.mechanism) for row in results.models)] for name, of in PROPERTIES.items()]
-    parts += ["", "The mechanism (depth: the share of the blocks that have run)", _side_by_side(["", *models], rows)]
-    verdicts = [
+    return _table(["", *(row.model for row in results.models)], rows)
+
+
+def verdicts(results: Results) -> Table:
+    rows = [
         [
             catalogue.EXPERIMENTS[name].command,
-            *(textwrap.fill(row.verdicts.get(name, "-"), VERDICT_WIDTH) for row in results.models),
+            *(row.verdicts.get(name, "-") for row in results.models),
             together.kind,
         ]
         for name, together in results.verdicts.items()
     ]
-    parts += ["The experiments' verdicts", _side_by_side(["script", *models, "together"], verdicts)]
-    parts += ["Claims", *textwrap.wrap(LEGEND, 100)]
-    claims = [
-        [
-            claim.row,
-            textwrap.fill(claim.claim, CLAIM_WIDTH),
-            *(_said(row.claims[claim.row]) for row in results.models),
-            claim.together.kind,
-        ]
+    return _table(["script", *(row.model for row in results.models), "together"], rows)
+
+
+def claims(results: Results) -> Table:
+    rows = [
+        [claim.row, claim.claim, *(_said(row.claims[claim.row]) for row in results.models), claim.together.kind]
         for claim in results.claims
     ]
-    parts += [_side_by_side(["row", "claim", *models, "together"], claims)]
-    parts += [*_groups(results), *textwrap.wrap(f"Rule: {results.rule}", 100), ""]
-    return "\n".join(parts)
+    return _table(["row", "claim", *(row.model for row in results.models), "together"], rows)
 
 
-def _side_by_side(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """As `tables.table`, with words and numbers mixed in a column and several lines in a cell: all to the left."""
-    text = tabulate.tabulate(rows, heads, tablefmt="simple", disable_numparse=True, stralign="left")
+def _table(heads: list[str], rows: list[list[str]]) -> Table:
+    """Words and numbers are mixed in a column: all to the left."""
+    return Table(heads, rows, [False] * len(heads))
+
+
+def _laid_out(table: Table, widest: int | None = None) -> str:
+    """In columns of at most `widest` characters."""
+    rows = [[textwrap.fill(cell, widest) if widest else cell for cell in row] for row in table.rows]
+    text = tabulate.tabulate(rows, table.headers, tablefmt="simple", disable_numparse=True, stralign="left")
     return "".join(f"{line.rstrip()}\n" for line in text.split("\n"))
 
 
@@ -98,7 +116,7 @@ def _said(said: Said) -> str:
     return sign if said.number is None else f"{sign} {tables.mean(said.number)}"
 
 
-def _groups(results: Results) -> list[str]:
+def groups(results: Results) -> list[str]:
     """How many claims are of each kind, and which."""
     lines = []
     for kind in agreement.KINDS:
@@ -107,5 +125,5 @@ def _groups(results: Results) -> list[str]:
         for verdict in sorted(verdicts, key=str):
             rows = [claim.row for claim in of_kind if claim.together.verdict == verdict]
             what = kind if verdict in (None, CANNOT_TELL) else f"{kind}, {verdict}"
-            lines += _wrapped(f"{what} ({len(rows)}): {', '.join(rows)}")
+            lines.append(f"{what} ({len(rows)}): {', '.join(rows)}")
     return lines

@@ -38,7 +38,12 @@ class Subject:
 
 def document(subjects: Sequence[Subject]) -> str:
     title = words.TITLE.format(names=words.LAST_AND.join(dict.fromkeys(subject.name for subject in subjects)))
-    main = tag("main", [_subject(subject, alone=len(subjects) == 1) for subject in subjects], id="main")
+    return whole(title, [_subject(subject, alone=len(subjects) == 1) for subject in subjects])
+
+
+def whole(title: str, content: object) -> str:
+    """A page with this title and content."""
+    main = tag("main", content, id="main")
     plotly = figures.plotly() if "data-view=" in main else None
     head = tag(
         "head",

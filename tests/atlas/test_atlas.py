@@ -14,6 +14,7 @@ from lib.core.evidence import CANNOT_TELL, exact
 from lib.planted import planting
 from tests import golden
 from tests.claims.test_claims import write
+from tests.page.parsed import parse
 from tests.scripts.test_scripts import run
 
 
@@ -112,6 +113,21 @@ def test_figures_in_other_formats(two):
     assert {path.name for path in two.glob("atlas_*")} == {
         f"atlas_{name}.{suffix}" for name in ("claims", "depth") for suffix in ("svg", "pdf")
     }
+
+
+def test_the_page_links_those_of_the_models(two):
+    (two / "first" / "index.html").touch()
+    results = atlas_of(two)
+    document = parse(two / "atlas.html")
+    assert [link.attributes["href"] for link in document.every("a") if link.text == "first"] == ["first/index.html"]
+    assert not [link for link in document.every("a") if link.text == "second"]
+    shown = [row.text for row in document.every("li")]
+    assert [row["line"] in text for row, text in zip(results["models"], shown, strict=False)] == [True, True]
+    mechanism, verdicts, claims = (table.rows() for table in document.every("table"))
+    assert ["born in", *(row["mechanism"]["birth"] for row in results["models"])] in mechanism
+    assert len(verdicts) == 1 + len(results["verdicts"])
+    assert len(claims) == 1 + len(results["claims"])
+    assert len(list(document.every("img"))) == 2
 
 
 def test_what_is_missing_is_a_dash(tmp_path, capsys):
