@@ -90,6 +90,7 @@ def test_each_definition_alone_finds_what_the_others_do_not(tokenizer):
 def test_deviations_are_counted_from_the_median(tokenizer):
     """A thousand of them and half a median are not enough, a thousand and one and a half are."""
     hidden = np.concatenate([noise(1, 40)] * 2)
+    hidden[:, 9, 6] = 1000  # as what stands there below, above both medians
     median = float(lower_median(np.abs(hidden[0])))
     deviation = float(lower_median(np.abs(np.abs(hidden[0]) - median)))
     hidden[:, 9, 6] = [1000 * deviation + 0.5 * median, -1000 * deviation - 1.5 * median]
