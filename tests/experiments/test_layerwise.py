@@ -87,6 +87,16 @@ def test_each_definition_alone_finds_what_the_others_do_not(tokenizer):
     assert places(measured([hidden], tokenizer)) == by_hand
 
 
+def test_deviations_are_counted_from_the_median(tokenizer):
+    """A thousand of them and half a median are not enough, a thousand and one and a half are."""
+    hidden = np.concatenate([noise(1, 40)] * 2)
+    hidden[:, 9, 6] = 1000  # as what stands there below, above both medians
+    median = float(lower_median(np.abs(hidden[0])))
+    deviation = float(lower_median(np.abs(np.abs(hidden[0]) - median)))
+    hidden[:, 9, 6] = [1000 * deviation + 0.5 * median, -1000 * deviation - 1.5 * median]
+    assert measured([hidden], tokenizer).places[DEVIATION] == {Where(0, 9, 6): 1}
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("seq", [1, 2, 40])
 def test_any_values_as_numpy_has_them(seq, batch_size, tokenizer):
@@ -215,6 +225,14 @@ def test_what_other_windows_do_not_confirm_is_no_rule():
     assert ruled(windows_with({}), everywhere) == {NO_RULE: ([], 20, 0, 0)}
     ids = windows_with(dict.fromkeys(everywhere, FULL_STOP))
     assert ruled(ids, everywhere[::2]) == {NO_RULE: ([], 10, 0, 0)}
+
+
+def test_each_token_is_confirmed_by_itself():
+    """One that is often massive does not make up for one that is not, where it is checked."""
+    often = {(window, position): FULL_STOP for window in range(20) for position in (5, 9)}
+    seldom = dict.fromkeys([(0, 15), (2, 15), (4, 15), (1, 15)], NEWLINE)
+    found = ruled(windows_with(often | seldom), [*often, (0, 15), (2, 15), (4, 15)])
+    assert found == {TOKENS: ([FULL_STOP], 40, 20, 20), NO_RULE: ([], 3, 0, 0)}
 
 
 def test_one_window_confirms_nothing():
