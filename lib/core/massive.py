@@ -83,23 +83,7 @@ class LayerStatistics:
 
     def _look(self, layers: tuple[int, ...], hidden: torch.Tensor) -> None:
         """hidden: (layers, batch, seq, hidden_size)."""
-        flat = hidden.flatten(2).flatten(0, 1)
-        magnitude = hidden.flatten(0, 1).abs().float()
-        peaks = magnitude.amax(2)
-        median = medians(magnitude.flatten(1))
-        rows, positions = _rows(magnitude, peaks, self.at_most)
-        largest, places = _largest(rows, positions, self.at_most)
-        threshold = median[:, None]
-        seen = {
-            "largest": largest,
-            "places": places,
-            "values": flat.gather(1, places),
-            "median": median,
-            "massive": is_massive(largest, threshold),
-            "n positions": is_massive(peaks, threshold).sum(1),
-            "n values": is_massive(rows, threshold[:, :, None]).sum((1, 2)),
-        }
-        for name, value in seen.items():
+        for name, value in seen_in(hidden.flatten(0, 1), self.at_most).items():
             self.kept.keep((name, layers), value.unflatten(0, hidden.shape[:2]))
         self.seen.append(layers)
 
@@ -216,6 +200,25 @@ def limit_warning(lm: LanguageModel, largest: dict[int, float]) -> str | None:
     if value <= limit * NEAR_LIMIT:
         return None
     return f"|value| up to {value:,.0f} at layer {layer}, where float16 ends at {limit:,.0f}: compare with float32"
+
+
+def seen_in(values: torch.Tensor, at_most: int) -> dict[str, torch.Tensor]:
+    """SEEN and COUNTS of (rows, seq, dims) values: (rows, at_most) and (rows,)."""
+    magnitude = values.abs().float()
+    peaks = magnitude.amax(2)
+    median = medians(magnitude.flatten(1))
+    rows, positions = _rows(magnitude, peaks, at_most)
+    largest, places = _largest(rows, positions, at_most)
+    threshold = median[:, None]
+    return {
+        "largest": largest,
+        "places": places,
+        "values": values.flatten(1).gather(1, places),
+        "median": median,
+        "massive": is_massive(largest, threshold),
+        "n positions": is_massive(peaks, threshold).sum(1),
+        "n values": is_massive(rows, threshold[:, :, None]).sum((1, 2)),
+    }
 
 
 def _rows(magnitude: torch.Tensor, peaks: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
