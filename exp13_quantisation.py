@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from experiments.quantisation import text
 from experiments.quantisation.results import CALIBRATES
-from lib.core.definitions import SINK_WINDOW, WINDOWS
+from lib.core.definitions import WINDOWS
 from lib.experiment import Drawings, Experiment, execute
 from lib.run import cli
 
@@ -30,7 +30,7 @@ class Options(cli.Options):
     nsamples: int = cli.flag(
         WINDOWS * CALIBRATES // (CALIBRATES - 1), f"number of token windows, of which one of {CALIBRATES} calibrates"
     )
-    seqlen: int | None = cli.flag(SINK_WINDOW, "tokens in a window")
+    seqlen: int | None = cli.flag(48, "tokens in a window")
 
 
 def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:

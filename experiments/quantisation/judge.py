@@ -11,7 +11,6 @@ from experiments.quantisation.results import (
     Results,
     Values,
     Verdict,
-    name_of,
 )
 from lib.core.definitions import COST
 from lib.core.evidence import CANNOT_TELL, NONE_FOUND, Test, conclusion, reasons
@@ -30,16 +29,14 @@ WORDS = {True: "costs", False: "free", None: CANNOT_TELL}
 
 def judge(results: Results) -> Verdict:
     costs = {name: _cost(name, cell) for name, cell in results.conditions.items()}
-    tests = {
-        name_of(where, scheme, KEPT): Test(
-            f"loss that the spike costs, {where}, {scheme.label}", cell.regained, "above", COST, "family95"
-        )
+    tests = [
+        Test(f"loss that the spike costs, {where}, {scheme.label}", cell.regained, "above", COST, "family95")
         for where in results.where
         for scheme in SCHEMES
         if scheme.format in LEVELS and scheme.scaling in PER_TENSOR
         if (cell := results.of(where, scheme, KEPT)) is not None and cell.regained is not None
-    }
-    answers = [test.answer for test in tests.values()]
+    ]
+    answers = [test.answer for test in tests]
     if not any(cell.remedy == KEPT for cell in results.conditions.values()):
         verdict = NONE_FOUND
     elif True in answers:
@@ -48,11 +45,10 @@ def judge(results: Results) -> Verdict:
         verdict = CANNOT_TELL if None in answers or not answers else NOTHING
     values = Values(
         costs=costs,
-        spike={name: WORDS[test.answer] for name, test in tests.items()},
         best={name: _best(results, cell) for name, cell in results.conditions.items() if _has_best(cell, costs[name])},
-        why=reasons(tests.values()) or None if verdict == CANNOT_TELL else None,
+        why=reasons(tests) or None if verdict == CANNOT_TELL else None,
     )
-    return conclusion(verdict, RULE, values, tests.values())
+    return conclusion(verdict, RULE, values, tests)
 
 
 def _cost(name: str, cell: Condition) -> str:
@@ -66,7 +62,7 @@ def _has_best(cell: Condition, cost: str) -> bool:
 
 
 def _best(results: Results, bare: Condition) -> str | None:
-    """The remedy after which the loss is lowest, if it is lower than without with all of the simultaneous interval."""
+    """As in Values."""
     gains = {
         remedy: cell.regained
         for remedy in REMEDIES

@@ -21,7 +21,7 @@ from experiments.quantisation.results import (
     Results,
     name_of,
 )
-from experiments.quantisation.schemes import group_of
+from experiments.quantisation.schemes import TINY, group_of
 from experiments.quantisation.sites import find, left_out
 from experiments.quantisation.survey import Seen, calibrate, look, massive_places, within
 from lib.core.changes import Change
@@ -99,7 +99,7 @@ def _measure(
                 as_it_is[:] = [hidden.clone()]
                 return
             before = as_it_is[0].to(hidden.device).float()
-            squares = (hidden.float() - before).square().sum(2) / before.square().sum(2)
+            squares = (hidden.float() - before).square().sum(2) / before.square().sum(2).clamp(min=TINY)
             kept.keep("final", squares.mean(1))
 
         with hooks.watch_outputs(lm.arch, "block", see, [last]):

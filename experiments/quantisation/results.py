@@ -50,8 +50,8 @@ RULES = [
     f"largest divisor of the width up to {GROUP}. float16: what lies beyond {FLOAT16_MAX:,.0f} is inf. Weights, what "
     "attention computes with, embeddings and the language-model head stay as they are",
     f"massive places of a site, in each window of the model as it is: {MASSIVE}, with the median of the site; where "
-    "the site is the residual stream as a norm gives it, every position and dim, too, that is massive in the output of its "
-    "block or of the block before",
+    "the site is the residual stream as a norm gives it, every position and dim, too, that is massive in the output of "
+    "its block or of the block before",
     "kept: massive places are not quantised, and have no part in a scale. clamped: where the calibration windows have "
     "massive places, all values of the site are clamped to the largest |value| at no such place there. mean: massive "
     "places are set to the mean of those of the calibration windows at the same dim, at the first position or at later "
@@ -143,13 +143,11 @@ def name_of(where: str, scheme: Scheme, remedy: str) -> str:
 
 @dataclass(frozen=True)
 class Values:
-    """costs: of every condition by name, "costs", "free", "cannot tell" or "overflows". spike: the same of what the
-    massive places alone cost per tensor, by the name of the condition in which they are kept. best: the remedy that
-    brings back most, by the name of the condition without one, where that costs; None if none surely does. why: the
-    verdict cannot be told, or None."""
+    """costs: of every condition by name, "costs", "free", "cannot tell" or "overflows". best: by the name of each
+    condition without a remedy that costs, the remedy that brings back most, of those that surely bring back some; None
+    if none does. why: the verdict cannot be told, or None."""
 
     costs: dict[str, str]
-    spike: dict[str, str]
     best: dict[str, str | None]
     why: str | None
 

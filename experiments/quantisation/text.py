@@ -1,7 +1,5 @@
 """The TXT of quantised activations: what each scheme costs, what each remedy brings back, the range of every site."""
 
-from collections.abc import Callable
-
 from experiments.quantisation.results import (
     AS_IT_IS,
     BLOCKS,
@@ -35,45 +33,48 @@ def summarise(result: Stored) -> str:
         "",
         *(part for where in results.where for part in _of(result, where)),
         "Range of the model as it is, in the measured windows. largest: |value|, and in which layer; x median: the",
-        "most of any layer; int8 zeros: of the values other than 0, those that round to 0 with one scale for a window's",
-        f"tensor, most of any layer and mean over layers; beyond float16: sites with |value| above {FLOAT16_MAX:,.0f}",
+        "most of any layer; int8 zeros: of the values other than 0, how many round to 0 with one scale for a",
+        "window's tensor, most of any layer and mean over layers; beyond float16: how many sites have a |value| above",
+        f"{FLOAT16_MAX:,.0f}",
         _ranges(results),
-        _headline(result) + tables.conclusion_text(conclusion, conclusion.values.why),
+        tables.conclusion_text(conclusion, conclusion.values.why),
     ]
     return "\n".join(parts)
 
 
 def _of(result: Stored, where: str) -> list[str]:
-    results = result.results
+    results, values = result.results, result.conclusion.values
     remedies = [remedy for remedy in REMEDIES if any(results.of(where, scheme, remedy) for scheme in SCHEMES)]
-    loss = _table(results, where, remedies, _loss)
+    losses, gains = [], []
+    for scheme in SCHEMES:
+        name = name_of(where, scheme, AS_IT_IS)
+        bare, *remedied = (results.of(where, scheme, remedy) for remedy in remedies)
+        losses.append([scheme.label, _loss(bare), values.costs[name], *map(_loss, remedied)])
+        best = values.best.get(name)
+        gains.append([scheme.label, *(_gain(result, cell) for cell in remedied), NAMES[best] if best else "-"])
+    heads = [NAMES[remedy] for remedy in remedies[1:]]
+    loss = tables.table(["scheme", NAMES[AS_IT_IS], "cost", *heads], losses)
     parts = [f"{PLACES[where]}: change of the loss, nats a token, paired\n{loss}"]
-    if len(remedies) == 1:
+    if not heads:
         return [f"{parts[0]}Remedies: none found that is massive\n"]
-    gains = _table(results, where, remedies[1:], lambda cell: _gain(result, cell))
     return [
         *parts,
-        "Brought back: by how much the loss is below that without a remedy, paired, with the interval of all of these\n"
-        f"together; and in parts of what the scheme costs, where that costs\n{gains}",
+        "Brought back: by how much the loss is below that without a remedy, paired, with the interval of all of\n"
+        "these together; in parts of what the scheme costs, where that costs; and the remedy that brings back most,\n"
+        f"of those that surely bring back some\n{tables.table(['scheme', *heads, 'most'], gains)}",
     ]
 
 
-def _table(results: Results, where: str, remedies: list[str], cell_of: Callable[[Condition], str]) -> str:
-    rows = []
-    for scheme in SCHEMES:
-        cells = [results.of(where, scheme, remedy) for remedy in remedies]
-        rows.append([scheme.label, *("-" if cell is None else cell_of(cell) for cell in cells)])
-    return tables.table(["scheme", *(NAMES[remedy] for remedy in remedies)], rows)
-
-
-def _loss(cell: Condition) -> str:
+def _loss(cell: Condition | None) -> str:
+    if cell is None:
+        return "-"
     if cell.loss_change is None:
         return f"overflows ({cell.overflowing} windows)"
     return tables.interval(cell.loss_change, True)
 
 
-def _gain(result: Stored, cell: Condition) -> str:
-    if cell.regained is None:
+def _gain(result: Stored, cell: Condition | None) -> str:
+    if cell is None or cell.regained is None:
         return "-"
     text = tables.interval(Cell(cell.regained.mean, cell.regained.together), True)
     bare = result.results.of(cell.where, cell.scheme, AS_IT_IS)
@@ -117,33 +118,6 @@ def _ranges(results: Results) -> str:
         "beyond float16",
     ]
     return tables.table(heads, rows)
-
-
-def _headline(result: Stored) -> str:
-    """Where the massive places cost, and what float16 does."""
-    results, values = result.results, result.conclusion.values
-    lines: dict[str, list[str]] = {}
-    for name, word in values.spike.items():
-        cell = results.conditions[name]
-        lines.setdefault(word, []).append(f"{cell.where} {cell.scheme.label}")
-    spike = [f"{word}: {'; '.join(labels)}" for word, labels in lines.items()]
-    float16 = [
-        f"{cell.where} {values.costs[name]}"
-        for name, cell in results.conditions.items()
-        if cell.remedy == AS_IT_IS and cell.scheme.scaling is None
-    ]
-    best = [
-        f"{cell.where} {cell.scheme.label}: {NAMES[remedy]}"
-        for name, remedy in values.best.items()
-        if remedy is not None and (cell := results.conditions[name])
-    ]
-    return "".join(
-        [
-            f"What the massive places alone cost per tensor: {'. '.join(spike)}\n" if spike else "",
-            f"The remedy after which the loss is lowest: {'; '.join(best)}\n" if best else "",
-            f"float16: {'; '.join(float16)}\n",
-        ]
-    )
 
 
 def details(result: Stored) -> str:
