@@ -7,7 +7,7 @@ from matplotlib.ticker import PercentFormatter
 from experiments.quantisation.results import BLOCKS, KINDS, PROJECTIONS, REMEDIES, SCHEMES, Condition, Stored
 from experiments.quantisation.text import NAMES
 from lib.core.definitions import COST, FLOAT16_MAX
-from lib.report.figures import LINES, MARKERS, PALETTE, PLAIN, label_layers, make_axes, make_title
+from lib.report.figures import LINES, MARKERS, PALETTE, PLAIN, label_layers, make_axes
 
 TITLES = {PROJECTIONS: "what projections read is quantised", BLOCKS: "what blocks give is quantised"}
 LINEAR = 0.1
@@ -37,14 +37,14 @@ def remedies(result: Stored) -> Figure:
         ax.set_title(TITLES[where], fontsize=11)
         ax.grid(axis="x", alpha=0.4)
         if all(results.of(where, scheme, remedy) is None for scheme in SCHEMES for remedy in REMEDIES[1:]):
-            ax.text(0.98, 0.02, "remedies: nothing massive found", transform=ax.transAxes, ha="right", fontsize=9)
+            ax.text(0.98, 0.02, "remedies: none found that is massive", transform=ax.transAxes, ha="right", fontsize=9)
     axes[0][0].set_yticks(range(n), [scheme.label for scheme in SCHEMES], fontsize=10)
     axes[0][0].set_ylim(n - 0.5, -0.5)
     figure.legend(
         *axes[0][0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=7
     )
     title = f"Quantised activations: {result.conclusion.verdict} (lines: 95 % intervals)"
-    figure.suptitle(make_title(result, title), fontsize=11)
+    figure.suptitle(_measured_title(result, title), fontsize=11)
     return figure
 
 
@@ -85,11 +85,16 @@ def ranges(result: Stored) -> Figure:
     sizes.set_ylabel("|value|: largest (filled), median (open)")
     zeros.set_ylabel("values that become 0 in int8,\none scale for a window's tensor")
     zeros.set_ylim(-0.03, 1.03)
-    zeros.yaxis.set_major_formatter(PercentFormatter(1))
+    zeros.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     for ax in (sizes, zeros):
         label_layers(ax, n)
     sizes.set_xlabel("")
     zeros.set_xlabel("layer")
     figure.legend(*sizes.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=6)
-    figure.suptitle(make_title(result, "Dynamic range of activations (lines: 95 % intervals)"), fontsize=11)
+    figure.suptitle(_measured_title(result, "Dynamic range of activations (lines: 95 % intervals)"), fontsize=11)
     return figure
+
+
+def _measured_title(result: Stored, text: str) -> str:
+    n, seqlen = result.results.measured, result.provenance["data"]["seqlen"]
+    return f"{text}\n{result.config['model_name']}, {n} measured window{'s' * (n > 1)} of {seqlen} tokens"

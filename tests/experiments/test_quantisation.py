@@ -8,16 +8,16 @@ import re
 import numpy as np
 import pytest
 import torch
-import transformers
 from torch.nn.functional import cross_entropy
 from transformers.pytorch_utils import Conv1D
 
 import exp13_quantisation
-from experiments.quantisation import figures, judge, schemes, sites, text
+from experiments.quantisation import figures, judge, schemes, text
 from experiments.quantisation.results import (
     AS_IT_IS,
     BLOCKS,
     CLAMPED,
+    EXPERTS,
     KEPT,
     MEAN,
     PREFIX,
@@ -32,9 +32,10 @@ from experiments.quantisation.results import (
 from lib import catalogue
 from lib.core.data import Windows
 from lib.core.definitions import COST
-from lib.core.evidence import CANNOT_TELL, NONE_FOUND, Average
-from lib.model import models
+from lib.core.evidence import CANNOT_TELL, NONE_FOUND
+from lib.model import verify
 from lib.model.arch import Architecture
+from lib.model.models import LanguageModel
 from lib.planted import planting
 from lib.report.result_files import Result
 from lib.run.errors import UserError
@@ -278,11 +279,15 @@ def spiked(family):
     return language_model(model, None), Windows(ids, 6, 0, "test")
 
 
+def measured(family):
+    """(the results, what is done by hand)."""
+    lm, windows = spiked(family)
+    return run(lm, windows), ByHand(lm.model, windows.ids)
+
+
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def spiking(request):
-    """(the results, what is done by hand)."""
-    lm, windows = spiked(request.param)
-    return run(lm, windows), ByHand(lm.model, windows.ids)
+    return measured(request.param)
 
 
 def site_of(key):
@@ -397,3 +402,131 @@ def test_a_window_calibrates_and_another_is_measured(tokenizer):
     text.summarise(stored(results))
     with pytest.raises(UserError, match="--nsamples must be at least 2"):
         run(lm, windows_of(token_ids(1, 16)))
+
+
+# Other models
+
+
+@pytest.mark.slow
+def test_every_projection_of_every_architecture(case):
+    model = copy.deepcopy(case.lm.model).double()
+    lm = LanguageModel(model, Architecture(model), case.lm.tokenizer, {})
+    verify.verify(lm)
+    results = run(lm, windows_of(case.ids))
+    plain = loss(model, case.ids[1])
+    for where in WHERE:
+        for scheme in (Scheme("int8", "token"), Scheme("int4", "dynamic")):
+            cell = results.of(where, scheme, AS_IT_IS)
+            changed = with_change(model, where, lambda _key, x, scheme=scheme: as_numpy(x, scheme))
+            assert cell.loss_change.mean == pytest.approx(loss(changed, case.ids[1]) - plain, abs=1e-5)
+        assert abs(cell.loss_change.mean) > 1e-3
+    assert not results.left_out
+
+
+def as_numpy(x, scheme):
+    return torch.from_numpy(by_hand(x.reshape(-1, x.shape[-1]).numpy(), scheme, 0.0)).view(x.shape)
+
+
+def test_a_mixture_of_experts():
+    """What its experts read is quantised, what its router reads is not, nor what is inside the experts."""
+    built = mixtures.planted()
+    model, ids, scheme = built.lm.model.double(), built.windows.ids, Scheme("int8", "token")
+    results = run(built.lm, built.windows)
+    changed = copy.deepcopy(model)
+    for block in blocks_of(changed):
+        for path, module in block.named_modules():
+            if isinstance(module, torch.nn.Linear) or path.endswith("experts"):
+                assert path != "mlp.gate"
+                module.register_forward_pre_hook(lambda _m, args: (as_numpy(args[0], scheme), *args[1:]))
+    after, before = ([loss(of, ids[w]) for w in (1, 2, 3, 5)] for of in (changed, model))
+    cell = results.of(PROJECTIONS, scheme, AS_IT_IS)
+    assert cell.loss_change.mean == pytest.approx(np.mean(after) - np.mean(before), abs=1e-6)
+    assert [left.what for left in results.left_out] == ["inside the experts, what their last projections read"]
+    assert EXPERTS in {site.kind for site in results.ranges}
+    assert results.of(BLOCKS, scheme, KEPT) is not None
+
+
+@pytest.mark.parametrize("name", ["jamba", "mamba", "falcon_h1", "gpt_oss", "granitemoeshared", "deepseek_v3"])
+def test_what_a_hybrid_lacks_is_told(name, tokenizer):
+    lm = dataclasses.replace(every_type.loaded(name), tokenizer=tokenizer)
+    results = run(lm, windows_of(token_ids(3, 6) % 100))
+    assert results.where == ([BLOCKS] if name == "mamba" else [*WHERE])
+    assert results.left_out
+    result = stored(results)
+    told = text.summarise(result) + text.details(result)
+    assert all(left.what in told for left in results.left_out)
+    figures.remedies(result), figures.ranges(result)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_of_half_precision(dtype, tokenizer):
+    lm = language_model(planted_model("llama").to(dtype), tokenizer)
+    windows = dataclasses.replace(spiked("llama")[1])
+    results = run(lm, windows)
+    full = run(language_model(planted_model("llama"), tokenizer), windows)
+    for name in (name_of(where, SCHEMES[0], remedy) for where in WHERE for remedy in REMEDIES):
+        got, expected = results.conditions[name], full.conditions[name]
+        assert got.loss_change.mean == pytest.approx(expected.loss_change.mean, abs=0.05)
+        assert got.error.mean == pytest.approx(expected.error.mean, rel=0.2, abs=1e-3)
+
+
+# The verdict
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_planted_spikes(architecture, seed):
+    """A head reads from the spike what comes: it is lost where other values set the scale. Where nothing is massive,
+    there is nothing to lose by it."""
+    costly, without = (planting.build(architecture, kind, seed) for kind in ("informed", "none"))
+    assert judge.judge(run(costly.lm, costly.windows)).verdict == judge.COSTS
+    assert judge.judge(run(without.lm, without.windows)).verdict == NONE_FOUND
+
+
+def cell(mean, low, high):
+    return {"mean": mean, "ci95": [low, high], "family95": [low, high]}
+
+
+FREE, OPEN, COSTLY = cell(0.01, 0.005, 0.02), cell(0.06, COST - 0.01, 0.1), cell(0.3, 0.2, 0.4)
+
+
+def judged(spike, remedies=REMEDIES[:3], loss=COSTLY, gains=None):
+    """spike: {scheme name: what is regained with the massive places kept}, FREE of all others."""
+    conditions = {}
+    for where in WHERE:
+        for scheme in SCHEMES[:-1]:
+            for remedy in remedies:
+                regained = {KEPT: spike.get(scheme.name, FREE), CLAMPED: gains or FREE}.get(remedy)
+                conditions[name_of(where, scheme, remedy)] = {
+                    "where": where,
+                    "scheme": {"format": scheme.format, "scaling": scheme.scaling},
+                    "remedy": remedy,
+                    "overflowing": 0,
+                    "loss_change": loss,
+                    "regained": regained,
+                }
+    return judge.judge(partial(Results, {"conditions": conditions}))
+
+
+def test_verdict():
+    assert judged({}).verdict == judge.NOTHING
+    assert judged({"int8_static": COSTLY}).verdict == judge.COSTS
+    assert judged({"int4_dynamic": COSTLY, "int8_static": OPEN}).verdict == judge.COSTS
+    unclear = judged({"int8_dynamic": OPEN})
+    assert unclear.verdict == CANNOT_TELL
+    assert "holds 0.05" in unclear.values.why
+    assert judged({"int8_token": COSTLY, "int8_group": OPEN}).verdict == judge.NOTHING, "no tensor shares a scale"
+    assert judged({}, remedies=[AS_IT_IS]).verdict == NONE_FOUND
+
+
+def test_costs_and_the_remedy_that_brings_back_most():
+    name = name_of(BLOCKS, SCHEMES[0], AS_IT_IS)
+    values = judged({"int8_static": cell(0.2, 0.1, 0.3)}, gains=COSTLY).values
+    assert (values.costs[name], values.best[name]) == ("costs", CLAMPED)
+    values = judged({"int8_static": cell(0.2, 0.1, 0.3)}, gains=cell(0.5, -0.1, 1.1)).values
+    assert values.best[name] == KEPT, "another brings back more, but not surely"
+    values = judged({}, gains=cell(-0.2, -0.3, -0.1)).values
+    assert values.best[name] == KEPT
+    assert name not in judged({}, loss=FREE).values.best
+    assert judged({}, loss=OPEN).values.costs[name] == CANNOT_TELL
