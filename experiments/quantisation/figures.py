@@ -1,5 +1,7 @@
 """What each scheme costs with each remedy, and the range of every site by layer."""
 
+from itertools import groupby
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -65,12 +67,14 @@ def _draw(ax: Axes, cells: list[tuple[float, Condition]], style: int, label: str
 
 
 def ranges(result: Stored) -> Figure:
-    """Largest |value| and median of every kind of site by layer, and the share that int8 per tensor takes to zero."""
+    """Largest |value| and median of every kind of site by layer, and the share that int8 per tensor takes to 0; where
+    a layer has several of a kind, of that with the largest."""
     sites = result.results.ranges
     n = 1 + max(site.layer for site in sites)
     figure, (sizes, zeros) = make_axes(2, 1, size=(max(8, 3 + 0.28 * n), 8.4), sharex=True)
     for i, kind in enumerate(kind for kind in KINDS if any(site.kind == kind for site in sites)):
-        own = [site for site in sites if site.kind == kind]
+        of_kind = groupby((site for site in sites if site.kind == kind), key=lambda site: site.layer)
+        own = [max(of_layer, key=lambda site: site.largest) for _layer, of_layer in of_kind]
         layers = [site.layer for site in own]
         style = {"color": PALETTE[i], "marker": MARKERS[i], "ms": 4}
         sizes.plot(layers, [site.largest for site in own], ls=LINES[0], label=kind, **style)

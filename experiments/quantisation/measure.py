@@ -27,6 +27,7 @@ from experiments.quantisation.survey import Seen, calibrate, look, massive_place
 from lib.core.changes import Change
 from lib.core.data import Windows
 from lib.core.definitions import FLOAT16_MAX
+from lib.core.evidence import Average
 from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.stats import Draws
 from lib.core.versions import BASELINE, each_batch
@@ -144,36 +145,39 @@ def _ranges(known: Sequence[Known], seen: Sequence[Seen], measured: np.ndarray, 
 
 
 def _conditions(changes: Sequence[Quantised], versions: dict[str, np.ndarray], draws: Draws) -> dict[str, Condition]:
-    finite = {change.name: np.isfinite(versions[change.name]).all(1) for change in changes}
-    whole = [change for change in changes if finite[change.name].all()]
-    changed = {change.name: versions[change.name] - versions[BASELINE] for change in whole}
-    averages = _averages(draws, changed)
+    losses = {name: version[:, LOSS] for name, version in versions.items()}
+    changed = {change.name: losses[change.name] - losses[BASELINE] for change in changes}
     regained = {
-        change.name: versions[bare][:, LOSS] - versions[change.name][:, LOSS]
-        for change in whole
-        if change.remedy != AS_IT_IS and (bare := name_of(change.where, change.scheme, AS_IT_IS)) in changed
+        change.name: losses[name_of(change.where, change.scheme, AS_IT_IS)] - losses[change.name]
+        for change in changes
+        if change.remedy != AS_IT_IS
     }
-    gains = _averages(draws, regained, family=True)
+    loss_changes, gains = _averages(draws, changed), _averages(draws, regained, family=True)
+    errors = {
+        column: _averages(draws, {change.name: versions[change.name][:, column] for change in changes})
+        for column in (ERROR, ELSEWHERE, FINAL)
+    }
     conditions = {}
     for change in changes:
-        loss, error, elsewhere, final = averages.get(change.name, [None] * len(MEASURED))
+        own, loss_change = losses[change.name], loss_changes.get(change.name)
         conditions[change.name] = Condition(
             where=change.where,
             scheme=change.scheme,
             remedy=change.remedy,
-            overflowing=int((~finite[change.name]).sum()),
-            loss_change=loss,
-            perplexity=None if loss is None else draws.perplexity(versions[change.name][:, LOSS]),
-            error=error,
-            elsewhere=elsewhere,
-            final=final,
+            overflowing=int((~np.isfinite(own)).sum()),
+            loss_change=loss_change,
+            perplexity=None if loss_change is None else draws.perplexity(own),
+            error=errors[ERROR].get(change.name),
+            elsewhere=errors[ELSEWHERE].get(change.name),
+            final=errors[FINAL].get(change.name),
             regained=gains.get(change.name),
         )
     return conditions
 
 
-def _averages(draws: Draws, values: dict[str, np.ndarray], family: bool = False) -> dict[str, Any]:
-    """By name."""
-    if not values:
+def _averages(draws: Draws, values: dict[str, np.ndarray], family: bool = False) -> dict[str, Average]:
+    """By name, of the (windows,) values that are finite in all windows."""
+    finite = {name: of_windows for name, of_windows in values.items() if np.isfinite(of_windows).all()}
+    if not finite:
         return {}
-    return dict(zip(values, draws.averages(np.stack([*values.values()], axis=1), family), strict=True))
+    return dict(zip(finite, draws.averages(np.stack([*finite.values()], axis=1), family), strict=True))

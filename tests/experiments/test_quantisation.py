@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers.pytorch_utils import Conv1D
 
 import exp13_quantisation
-from experiments.quantisation import figures, judge, schemes, text
+from experiments.quantisation import changes, figures, judge, schemes, text
 from experiments.quantisation.results import (
     AS_IT_IS,
     BLOCKS,
@@ -382,6 +382,17 @@ def test_float16_ends(tokenizer):
     figures.remedies(result)
 
 
+def test_an_error_without_end_is_none_of_the_loss(monkeypatch):
+    """As where all values were zero before a mean is set."""
+    lm, windows = spiked("gpt2")
+    monkeypatch.setattr(changes, "errors", lambda before, *_args: before.new_full((len(before), 2), torch.inf))
+    bare = run(lm, windows).of(BLOCKS, SCHEMES[0], AS_IT_IS)
+    assert bare.overflowing == 0
+    assert bare.error is bare.elsewhere is None
+    assert bare.loss_change is not None
+    assert bare.final is not None
+
+
 def test_nothing_massive(tokenizer):
     """No spike token in any window: schemes are measured, and there is nothing to remedy."""
     lm = language_model(tiny_model("llama"), tokenizer)
@@ -394,12 +405,21 @@ def test_nothing_massive(tokenizer):
     figures.remedies(result), figures.ranges(result)
 
 
-def test_a_window_calibrates_and_another_is_measured(tokenizer):
-    lm = language_model(tiny_model("gpt2"), tokenizer)
+@pytest.mark.parametrize(
+    ("family", "changed"),
+    [
+        ("gpt2", {"n_layer": 1}),
+        ("llama", {"hidden_size": 36, "intermediate_size": 131, "head_dim": 6, "num_hidden_layers": 2}),
+    ],
+)
+def test_a_window_calibrates_and_another_is_measured(family, changed, tokenizer):
+    """Of two tokens each; one layer, odd widths."""
+    lm = language_model(tiny_model(family, **changed), tokenizer)
     results = run(lm, windows_of(token_ids(2, 2)))
     assert (results.calibration, results.measured) == (1, 1)
     assert results.loss.ci95 is None
-    text.summarise(stored(results))
+    assert judge.judge(results).verdict == NONE_FOUND
+    text.summarise(stored(results)), figures.remedies(stored(results)), figures.ranges(stored(results))
     with pytest.raises(UserError, match="--nsamples must be at least 2"):
         run(lm, windows_of(token_ids(1, 16)))
 
@@ -512,11 +532,11 @@ def judged(spike, remedies=REMEDIES[:3], loss=COSTLY, gains=None):
 def test_verdict():
     assert judged({}).verdict == judge.NOTHING
     assert judged({"int8_static": COSTLY}).verdict == judge.COSTS
-    assert judged({"int4_dynamic": COSTLY, "int8_static": OPEN}).verdict == judge.COSTS
+    assert judged({"int8_dynamic": COSTLY, "int8_static": OPEN}).verdict == judge.COSTS
     unclear = judged({"int8_dynamic": OPEN})
     assert unclear.verdict == CANNOT_TELL
     assert "holds 0.05" in unclear.values.why
-    assert judged({"int8_token": COSTLY, "int8_group": OPEN}).verdict == judge.NOTHING, "no tensor shares a scale"
+    assert judged({"int8_token": COSTLY, "int4_static": OPEN}).verdict == judge.NOTHING, "not int8 per tensor"
     assert judged({}, remedies=[AS_IT_IS]).verdict == NONE_FOUND
 
 
