@@ -88,10 +88,10 @@ class Condition:
     """One scheme with one remedy, of what is quantised (`where`).
 
     overflowing: windows whose loss is not finite. What is not finite in some window is None. loss_change: paired,
-    quantised less as it is, nats a token. error: squared, relative to the squared values, mean over sites; elsewhere: the same
-    without the massive places. final: squared error of the last block's output, relative to each token's squared
-    length, mean over tokens. regained: by how much the loss is below that of the same scheme without a remedy, paired,
-    as one of all; None without a remedy.
+    quantised less as it is, nats a token. error: squared, relative to the squared values, mean over sites; elsewhere:
+    the same without the massive places. final: squared error of the last block's output, relative to each token's
+    squared length, mean over tokens. regained: by how much the loss is below that of the same scheme without a remedy,
+    paired, as one of all; None without a remedy.
     """
 
     where: str
