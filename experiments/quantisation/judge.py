@@ -13,7 +13,7 @@ from experiments.quantisation.results import (
     Verdict,
 )
 from lib.core.definitions import COST
-from lib.core.evidence import CANNOT_TELL, NONE_FOUND, Test, conclusion, reasons
+from lib.core.evidence import CANNOT_TELL, NONE_FOUND, Test, conclusion
 
 COSTS, NOTHING = "the spike costs", "the spike costs nothing"
 OVERFLOWS = "overflows"
@@ -46,7 +46,6 @@ def judge(results: Results) -> Verdict:
     values = Values(
         costs=costs,
         best={name: _best(results, cell) for name, cell in results.conditions.items() if _has_best(cell, costs[name])},
-        why=reasons(tests) or None if verdict == CANNOT_TELL else None,
     )
     return conclusion(verdict, RULE, values, tests)
 

@@ -145,11 +145,10 @@ def name_of(where: str, scheme: Scheme, remedy: str) -> str:
 class Values:
     """costs: of every condition by name, "costs", "free", "cannot tell" or "overflows". best: by the name of each
     condition without a remedy that costs, the remedy that brings back most, of those that surely bring back some; None
-    if none does. why: the verdict cannot be told, or None."""
+    if none does."""
 
     costs: dict[str, str]
     best: dict[str, str | None]
-    why: str | None
 
 
 Verdict = Conclusion[Values]

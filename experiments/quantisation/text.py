@@ -22,7 +22,7 @@ NAMES = dict(zip(REMEDIES, ("as it is", "massive kept", "clamped", "set to mean"
 
 
 def summarise(result: Stored) -> str:
-    results, conclusion = result.results, result.conclusion
+    results = result.results
     parts = [
         tables.header(result, "Experiment 13: what massive activations cost where activations are quantised"),
         f"{results.calibration} windows calibrate, {results.measured} others are measured; of these "
@@ -37,7 +37,7 @@ def summarise(result: Stored) -> str:
         "window's tensor, most of any layer and mean over layers; beyond float16: how many sites have a |value| above",
         f"{FLOAT16_MAX:,.0f}",
         _ranges(results),
-        tables.conclusion_text(conclusion, conclusion.values.why),
+        tables.conclusion_text(result.conclusion),
     ]
     return "\n".join(parts)
 

@@ -533,9 +533,7 @@ def test_verdict():
     assert judged({}).verdict == judge.NOTHING
     assert judged({"int8_static": COSTLY}).verdict == judge.COSTS
     assert judged({"int8_dynamic": COSTLY, "int8_static": OPEN}).verdict == judge.COSTS
-    unclear = judged({"int8_dynamic": OPEN})
-    assert unclear.verdict == CANNOT_TELL
-    assert "holds 0.05" in unclear.values.why
+    assert judged({"int8_dynamic": OPEN}).verdict == CANNOT_TELL
     assert judged({"int8_token": COSTLY, "int4_static": OPEN}).verdict == judge.NOTHING, "not int8 per tensor"
     assert judged({}, remedies=[AS_IT_IS]).verdict == NONE_FOUND
 
