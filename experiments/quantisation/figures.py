@@ -35,6 +35,7 @@ def remedies(result: Stored) -> Figure:
         ax.axvline(COST, color="black", lw=0.8, ls=":", label=f"costs: above {COST:g}")
         ax.set_xscale("symlog", linthresh=LINEAR)
         ax.xaxis.set_major_formatter(PLAIN)
+        ax.set_xlim(right=1.4 * ax.get_xlim()[1])  # room for the last interval
         ax.set_xlabel(f"change of the loss, nats a token (linear up to {LINEAR:g}, then log)")
         ax.set_title(TITLES[where], fontsize=11)
         ax.grid(axis="x", alpha=0.4)
@@ -62,7 +63,7 @@ def _draw(ax: Axes, cells: list[tuple[float, Condition]], style: int, label: str
             ax.plot(average.ci95, [row, row], color=color, lw=1.8)
     for row, cell in cells:
         if cell.loss_change is None:
-            text = f"{label}: overflows in {cell.overflowing} windows"
+            text = f"{label}: overflows"
             ax.text(0.02, row, text, transform=ax.get_yaxis_transform(), color=color, fontsize=8, va="center")
 
 
