@@ -95,7 +95,7 @@ def ranges(result: Stored) -> Figure:
         label_layers(ax, n)
     sizes.set_xlabel("")
     zeros.set_xlabel("layer")
-    figure.legend(*sizes.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=6)
+    figure.legend(*sizes.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=3)
     figure.suptitle(_measured_title(result, "Dynamic range of activations (lines: 95 % intervals)"), fontsize=11)
     return figure
 
