@@ -34,6 +34,10 @@ COLLAPSES = (-0.1, 0.1)
 BOUNDS = (*COLLAPSES, *PERSISTS)
 FATES = ("reverses", "collapses", "reduced", "persists", "grows")  # below, between and above the BOUNDS
 
+# quantised activations
+GROUP = 128  # dims that share a scale, or the largest divisor of the width below
+FLOAT16_MAX = 65_504.0  # its largest value
+
 # what a change costs
 COST = 0.05  # nats a token
 MOVES = 0.1  # of the value at the place

@@ -22,6 +22,7 @@ from lib.model.tokens import text_of
 from lib.run import processes
 
 AT_MOST = 16  # massive values of a sequence that there is room for in the first pass
+COUNTS = "n positions", "n values"  # how many of a sequence are massive: positions, values at the largest of these
 SEEN = "largest", "places", "values", "median", "massive"  # (layers, batch, AT_MOST), and (layers, batch) medians
 LONG = 2**15  # values from which on one block of a GPU's threads is slow to look for the median
 NEAR_LIMIT = 0.5  # of float16's largest value
@@ -53,8 +54,7 @@ class LayerStatistics:
     batch_massive: of the last batch.
     """
 
-    # how many of a sequence are massive: positions, values at the largest of these
-    counts: tuple[str, ...] = ("n positions", "n values")
+    counts: tuple[str, ...] = COUNTS
 
     def __init__(self, arch: Architecture, tokenizer: PreTrainedTokenizerBase, kept: OnDevice | None = None) -> None:
         """kept: where `update` keeps what it sees; shared with others, one copy takes all of it to the host."""
@@ -85,23 +85,7 @@ class LayerStatistics:
 
     def _look(self, layers: tuple[int, ...], hidden: torch.Tensor) -> None:
         """hidden: (layers, batch, seq, hidden_size)."""
-        flat = hidden.flatten(2).flatten(0, 1)
-        magnitude = hidden.flatten(0, 1).abs().float()
-        peaks = magnitude.amax(2)
-        median = medians(magnitude.flatten(1))
-        rows, positions = rows_of(magnitude, peaks, self.at_most)
-        largest, places = largest_of(rows, positions, self.at_most)
-        threshold = median[:, None]
-        seen = {
-            "largest": largest,
-            "places": places,
-            "values": flat.gather(1, places),
-            "median": median,
-            "massive": is_massive(largest, threshold),
-            "n positions": is_massive(peaks, threshold).sum(1),
-            "n values": is_massive(rows, threshold[:, :, None]).sum((1, 2)),
-            **self.further(magnitude, peaks, median),
-        }
+        seen = seen_in(hidden.flatten(0, 1), self.at_most, self.further)
         for name, value in seen.items():
             self.kept.keep((name, layers), value.unflatten(0, hidden.shape[:2]))
         self.seen.append(layers)
@@ -224,6 +208,28 @@ def limit_warning(lm: LanguageModel, largest: dict[int, float]) -> str | None:
     if value <= limit * NEAR_LIMIT:
         return None
     return f"|value| up to {value:,.0f} at layer {layer}, where float16 ends at {limit:,.0f}: compare with float32"
+
+
+def seen_in(
+    values: torch.Tensor, at_most: int, further: Callable[..., dict[str, torch.Tensor]] | None = None
+) -> dict[str, torch.Tensor]:
+    """SEEN and COUNTS of (rows, seq, dims) values: (rows, at_most) and (rows,). further: of LayerStatistics."""
+    magnitude = values.abs().float()
+    peaks = magnitude.amax(2)
+    median = medians(magnitude.flatten(1))
+    rows, positions = rows_of(magnitude, peaks, at_most)
+    largest, places = largest_of(rows, positions, at_most)
+    threshold = median[:, None]
+    seen = {
+        "largest": largest,
+        "places": places,
+        "values": values.flatten(1).gather(1, places),
+        "median": median,
+        "massive": is_massive(largest, threshold),
+        "n positions": is_massive(peaks, threshold).sum(1),
+        "n values": is_massive(rows, threshold[:, :, None]).sum((1, 2)),
+    }
+    return seen if further is None else seen | further(magnitude, peaks, median)
 
 
 def rows_of(magnitude: torch.Tensor, peaks: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ A watcher is called as `see(layer, value)`; a tensor that it returns takes the v
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -82,21 +83,23 @@ def around_calls(
 @contextmanager
 def watch_inputs(arch: Architecture, role: str, see: See, layers: Iterable[int] | None = None) -> Iterator[None]:
     """Call `see` with the tensor that each layer's `role` module takes."""
-
-    def register(layer: int, module: torch.nn.Module) -> RemovableHandle:
-        def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            key = first_key(args, kwargs)
-            if isinstance(key, int):
-                new = see(layer, args[key])
-                return None if new is None else ((*args[:key], new, *args[key + 1 :]), kwargs)
-            assert key is not None, "every module with a role takes a tensor"
-            new = see(layer, kwargs[key])
-            return None if new is None else (args, kwargs | {key: new})
-
-        return module.register_forward_pre_hook(hook, with_kwargs=True)
-
-    with _registered(arch, role, layers, register):
+    with _registered(arch, role, layers, lambda layer, module: input_watched(module, partial(see, layer))):
         yield
+
+
+def input_watched(module: torch.nn.Module, see: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+    """Call `see` with the tensor that a module takes."""
+
+    def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        key = first_key(args, kwargs)
+        if isinstance(key, int):
+            new = see(args[key])
+            return None if new is None else ((*args[:key], new, *args[key + 1 :]), kwargs)
+        assert key is not None, "every watched module takes a tensor"
+        new = see(kwargs[key])
+        return None if new is None else (args, kwargs | {key: new})
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def _plain(lm: LanguageModel, layers: list[int]) -> tuple[dict[int, list[Call]],
 
     with ExitStack() as stack:
         for layer in layers:
-            for path, module in _candidates(lm.arch, layer):
+            for path, module in candidates(lm.arch, layer):
                 stack.callback(module.register_forward_hook(see(layer, path), with_kwargs=True).remove)
         stack.enter_context(_parts_kept(lm, layers, parts))
         hooks.forward(lm, _ids(lm, 1))
@@ -124,7 +124,7 @@ def _ids(lm: LanguageModel, n: int) -> Tensor:
     return torch.zeros(max(2, -(-n // length)), length, dtype=torch.long)
 
 
-def _candidates(arch: Architecture, layer: int) -> Iterator[tuple[str, torch.nn.Module]]:
+def candidates(arch: Architecture, layer: int) -> Iterator[tuple[str, torch.nn.Module]]:
     """The modules with a matrix in the part of the block that attention is in, but the output projection."""
     part = (arch.layers[layer].attention_module or "").partition(".")[0]
     for path, module in arch.blocks[layer].named_modules():

@@ -20,6 +20,9 @@ from experiments.head_sweep import measure as head_sweep_measure
 from experiments.interventions.changes import Intervention
 from experiments.interventions.sites import Sites
 from experiments.mlp_internal import measure as mlp_internal_measure
+from experiments.quantisation import changes as changes_of_quantisation
+from experiments.quantisation import measure as quantisation_measure
+from experiments.quantisation import schemes
 from lib.core import ablation, attribution, data, keys, measurements, neurons, place, sinks, stats, sweep
 from lib.core.keys import SPLIT
 from lib.model import arch, attention, attention_rows, edits, experts, hooks
@@ -35,6 +38,7 @@ from tests.experiments import (
     test_interventions,
     test_ledger,
     test_neurons,
+    test_quantisation,
 )
 
 pytestmark = pytest.mark.slow
@@ -411,6 +415,34 @@ def secondary_by_the_cosine_alone(patch):
     patch.setattr(keys.LikeFirst, "end_batch", lambda self, ids, taken, listed: end_batch(self, ids, taken, listed + 1))
 
 
+def scale_along_the_wrong_axis(patch):
+    """Has the tokens of a dim share a scale, and not the dims of a token."""
+    scale = schemes._scale
+    patch.setattr(schemes, "_scale", lambda value, dims, levels: scale(value, 1 if dims == 2 else dims, levels))
+
+
+def calibrated_on_what_is_measured(patch):
+    """Takes static scales, limits and means from all windows."""
+    calibrate = quantisation_measure.calibrate
+
+    def on_all(lm, windows, _chosen, *args):
+        return calibrate(lm, windows, np.arange(len(windows.ids)), *args)
+
+    patch.setattr(quantisation_measure, "calibrate", on_all)
+
+
+def spike_in_the_scale(patch):
+    """Keeps massive places as they are, but not out of the scale."""
+    remedied = changes_of_quantisation.Quantised._remedied
+
+    def with_spike(self, value, known, rows):
+        after = remedied(replace(self, remedy="as_it_is"), value, known, rows)
+        index = changes_of_quantisation.at(known.massive, rows, value.device)
+        return after.index_put(index, value[index]) if self.remedy == "kept" else remedied(self, value, known, rows)
+
+    patch.setattr(changes_of_quantisation.Quantised, "_remedied", with_spike)
+
+
 def planted_reference(tokenizer):
     """What the fixture `planted` of test_ablation gives: a model and its naive results."""
     lm = language_model(planted_model("gpt2"), tokenizer)
@@ -481,6 +513,12 @@ def of_the_first_key(_tokenizer):
 
 def inside_a_mixture(_tokenizer):
     test_expert_neurons.test_contributions_are_products("mixtral", torch.float32, "eager")
+
+
+def quantised(remedy):
+    return lambda _tokenizer: test_quantisation.test_losses_are_those_of_wrapped_copies(
+        test_quantisation.measured("gpt2"), "projections", remedy
+    )
 
 
 def off_equals_zero_weights(family, which):
@@ -611,6 +649,15 @@ MUTANTS = {  # mutant: {name of the check that must fail: the check, which is gi
         "test_means_equal_those_of_eager_maps": attention_to_every_key,
         **diagnosis("later_sink", "sink_positions", "llama"),
     },
+    # quantisation
+    scale_along_the_wrong_axis: {
+        "test_values_are_those_of_numpy": lambda _tokenizer: test_quantisation.test_values_are_those_of_numpy(
+            schemes.Scheme("int8", "token")
+        ),
+        "test_losses_are_those_of_wrapped_copies": quantised("as_it_is"),
+    },
+    calibrated_on_what_is_measured: {"test_losses_are_those_of_wrapped_copies": quantised("mean")},
+    spike_in_the_scale: {"test_losses_are_those_of_wrapped_copies": quantised("kept")},
     # rules that once were ours
     secondary_by_the_cosine_alone: diagnosis("like_first", "secondary", "llama"),
     mean_of_ratios: diagnosis("half", "necessary"),

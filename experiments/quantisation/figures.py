@@ -1,0 +1,105 @@
+"""What each scheme costs with each remedy, and the range of every site by layer."""
+
+from itertools import groupby
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from experiments.quantisation.results import BLOCKS, KINDS, PROJECTIONS, REMEDIES, SCHEMES, Condition, Stored
+from experiments.quantisation.text import NAMES
+from lib.core.definitions import COST, FLOAT16_MAX
+from lib.report.figures import LINES, MARKERS, PALETTE, PLAIN, label_layers, make_axes
+
+TITLES = {PROJECTIONS: "what projections read is quantised", BLOCKS: "what blocks give is quantised"}
+LINEAR = 0.1
+APART = 0.15  # rows between the remedies of a scheme
+
+
+def remedies(result: Stored) -> Figure:
+    """Change of the loss of every scheme, a row each, with every remedy."""
+    results = result.results
+    n = len(SCHEMES)
+    figure, axes = make_axes(1, len(results.where), size=(6.6 * len(results.where), 7.6), squeeze=False, sharey=True)
+    for ax, where in zip(axes[0], results.where, strict=True):
+        for i, remedy in enumerate(REMEDIES):
+            cells = [
+                (row + APART * (i - (len(REMEDIES) - 1) / 2), cell)
+                for row, scheme in enumerate(SCHEMES)
+                if (cell := results.of(where, scheme, remedy)) is not None
+            ]
+            _draw(ax, cells, i, NAMES[remedy])
+        for row in range(1, n):
+            ax.axhline(row - 0.5, color="0.85", lw=0.8)
+        ax.axvline(0, color="black", lw=0.8, ls="--", label="not quantised")
+        ax.axvline(COST, color="black", lw=0.8, ls=":", label=f"costs: above {COST:g}")
+        ax.set_xscale("symlog", linthresh=LINEAR)
+        ax.xaxis.set_major_formatter(PLAIN)
+        ax.set_xlim(right=1.4 * ax.get_xlim()[1])  # room for the last interval
+        ax.set_xlabel(f"change of the loss, nats a token (linear up to {LINEAR:g}, then log)")
+        ax.set_title(TITLES[where], fontsize=11)
+        ax.grid(axis="x", alpha=0.4)
+        if all(results.of(where, scheme, remedy) is None for scheme in SCHEMES for remedy in REMEDIES[1:]):
+            ax.text(0.98, 0.02, "remedies: none found that is massive", transform=ax.transAxes, ha="right", fontsize=9)
+    axes[0][0].set_yticks(range(n), [scheme.label for scheme in SCHEMES], fontsize=10)
+    axes[0][0].set_ylim(n - 0.5, -0.5)
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=7
+    )
+    title = f"Quantised activations: {result.conclusion.verdict} (lines: 95 % intervals)"
+    figure.suptitle(_measured_title(result, title), fontsize=11)
+    return figure
+
+
+def _draw(ax: Axes, cells: list[tuple[float, Condition]], style: int, label: str) -> None:
+    """(row, condition) each; what overflows is written at the left."""
+    finite = [(row, cell.loss_change) for row, cell in cells if cell.loss_change is not None]
+    color = PALETTE[style]
+    if cells:
+        means = [average.mean for _row, average in finite]
+        ax.plot(means, [row for row, _average in finite], MARKERS[style], color=color, ms=5, label=label)
+    for row, average in finite:
+        if average.ci95:
+            ax.plot(average.ci95, [row, row], color=color, lw=1.8)
+    for row, cell in cells:
+        if cell.loss_change is None:
+            text = f"{label}: overflows"
+            ax.text(0.02, row, text, transform=ax.get_yaxis_transform(), color=color, fontsize=8, va="center")
+
+
+def ranges(result: Stored) -> Figure:
+    """Largest |value| and median of every kind of site by layer, and the share that int8 per tensor takes to 0; where
+    a layer has several of a kind, of that with the largest."""
+    sites = result.results.ranges
+    n = 1 + max(site.layer for site in sites)
+    figure, (sizes, zeros) = make_axes(2, 1, size=(max(8, 3 + 0.28 * n), 8.4), sharex=True)
+    for i, kind in enumerate(kind for kind in KINDS if any(site.kind == kind for site in sites)):
+        of_kind = groupby((site for site in sites if site.kind == kind), key=lambda site: site.layer)
+        own = [max(of_layer, key=lambda site: site.largest) for _layer, of_layer in of_kind]
+        layers = [site.layer for site in own]
+        style = {"color": PALETTE[i], "marker": MARKERS[i], "ms": 4}
+        sizes.plot(layers, [site.largest for site in own], ls=LINES[0], label=kind, **style)
+        sizes.plot(layers, [site.median.mean or None for site in own], ls=LINES[2], mfc="white", **style)
+        zeros.plot(layers, [site.zero.mean for site in own], ls=LINES[0], **style)
+        for site in own:
+            if site.zero.ci95:
+                zeros.plot([site.layer, site.layer], site.zero.ci95, color=PALETTE[i], lw=1.5)
+    sizes.axhline(FLOAT16_MAX, color="black", lw=1, ls="--", label=f"float16 ends: {FLOAT16_MAX:,.0f}")
+    sizes.set_yscale("log")
+    sizes.yaxis.set_major_formatter(PLAIN)
+    sizes.set_ylabel("|value|: largest (filled), median (open)")
+    zeros.set_ylabel("values that become 0 in int8,\none scale for a window's tensor")
+    zeros.set_ylim(-0.03, 1.03)
+    zeros.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    for ax in (sizes, zeros):
+        label_layers(ax, n)
+    sizes.set_xlabel("")
+    zeros.set_xlabel("layer")
+    figure.legend(*sizes.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=3)
+    figure.suptitle(_measured_title(result, "Dynamic range of activations (lines: 95 % intervals)"), fontsize=11)
+    return figure
+
+
+def _measured_title(result: Stored, text: str) -> str:
+    n, seqlen = result.results.measured, result.provenance["data"]["seqlen"]
+    return f"{text}\n{result.config['model_name']}, {n} measured window{'s' * (n > 1)} of {seqlen} tokens"
