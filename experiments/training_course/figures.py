@@ -1,0 +1,143 @@
+"""The course of training: largest values by layer, attention to the first token, who writes most."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from experiments.training_course import fit
+from experiments.training_course.results import FITTED, FORMULA, Birth, Step, Stored
+from experiments.training_course.text import by_share, largest_layer
+from lib.core.definitions import RELATIVE, SINK_EPSILON, SINK_WINDOW, SINKS
+from lib.report.figures import MARKERS, PALETTE, PLAIN, SEQUENTIAL, make_axes, make_title, shortened
+
+STEPS = "optimiser step (logarithmic scale)"
+LABELS = 24  # at most, on the axis of steps and over bars
+KINDS = (  # of writers, in the order of the legend
+    ("embedding", ("embedding", "position embedding")),
+    ("attention", ("head", "attention bias", "attention")),
+    ("MLP", ("mlp", "expert", "shared expert")),
+    ("other", ()),
+)
+
+
+def layers(result: Stored) -> Figure:
+    """Ratio of every layer over steps, both logarithmic, with the fit of the layer whose ratio ends highest."""
+    steps = result.results.steps
+    figure, ax = make_axes(size=(9, 5.4))
+    n_layers = len(steps[0].layers)
+    colors = ScalarMappable(Normalize(0, max(1, n_layers - 1)), plt.get_cmap(SEQUENTIAL))
+    at = _along(ax, steps)
+    for layer in range(n_layers):
+        cells = [step.layers[layer].ratio for step in steps]
+        ratios = [np.nan if cell is None else cell.mean for cell in cells]
+        ax.plot(at, ratios, color=colors.to_rgba(layer), marker="o", ms=3.5, lw=1.5)
+    last = largest_layer(steps[-1])
+    for found in result.conclusion.values.fits:
+        if found.layer == last and found.outcome == FITTED:
+            where = np.interp(np.linspace(0, len(at) - 1, 400), np.arange(len(at)), at)
+            label = f"fit of layer {last}: {FORMULA}"
+            ax.plot(where, fit.curve(where, found.parameters), color="black", ls="--", lw=1.2, label=label)
+    ax.axhline(RELATIVE, color=PALETTE[3], lw=1, ls=":", label=f"{RELATIVE:,.0f} x the median: one half of being massive")
+    _mark(ax, result.conclusion.values.massive, "massive activations")
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(PLAIN)
+    ax.set_ylabel("top-1 / median of |block output|")
+    ax.grid(axis="y", alpha=0.4)
+    ax.set_xlabel(STEPS)
+    bar = figure.colorbar(colors, ax=ax, label="layer")
+    bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=9)
+    ax.set_title(make_title(result, "Largest values over training, by layer"), fontsize=11)
+    return figure
+
+
+def sinks(result: Stored) -> Figure:
+    """Sink rate over steps; below, the highest score of each layer."""
+    steps = result.results.steps
+    figure, (rate, scores) = make_axes(2, 1, size=(9, 7), sharex=True)
+    at = _along(rate, steps)
+    rate.plot(at, [step.sink_rate.mean for step in steps], color=PALETTE[0], marker=MARKERS[0], ms=4, label="sink rate")
+    told = [(i, step.sink_rate.ci95) for i, step in zip(at, steps, strict=True) if step.sink_rate.ci95]
+    if told:
+        low, high = np.array([limits for _i, limits in told]).T
+        rate.fill_between([i for i, _limits in told], low, high, color=PALETTE[0], alpha=0.25, lw=0)
+    rate.axhline(SINKS, color=PALETTE[3], lw=1, ls=":", label=f"{SINKS:.0%}: from here on there are sinks")
+    _mark(rate, result.conclusion.values.sinks, "sinks")
+    rate.set_ylim(-0.02, 1.02)
+    rate.set_ylabel(f"share of heads over {SINK_EPSILON:g},\nwindows of {SINK_WINDOW} tokens (band: 95 %)")
+    rate.grid(axis="y", alpha=0.4)
+    rate.legend(frameon=False, fontsize=9, loc="upper left")
+    n_layers = len(steps[0].scores)
+    colors = ScalarMappable(Normalize(0, max(1, n_layers - 1)), plt.get_cmap(SEQUENTIAL))
+    for layer in range(n_layers):
+        if steps[0].scores[layer]:
+            highest = [max(step.scores[layer]) for step in steps]
+            scores.plot(at, highest, color=colors.to_rgba(layer), marker="o", ms=3.5, lw=1.5)
+    scores.set_ylim(-0.02, 1.02)
+    scores.set_ylabel("mean attention to the first token,\nhighest head of each layer")
+    scores.grid(axis="y", alpha=0.4)
+    scores.set_xlabel(STEPS)
+    bar = figure.colorbar(colors, ax=scores, label="layer")
+    bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle(make_title(result, "Attention to the first token over training"), fontsize=11)
+    return figure
+
+
+def writers(result: Stored) -> Figure:
+    """At each step the shares of those who write along the place's value, the largest one named."""
+    steps = result.results.steps
+    figure, ax = make_axes(size=(10, 5.6))
+    known = {kind: name for name, kinds in KINDS for kind in kinds}
+    seen: set[str] = set()
+    for i, step in enumerate(steps):
+        bottom = 0.0
+        for write in by_share(step):
+            if write.share.mean <= 0:
+                continue
+            name = known.get(write.kind, "other")
+            color = PALETTE[(4, 1, 0, 5)[[kind for kind, _of in KINDS].index(name)]]
+            label = None if name in seen else name
+            ax.bar(i, write.share.mean, bottom=bottom, color=color, edgecolor="white", lw=0.6, label=label)
+            seen.add(name)
+            bottom += write.share.mean
+        written = by_share(step)
+        if written and i % _every(steps) == 0:
+            what = f"{shortened(written[0].name)}, dim {step.followed.dim}"
+            ax.text(i, bottom + 0.02, what, rotation=90, ha="center", va="bottom", fontsize=8)
+    top = max((sum(max(write.share.mean, 0) for write in step.followed.writers) for step in steps), default=1.0)
+    ax.set_ylim(0, 1.55 * max(1.0, top))
+    ax.axhline(1, color="black", lw=0.8, ls="--")
+    ax.set_ylabel("share of the value where it is largest")
+    shown = range(0, len(steps), _every(steps))
+    ax.set_xticks([*shown], [f"{steps[i].step:,}" for i in shown], rotation=60, ha="right", rotation_mode="anchor")
+    ax.set_xlim(-0.6, len(steps) - 0.4)
+    ax.set_xlabel("optimiser step (every measured checkpoint, side by side)")
+    if seen:
+        ax.legend(frameon=False, fontsize=9, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    title = "Who writes the value that is followed (the largest writer and the dim are named)"
+    ax.set_title(make_title(result, title), fontsize=11)
+    return figure
+
+
+def _every(steps: list[Step]) -> int:
+    return -(-len(steps) // LABELS)
+
+
+def _along(ax: Axes, steps: list[Step]) -> np.ndarray:
+    """The steps, along a logarithmic axis that begins with 0."""
+    at = np.array([step.step for step in steps])
+    if at.max() > 0:
+        ax.set_xscale("symlog", linthresh=at[at > 0].min())
+    ax.xaxis.set_major_formatter(PLAIN)
+    return at
+
+
+def _mark(ax: Axes, birth: Birth, what: str) -> None:
+    """A band between the last step without and the first with."""
+    if birth.at is not None:
+        after = birth.at if birth.after is None else birth.after
+        ax.axvspan(after, birth.at, color=PALETTE[7], alpha=0.3, label=f"{what}: {birth.verdict}")
