@@ -1,0 +1,343 @@
+"""The births of planted courses of training are found where they are, and nothing where nothing is born; each step's
+numbers are those of eager attention and of transformers' own hidden states; the fit gives back its own formula."""
+
+import gc
+import itertools
+import json
+import shutil
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import exp14_training
+from experiments.training_course import fit, judge, measure
+from experiments.training_course.results import DIVERGES, FITTED, NAMES, TOO_FEW, Results
+from lib.core.definitions import MOST, SINKS
+from lib.model import models, series
+from lib.planted import planting
+from lib.report import figures, result_files
+from tests import golden
+from tests import series as courses
+from tests.cases import case_of
+from tests.core.test_sweep import windows_of
+from tests.partial import partial
+from tests.scripts.test_scripts import files, run
+
+FACTORS = {"step0": 0.0, "step5": 1e-3, "step10": 0.01, "step100": 1.0, "step1000": 1.1}
+BORN, NOT_YET = 100, 10
+
+
+@pytest.fixture(scope="module", params=[("gpt2", "mlp"), ("llama", "head")], ids="-".join)
+def course(request, tmp_path_factory):
+    """A planted course in a folder, its flags, and what was planted."""
+    planted = planting.build(*request.param, seed=0)
+    return in_folder(planted, FACTORS, tmp_path_factory.mktemp("course"))
+
+
+def in_folder(planted, factors, folder):
+    text = golden.write_text(planted, folder)
+    flags = ["--dataset", text, "--nsamples", "8", "--seqlen", "32", "--device", "cpu"]
+    return SimpleNamespace(folder=courses.saved(folder / "toy", planted, factors), flags=flags, planted=planted)
+
+
+def measured(course, out, *flags):
+    """The JSON of a run of the script, which must end well."""
+    arguments = ["--model", course.folder, *course.flags, "--savedir", out, *flags]
+    assert run("exp14_training.py", *arguments) == 0
+    return json.loads((out / "exp14_results.json").read_text())
+
+
+def test_the_planted_birth_is_found(course, tmp_path, undrawn):
+    payload = measured(course, tmp_path)
+    conclusion, truth = payload["results"]["conclusion"], course.planted.truth
+    massive = conclusion["values"]["massive"]
+    assert (massive["after"], massive["at"], massive["had"], massive["unclear"]) == (NOT_YET, BORN, [], [])
+    assert massive["verdict"] == f"between steps {NOT_YET} and {BORN}"
+    part = f"head {truth.layer}.{truth.head}" if truth.head is not None else f"mlp {truth.layer}"
+    assert conclusion["values"]["writer"] == part
+    for step in payload["results"]["steps"]:
+        assert step["name"] == f"step{step['step']}"
+        seen = by_hand(courses.with_writes(course.planted, FACTORS[step["name"]]), course.planted.windows.ids)
+        assert_as_by_hand(step, seen)
+        assert step["followed"]["massive"] == (step["step"] >= BORN)
+    assert payload["provenance"]["model"]["folder"] == "toy"
+    assert "weights_sha256" not in payload["provenance"]["model"]
+
+
+def by_hand(model, ids):
+    """What transformers itself says of a model: block outputs (layers, windows, seq, dims), attention on the first
+    token (layers, windows, heads, seq), loss of each window."""
+    model = model.double()
+    model.config._attn_implementation = "eager"
+    seen = {}
+    stack = model.transformer.h if model.config.model_type == "gpt2" else model.model.layers
+    handles = [
+        block.register_forward_hook(lambda _m, _a, out, i=i: seen.update({i: out if torch.is_tensor(out) else out[0]}))
+        for i, block in enumerate(stack)
+    ]
+    with torch.no_grad():
+        output = model(ids, output_attentions=True, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    losses = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return SimpleNamespace(
+        hidden=np.abs(np.stack([seen[i].numpy() for i in range(len(stack))])),
+        first=np.stack([one[..., 0].numpy() for one in output.attentions]),
+        losses=losses.view(len(ids), -1).mean(1).numpy(),
+    )
+
+
+def assert_as_by_hand(step, seen):
+    top1 = seen.hidden.max((2, 3))
+    medians = np.sort(seen.hidden.reshape(*top1.shape, -1))[..., (seen.hidden[0, 0].size - 1) // 2]
+    for layer, found in enumerate(step["layers"]):
+        assert found["top1"]["mean"] == pytest.approx(top1[layer].mean(), rel=1e-4)
+        assert found["ratio"]["mean"] == pytest.approx((top1 / medians)[layer].mean(), rel=1e-4)
+    massive = (seen.hidden > 100) & (seen.hidden > 1000 * medians[..., None, None])
+    assert step["massive"]["mean"] == massive.any((0, 2, 3)).mean()
+    assert step["loss"]["mean"] == pytest.approx(seen.losses.mean(), rel=1e-4)
+    assert np.allclose(step["scores"], seen.first.mean((1, 3)), atol=1e-4)
+    per_window = (seen.first.mean(3) > 0.3).mean((0, 2))
+    assert step["sink_rate"]["mean"] == pytest.approx(per_window.mean(), abs=1e-6)
+
+
+def test_the_order_of_names_does_not_matter(course, tmp_path, undrawn):
+    names = list(FACTORS)
+    first = measured(course, tmp_path / "sorted", "--revisions", *names)
+    other = measured(course, tmp_path / "other", "--revisions", *reversed(names))
+    every = measured(course, tmp_path / "all", "--revisions", "all")
+    assert first["results"] == other["results"] == every["results"] == measured(course, tmp_path)["results"]
+    assert [step["step"] for step in first["results"]["steps"]] == [0, 5, 10, 100, 1000]
+
+
+def test_steps_sorted_as_text_are_caught(course, tmp_path, undrawn, monkeypatch):
+    """step0, step10, step100, step1000, step5: what is born would be gone again."""
+    find = series.find
+    monkeypatch.setattr(series, "find", lambda *args: sorted(find(*args), key=lambda of: str(of.step)))
+    with pytest.raises(AssertionError):
+        test_the_planted_birth_is_found(course, tmp_path, None)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_nothing_is_born_where_nothing_is_planted(architecture, tmp_path, undrawn):
+    planted = planting.build(architecture, "mlp", seed=1)
+    payload = measured(in_folder(planted, dict.fromkeys(FACTORS, 0.001), tmp_path), tmp_path / "out")
+    massive = payload["results"]["conclusion"]["values"]["massive"]
+    assert (massive["verdict"], massive["at"], massive["had"]) == ("none found", None, [])
+
+
+def test_born_and_gone_again(tmp_path, undrawn):
+    planted = planting.build("gpt2", "mlp", seed=1)
+    payload = measured(in_folder(planted, {"step1": 0.0, "step2": 1.0, "step3": 0.0}, tmp_path), tmp_path / "out")
+    massive = payload["results"]["conclusion"]["values"]["massive"]
+    assert (massive["verdict"], massive["at"], massive["had"]) == ("gone again", None, [2])
+
+
+# verdicts by hand
+
+
+def steps_of(*limits, field="massive"):
+    """Steps 0, 10, 20 ... whose share has these limits."""
+    cell = {"std": None, "n": 30}
+    layer = {"ratio": {"mean": 10.0, "ci95": [9.0, 11.0], **cell}}
+    steps = [
+        {
+            "step": 10 * i,
+            "massive": {"mean": 0.0, "ci95": [0.0, 0.01], **cell},
+            "sink_rate": {"mean": 0.0, "ci95": [0.0, 0.01], **cell},
+            field: {"mean": sum(limit) / 2, "ci95": limit, **cell},
+            "layers": [layer],
+            "followed": {"writers": [], "peak_layer": 0},
+        }
+        for i, limit in enumerate(limits)
+    ]
+    return partial(Results, {"steps": steps})
+
+
+BELOW, ABOVE, HOLDS = [0.0, 0.01], [0.9, 1.0], [0.01, 0.9]
+NOW = {
+    "at once": ([ABOVE, ABOVE], "from the first step on", 0, None),
+    "between": ([BELOW, ABOVE, ABOVE], "between steps 0 and 10", 10, 0),
+    "unclear between": ([BELOW, HOLDS, ABOVE], "between steps 0 and 20", 20, 0),
+    "unclear before": ([HOLDS, ABOVE], "by step 10", 10, None),
+    "unclear after": ([BELOW, ABOVE, HOLDS, ABOVE], "between steps 0 and 10", 10, 0),
+    "a blip before": ([BELOW, ABOVE, BELOW, ABOVE], "between steps 20 and 30", 30, 20),
+    "gone": ([BELOW, ABOVE, BELOW], "gone again", None, 20),
+    "gone perhaps": ([ABOVE, BELOW, HOLDS], "cannot tell", None, 10),
+    "never": ([BELOW, BELOW], "none found", None, 10),
+    "never for sure": ([BELOW, HOLDS], "cannot tell", None, 0),
+    "perhaps once": ([HOLDS, BELOW], "cannot tell", None, 10),
+}
+
+
+@pytest.mark.parametrize("case", NOW)
+@pytest.mark.parametrize(("field", "which"), [("massive", "massive"), ("sink_rate", "sinks")])
+def test_births(case, field, which):
+    limits, verdict, at, after = NOW[case]
+    found = judge.judge(steps_of(*limits, field=field))
+    birth = getattr(found.values, which)
+    assert (birth.verdict, birth.at, birth.after) == (verdict, at, after)
+    assert f"{verdict}" in found.verdict
+    assert {test.threshold for test in found.tests} == {MOST, SINKS}
+
+
+# the fit
+
+
+STEPS = np.array([0, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 143000])
+TRUE = {
+    "rises and falls": (3.0, 0.4, 0.5, 0.2, 4.0),
+    "rises and stays": (1.0, 0.01, 1.0, 0.5, 2.0),
+    "falls": (-2.0, 0.2, 0.3, 0.4, 5.0),
+}
+
+
+def course_of(a, decay, gamma, t0, k):
+    x = gamma * STEPS / 1000 + t0
+    return np.exp(a * np.exp(-decay * x) * np.log(x) + k)
+
+
+@pytest.mark.parametrize("name", TRUE)
+def test_the_fit_gives_back_its_own_formula(name):
+    found = fit.fit(3, STEPS, course_of(*TRUE[name]))
+    assert (found.layer, found.outcome) == (3, FITTED)
+    assert found.residual < 1e-5
+    assert found.explained > 1 - 1e-8
+    assert [found.parameters[key].value for key in NAMES] == pytest.approx(TRUE[name], rel=1e-3)
+    assert np.allclose(fit.curve(STEPS, found.parameters), course_of(*TRUE[name]), rtol=1e-4)
+
+
+def test_errors_are_those_of_repeated_noise():
+    """Standard errors beside the spread of what is fitted to 40 noisy courses."""
+    rng, clean, found = np.random.default_rng(0), np.log(course_of(*TRUE["rises and falls"])), []
+    for _ in range(40):
+        found.append(fit.fit(0, STEPS, np.exp(clean + 0.02 * rng.standard_normal(len(STEPS)))))
+    assert np.mean([one.residual for one in found]) == pytest.approx(0.02 * np.sqrt(9 / 14), rel=0.15)
+    for name in NAMES:
+        spread = np.std([one.parameters[name].value for one in found], ddof=1)
+        told = np.median([one.parameters[name].error for one in found])
+        assert 0.6 < told / spread < 1.6, name
+
+
+def test_too_few_steps_and_what_does_not_converge(monkeypatch):
+    assert fit.fit(0, STEPS[:5], course_of(*TRUE["falls"])[:5]).outcome == TOO_FEW
+    monkeypatch.setattr(fit, "_searched", lambda *_args: None)
+    assert fit.fit(0, STEPS, course_of(*TRUE["falls"])).outcome == DIVERGES
+
+
+def test_a_flat_course_has_no_errors_that_mean_anything():
+    found = fit.fit(0, STEPS, np.full(len(STEPS), 7.0))
+    assert found.outcome in (FITTED, DIVERGES)
+    assert found.explained is None or found.residual < 1e-6
+
+
+# one after another
+
+
+def test_one_model_is_in_memory_at_a_time(course, tmp_path, undrawn, monkeypatch):
+    load, alive, most = models.load, weakref.WeakSet(), []
+
+    def counted(options):
+        gc.collect()
+        most.append(len(alive))
+        lm = load(options)
+        alive.add(lm.model)
+        return lm
+
+    monkeypatch.setattr(models, "load", counted)
+    measured(course, tmp_path)
+    assert most == [0] * len(FACTORS)
+
+
+def test_what_is_measured_is_kept(course, tmp_path, undrawn, monkeypatch, capsys):
+    """After an error, with further steps, with other flags, and where a checkpoint was written anew."""
+    broken = shutil.copytree(course.folder, tmp_path / "toy")
+    other = SimpleNamespace(folder=broken, flags=course.flags)
+    loaded = []
+    load = models.load
+    monkeypatch.setattr(models, "load", lambda options: loaded.append(options.model.rpartition("/")[2]) or load(options))
+    (broken / "step5" / "model.safetensors").rename(tmp_path / "away")
+    assert run("exp14_training.py", "--model", broken, *course.flags, "--savedir", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("error: step5: ")
+    assert "what 2 checkpoints gave is kept for the next run" in error
+    assert not (tmp_path / "out").exists()
+    assert loaded == ["step1000", "step0", "step5"]
+    (tmp_path / "away").rename(broken / "step5" / "model.safetensors")
+    loaded.clear()
+    first = measured(other, tmp_path / "out")
+    assert loaded == ["step5", "step10", "step100"]
+    loaded.clear()
+    assert measured(other, tmp_path / "out")["results"] == first["results"]
+    assert loaded == []
+    assert measured(course, tmp_path / "whole")["results"] == first["results"]
+    loaded.clear()
+    (broken / "step10" / "config.json").touch()
+    measured(other, tmp_path / "out", "--revisions", "step5", "step10")
+    assert loaded == ["step10"]
+    loaded.clear()
+    measured(other, tmp_path / "out", "--seed", "1", "--revisions", "step5")
+    assert loaded == ["step5"]
+
+
+def test_a_text_that_changed_is_measured_anew(course, tmp_path, undrawn, monkeypatch):
+    text = tmp_path / "text.txt"
+    written = golden.write_text(course.planted, tmp_path).read_text()
+    flags = ["--dataset", text, *course.flags[2:]]
+    other = SimpleNamespace(folder=course.folder, flags=flags)
+    before = measured(other, tmp_path / "out", "--revisions", "step0", "step5")
+    text.write_text(" ".join(reversed(written.split())))
+    after = measured(other, tmp_path / "out", "--revisions", "step0", "step5")
+    assert before["provenance"]["data"]["token_ids_sha256"] != after["provenance"]["data"]["token_ids_sha256"]
+    assert before["results"]["steps"][0]["loss"] != after["results"]["steps"][0]["loss"]
+
+
+def test_checkpoints_of_another_model(course, tmp_path, capsys):
+    mixed = shutil.copytree(course.folder, tmp_path / "toy")
+    architecture = course.planted.truth.architecture
+    another = next(
+        built
+        for seed in itertools.count(1)
+        if (built := planting.build(architecture, "mlp", seed)).lm.arch.n_layers != course.planted.lm.arch.n_layers
+    )
+    courses.saved(mixed, another, {"step50": 1.0})
+    assert run("exp14_training.py", "--model", mixed, *course.flags, "--savedir", tmp_path / "out") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: step50: it has ")
+    assert "but step1000 has" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_figures_are_redrawn_without_a_model(course, tmp_path):
+    measured(course, tmp_path)
+    drawn = files(tmp_path)
+    assert drawn == [
+        "EXPERIMENT_14_SUMMARY.txt",
+        "exp14_layers.png",
+        "exp14_results.json",
+        "exp14_sinks.png",
+        "exp14_writers.png",
+    ]
+    assert run("exp14_training.py", "--replot", tmp_path / "exp14_results.json", "--savedir", tmp_path / "again") == 0
+    assert files(tmp_path / "again") == [name for name in drawn if not name.endswith("json")]
+    text = (tmp_path / "EXPERIMENT_14_SUMMARY.txt").read_text()
+    assert f"Massive activations: between steps {NOT_YET} and {BORN}" in text
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "gpt_neox", "qwen3_moe"])
+def test_a_step_of_another_architecture(name):
+    """Mixtures, sliding windows, parallel blocks: measured as one step, stored and drawn."""
+    case = case_of(name, next(iter(__import__("tests.architectures", fromlist=["x"]).TESTED[name].variants)))
+    options = exp14_training.Options(batch_size=2)
+    results = measure.run(case.lm, windows_of(case.ids), options)
+    [step] = results.steps
+    top1 = [hidden.abs().flatten(1).amax(1).mean().item() for hidden in case.real.hidden[1:]]
+    assert [layer.top1.mean for layer in step.layers] == pytest.approx(top1, rel=1e-4)
+    scores = [maps[..., 0].mean((0, 2)).tolist() for maps in case.real.maps]
+    assert np.allclose(step.scores, scores, atol=1e-4)
+    assert judge.judge(results).values.fits[0].outcome == TOO_FEW
+    assert result_files.plain(results)
+    assert figures is not None
