@@ -16,12 +16,17 @@ from lib.report.figures import MARKERS, PALETTE, PLAIN, SEQUENTIAL, make_axes, m
 
 STEPS = "optimiser step (logarithmic scale)"
 LABELS = 24  # at most, on the axis of steps and over bars
-KINDS = (  # of writers, in the order of the legend
-    ("embedding", ("embedding", "position embedding")),
-    ("attention", ("head", "attention bias", "attention")),
-    ("MLP", ("mlp", "expert", "shared expert")),
-    ("other", ()),
-)
+EMBEDDING, ATTENTION, MLP, OTHER = ("embedding", 4), ("attention", 1), ("MLP", 0), ("other", 5)  # name, colour
+WRITERS = {
+    "embedding": EMBEDDING,
+    "position embedding": EMBEDDING,
+    "head": ATTENTION,
+    "attention bias": ATTENTION,
+    "attention": ATTENTION,
+    "mlp": MLP,
+    "expert": MLP,
+    "shared expert": MLP,
+}
 
 
 def layers(result: Stored) -> Figure:
@@ -91,17 +96,16 @@ def writers(result: Stored) -> Figure:
     """At each step the shares of those who write along the place's value, the largest one named."""
     steps = result.results.steps
     figure, ax = make_axes(size=(10, 5.6))
-    known = {kind: name for name, kinds in KINDS for kind in kinds}
     seen: set[str] = set()
     for i, step in enumerate(steps):
         bottom = 0.0
         for write in by_share(step):
             if write.share.mean <= 0:
                 continue
-            name = known.get(write.kind, "other")
-            color = PALETTE[(4, 1, 0, 5)[[kind for kind, _of in KINDS].index(name)]]
+            name, color = WRITERS.get(write.kind, OTHER)
             label = None if name in seen else name
-            ax.bar(i, write.share.mean, bottom=bottom, color=color, edgecolor="white", lw=0.6, label=label)
+            style = {"color": PALETTE[color], "edgecolor": "white", "lw": 0.6, "label": label}
+            ax.bar(i, write.share.mean, bottom=bottom, **style)
             seen.add(name)
             bottom += write.share.mean
         written = by_share(step)
