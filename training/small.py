@@ -52,7 +52,7 @@ class Settings:
     heads: int = 4
     hidden: int = 128
     seqlen: int = 128
-    batch_size: int = 16
+    batch_size: int = 8
     learning_rate: float = 2e-3
     warm_up: int = 100
     betas: tuple[float, float] = (0.9, 0.95)
@@ -100,7 +100,7 @@ MODELS = {"small-gpt2": gpt2, "small-llama": llama}
 def main() -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--models", nargs="+", choices=[*MODELS], default=[*MODELS], help="default: both")
-    parser.add_argument("--steps", type=int, default=5000, help="optimiser steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=10_000, help="optimiser steps (default: %(default)s)")
     parser.add_argument(
         "--minutes", type=float, default=28.0, help="of each model, after which it stops (default: %(default)s)"
     )
@@ -219,12 +219,13 @@ class Course:
         ids = torch.from_numpy(np.pad(windows, ((0, 0), (1, 0)), constant_values=BOS))
         for group in optimizer.param_groups:
             group["lr"] = SETTINGS.learning_rate * min(1, step / SETTINGS.warm_up)
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        logits = model(input_ids=ids, use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), SETTINGS.clip)
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return loss.item()
 
     def _keep(
         self,
