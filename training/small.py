@@ -196,7 +196,8 @@ class Course:
         groups = [{"params": matrices, "weight_decay": SETTINGS.weight_decay}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=SETTINGS.learning_rate, betas=SETTINGS.betas)
         done = self._resume(model, optimizer)
-        kept, losses = {*kept_steps(steps)}, []
+        kept = {*kept_steps(steps)}
+        losses: list[float] = []
         with tqdm(total=steps, initial=done, desc=self.folder.name, unit="step", disable=None) as progress:
             if done == 0:
                 self._keep(model, optimizer, 0, losses, begun)

@@ -1,12 +1,11 @@
 """The course of training: largest values by layer, attention to the first token, who writes most."""
 
-import matplotlib.pyplot as plt
 import numpy as np
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from experiments.training_course import fit
 from experiments.training_course.results import FITTED, FORMULA, Birth, Step, Stored
@@ -34,27 +33,28 @@ def layers(result: Stored) -> Figure:
     steps = result.results.steps
     figure, ax = make_axes(size=(9, 5.4))
     n_layers = len(steps[0].layers)
-    colors = ScalarMappable(Normalize(0, max(1, n_layers - 1)), plt.get_cmap(SEQUENTIAL))
+    colors = sns.color_palette(SEQUENTIAL, n_layers)
     at = _along(ax, steps)
     for layer in range(n_layers):
         cells = [step.layers[layer].ratio for step in steps]
         ratios = [np.nan if cell is None else cell.mean for cell in cells]
-        ax.plot(at, ratios, color=colors.to_rgba(layer), marker="o", ms=3.5, lw=1.5)
+        ax.plot(at, ratios, color=colors[layer], marker="o", ms=3.5, lw=1.5)
     last = largest_layer(steps[-1])
     for found in result.conclusion.values.fits:
         if found.layer == last and found.outcome == FITTED:
             where = np.interp(np.linspace(0, len(at) - 1, 400), np.arange(len(at)), at)
             label = f"fit of layer {last}: {FORMULA}"
             ax.plot(where, fit.curve(where, found.parameters), color="black", ls="--", lw=1.2, label=label)
-    ax.axhline(RELATIVE, color=PALETTE[3], lw=1, ls=":", label=f"{RELATIVE:,.0f} x the median: one half of being massive")
+    ax.axhline(
+        RELATIVE, color=PALETTE[3], lw=1, ls=":", label=f"{RELATIVE:,.0f} x the median: one half of being massive"
+    )
     _mark(ax, result.conclusion.values.massive, "massive activations")
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(PLAIN)
     ax.set_ylabel("top-1 / median of |block output|")
     ax.grid(axis="y", alpha=0.4)
     ax.set_xlabel(STEPS)
-    bar = figure.colorbar(colors, ax=ax, label="layer")
-    bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _add_layers(figure, ax, colors)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=9)
     ax.set_title(make_title(result, "Largest values over training, by layer"), fontsize=11)
     return figure
@@ -75,19 +75,18 @@ def sinks(result: Stored) -> Figure:
     rate.set_ylim(-0.02, 1.02)
     rate.set_ylabel(f"share of heads over {SINK_EPSILON:g},\nwindows of {SINK_WINDOW} tokens (band: 95 %)")
     rate.grid(axis="y", alpha=0.4)
-    rate.legend(frameon=False, fontsize=9, loc="upper left")
     n_layers = len(steps[0].scores)
-    colors = ScalarMappable(Normalize(0, max(1, n_layers - 1)), plt.get_cmap(SEQUENTIAL))
+    colors = sns.color_palette(SEQUENTIAL, n_layers)
     for layer in range(n_layers):
         if steps[0].scores[layer]:
             highest = [max(step.scores[layer]) for step in steps]
-            scores.plot(at, highest, color=colors.to_rgba(layer), marker="o", ms=3.5, lw=1.5)
+            scores.plot(at, highest, color=colors[layer], marker="o", ms=3.5, lw=1.5)
     scores.set_ylim(-0.02, 1.02)
     scores.set_ylabel("mean attention to the first token,\nhighest head of each layer")
     scores.grid(axis="y", alpha=0.4)
     scores.set_xlabel(STEPS)
-    bar = figure.colorbar(colors, ax=scores, label="layer")
-    bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _add_layers(figure, scores, colors)
+    figure.legend(*rate.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(make_title(result, "Attention to the first token over training"), fontsize=11)
     return figure
 
@@ -110,10 +109,10 @@ def writers(result: Stored) -> Figure:
             bottom += write.share.mean
         written = by_share(step)
         if written and i % _every(steps) == 0:
-            what = f"{shortened(written[0].name)}, dim {step.followed.dim}"
+            what = f"{shortened(written[0].name, 22)}, dim {step.followed.dim}"
             ax.text(i, bottom + 0.02, what, rotation=90, ha="center", va="bottom", fontsize=8)
     top = max((sum(max(write.share.mean, 0) for write in step.followed.writers) for step in steps), default=1.0)
-    ax.set_ylim(0, 1.55 * max(1.0, top))
+    ax.set_ylim(0, 1.9 * max(1.0, top))
     ax.axhline(1, color="black", lw=0.8, ls="--")
     ax.set_ylabel("share of the value where it is largest")
     shown = range(0, len(steps), _every(steps))
@@ -125,6 +124,14 @@ def writers(result: Stored) -> Figure:
     title = "Who writes the value that is followed (the largest writer and the dim are named)"
     ax.set_title(make_title(result, title), fontsize=11)
     return figure
+
+
+def _add_layers(figure: Figure, ax: Axes, colors: list[tuple[float, float, float]]) -> None:
+    """What colour each layer has."""
+    norm = BoundaryNorm(np.arange(len(colors) + 1) - 0.5, len(colors))
+    bar = figure.colorbar(ScalarMappable(norm, ListedColormap(colors)), ax=ax, label="layer")
+    bar.set_ticks([*range(0, len(colors), 1 + len(colors) // 12)])
+    bar.minorticks_off()
 
 
 def _every(steps: list[Step]) -> int:

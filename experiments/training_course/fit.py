@@ -81,6 +81,4 @@ def _starts(t: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
     norms = (centred**2).sum(1)
     a = np.divide(centred @ wanted, norms, out=np.zeros(len(grid)), where=norms > 0)
     left = ((wanted - a[:, None] * centred) ** 2).sum(1)
-    return [
-        np.array([a[i], *np.log(grid[i]), y.mean() - a[i] * shapes[i].mean()]) for i in np.argsort(left)[:TRIES]
-    ]
+    return [np.array([a[i], *np.log(grid[i]), y.mean() - a[i] * shapes[i].mean()]) for i in np.argsort(left)[:TRIES]]

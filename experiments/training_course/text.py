@@ -1,6 +1,6 @@
 """The TXT of a course of training."""
 
-from experiments.training_course.results import FITTED, FORMULA, NAMES, Birth, Fit, Parameter, Step, Stored
+from experiments.training_course.results import FITTED, FORMULA, NAMES, TOO_FEW, Birth, Fit, Parameter, Step, Stored
 from lib.core.definitions import SINK_EPSILON, SINK_WINDOW
 from lib.core.results import Head, LedgerWrite
 from lib.report import tables
@@ -12,11 +12,10 @@ def summarise(result: Stored) -> str:
     return "\n".join(
         [
             tables.header(result, "Experiment 14: when massive activations and sinks were born"),
-            "At every checkpoint: ratio: mean over windows of top-1 / median of |block output|, in the layer in which it",
-            "is largest. massive: share of the windows that hold a massive activation. sink rate: share of all heads",
-            f"that give the first token more than {SINK_EPSILON} in windows of {SINK_WINDOW} tokens. highest head: that "
-            "with the largest",
-            "mean attention to the first token. Intervals: 95 %.",
+            "ratio: mean over windows of top-1 / median of |block output|, in the layer where it is largest.",
+            "massive: share of the windows that hold a massive activation. sink rate: share of all heads that give the",
+            f"first token more than {SINK_EPSILON} in windows of {SINK_WINDOW} tokens. highest head: by mean attention",
+            "to the first token. Intervals: 95 %.",
             "",
             tables.table(
                 ["step", "loss", "ratio", "layer", "massive", "sink rate", "highest head"],
@@ -97,12 +96,16 @@ def _listed(steps: list[int]) -> str:
 
 
 def _fits(fits: list[Fit]) -> list[str]:
-    if not fits:
+    if all(fit.outcome == TOO_FEW for fit in fits):
         return []
     rows = [
         [
             fit.layer,
-            *([_parameter(fit.parameters[name]) for name in NAMES] if fit.outcome == FITTED else [fit.outcome] + ["-"] * 4),
+            *(
+                [_parameter(fit.parameters[name]) for name in NAMES]
+                if fit.outcome == FITTED
+                else [fit.outcome] + ["-"] * 4
+            ),
             tables.number(fit.residual),
             tables.number(fit.explained),
         ]
@@ -110,10 +113,10 @@ def _fits(fits: list[Fit]) -> list[str]:
     ]
     return [
         f"Course of the ratio in every layer, in the published form (arXiv 2508.03616): {FORMULA}",
-        "t: optimiser steps in thousands, so that gamma is per thousand steps and all else without unit; ratio: the mean",
-        "over windows, its natural logarithm fitted by least squares, every step counting alike. +-: standard error from",
-        "the curvature at the minimum; what is larger than its value is not determined by these steps, nor is ?.",
-        "residual: root mean square of ln(ratio); explained: share of its variance over steps",
+        "t: optimiser steps in thousands, so gamma is per thousand steps, all else without unit. The logarithm of",
+        "the mean ratio is fitted by least squares, every step counting alike. +-: standard error by the curvature",
+        "at the minimum; ?, or larger than the value: these steps do not determine it. residual: root mean square of",
+        "ln(ratio); explained: share of its variance over steps",
         tables.table(["layer", *NAMES, "residual", "explained"], rows),
     ]
 

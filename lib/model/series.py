@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import huggingface_hub
@@ -56,7 +57,7 @@ def find(options: Options, names: Sequence[str]) -> list[Checkpoint]:
     if not found:
         raise UserError(f"'{options.model}' has no checkpoints; {NAMES}")
     series = sorted(found, key=lambda checkpoint: checkpoint.step)
-    for one, other in zip(series, series[1:], strict=False):
+    for one, other in pairwise(series):
         if one.step == other.step:
             raise UserError(f"{one.name} and {other.name} are of the same step")
     return series
@@ -77,9 +78,9 @@ def _in_folder(folder: Path, chosen: Sequence[str], options: Options) -> list[Ch
     missing = [name for name in chosen if name not in there]
     if missing:
         raise UserError(f"'{folder}' has no checkpoint {listed(missing)}: no such subfolder with a config.json")
-    own = {name: step for name, step in _steps(chosen or [n for n in there if step_of(n) is not None]).items()}
+    steps = _steps(chosen or [name for name in there if step_of(name) is not None])
     checkpoints = []
-    for name, step in own.items():
+    for name, step in steps.items():
         tokenizer = options.tokenizer
         if tokenizer is None and not _has_tokenizer(folder / name) and _has_tokenizer(folder):
             tokenizer = str(folder)

@@ -138,7 +138,12 @@ def test_checkpoints_by_name_and_all_of_them(hub, tmp_path):
         (1000, commits["step1000"]),
     ]
     assert results[0]["provenance"]["model"] == {"name": "org/course", "type": "gpt2", "hub_id": "org/course"}
-    expected = ("name checkpoints", "step8: cannot load model", "no step in the name main", "--revision would do nothing")
+    expected = (
+        "name checkpoints",
+        "step8: cannot load model",
+        "no step in the name main",
+        "--revision would do nothing",
+    )
     for ended, message in zip(refused, expected, strict=True):
         assert ended.code == 2
         assert message in ended.error.splitlines()[-1]
