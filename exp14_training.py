@@ -7,7 +7,8 @@
 Measures one checkpoint after another, of which one is in memory at a time: largest values of every layer, attention to
 the first token, and who writes what is largest. They are revisions of a hub model, or the subfolders of a local folder;
 their order is that of the steps in their names. What is measured is kept for a month, so that a run that was
-interrupted, or one with further checkpoints, measures only what is missing.
+interrupted, or one with further checkpoints, measures only what is missing; so does one with all of them after jobs
+that measured one each (cluster.py --over revisions step0 step1000 ...) on the same kind of machine.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The births of planted courses of training are found where they are, and nothing where nothing is born; each step's
 numbers are those of eager attention and of transformers' own hidden states; the fit gives back its own formula."""
 
+import dataclasses
 import gc
 import itertools
 import json
@@ -11,17 +12,23 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 import exp14_training
-from experiments.training_course import fit, judge, measure
+from experiments.training_course import fit, judge, measure, text
 from experiments.training_course.results import DIVERGES, FITTED, NAMES, TOO_FEW, Results
+from lib import catalogue
 from lib.core.definitions import MOST, SINKS
 from lib.model import models, series
 from lib.planted import planting
-from lib.report import result_files
-from tests import architectures, golden
+from lib.report import figures, result_files
+from lib.run.errors import UserError
+from tests import architectures, every_type, golden
 from tests import series as courses
 from tests.cases import case_of
+from tests.conftest import save, tiny_model
 from tests.core.test_sweep import windows_of
 from tests.partial import partial
 from tests.scripts.test_scripts import files, run
@@ -38,8 +45,8 @@ def course(request, tmp_path_factory):
 
 
 def in_folder(planted, factors, folder):
-    text = golden.write_text(planted, folder)
-    flags = ["--dataset", text, "--nsamples", "8", "--seqlen", "32", "--device", "cpu"]
+    written = golden.write_text(planted, folder)
+    flags = ["--dataset", written, "--nsamples", "8", "--seqlen", "32", "--device", "cpu"]
     return SimpleNamespace(folder=courses.saved(folder / "toy", planted, factors), flags=flags, planted=planted)
 
 
@@ -287,13 +294,13 @@ def test_what_is_measured_is_kept(course, tmp_path, undrawn, monkeypatch, capsys
     assert loaded == ["step5"]
 
 
-def test_a_text_that_changed_is_measured_anew(course, tmp_path, undrawn, monkeypatch):
-    text = tmp_path / "text.txt"
-    written = golden.write_text(course.planted, tmp_path).read_text()
-    flags = ["--dataset", text, *course.flags[2:]]
+def test_a_text_that_changed_is_measured_anew(course, tmp_path, undrawn):
+    path = golden.write_text(course.planted, tmp_path)
+    written = path.read_text()
+    flags = ["--dataset", path, *course.flags[2:]]
     other = SimpleNamespace(folder=course.folder, flags=flags)
     before = measured(other, tmp_path / "out", "--revisions", "step0", "step5")
-    text.write_text(" ".join(reversed(written.split())))
+    path.write_text(" ".join(reversed(written.split())))
     after = measured(other, tmp_path / "out", "--revisions", "step0", "step5")
     assert before["provenance"]["data"]["token_ids_sha256"] != after["provenance"]["data"]["token_ids_sha256"]
     assert before["results"]["steps"][0]["loss"] != after["results"]["steps"][0]["loss"]
@@ -328,8 +335,8 @@ def test_figures_are_redrawn_without_a_model(course, tmp_path):
     ]
     assert run("exp14_training.py", "--replot", out / "exp14_results.json", "--savedir", tmp_path / "again") == 0
     assert files(tmp_path / "again") == [name for name in drawn if not name.endswith("json")]
-    text = (out / "EXPERIMENT_14_SUMMARY.txt").read_text()
-    assert f"Massive activations: between steps {NOT_YET} and {BORN}" in text
+    told = (out / "EXPERIMENT_14_SUMMARY.txt").read_text()
+    assert f"Massive activations: between steps {NOT_YET} and {BORN}" in told
 
 
 @pytest.mark.parametrize("name", ["gemma3_text", "gpt_neox", "opt", "olmo2"])
@@ -346,3 +353,73 @@ def test_a_step_of_another_architecture(name):
     assert np.allclose(step.scores, scores, atol=1e-4)
     assert judge.judge(results).values.fits[0].outcome == TOO_FEW
     assert result_files.plain(results)
+
+
+@pytest.fixture(scope="module")
+def hybrids():
+    words = WordLevel({str(token): token for token in range(128)}, unk_token="0")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
+    names = ("jamba", "mixtral", "falcon_h1", "llama4_text", "gpt_oss", "mamba")
+    return {name: dataclasses.replace(every_type.loaded(name), tokenizer=tokenizer) for name in names}
+
+
+@pytest.mark.parametrize("name", ["jamba", "mixtral", "falcon_h1", "llama4_text", "gpt_oss"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_hybrids_and_mixtures_are_drawn_and_told(hybrids, name, n, tmp_path):
+    """Layers without heads or with experts, learned sinks; one window, of which nothing has an interval."""
+    ids = torch.randint(3, 100, (n, 6), generator=torch.Generator().manual_seed(0))
+    results = measure.run(hybrids[name], windows_of(ids), exp14_training.Options(batch_size=2))
+    stored = catalogue.typed("exp14", result_files.plain(results))
+    told = dict.fromkeys(("dtype", "device", "seed", "time", "command"), "")
+    data = {"windows": n, "seqlen": 6, "dataset": "test", "bos": 0}
+    origin = {"model": {"name": "tiny", "type": ""}, "data": data} | told
+    result = result_files.Result("exp14", origin, {"model_name": "tiny"}, stored, judge.judge(stored), {})
+    heads = [layer.n_heads for layer in hybrids[name].arch.layers]
+    assert [len(row) for row in result.results.steps[0].scores] == heads
+    assert "highest head" in text.summarise(result)
+    for draw in exp14_training.figures().values():
+        figures.write(tmp_path / "drawn.png", draw, result)
+    if n == 1:
+        assert result.conclusion.verdict == "massive activations: cannot tell; sinks: cannot tell"
+
+
+def test_a_model_without_attention_is_refused(hybrids):
+    with pytest.raises(UserError, match="this model has no attention heads"):
+        measure.run(hybrids["mamba"], windows_of(torch.zeros(2, 6, dtype=torch.long)), exp14_training.Options())
+
+
+def test_a_single_layer_and_a_single_step(tokenizer, text_file, tmp_path):
+    for name in ("step0", "best"):
+        save(tmp_path / "run" / name, tiny_model("gpt2", n_layer=1), tokenizer)
+    flags = ["--model", tmp_path / "run", "--dataset", text_file, "--nsamples", "2", "--seqlen", "2"]
+    assert run("exp14_training.py", *flags, "--savedir", tmp_path / "out") == 0
+    payload = json.loads((tmp_path / "out" / "exp14_results.json").read_text())
+    assert [step["name"] for step in payload["results"]["steps"]] == ["step0"]
+
+
+def test_what_a_trainer_leaves(tokenizer, text_file, tmp_path, undrawn):
+    """Optimiser, scheduler and random states beside the weights; the tokenizer only where the training ended."""
+    ids = torch.randint(300, (8, 16), generator=torch.Generator().manual_seed(0))
+    arguments = transformers.TrainingArguments(
+        tmp_path / "run", max_steps=6, save_steps=2, use_cpu=True, report_to=[], disable_tqdm=True, logging_steps=100
+    )
+    rows = [{"input_ids": row, "labels": row} for row in ids]
+    model = tiny_model("llama").requires_grad_(True)
+    transformers.Trainer(model, arguments, train_dataset=rows).train()
+    tokenizer.save_pretrained(tmp_path / "run")
+    flags = ["--model", tmp_path / "run", "--dataset", text_file, "--nsamples", "2", "--seqlen", "16"]
+    assert run("exp14_training.py", *flags, "--savedir", tmp_path / "out") == 0
+    steps = json.loads((tmp_path / "out" / "exp14_results.json").read_text())["results"]["steps"]
+    assert [(step["step"], step["name"]) for step in steps] == [(n, f"checkpoint-{n}") for n in (2, 4, 6)]
+    assert steps[0]["loss"] != steps[2]["loss"]
+
+
+def test_a_result_of_another_course_is_not_overwritten(
+    course, tiny_series_folder, text_file, tmp_path, capsys, undrawn
+):
+    measured(course, tmp_path / "out")
+    before = (tmp_path / "out" / "exp14_results.json").read_bytes()
+    flags = ["--model", tiny_series_folder, "--dataset", text_file, "--nsamples", "2", "--seqlen", "16"]
+    assert run("exp14_training.py", *flags, "--savedir", tmp_path / "out") == 2
+    assert "is of another model" in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "out" / "exp14_results.json").read_bytes() == before
