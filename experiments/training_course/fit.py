@@ -15,6 +15,7 @@ from experiments.training_course.results import DIVERGES, FITTED, NAMES, TOO_FEW
 LEAST = len(NAMES) + 1  # steps: more than there are parameters
 UNIT = 1000  # steps
 TRIES = 5  # of the grid's best, from which the search starts
+FARTHEST = 1e6  # gamma x span or t0, or one over them: the best is at no finite place
 
 
 def fit(layer: int, steps: Sequence[int], ratios: Sequence[float]) -> Fit:
@@ -60,7 +61,9 @@ def _searched(t: np.ndarray, y: np.ndarray, start: np.ndarray) -> tuple[np.ndarr
             best, covariance = curve_fit(lambda t, *p: _form(t, *_natural(np.array(p))), t, y, start, maxfev=2000)
         except (RuntimeError, ValueError):
             return None
-        return (best, covariance) if np.isfinite(_squares(t, y, best)) else None
+        _a, _decay, gamma, t0, _k = _natural(best)
+        finite = all(1 / FARTHEST < size < FARTHEST for size in (gamma * (t.max() - t.min()), t0))
+        return (best, covariance) if finite and np.isfinite(_squares(t, y, best)) else None
 
 
 def _squares(t: np.ndarray, y: np.ndarray, searched: np.ndarray) -> float:

@@ -55,7 +55,9 @@ def birth(
         verdict = GONE
     else:
         verdict = CANNOT_TELL if unclear else NONE_FOUND
-    decisive = [test for test in tests if test.answer is not False] or [max(tests, key=lambda test: test.cell.mean)]
+    decisive = [test for test in tests if test.answer is not False] or [
+        max(reversed(tests), key=lambda test: test.cell.mean)
+    ]
     return Birth(verdict, None, after, had, unclear), decisive[:8]
 
 

@@ -22,7 +22,6 @@ from tests.cases import case_of
 from tests.core.test_sweep import windows_of
 from tests.partial import partial
 
-
 # verdicts by hand
 
 
