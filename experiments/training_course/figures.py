@@ -73,7 +73,7 @@ def sinks(result: Stored) -> Figure:
     rate.axhline(SINKS, color=PALETTE[3], lw=1, ls=":", label=f"{SINKS:.0%}: from here on there are sinks")
     _mark(rate, result.conclusion.values.sinks, "sinks")
     rate.set_ylim(-0.02, 1.02)
-    rate.set_ylabel(f"share of heads over {SINK_EPSILON:g},\nwindows of {SINK_WINDOW} tokens (band: 95 %)")
+    rate.set_ylabel(f"share of heads over {SINK_EPSILON:g} in\n{SINK_WINDOW} tokens (band: 95 %)")
     rate.grid(axis="y", alpha=0.4)
     n_layers = len(steps[0].scores)
     colors = sns.color_palette(SEQUENTIAL, n_layers)
@@ -82,7 +82,7 @@ def sinks(result: Stored) -> Figure:
             highest = [max(step.scores[layer]) for step in steps]
             scores.plot(at, highest, color=colors[layer], marker="o", ms=3.5, lw=1.5)
     scores.set_ylim(-0.02, 1.02)
-    scores.set_ylabel("mean attention to the first token,\nhighest head of each layer")
+    scores.set_ylabel("mean attention to the\nfirst token, highest head")
     scores.grid(axis="y", alpha=0.4)
     scores.set_xlabel(STEPS)
     _add_layers(figure, scores, colors)
@@ -110,9 +110,9 @@ def writers(result: Stored) -> Figure:
         written = by_share(step)
         if written and i % _every(steps) == 0:
             what = f"{shortened(written[0].name, 22)}, dim {step.followed.dim}"
-            ax.text(i, bottom + 0.02, what, rotation=90, ha="center", va="bottom", fontsize=8)
+            ax.text(i, max(1.0, bottom) + 0.04, what, rotation=90, ha="center", va="bottom", fontsize=8)
     top = max((sum(max(write.share.mean, 0) for write in step.followed.writers) for step in steps), default=1.0)
-    ax.set_ylim(0, 1.9 * max(1.0, top))
+    ax.set_ylim(0, max(1.0, top) + 0.75)
     ax.axhline(1, color="black", lw=0.8, ls="--")
     ax.set_ylabel("share of the value where it is largest")
     shown = range(0, len(steps), _every(steps))
@@ -142,7 +142,7 @@ def _along(ax: Axes, steps: list[Step]) -> np.ndarray:
     """The steps, along a logarithmic axis that begins with 0."""
     at = np.array([step.step for step in steps])
     if at.max() > 0:
-        ax.set_xscale("symlog", linthresh=at[at > 0].min())
+        ax.set_xscale("symlog", linthresh=at[at > 0].min(), linscale=0.3)
     ax.xaxis.set_major_formatter(PLAIN)
     return at
 
