@@ -13,6 +13,7 @@ from huggingface_hub.errors import CacheNotFound
 from lib.model import hub
 from lib.run.cli import Options
 from lib.run.errors import UserError, listed
+from lib.run.packages import MODELS
 
 ALL = "all"
 NAMED = re.compile(r"(?:step|checkpoint|ckpt|iter|iteration)s?[-_=]?(\d+)(k?)(?![a-z\d])|^(\d+)(k?)$", re.IGNORECASE)
@@ -49,11 +50,13 @@ def find(options: Options, names: Sequence[str]) -> list[Checkpoint]:
     chosen = [] if [*names] == [ALL] else [*names]
     if folder.is_dir():
         found = _in_folder(folder, chosen, options)
+    elif options.model in MODELS or folder.suffix.lower() == ".gguf":
+        raise UserError(f"'{options.model}' is one model, without checkpoints")
     else:
         hub.require_id(options.model)
-        found = _on_hub(chosen, options) if names else []
         if not names:
             raise UserError(f"name checkpoints of '{options.model}': --revisions step0 step1000 ..., or {ALL}")
+        found = _on_hub(chosen, options)
     if not found:
         raise UserError(f"'{options.model}' has no checkpoints; {NAMES}")
     series = sorted(found, key=lambda checkpoint: checkpoint.step)
@@ -84,9 +87,8 @@ def _in_folder(folder: Path, chosen: Sequence[str], options: Options) -> list[Ch
         tokenizer = options.tokenizer
         if tokenizer is None and not _has_tokenizer(folder / name) and _has_tokenizer(folder):
             tokenizer = str(folder)
-        files = [*_files(folder / name), *(_files(Path(tokenizer)) if tokenizer else ())]
         changed = replace(options, model=str(folder / name), tokenizer=tokenizer)
-        checkpoints.append(Checkpoint(step, name, changed, (tokenizer, files)))
+        checkpoints.append(Checkpoint(step, name, changed, (_files(folder / name), _behind(tokenizer))))
     return checkpoints
 
 
@@ -100,12 +102,20 @@ def _files(folder: Path) -> list[tuple[str, int, int]]:
     return [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
 
 
+def _behind(tokenizer: str | None) -> object:
+    """What tells the tokenizer of a name from another."""
+    return tokenizer, _files(Path(os.path.expanduser(tokenizer))) if tokenizer else None
+
+
 def _on_hub(chosen: Sequence[str], options: Options) -> list[Checkpoint]:
     """Branches and tags. A name that is neither may be a commit, which loading will tell."""
     there = _revisions(options)
-    steps = _steps(chosen or [name for name in there if step_of(name) is not None])
+    steps, tokenizer = (
+        _steps(chosen or [name for name in there if step_of(name) is not None]),
+        _behind(options.tokenizer),
+    )
     return [
-        Checkpoint(step, name, replace(options, revision=name), (options.model, there.get(name, name)))
+        Checkpoint(step, name, replace(options, revision=name), (options.model, there.get(name, name), tokenizer))
         for name, step in steps.items()
     ]
 

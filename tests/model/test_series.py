@@ -118,5 +118,15 @@ def test_a_hub_model_needs_names():
 
 @pytest.mark.parametrize("model", ["smollm2-135m", "x.gguf"])
 def test_what_has_no_checkpoints(model):
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=f"'{model}' is one model, without checkpoints"):
         series.find(Options(model=model), ("all",))
+
+
+def test_another_tokenizer_is_another_checkpoint(trained, tiny_llama_folder):
+    def identities(**options):
+        of_folder = series.find(Options(model=str(trained), **options), ("checkpoint-90",))
+        return [one.identity for one in (*of_folder, *series.find(Options(model="org/x", **options), ("step1",)))]
+
+    every = [identities(), identities(tokenizer=str(tiny_llama_folder)), identities(tokenizer="org/y")]
+    for of in zip(*every, strict=True):
+        assert len({repr(one) for one in of}) == 3
