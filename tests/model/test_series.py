@@ -130,3 +130,9 @@ def test_another_tokenizer_is_another_checkpoint(trained, tiny_llama_folder):
     every = [identities(), identities(tokenizer=str(tiny_llama_folder)), identities(tokenizer="org/y")]
     for of in zip(*every, strict=True):
         assert len({repr(one) for one in of}) == 3
+
+
+def test_the_home_folder(trained, monkeypatch):
+    monkeypatch.setenv("HOME", str(trained.parent))
+    [found] = series.find(Options(model="~/run"), ("checkpoint-90",))
+    assert found.options.model == str(trained / "checkpoint-90")
