@@ -1,5 +1,7 @@
 """The course of training: largest values by layer, attention to the first token, who writes most."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -72,7 +74,7 @@ def sinks(result: Stored) -> Figure:
         rate.fill_between([i for i, _limits in told], low, high, color=PALETTE[0], alpha=0.25, lw=0)
     rate.axhline(SINKS, color=PALETTE[3], lw=1, ls=":", label=f"{SINKS:.0%}: from here on there are sinks")
     _mark(rate, result.conclusion.values.sinks, "sinks")
-    rate.set_ylim(-0.02, 1.02)
+    _limit(rate, [(step.sink_rate.ci95 or (0, step.sink_rate.mean))[1] for step in steps])
     rate.set_ylabel(f"share of heads over {SINK_EPSILON:g} in\n{SINK_WINDOW} tokens (band: 95 %)")
     rate.grid(axis="y", alpha=0.4)
     n_layers = len(steps[0].scores)
@@ -81,7 +83,7 @@ def sinks(result: Stored) -> Figure:
         if steps[0].scores[layer]:
             highest = [max(step.scores[layer]) for step in steps]
             scores.plot(at, highest, color=colors[layer], marker="o", ms=3.5, lw=1.5)
-    scores.set_ylim(-0.02, 1.02)
+    _limit(scores, [score for step in steps for row in step.scores for score in row])
     scores.set_ylabel("mean attention to the\nfirst token, highest head")
     scores.grid(axis="y", alpha=0.4)
     scores.set_xlabel(STEPS)
@@ -132,6 +134,12 @@ def _add_layers(figure: Figure, ax: Axes, colors: list[tuple[float, float, float
     bar = figure.colorbar(ScalarMappable(norm, ListedColormap(colors)), ax=ax, label="layer")
     bar.set_ticks([*range(0, len(colors), 1 + len(colors) // 12)])
     bar.minorticks_off()
+
+
+def _limit(ax: Axes, values: Sequence[float]) -> None:
+    """From 0 to somewhat more than the largest of these shares."""
+    top = min(1.0, max(0.2, 1.2 * max(values)))
+    ax.set_ylim(-0.02 * top, 1.02 * top)
 
 
 def _every(steps: list[Step]) -> int:

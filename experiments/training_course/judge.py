@@ -11,8 +11,8 @@ from lib.core.evidence import CANNOT_TELL, NONE_FOUND, Test, conclusion
 FROM_THE_FIRST, GONE = "from the first step on", "gone again"
 RULE = (
     f"there are massive activations at a step if more than {MOST:.0%} of the windows hold one, sinks if the sink rate "
-    f"is above {SINKS:.0%}; not, if below; {CANNOT_TELL}: the interval holds the threshold. Born: the first step at "
-    "which they are there, after the last at which they are not; they came between the two. "
+    f"is above {SINKS:.0%}; not, if below; {CANNOT_TELL}: that step's own interval holds the threshold. Born: the "
+    "first step at which they are there, after the last at which they are not; they came between the two. "
     f"{FROM_THE_FIRST}: they are there at all steps; {GONE}: at some, but not at the last; {NONE_FOUND}: at none"
 )
 
