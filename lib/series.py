@@ -86,8 +86,11 @@ def measure(name: str, series: Series, options: Options, path: Path, one: Callab
 
 
 def _measured(checkpoint: Checkpoint, one: Callable[[LanguageModel, bool], One], is_last: bool) -> Measured:
+    from accelerate.utils.memory import clear_device_cache
+
     from lib.model import models
 
+    clear_device_cache(garbage_collection=True)  # of the one before, which accelerate's hooks may hold in a circle
     lm = models.load(checkpoint.options)
     arch = lm.arch
     shape = {
