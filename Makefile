@@ -92,6 +92,10 @@ test-page: $(READY)
 	npm install --silent --no-save --prefix .venv axe-core@4.14.1
 	$(RUN) -m pytest tests/page
 
+# two small models from scratch, with checkpoints, on the sources of the standard library: about an hour, or what is left
+train-small: $(READY)
+	$(RUN) -m training.small
+
 # time and memory beside other tools, in an environment of its own: the tables end in what is met and what is not
 BENCH := .venv-bench/bin
 BENCH_READY := .venv-bench/.ready
@@ -119,4 +123,5 @@ clean:
 	rm -rf .venv .venv-peers .venv-bench .pytest_cache .ruff_cache results/demo $(BENCH_GPT2)
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
-.PHONY: setup models demo study results readme reproduce-gpt2 test test-slow test-cuda test-peers test-page bench lint clean
+.PHONY: setup models demo study results readme reproduce-gpt2 test test-slow test-cuda test-peers test-page bench \
+	train-small lint clean

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from lib.report import identity, result_files
 from lib.run import processes
 from lib.run.cli import Options, require_only_replot
 from lib.run.errors import UserError, cause
+from lib.series import One, Series
+from lib.series import measure as measure_series
 
 if TYPE_CHECKING:  # torch takes seconds to import, matplotlib a second, and --help needs none of them
     from matplotlib.figure import Figure
@@ -58,6 +61,8 @@ class Experiment:
     """Further text files by name, from the Result."""
     windows: Callable[[Any, LanguageModel], Windows] | None = None
     """What is measured; None: the windows of `data.load`."""
+    series: Series | None = None
+    """What is measured in the place of one model; `run` gives the Results of one of it."""
 
 
 def execute(experiment: Experiment, options: Options, lm: LanguageModel | None = None) -> None:
@@ -213,23 +218,18 @@ def _flat(files: dict[str, Any]) -> list[str]:
 
 
 def _measure(experiment: Experiment, options: Options, lm: LanguageModel | None) -> dict[str, Any]:
-    from lib.core import massive
     from lib.model import models
 
     start = time.monotonic()
-    lm = lm or models.load(options)
     path = options.output_dir / experiment.json.format(**result_files.config(options))
-    identity.require_same(path, provenance.of_model(options, lm))
-    windows = _windows(experiment, options, lm)
-    warnings = _warned(_misfit(lm, windows))
-    with massive.limit_watched(lm) as largest:
-        results, options = _run(experiment, lm, windows, options)
-    seconds = time.monotonic() - start
+    if lm is None and experiment.series is not None:
+        one = partial(_measure_one, experiment, options)
+        results, options, origin = measure_series(experiment.name, experiment.series, options, path, one)
+    else:
+        lm = lm or models.load(options)
+        identity.require_same(path, provenance.of_model(options, lm))
+        results, options, origin = _measure_one(experiment, options, lm, start=start)
     config = result_files.config(options)
-    origin = provenance.whole(options, lm, windows, seconds)
-    warnings += _warned(massive.limit_warning(lm, largest))
-    if warnings:
-        origin["warning"] = "; ".join(warnings)
     files = _files(experiment, config, options)
     try:
         results = catalogue.judged(experiment.name, results)
@@ -238,6 +238,24 @@ def _measure(experiment: Experiment, options: Options, lm: LanguageModel | None)
             result_files.write_json(path, result_files.payload(experiment.name, config, origin, results, files))
         raise
     return result_files.payload(experiment.name, config, origin, results, files)
+
+
+def _measure_one(
+    experiment: Experiment, options: Options, lm: LanguageModel, fits: bool = True, start: float | None = None
+) -> One:
+    """fits: whether the text is to be what the model was trained for. start: when the time began; None: now."""
+    from lib.core import massive
+
+    start = time.monotonic() if start is None else start
+    windows = _windows(experiment, options, lm)
+    warnings = _warned(_misfit(lm, windows) if fits else None)
+    with massive.limit_watched(lm) as largest:
+        results, options = _run(experiment, lm, windows, options)
+    origin = provenance.whole(options, lm, windows, time.monotonic() - start)
+    warnings += _warned(massive.limit_warning(lm, largest))
+    if warnings:
+        origin["warning"] = "; ".join(warnings)
+    return results, options, origin
 
 
 def _misfit(lm: LanguageModel, windows: Windows) -> str | None:

@@ -261,6 +261,14 @@ def tiny_llama_folder(tmp_path_factory, tokenizer):
 
 
 @pytest.fixture(scope="session")
+def tiny_series_folder(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("models") / "tiny-series"
+    for seed, name in enumerate(("step0", "step10", "step100")):
+        save(folder / name, tiny_model("gpt2", seed), tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_mixture_folder(tmp_path_factory, tokenizer):
     from tests import mixtures  # which imports this
 

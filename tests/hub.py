@@ -153,6 +153,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return self.fail(401, "RepoNotFound", "Invalid username or password.")
 
     def answer_api(self, name, repository, rest):
+        if rest == ["refs"]:
+            return self.send(200, json.dumps(_refs(repository)).encode(), {"Content-Type": "application/json"})
         what, revision, *inner = [*rest, "", ""][:2] if rest[0] in ("", "revision") else rest
         found = repository.find(revision or "main")
         if found is None:
@@ -238,6 +240,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_args):
         pass
+
+
+def _refs(repository):
+    """Branches, and what begins with v as tags."""
+    refs = {"branches": [], "tags": [], "converts": []}
+    for name, commit in repository.commits.items():
+        kind, path = ("tags", "tags") if name.startswith("v") else ("branches", "heads")
+        refs[kind].append({"name": name, "ref": f"refs/{path}/{name}", "targetCommit": commit})
+    return refs
 
 
 def _entries(folder):

@@ -23,9 +23,11 @@ def hub(tmp_path_factory, tokenizer):
     plain.mkdir()
     (plain / "train.txt").write_text(TEXT)
     repository = our_hub.Repository({"main": first, "step1000": second, "v1.0": first})
+    course = our_hub.Repository({"main": second, "step90": first, "step1000": second, "v1.0": first})
     with our_hub.Hub(
         {
             "models/org/tiny": repository,
+            "models/org/course": course,
             "models/org/gated": our_hub.Repository({"main": first}, gated=True),
             "datasets/Salesforce/wikitext": our_hub.Repository({"main": our_hub.wikitext(folder / "wikitext", TEXT)}),
             "datasets/org/plain": our_hub.Repository({"main": plain}),
@@ -107,6 +109,54 @@ def test_models_data_sets_and_revisions(hub, tmp_path):
         assert missing.code == 2
         assert "to run without it: --model smollm2-135m --dataset python-docs" in missing.error
         assert len(hub.requests) == asked
+
+
+def trained(out, *flags):
+    short = ["--nsamples", "2", "--seqlen", "16", "--model", "org/course"]
+    return ["exp14_training.py", *short, *map(str, flags), "--savedir", str(out)]
+
+
+def test_checkpoints_by_name_and_all_of_them(hub, tmp_path):
+    """Then the same from the local cache alone: nothing is asked of the hub, and nothing is measured again."""
+    lines = [
+        trained(tmp_path / "named", "--revisions", "step1000", "step90"),
+        trained(tmp_path / "all", "--revisions", "all"),
+        trained(tmp_path / "none"),
+        trained(tmp_path / "missing", "--revisions", "step90", "step8"),
+        trained(tmp_path / "no step", "--revisions", "main"),
+        trained(tmp_path / "one", "--revision", "step90"),
+    ]
+    environment = hub.environment(tmp_path / "home") | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    named, every, *refused = our_hub.in_order(lines, tmp_path, environment)
+    assert (named.code, every.code) == (0, 0), (named.error, every.error)
+    results = [json.loads((tmp_path / of / "exp14_results.json").read_text()) for of in ("named", "all")]
+    assert results[0]["results"] == results[1]["results"]
+    commits = hub.repositories["models/org/course"].commits
+    steps = results[0]["results"]["steps"]
+    assert [(step["step"], step["source"]["revision"]) for step in steps] == [
+        (90, commits["step90"]),
+        (1000, commits["step1000"]),
+    ]
+    assert results[0]["provenance"]["model"] == {"name": "org/course", "type": "gpt2", "hub_id": "org/course"}
+    expected = (
+        "name checkpoints",
+        "step8: cannot load model",
+        "no step in the name main",
+        "--revision would do nothing",
+    )
+    for ended, message in zip(refused, expected, strict=True):
+        assert ended.code == 2
+        assert message in ended.error.splitlines()[-1]
+    assert not {"none", "missing", "no step", "one"} & {path.name for path in tmp_path.iterdir()}
+
+    asked = len(hub.requests)
+    environment |= {"HF_ENDPOINT": NOWHERE}
+    lines = [trained(tmp_path / "cached", "--revisions", "all")]
+    [cached] = our_hub.in_order(lines, tmp_path, environment)
+    assert cached.code == 0, cached.error
+    assert json.loads((tmp_path / "cached" / "exp14_results.json").read_text())["results"] == results[0]["results"]
+    assert len(hub.requests) == asked
+    assert "step90 ..." not in cached.out
 
 
 def test_a_hub_that_is_not_well(well, text_file, tmp_path):

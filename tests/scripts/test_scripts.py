@@ -146,8 +146,14 @@ def test_what_a_script_says_is_what_stands_above():
 
 SCRIPTS |= {of.command: as_it_says(of) for of in catalogue.EXPERIMENTS.values() if of.command not in SCRIPTS}
 NEEDS_EXPERTS = [of.command for of in catalogue.EXPERIMENTS.values() if of.needs == "experts"]
-DENSE, MIXTURE = ("tiny_gpt2_folder", "tiny_llama_folder"), ("tiny_mixture_folder",)
+OF_CHECKPOINTS = ("exp14_training.py",)
+DENSE, MIXTURE, SERIES = ("tiny_gpt2_folder", "tiny_llama_folder"), ("tiny_mixture_folder",), ("tiny_series_folder",)
 SAMPLE = ["--nsamples", "3", "--seqlen", "32"]
+
+
+def folders(script):
+    """The fixtures of models that it takes."""
+    return SERIES if script in OF_CHECKPOINTS else MIXTURE if script in NEEDS_EXPERTS else DENSE
 
 
 def run(script, *arguments):
@@ -175,7 +181,7 @@ def folder(request):
 
 @pytest.mark.parametrize(
     ("script", "folder"),
-    [(script, of) for script in SCRIPTS for of in (MIXTURE if script in NEEDS_EXPERTS else DENSE)],
+    [(script, of) for script in SCRIPTS for of in folders(script)],
     indirect=["folder"],
 )
 def test_script_writes_its_files_and_redraws_them(script, folder, text_file, tmp_path, capsys):
@@ -189,7 +195,8 @@ def test_script_writes_its_files_and_redraws_them(script, folder, text_file, tmp
     assert all(str(out / name) in printed for name in [*names, json_name])
     payload = json.loads((out / json_name).read_text())
     assert list(payload) == ["schema_version", "experiment", "provenance", "config", "results", "files"]
-    assert payload["provenance"]["model"]["weights_sha256"]
+    loaded = [step["source"] for step in payload["results"]["steps"]] if script in OF_CHECKPOINTS else []
+    assert all(source["weights_sha256"] for source in loaded or [payload["provenance"]["model"]])
     for name in names:
         if name.endswith(".png"):
             assert len(Image.open(out / name).convert("RGB").getcolors(1 << 24)) > 20, "an empty figure"
