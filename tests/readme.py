@@ -10,8 +10,9 @@ import re
 import unicodedata
 
 from experiments.ablation.judge import MIXED
+from experiments.quantisation.results import AS_IT_IS, DYNAMIC, INT8, KEPT, PREFIX, PROJECTIONS, Scheme
 from lib import catalogue
-from lib.claims.judging import VERDICTS
+from lib.claims.judging import CANNOT_TELL, VERDICTS
 from lib.core.evidence import Cell
 from lib.report.result_files import read_json
 from lib.report.tables import fraction, interval, mean, number
@@ -37,6 +38,7 @@ FILES = {
     "exp10": "exp10_sink_knockout/exp10_results.json",
     "exp11": "exp11_sink_circuit/exp11_results.json",
     "exp12": "exp12_weights_alone/exp12_results.json",
+    "exp13": "exp13_quantisation/exp13_results.json",
     "claims": "smollm2-135m_claims.json",
 }
 COMPARED = "compare_3d_before_after_pruning/layer*_comparison.json"
@@ -150,6 +152,7 @@ def finding(say):
         [say("Is its sink needed?"), verdict("exp10", say), "exp10"],
         [say("What holds it there?"), verdict("exp11", say), "exp11"],
         [say("Do the weights alone foretell it?"), verdict("exp12", say), "exp12"],
+        [say("Does it cost where activations are quantised?"), verdict("exp13", say), "exp13"],
     )
 
 
@@ -202,20 +205,17 @@ def head_pruning(say):
     return table([say(word) for word in heads], *rows)
 
 
-def all_off(name, condition):
-    def block(say):
+def ablations(say):
+    rows = []
+    for name, condition in (("exp1", "all_heads_off"), ("exp2a", "all_mlps_off")):
         r, values = results(name), result(name).conclusion.values
         before, after = r.conditions["baseline"], r.conditions[condition]
         exact = values.first_tokens
-        cells = [(say("left, layer {layer}").format(layer=r.places[0].layer), interval(values.retained))]
-        if exact:
-            n = f"{exact.tokens:,}"
-            cells.append((say("left, all {n} first tokens").format(n=n), number(exact.retained)))
-        cells.append((say("perplexity"), arrow(perplexity(before), perplexity(after))))
-        cells.append((say("sink rate"), arrow(mean(before.sink_rate), mean(after.sink_rate))))
-        return judged(name, say, *cells)
-
-    return block
+        rows.append([name, verdict(name, say), interval(values.retained), number(exact and exact.retained)])
+        rows[-1] += [arrow(perplexity(before), perplexity(after)), arrow(mean(before.sink_rate), mean(after.sink_rate))]
+    left = say("left, layer {layer}").format(layer=r.places[0].layer)
+    every = say("left, all {n} first tokens").format(n=f"{exact.tokens:,}" if exact else "-")
+    return table(["", say("verdict"), left, every, say("perplexity"), say("sink rate")], *rows)
 
 
 def exp2b(say):
@@ -330,7 +330,7 @@ def exp7(say):
 
 
 def sinks(say):
-    """What experiments 9 to 12 rest their verdicts on."""
+    """What experiments 9 to 13 rest their verdicts on."""
     by_key, judged_sinks = results("exp9"), result("exp9").conclusion.values
     rates = {name: interval(of.sink_rate[0]) for name, of in by_key.inputs.items()}
     at_first = "; ".join(f"{say(name)} {rate}" for name, rate in rates.items())
@@ -346,18 +346,45 @@ def sinks(say):
         + "; ".join(f"{say(edit.label)} {interval(edit.attention)}" for edit in edits),
         "exp12": f"{forecast.what}, dim {forecast.dim}; {say('its neurons found')} {fraction(compared.overlap)}; "
         f"{say('cosine')} {interval(compared.cosine)}",
+        "exp13": _spike_costs(say),
     }
     rows = [[name, verdict(name, say), said] for name, said in numbers.items()]
     return table([say("script"), say("verdict"), say("numbers")], *rows)
 
 
+def _spike_costs(say):
+    """In int8, one scale a tensor, of what projections read."""
+    r, scheme = results("exp13"), Scheme(INT8, DYNAMIC)
+    changes = (
+        f"{say(label)} {interval(r.of(PROJECTIONS, scheme, remedy).loss_change, True)}"
+        for label, remedy in (("as it is", AS_IT_IS), ("massive kept", KEPT), ("first token kept", PREFIX))
+    )
+    return f"{say('int8 per tensor')}: {'; '.join(changes)} {say('nats a token')}"
+
+
+def training(say):
+    """Of each small model that `make train-small` trains, from its first step to its last."""
+    rows = []
+    for path in sorted(RESULTS.glob("*/exp14_training/exp14_results.json")):
+        of_model = result("exp14", path)
+        steps, values = of_model.results.steps, of_model.conclusion.values
+        last = max(layer.ratio.mean for layer in steps[-1].layers if layer.ratio)
+        grown = arrow(number(steps[-1].step), number(last))
+        rows.append([of_model.config["model_name"], values.sinks.verdict, interval(steps[-1].sink_rate)])
+        rows[-1] += [values.massive.verdict, grown, values.writer]
+    heads = ("model", "sinks", "sink rate, end", "massive", "last step → top-1 / median", "writes most, end")
+    return table([say(word) for word in heads], *rows)
+
+
 def claims(say):
-    """What holds, what does not, what cannot be told; without the seed study's figures, which stand in brackets."""
+    """What holds, what does not, without the seed study's figures, which stand in brackets; the rows of what cannot be
+    told."""
     translated = CHINESE["claims"] if say is chinese else {}
     listed = {word: [] for word in VERDICTS}
     for claim in results("claims")["claims"]:
         text = re.sub(r" \([^()]*\)", "", claim["claim"])
-        listed[claim["verdict"]].append(f"*{claim['row']}* {translated.get(text, text)}")
+        said = "" if claim["verdict"] == CANNOT_TELL else f" {translated.get(text, text)}"
+        listed[claim["verdict"]].append(f"*{claim['row']}*{said}")
     said = say("- **{verdict}** ({n}): {claims}.")
     return "".join(
         wrapped(said.format(verdict=say(word), n=len(texts), claims=say("; ").join(texts)), "  ")
@@ -367,19 +394,17 @@ def claims(say):
 
 
 def dtypes(say):
-    """What each dtype gives at the layers of the `layerwise` block, and as the ledger's largest write."""
+    """What each dtype gives as the largest value, in the last layer, and as the ledger's largest write."""
 
     def stored(experiment, file):
         return [result(experiment, RESULTS / "dtypes" / dtype / file).results for dtype in DTYPES]
 
     layers = [results.layers for results in stored("layerwise", "smollm2-135m_layerwise.json")]
     top = [layer.top1.mean for layer in layers[0]]
-    kept = [i for i, value in enumerate(top) if value >= max(top) / 2]
     rows = []
-    for i in sorted({top.index(max(top)), kept[-1], len(top) - 1}):
-        for name in ("top1", "median") if i == len(top) - 1 else ("top1",):
-            said = say("layer {i}: {name}").format(i=i, name=say(name.replace("top1", "top-1")))
-            rows.append((said, [getattr(of_dtype[i], name).mean for of_dtype in layers]))
+    for i in sorted({top.index(max(top)), len(top) - 1}):
+        said = say("layer {i}: {name}").format(i=i, name=say("top-1"))
+        rows.append((said, [of_dtype[i].top1.mean for of_dtype in layers]))
     ledgers = stored("exp3", "exp3_results.json")
     birth = max(ledgers[0].writes, key=lambda write: abs(write.value)).name
     same = [next(write.value for write in ledger.writes if write.name == birth) for ledger in ledgers]
@@ -443,9 +468,12 @@ def by_what_is_measured():
 
 
 def families(say):
-    """How many types, by what is measured of them."""
-    counts = (f"{say(text)}: {len(of_text)}" for text, of_text in by_what_is_measured().items())
-    return wrapped(say("; ").join(counts))
+    """How many types are measured whole, in part, and refused."""
+    found = by_what_is_measured()
+    whole, refused = len(found[MEASURED["all", "all"]]), sum(len(found.get(text, ())) for text in REFUSED.values())
+    part = sum(map(len, found.values())) - whole - refused
+    said = say("heads and neurons of every layer: {whole}; in part: {part}; refused, with the reason: {refused}")
+    return wrapped(said.format(whole=whole, part=part, refused=refused))
 
 
 def architectures():
@@ -472,8 +500,7 @@ BLOCKS = {
     "layerwise": layerwise,
     "head_analysis": head_analysis,
     "head_pruning": head_pruning,
-    "exp1": all_off("exp1", "all_heads_off"),
-    "exp2a": all_off("exp2a", "all_mlps_off"),
+    "ablations": ablations,
     "exp2b": exp2b,
     "exp2c": exp2c,
     "compare_3d": compare_3d,
@@ -483,6 +510,7 @@ BLOCKS = {
     "exp6": exp6,
     "exp7": exp7,
     "sinks": sinks,
+    "training": training,
     "claims": claims,
     "dtypes": dtypes,
     "bench": bench,
