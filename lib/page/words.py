@@ -163,6 +163,16 @@ EXPERIMENTS = {
         "what the weights forecast before the model has run, beside what is then measured",
         "what inputs do that were not run",
     ),
+    "exp13": Said(
+        "What does it cost where activations are quantised?",
+        "the loss with activations rounded to int8, int4 and float16, as it is and with each remedy",
+        "what rounded weights cost, or other remedies",
+    ),
+    "exp14": Said(
+        "When was it born?",
+        "from which checkpoint on there are massive activations and sinks, and who writes most at each",
+        "what lies between two checkpoints, or why it came",
+    ),
     "attention_logits": Said(
         "What are the attention logits of one layer?",
         "the logits of one sentence, as the softmax takes them",

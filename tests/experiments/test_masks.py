@@ -1,6 +1,7 @@
 """A mask is what others read with ten lines of NumPy; what cannot be applied is one line."""
 
 import json
+import re
 import textwrap
 
 import numpy as np
@@ -19,6 +20,7 @@ from lib.model import hooks
 from lib.report import masks, result_files
 from lib.report.masks import FIRST, FIRST_OF, NO_RULE, TOKENS, MaskedPlace
 from lib.report.result_files import Result
+from lib.run.checkout import ROOT
 from lib.run.errors import UserError
 from tests.conftest import MASSIVE_DIM, SECOND_DIM, SPIKE_TOKEN, language_model, planted_model, token_ids
 
@@ -78,6 +80,23 @@ def test_the_documented_lines_leave_nothing_massive(family, tokenizer, tmp_path)
         assert np.array_equal(hidden != before, massive)
         assert not hidden[massive].any()
     assert {place.rule for place in results.masked} == {TOKENS}
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README_CN.md"])
+def test_the_lines_of_the_readme_do_the_same(readme, tmp_path):
+    """By every rule, alone and together."""
+    code = re.search(r"```python\n(for place.*?)```", (ROOT / readme).read_text(encoding="utf-8"), re.DOTALL)[1]
+    ids = token_ids(4, 12).numpy()
+    some = ids[0, 3:6].tolist()
+    rules = [place_of(FIRST, dim=0), place_of(TOKENS, some, dim=1), place_of(FIRST_OF, some, dim=2), place_of(NO_RULE)]
+    write_mask(tmp_path, [*rules, place_of(TOKENS, some[:1], dim=0)])
+    expected, hidden = np.ones((4, 12, 3)), np.ones((4, 12, 3))
+    run_documented(tmp_path, 1, ids, expected)
+    names = {"json": json, "np": np, "ids": ids, "hidden": {1: hidden}}
+    exec(compile(code.replace('"mask.json"', repr(str(tmp_path / "mask.json"))), readme, "exec"), names)
+    assert np.array_equal(hidden, expected)
+    assert (hidden[:, 0, 0] == 0).all()
+    assert 0 < (hidden == 0).sum() < hidden.size
 
 
 def place_of(rule, ids=(), layer=1, dim=2):
