@@ -21,7 +21,7 @@ class Mechanism:
 
     found: whether anything is massive there. peak: signed, in layer peak_layer; ratio: the largest top-1 / median of
     all layers. depth: the share of the blocks that have run when it is born. neurons: of the MLP that gives birth, as
-    experiment 4 names them. left: of the value without any head, without any MLP. cost: nats a token without it.
+    experiment 4 names them, or 2C. left: of the value without any head, without any MLP. cost: nats a token without it.
     cosine: of the direction that the weights alone forecast with the normed stream at the place.
     """
 

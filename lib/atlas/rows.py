@@ -99,7 +99,11 @@ def _ledger(measured: Measured) -> dict[str, Any]:
 
 
 def _neurons(measured: Measured) -> dict[str, Any]:
-    values = measured.neuron_sets.conclusion.values
+    """By experiment 4, or, where that is not there, by 2C."""
+    try:
+        values = measured.neuron_sets.conclusion.values
+    except CannotTellError:
+        values = measured.mlp_internal.conclusion.values
     return {} if values is None else {"neurons": [str(neuron) for neuron in values.neurons]}
 
 

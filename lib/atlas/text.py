@@ -101,8 +101,10 @@ def _table(heads: list[str], rows: list[list[str]]) -> Table:
 
 
 def _laid_out(table: Table, widest: int | None = None) -> str:
-    """In columns of at most `widest` characters."""
-    rows = [[textwrap.fill(cell, widest) if widest else cell for cell in row] for row in table.rows]
+    """In columns of at most `widest` characters, but for longer words."""
+    rows = [
+        [textwrap.fill(cell, widest, break_long_words=False) if widest else cell for cell in row] for row in table.rows
+    ]
     text = tabulate.tabulate(rows, table.headers, tablefmt="simple", disable_numparse=True, stralign="left")
     return "".join(f"{line.rstrip()}\n" for line in text.split("\n"))
 

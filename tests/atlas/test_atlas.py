@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+import atlas
 from lib import catalogue
 from lib.atlas import agreement, figures
 from lib.atlas.results import ClaimTogether, Curve, Mechanism, Results, Row, Said
@@ -12,6 +13,8 @@ from lib.claims.every import CLAIMS
 from lib.claims.judging import FAILS, HOLDS
 from lib.core.evidence import CANNOT_TELL, exact
 from lib.planted import planting
+from lib.report import result_files
+from lib.run.checkout import ROOT
 from tests import golden
 from tests.claims.test_claims import write
 from tests.page.parsed import parse
@@ -70,6 +73,14 @@ def test_the_atlas_says_what_verify_claims_says(two):
         assert line["claim 4"] == row["claims"]["4"]["verdict"]
         assert float(line["claim 4, number"]) == pytest.approx(row["claims"]["4"]["number"]["mean"], rel=1e-6)
         assert line["exp2a"] == row["verdicts"]["exp2a"]
+
+
+def test_the_tracked_atlas_is_that_of_the_tracked_results():
+    results, _pages = atlas.collect([ROOT / "results"])
+    stored = json.loads((ROOT / "results" / "atlas.json").read_text())["results"]
+    assert [row["model"] for row in stored["models"]] == [row.model for row in results.models]
+    fresh = result_files.plain(results)
+    assert [key for key in fresh if fresh[key] != stored[key]] == []
 
 
 @pytest.mark.parametrize(
