@@ -30,7 +30,7 @@ class Options(cli.PlaceOptions):
     nsamples: int = cli.flag(32, "number of token windows")
     seqlen: int | None = cli.flag(512, "tokens in a window")
     layer_id: int | None = cli.flag(None, "layer of the MLP, from 0 (default: the first of the place's plateau)")
-    n_whole: int = cli.flag(8, "how many windows are run whole, for perplexity and sink rate")
+    n_whole: int = cli.flag(6, "how many windows are run whole, for perplexity and sink rate")
     n_random: int = cli.flag(20, "random sets of the same size")
 
     def idle(self) -> dict[str, str]:
