@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from experiments.quantisation import text
 from experiments.quantisation.results import CALIBRATES
-from lib.core.definitions import WINDOWS
 from lib.experiment import Drawings, Experiment, execute
 from lib.run import cli
 
@@ -27,9 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options(cli.Options):
-    nsamples: int = cli.flag(
-        WINDOWS * CALIBRATES // (CALIBRATES - 1), f"number of token windows, of which one of {CALIBRATES} calibrates"
-    )
+    nsamples: int = cli.flag(32, f"number of token windows, of which one of {CALIBRATES} calibrates")
     seqlen: int | None = cli.flag(48, "tokens in a window")
 
 
