@@ -1,6 +1,6 @@
 """All claims, in the order in which they are printed."""
 
-from lib.claims import ablation, circuit, heads, layers, mlp, need, pruning, sink_edges, sinks, weights
+from lib.claims import ablation, circuit, heads, layers, mlp, need, pruning, quantisation, sink_edges, sinks, weights
 
 CLAIMS = (
     layers.size,
@@ -44,4 +44,6 @@ CLAIMS = (
     sink_edges.edge,
     sink_edges.value_is_idle,
     weights.named_alone,
+    quantisation.spike_costs,
+    quantisation.one_scale_is_enough,
 )

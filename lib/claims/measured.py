@@ -15,6 +15,7 @@ from experiments.layerwise.results import Stored as Layerwise
 from experiments.ledger.results import Stored as Ledger
 from experiments.mlp_internal.results import Stored as MlpInternal
 from experiments.neuron_sets.results import Stored as NeuronSets
+from experiments.quantisation.results import Stored as Quantisation
 from experiments.sink_circuit.results import Stored as SinkCircuit
 from experiments.sink_knockout.results import Stored as SinkKnockout
 from experiments.sinks.results import Stored as Sinks
@@ -123,6 +124,10 @@ class Measured:
     @property
     def weights_alone(self) -> WeightsAlone:
         return self.every("exp12")[0]
+
+    @property
+    def quantisation(self) -> Quantisation:
+        return self.every("exp13")[0]
 
     @property
     def before_after(self) -> Sequence[BeforeAfter]:

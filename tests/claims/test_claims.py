@@ -261,6 +261,14 @@ HOLDS = {
             birth="mlp 1",
         ),
     },
+    "exp13": {
+        "conditions": {
+            "projections_int8_static_as_it_is": {"remedy": "as_it_is", "loss_change": cell(0.8)},
+            "projections_int8_static_kept": {"remedy": "kept", "loss_change": cell(0.4)},
+            "projections_int8_static_prefix": {"remedy": "prefix", "loss_change": cell(0.02)},
+        },
+        "conclusion": told("the spike costs"),
+    },
     "compare_3d": {
         "layer": 1,
         "head": 2,
@@ -436,6 +444,8 @@ FAILS = {  # row: [one change a case, after each of which alone it does not hold
     "weights alone": [
         change("exp12.conclusion.verdict", word) for word in ("miss", "right layer, another dim", "nothing forecast")
     ],
+    "int8": [change("exp13.conclusion.verdict", "the spike costs nothing")],
+    "first token kept": [change("exp13.conditions.projections_int8_static_prefix.loss_change", cell(0.2))],
     "3D": [
         change("compare_3d.downstream.0.most_changed.after", 60.0),
         both(change("compare_3d.layer", 5), change("compare_3d.downstream.0.most_changed.after", 60.0)),
@@ -521,6 +531,8 @@ OPEN = {  # row: [one change a case, after each of which alone an interval holds
     "edge": [change("exp10.conditions.equal_mass_all.beyond", cell(0.0))],
     "no-op, taken away": [change("exp10.conditions.value_zero_all.loss_change", cell(0.05))],
     "weights alone": [change("exp12.conclusion.verdict", "cannot tell")],
+    "int8": [change("exp13.conclusion.verdict", "cannot tell")],
+    "first token kept": [change("exp13.conditions.projections_int8_static_prefix.loss_change", cell(0.05))],
 }
 BIRTH = "exp3.conclusion.values.birth"
 HEAD_BORN = both(
@@ -623,6 +635,11 @@ UNTOLD = {  # row: [(a change after which nothing can be judged, a word of the r
         (change("exp10.conditions", {"sink_all": {}}), "no values can be set"),
     ],
     "weights alone": [(change("exp12.conclusion.verdict", "none found"), "nothing is massive")],
+    "int8": [(change("exp13.conclusion.verdict", "none found"), "nothing is massive")],
+    "first token kept": [
+        (change("exp13.conclusion.verdict", "none found"), "nothing is massive"),
+        (change("exp13.conditions.projections_int8_static_prefix.loss_change", None), "overflows"),
+    ],
     "3D": [(change("compare_3d.layer", 5), "causality")],
 }
 ROWS = [claim.row for claim in CLAIMS]
