@@ -86,8 +86,8 @@ def results(path):
                     file.flush()
                     step()
 
-        def save_in_pieces(figure, path):
-            save(figure, path)
+        def save_in_pieces(figure, path, dpi):
+            save(figure, path, dpi)
             in_pieces(path, Path(path).read_bytes())
 
         Path.write_text = lambda path, text, encoding: in_pieces(path, text.encode(encoding))

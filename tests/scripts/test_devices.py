@@ -101,12 +101,12 @@ def layerwise(folder, text_file, out, *arguments):
 
 
 def numbers(value):
-    """All numbers in a nested value."""
+    """All numbers in a nested value; what is not known is 0."""
     if isinstance(value, (dict, list)):
         for item in value.values() if isinstance(value, dict) else value:
             yield from numbers(item)
     elif not isinstance(value, str):
-        yield value
+        yield value or 0
 
 
 @pytest.mark.usefixtures("undrawn")

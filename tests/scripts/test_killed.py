@@ -148,11 +148,11 @@ def test_a_savedir_that_vanishes(becomes, result, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(experiment, "_measure", lambda *_: payload)
     save = figures.save
 
-    def vanish(figure, path):
+    def vanish(figure, path, dpi):
         shutil.rmtree(out)
         if becomes == "a file":
             out.touch()
-        save(figure, path)
+        save(figure, path, dpi)
 
     monkeypatch.setattr(figures, "save", vanish)
     with pytest.raises(UserError, match="cannot write"):

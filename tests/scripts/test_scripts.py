@@ -380,7 +380,7 @@ def test_non_finite_values_are_an_error(tokenizer, tmp_path, capsys):
 
 
 def test_a_run_cut_short_leaves_no_half_written_file(tiny_gpt2_folder, text_file, tmp_path, monkeypatch):
-    def half_written(_figure, path):
+    def half_written(_figure, path, _dpi):
         with open(path, "wb") as file:
             file.write(b"\x89PNG")
         raise KeyboardInterrupt
