@@ -20,7 +20,7 @@ from lib.core import provenance
 from lib.core.evidence import Stored
 from lib.report import identity, result_files
 from lib.run import processes
-from lib.run.cli import Options
+from lib.run.cli import DRAWING, Options
 from lib.run.errors import UserError
 
 if TYPE_CHECKING:  # they need torch
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # they need torch
     from lib.run.unfinished import Unfinished
 
 OF_ONE = ("revision", "weights_sha256")  # of a model's source: what tells its checkpoints apart
-NO_MATTER = ("model", "model_name", "tokenizer", "revisions", "savedir", "replot", "offline")  # to what one gives
+NO_MATTER = ("model", "tokenizer", "revisions", "savedir", "replot", "offline", *DRAWING)  # to what one gives
 One = tuple[Any, Options, Stored]  # results, options as they were used, provenance
 
 

@@ -109,11 +109,8 @@ def _behind(tokenizer: str | None) -> object:
 
 def _on_hub(chosen: Sequence[str], options: Options) -> list[Checkpoint]:
     """Branches and tags. A name that is neither may be a commit, which loading will tell."""
-    there = _revisions(options)
-    steps, tokenizer = (
-        _steps(chosen or [name for name in there if step_of(name) is not None]),
-        _behind(options.tokenizer),
-    )
+    there, tokenizer = _revisions(options), _behind(options.tokenizer)
+    steps = _steps(chosen or [name for name in there if step_of(name) is not None])
     return [
         Checkpoint(step, name, replace(options, revision=name), (options.model, there.get(name, name), tokenizer))
         for name, step in steps.items()
