@@ -16,7 +16,7 @@ from lib.report.result_files import Result
 NAMED_VERDICTS = {
     "exp1": "without heads: ",
     "exp2a": "without MLPs: ",
-    "exp5": "",
+    "exp5": "to the model: ",
     "exp9": "sinks: ",
     "exp12": "forecast: ",
 }
