@@ -117,10 +117,11 @@ def test_what_matters_in_sentences(document):
 def test_tables_have_the_numbers_of_the_json(folder, document):
     shown = sections(document, folder)
     of = {payload["experiment"]: (payload["results"], tables(section)) for payload, section, _path in shown}
-    layerwise, [rows, massive] = of["layerwise"]
+    layerwise, [rows, massive, compared, *_] = of["layerwise"]
     assert massive[0][0] == "position"
     assert massive[1][2] == str(layerwise["massive"][0]["dim"])
     assert len(rows) == 1 + len(layerwise["layers"])
+    assert [row[:2] for row in compared[1:]] == [[row["name"], str(row["places"])] for row in layerwise["compared"]]
     writes, [largest, tests, *_] = of["exp3"]
     assert [row[0] for row in tests[1:]] == [test["what"] for test in writes["conclusion"]["tests"]]
     first = max(writes["writes"], key=lambda write: abs(write["value"]))
