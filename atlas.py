@@ -160,12 +160,8 @@ def main() -> None:
     result_files.write_text(savedir / FILES["csv"], table(results))
     for name, draw in drawings.items():
         write(savedir / name, draw, results, args.dpi)
-    drawn = {
-        name: path
-        for suffix in reversed(cli.FORMATS[:2])
-        for name in each
-        if (path := savedir / f"atlas_{name}.{suffix}").is_file()
-    }
+    shown = next((suffix for suffix in ("png", "svg") if suffix in args.format), None)
+    drawn = {name: savedir / f"atlas_{name}.{shown}" for name in each} if shown else {}
     result_files.write_text(savedir / FILES["page"], atlas_page.document(results, pages, savedir, drawn))
     print(said)
     for name in (*FILES.values(), *drawings):

@@ -311,8 +311,7 @@ def _threshold(test: AnsweredTest) -> str:
 
 def _text(value: Cell | str | float | None) -> str:
     if isinstance(value, Cell):
-        exact = value.ci95 == (value.mean, value.mean)
-        return tables.mean(value) if exact else tables.interval(value)
+        return tables.told(value)
     return str(value) if isinstance(value, (str, int)) else tables.number(value)
 
 

@@ -6,10 +6,12 @@ from typing import Any
 from experiments.layerwise.results import Results as Layerwise
 from experiments.ledger.results import Stored as Ledger
 from lib.atlas.results import Curve, Mechanism, Row, Said
+from lib.atlas.text import listed
 from lib.claims import judging
+from lib.claims.cells import retained
 from lib.claims.every import CLAIMS
 from lib.claims.measured import SCRIPTS, CannotTellError, Measured
-from lib.core.evidence import NONE_FOUND, Cell, exact
+from lib.core.evidence import NONE_FOUND, Cell
 from lib.report import identity, tables
 from lib.report.result_files import Result
 
@@ -88,7 +90,7 @@ def _ledger(measured: Measured) -> dict[str, Any]:
         "dim": place.dim,
         "position": max(place.positions, key=lambda position: place.positions[position]),
         "token": place.token,
-        "peak": Cell(place.values[place.peak_layer].mean, place.values[place.peak_layer].ci95),
+        "peak": _cell(place.values[place.peak_layer]),
         "peak_layer": place.peak_layer,
         "birth": birth.name if birth else None,
         "depth": None if birth is None or birth.layer is None else (birth.layer + 1) / n,
@@ -110,26 +112,27 @@ def _ablations(measured: Measured) -> dict[str, Any]:
     for key, experiment in (("left_without_heads", "exp1"), ("left_without_mlps", "exp2a")):
         values = measured.files[experiment][0].conclusion.values if measured.files.get(experiment) else None
         if values is not None:
-            every, windows = values.first_tokens, values.retained
-            left[key] = exact(every.retained) if every else Cell(windows.mean, windows.ci95)
+            left[key] = _cell(retained(values))
     return left
 
 
 def _need(measured: Measured) -> dict[str, Any]:
     values = measured.interventions.conclusion.values
-    change = None if values is None else values.counterfactual.loss_change
-    return {} if change is None else {"cost": Cell(change.mean, change.ci95)}
+    return {} if values is None else {"cost": _cell(values.counterfactual.loss_change)}
 
 
 def _sinks(measured: Measured) -> dict[str, Any]:
-    rate = measured.head_scores.results.sink_rate
-    return {} if rate is None else {"sink_rate": Cell(rate.mean, rate.ci95)}
+    return {"sink_rate": _cell(measured.head_scores.results.sink_rate)}
 
 
 def _forecast(measured: Measured) -> dict[str, Any]:
     compared = measured.every("exp12")[0].results.measured.compared
-    cosine = None if compared is None else compared.cosine
-    return {} if cosine is None else {"cosine": Cell(cosine.mean, cosine.ci95)}
+    return {} if compared is None or compared.cosine is None else {"cosine": _cell(compared.cosine)}
+
+
+def _cell(cell: Cell) -> Cell:
+    """The mean and its interval, of what has more."""
+    return Cell(cell.mean, cell.ci95)
 
 
 def line(found: Mechanism, verdicts: Mapping[str, str]) -> str:
@@ -141,19 +144,15 @@ def line(found: Mechanism, verdicts: Mapping[str, str]) -> str:
     assert found.plateau is not None
     first, last = found.plateau
     depth = "" if found.depth is None else f" at {found.depth:.2f} of the depth"
-    neurons = f", neurons {', '.join(found.neurons[:4])}{' ...' * (len(found.neurons) > 4)}" if found.neurons else ""
-    born = f"born in {found.birth}{depth}{neurons}" if found.birth else f"written by {_listed(found.generators)}"
+    neurons = f", neurons {listed(found.neurons)}" if found.neurons else ""
+    born = f"born in {found.birth}{depth}{neurons}" if found.birth else f"written by {listed(found.generators, 3)}"
     parts = [
         f"dim {found.dim}, position {found.position}: {tables.number(found.peak.mean if found.peak else None, True)}",
         born,
         f"kept over layers {first} to {last}",
-        f"erased by {_listed(found.erasers)}",
+        f"erased by {listed(found.erasers, 3)}",
     ]
     for name, what in NAMED_VERDICTS.items():
         if name in verdicts:
             parts.append(f"{what}{verdicts[name]}")
     return "; ".join(parts)
-
-
-def _listed(names: Sequence[str] | None) -> str:
-    return ", ".join(names[:3]) + " ..." * (len(names) > 3) if names else "none"

@@ -9,7 +9,6 @@ from lib import catalogue
 from lib.atlas import agreement
 from lib.atlas.results import Mechanism, Results, Said
 from lib.claims.judging import CANNOT_TELL, FAILS, HOLDS
-from lib.core.evidence import Cell
 from lib.report import tables
 from lib.report.tables import Table
 
@@ -27,13 +26,10 @@ LEGEND = (
 CLAIM_WIDTH, VERDICT_WIDTH = 56, 24
 
 
-def _cell(cell: Cell | None, signed: bool = False) -> str:
-    exact = cell is not None and cell.ci95 == (cell.mean, cell.mean)
-    return tables.interval(Cell(cell.mean, None) if cell and exact else cell, signed)
-
-
-def _listed(names: Sequence[str] | None) -> str:
-    return "-" if names is None else ", ".join(names[:4]) + " ..." * (len(names) > 4) if names else "none"
+def listed(names: Sequence[str] | None, at_most: int = 4) -> str:
+    if names is None:
+        return "-"
+    return ", ".join(names[:at_most]) + " ..." * (len(names) > at_most) if names else "none"
 
 
 PROPERTIES: dict[str, Callable[[Mechanism], str]] = {
@@ -42,18 +38,18 @@ PROPERTIES: dict[str, Callable[[Mechanism], str]] = {
     "dim": lambda m: "-" if m.dim is None else str(m.dim),
     "position": lambda m: "-" if m.position is None else str(m.position),
     "most frequent token there": lambda m: "-" if m.token is None else repr(m.token),
-    "peak": lambda m: _cell(m.peak, True),
+    "peak": lambda m: tables.told(m.peak, True),
     "born in": lambda m: m.birth or ("no single component" if m.generators is not None else "-"),
     "depth of the birth": lambda m: tables.number(m.depth),
-    "generators": lambda m: _listed(m.generators),
-    "its neurons": lambda m: _listed(m.neurons),
+    "generators": lambda m: listed(m.generators),
+    "its neurons": lambda m: listed(m.neurons),
     "plateau, layers": lambda m: "-" if m.plateau is None else f"{m.plateau[0]} to {m.plateau[1]}",
-    "erasers": lambda m: _listed(m.erasers),
-    "left without any head": lambda m: _cell(m.left_without_heads),
-    "left without any MLP": lambda m: _cell(m.left_without_mlps),
-    "cost of losing it, nats": lambda m: _cell(m.cost, True),
-    "sink rate": lambda m: _cell(m.sink_rate),
-    "cosine with the forecast": lambda m: _cell(m.cosine),
+    "erasers": lambda m: listed(m.erasers),
+    "left without any head": lambda m: tables.told(m.left_without_heads),
+    "left without any MLP": lambda m: tables.told(m.left_without_mlps),
+    "cost of losing it, nats": lambda m: tables.told(m.cost, True),
+    "sink rate": lambda m: tables.told(m.sink_rate),
+    "cosine with the forecast": lambda m: tables.told(m.cosine),
 }
 
 

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from lib.claims.cells import retained
 from lib.claims.measured import birth_layer
 from lib.core.evidence import CANNOT_TELL, NONE_FOUND
 from lib.core.results import FollowedPlace
 from lib.page import words
 from lib.report.result_files import Result
-from lib.report.tables import interval, number
+from lib.report.tables import interval, number, told
 
 Found = Mapping[str, Sequence[Result[Any, Any]]]  # by experiment, the one that counts first
 
@@ -75,8 +76,7 @@ def _without(found: Found) -> str | None:
         if conclusion is None or conclusion.verdict == NONE_FOUND:
             continue
         values = conclusion.values
-        exact = values.first_tokens
-        left = number(exact.retained) if exact else interval(values.retained)
+        left = told(retained(values))
         said = words.UNKNOWN_FATE if conclusion.verdict == CANNOT_TELL else words.WITHOUT
         fate = words.FATES.get(conclusion.verdict, conclusion.verdict)
         it = words.AGAIN if parts else words.IT

@@ -113,6 +113,12 @@ def interval(cell: Cell | None, signed: bool = False) -> str:
     return f"{mean(cell, signed)} [{', '.join(number(x, signed) for x in cell.ci95)}]"
 
 
+def told(cell: Cell | None, signed: bool = False) -> str:
+    """As `interval`; the mean alone of what is exact."""
+    exact = cell is not None and cell.ci95 == (cell.mean, cell.mean)
+    return mean(cell, signed) if cell is not None and exact else interval(cell, signed)
+
+
 def percent(before: float, after: float) -> str:
     """Relative change in per cent; `-` where the value before is zero. Print it beside both values only."""
     return "-" if not before else f"{100 * (after - before) / abs(before):+.1f} %"
