@@ -69,6 +69,8 @@ def test_results_are_those_of_the_cpu(experiment, planted, text, elsewhere, pyte
             # real ones add up in another order, of which what is left of a spike has the error
             peak = max(map(abs, planted.truth.values.values()))
             same = partial(near, relative=1e-3, absolute=max(1e-4, peak * 2**-20))
+            if experiment == "exp13":  # a last digit decides to which whole number a half is rounded: a step apart
+                there["conditions"], here["conditions"] = list(there["conditions"]), list(here["conditions"])
         assert list(differences(with_intervals(there), with_intervals(here), same)) == [], dtype
 
 
