@@ -43,12 +43,19 @@ study: $(READY)
 
 # what the README shows: the study, and two scripts in three dtypes
 results: $(READY)
-	$(RUN) study.py $(SMOLLM) --batch_size auto
+	$(RUN) study.py $(SMOLLM)
 	for dtype in float32 bfloat16 float16; do \
 		for script in "main_llm.py --exp2" exp3_lifecycle_ledger.py; do \
 			$(RUN) $$script $(SMOLLM) --nsamples 8 --seqlen 512 --dtype $$dtype --savedir results/dtypes/$$dtype || exit; \
 		done; \
 	done
+
+# the other packaged models, in samples that fit their size, then all models side by side
+results-others: models
+	for model in gemma3-270m qwen2.5-coder-0.5b; do \
+		$(RUN) study.py --model $$model --dataset python-docs --nsamples 16 --seqlen 64 || exit; \
+	done
+	$(RUN) atlas.py results
 
 # write the generated blocks of the READMEs anew from results/
 readme: $(READY)
@@ -123,5 +130,5 @@ clean:
 	rm -rf .venv .venv-peers .venv-bench .pytest_cache .ruff_cache results/demo $(BENCH_GPT2)
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
-.PHONY: setup models demo study results readme reproduce-gpt2 test test-slow test-cuda test-peers test-page bench \
+.PHONY: setup models demo study results results-others readme reproduce-gpt2 test test-slow test-cuda test-peers test-page bench \
 	train-small lint clean

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 class Options(cli.Options):
     nsamples: int = cli.flag(16, "number of token windows")
     seqlen: int | None = cli.flag(40, "tokens in a window")
-    batch_size: int = cli.flag(
-        8, "windows in one forward pass; auto, the default but on a CPU: as many as fit", type=cli.batch_size
-    )
     factors: tuple[float, ...] = cli.flag(
         (0.0, 0.5, 1.5), "times what query biases and the embedding of position 0 are", **cli.FLOATS
     )

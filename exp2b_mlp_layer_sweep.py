@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Options(cli.PlaceOptions):
     nsamples: int = cli.flag(32, "number of token windows")
-    seqlen: int | None = cli.flag(128, "tokens in a window")
+    seqlen: int | None = cli.flag(64, "tokens in a window")
     n_whole: int = cli.flag(8, "how many of them are run whole, for sink rates, losses and what is rebuilt elsewhere")
 
     def idle(self) -> dict[str, str]:

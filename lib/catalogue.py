@@ -44,7 +44,9 @@ EXPERIMENTS = {  # by the name that the JSON has
     "head_analysis": Entry("head_scores", "analyze_heads_simple.py", study=("",), seed=True),
     "exp3": Entry("ledger", "exp3_lifecycle_ledger.py", study=("",), judge="judge", seed=True),
     "sentence": Entry("sentence", "main_llm.py --exp1", study=("--layer_id {born}",), seed=True),
-    "head_pruning": Entry("head_pruning", "test_head_pruning_on_massive.py", study=("",), judge="judge", seed=True),
+    "head_pruning": Entry(
+        "head_pruning", "test_head_pruning_on_massive.py", study=("--nsamples 16",), judge="judge", seed=True
+    ),
     "exp1": Entry("ablation", "exp1_feasibility_test.py", study=("",), judge="judge", seed=True),
     "exp2a": Entry("ablation", "exp2a_mlp_feasibility_test.py", study=("",), judge="judge", seed=True),
     "exp2c": Entry(

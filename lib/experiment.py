@@ -173,7 +173,7 @@ def already_there(experiment: Experiment, options: Options, lm: LanguageModel) -
         origin = provenance.whole(options, lm, _windows(experiment, options, lm), 0)
         files = _files(experiment, config, options)
         expected = result_files.payload(experiment.name, config, origin, None, files)
-        if _is_auto(options, lm):
+        if options.batch_size == "auto":
             expected["config"]["batch_size"] = payload["config"]["batch_size"]
     except (UserError, LookupError, TypeError):
         return False
@@ -288,14 +288,9 @@ def _warned(message: str | None) -> list[str]:
     return [message]
 
 
-def _is_auto(options: Options, lm: LanguageModel) -> bool:
-    by_default = "batch_size" not in options.typed and lm.device.type != "cpu"
-    return options.batch_size == "auto" or by_default
-
-
 def _run(experiment: Experiment, lm: LanguageModel, windows: Windows, options: Options) -> tuple[Any, Options]:
     """(results, options with the batch size that was used). Raises UserError if memory is short even so."""
-    auto = _is_auto(options, lm)
+    auto = options.batch_size == "auto"
     if auto:
         n, seqlen = windows.ids.shape
         most = (CPU_TOKENS if lm.device.type == "cpu" else GPU_TOKENS) // seqlen

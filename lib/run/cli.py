@@ -86,8 +86,8 @@ class Options:
     nsamples: int = flag(30, "number of token windows")
     seqlen: int | None = flag(None, "tokens in a window (default: 1024, or the model's position table if shorter)")
     # "auto" until the run has found out how many fit: what measures has an int
-    batch_size: int = flag(
-        1, "windows in one forward pass; auto, the default but on a CPU: as many as fit", type=batch_size
+    batch_size: int = flag(  # type: ignore[assignment]
+        "auto", "windows in one forward pass; auto: as many as fit, on a CPU 1,024 tokens", type=batch_size
     )
     bos: bool | None = flag(
         None,
