@@ -51,6 +51,7 @@ class Block:
     attention: list[Attention] = field(default_factory=list)
     taken: Tensor | None = None
     given: Tensor | None = None
+    raw: Any = None  # what it returned, as it is
 
 
 def first_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str | None:
@@ -143,7 +144,7 @@ class Recorder(TorchFunctionMode):
                 run.calls.append(call)
             else:
                 self.__exit__(None, None, None)
-                run.taken, run.given = call.taken, call.given
+                run.taken, run.given, run.raw = call.taken, call.given, call.raw
                 self.done(key, run)
             return new
 
