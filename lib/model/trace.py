@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention, softmax
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 SOFTMAX = (softmax, torch.softmax, Tensor.softmax)
 ATTENTION = (scaled_dot_product_attention, *SOFTMAX)
@@ -112,13 +113,13 @@ class Recorder(TorchFunctionMode):
         with ExitStack() as stack:
             for key, module in blocks.items():
                 for path, part in module.named_modules():
-                    stack.enter_context(self._watched(key, module, path, part))
+                    for handle in self._watched(key, module, path, part):
+                        stack.callback(handle.remove)
             yield
 
-    @contextmanager
     def _watched(
         self, key: tuple[str, int], block: torch.nn.Module, path: str, part: torch.nn.Module
-    ) -> Iterator[None]:
+    ) -> tuple[RemovableHandle, RemovableHandle]:
         started: list[Call] = []
         is_leaf = not any(True for _child in part.children())
 
@@ -148,15 +149,10 @@ class Recorder(TorchFunctionMode):
                 self.done(key, run)
             return new
 
-        handles = [
+        return (
             part.register_forward_pre_hook(enter, with_kwargs=True),
             part.register_forward_hook(leave, always_call=True),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        )
 
 
 @contextmanager
