@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from lib.model import discovery, experts, families, parts
 from lib.model.layer import Layer
+from lib.model.trace import first_output
 from lib.run.errors import UserError
 
 ATTENTION = ("attention_module", "head_projection", "attention_write")
@@ -45,14 +46,15 @@ class Architecture:
         self.layers = found.layers
         self.n_layers = len(self.blocks)
         self.n_heads: int = max(layer.n_heads for layer in self.layers)
-        self.hidden_size = found.hidden_size
+        self.seen = found.seen
+        self.hidden_size = found.seen.given[0].shape[-1]
         self.token_embedding = model.get_input_embeddings()
         path = found.position_embedding
         self.position_embedding = None if path is None else base.get_submodule(path)
-        # as verify.py finds them: the implementation that looks attention up by name (see attention.around_calls),
-        # and whether block outputs stay as they are until the end of a pass
+        # whether block outputs stay as they are until the end of a pass
+        self.outputs_stay = all(map(parts.same, map(first_output, found.seen.returned), found.seen.given))
+        # as verify.py finds it: the implementation that looks attention up by name (see attention.around_calls)
         self.looks_up: str | None = None
-        self.outputs_stay = False
 
     @cached_property
     def head_dims(self) -> dict[int, int]:

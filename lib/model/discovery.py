@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -30,14 +30,25 @@ NOT_FINITE = "its output is not finite"
 
 
 @dataclass(frozen=True)
+class Pass:
+    """The pass of a few tokens. ids: (sequences, tokens); taken, given: what each block takes and gives, (sequences,
+    tokens, hidden); returned: what it returned, as it is."""
+
+    ids: Tensor
+    taken: list[Tensor]
+    given: list[Tensor]
+    returned: list[Any]
+
+
+@dataclass(frozen=True)
 class Found:
     """Paths in the base model: blocks: of the list of its blocks; layers: the Layer of each; position_embedding: of the
     learned or fixed vectors that are added to the tokens' before the first block, None where there are none."""
 
     blocks: str
     layers: list[Layer]
-    hidden_size: int
     position_embedding: str | None
+    seen: Pass
 
 
 def discover(model: PreTrainedModel, longest: int | None) -> Found:
@@ -58,13 +69,14 @@ def discover(model: PreTrainedModel, longest: int | None) -> Found:
     outer = {path: of for path, of in lists.items() if not any(path.startswith(f"{other}.") for other in lists)}
     layers: dict[tuple[str, int], Layer | str] = {}
     ends: dict[tuple[str, int], tuple[Tensor | None, Tensor | None]] = {}
+    returned: dict[tuple[str, int], Any] = {}
     kinds: dict[Kind, None] = {}
 
     def done(key: tuple[str, int], block: Block) -> None:
         if key in layers:
             layers[key] = "it runs more than once"
             return
-        ends[key] = block.taken, block.given
+        ends[key], returned[key] = (block.taken, block.given), block.raw
         if block.taken is None or block.given is None or block.taken.shape != block.given.shape:
             layers[key] = "it takes or gives no residual stream"
             return
@@ -97,17 +109,19 @@ def discover(model: PreTrainedModel, longest: int | None) -> Found:
     also = [other for other in chains if other != path and all(cast(Tensor, x).shape == width for x in ends[other, 0])]
     if also:
         raise UserError(f"{unsupported}: several lists of blocks run: {path}, {', '.join(also)}")
+    keys = [(path, i) for i in range(len(outer[path]))]
+    taken, given = ([cast(Tensor, ends[key][end]) for key in keys] for end in (0, 1))
     found: list[Layer] = []
-    for i in range(len(outer[path])):
-        layer = layers[path, i]
+    for i, key in enumerate(keys):
+        layer = layers[key]
         if layer == NOT_FINITE:
-            require_finite(i, cast(Tensor, ends[path, i][1]))
+            require_finite(i, given[i])
         if isinstance(layer, str):
             raise UserError(f"{unsupported}: layer {i}: {layer}")
-        require_causal(i, cast(Tensor, ends[path, i][1]))
+        require_causal(i, given[i])
         found.append(layer)
-    first = cast(Tensor, ends[path, 0][0])
-    return Found(path, found, first.shape[-1], _position_embedding(first, before))
+    position_embedding = _position_embedding(taken[0], before)
+    return Found(path, found, position_embedding, Pass(ids, taken, given, [returned[key] for key in keys]))
 
 
 def require_causal(layer: int, output: Tensor) -> None:

@@ -5,7 +5,7 @@ Every context manager here restores the model, also after an error.
 A watcher is called as `see(layer, value)`; a tensor that it returns takes the value's place.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -185,4 +185,27 @@ def resume_at(arch: Architecture, layer: int, kept: Mapping[int, Any]) -> Iterat
         for before in range(layer):
             output = kept[before]
             stack.enter_context(forward_replaced(arch.blocks[before], lambda *_args, _o=output, **_kwargs: _o))
+        yield
+
+
+@contextmanager
+def blocks_until(
+    arch: Architecture, role: str, layers: Collection[int], taken: Sequence[Tensor], returned: Sequence[Any]
+) -> Iterator[None]:
+    """Run each of these layers' blocks by itself, on what it has in `taken`, until its `role` has its output; enter it
+    last, so that watchers see that first. Every block, also one that does not run, returns what it has in `returned`.
+    """
+
+    def run(forward: Callable[..., Any] | None, output: Any, *args: Any, **kwargs: Any) -> Any:
+        if forward is not None:
+            with suppress(_Stop):
+                forward(*args, **kwargs)
+        return output
+
+    with ExitStack() as stack:
+        for layer, block in enumerate(arch.blocks):
+            forward = block.forward if layer in layers else None
+            stack.enter_context(forward_replaced(block, partial(run, forward, returned[layer])))
+        stack.enter_context(watch_inputs(arch, "block", lambda layer, _value: taken[layer].clone(), layers))
+        stack.enter_context(watch_outputs(arch, role, _stop, layers))
         yield

@@ -319,18 +319,23 @@ def is_projection(call: Call) -> str | None:
         return "in, out" if isinstance(call.module, Conv1D) else "out, in"
     with align_module_device(call.module):
         weight, bias = weight_of(call.module), getattr(call.module, "bias", None)
-        taken = call.taken.flatten(0, -2).cpu().double()
+        taken = _wide(call.taken.flatten(0, -2))
         some = torch.linspace(0, call.given.shape[-1] - 1, OUTPUTS, device=weight.device).long()
-        given = call.given.flatten(0, -2)[:, some.to(call.given.device)].cpu().double()
-        added = torch.zeros(()) if bias is None else bias.detach()[some].cpu().double()
+        given = _wide(call.given.flatten(0, -2)[:, some.to(call.given.device)])
+        added = 0 if bias is None else _wide(bias.detach()[some])
         for name, matrix in (("out, in", weight), ("in, out", weight.T)):
             if matrix.shape != (call.given.shape[-1], call.taken.shape[-1]):
                 continue
-            rows = matrix.detach()[some].cpu().double().T
+            rows = _wide(matrix.detach()[some]).T
             bound = taken.abs() @ rows.abs() + given.abs()
             if ((taken @ rows + added - given).abs() <= ROUNDINGS * torch.finfo(call.given.dtype).eps * bound).all():
                 return name
     return None
+
+
+def _wide(value: Tensor) -> Tensor:
+    """On the host, in float32 at least."""
+    return value.cpu().to(torch.promote_types(value.dtype, torch.float32))
 
 
 def weight_of(module: torch.nn.Module) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention, softmax
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 SOFTMAX = (softmax, torch.softmax, Tensor.softmax)
 ATTENTION = (scaled_dot_product_attention, *SOFTMAX)
@@ -51,6 +52,7 @@ class Block:
     attention: list[Attention] = field(default_factory=list)
     taken: Tensor | None = None
     given: Tensor | None = None
+    raw: Any = None  # what it returned, as it is
 
 
 def first_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str | None:
@@ -111,13 +113,13 @@ class Recorder(TorchFunctionMode):
         with ExitStack() as stack:
             for key, module in blocks.items():
                 for path, part in module.named_modules():
-                    stack.enter_context(self._watched(key, module, path, part))
+                    for handle in self._watched(key, module, path, part):
+                        stack.callback(handle.remove)
             yield
 
-    @contextmanager
     def _watched(
         self, key: tuple[str, int], block: torch.nn.Module, path: str, part: torch.nn.Module
-    ) -> Iterator[None]:
+    ) -> tuple[RemovableHandle, RemovableHandle]:
         started: list[Call] = []
         is_leaf = not any(True for _child in part.children())
 
@@ -143,19 +145,14 @@ class Recorder(TorchFunctionMode):
                 run.calls.append(call)
             else:
                 self.__exit__(None, None, None)
-                run.taken, run.given = call.taken, call.given
+                run.taken, run.given, run.raw = call.taken, call.given, call.raw
                 self.done(key, run)
             return new
 
-        handles = [
+        return (
             part.register_forward_pre_hook(enter, with_kwargs=True),
             part.register_forward_hook(leave, always_call=True),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        )
 
 
 @contextmanager

@@ -23,9 +23,11 @@ def is_sum(total: Tensor, parts: Iterable[Tensor], epsilon: float) -> bool:
     """Whether a flat tensor is the sum of others within their roundings."""
     parts = list(parts)
     for some in (slice(0, 64), slice(None)):
-        here = [part[some] for part in parts]
-        bound = total[some].abs() + sum(part.abs() for part in here)
-        if not ((total[some] - sum(here)).abs() <= ROUNDINGS * epsilon * bound).all():
+        rest, bound = total[some].clone(), total[some].abs()
+        for part in parts:
+            rest -= part[some]
+            bound += part[some].abs()
+        if not (rest.abs_() <= bound.mul_(ROUNDINGS * epsilon)).all():
             return False
     return True
 
