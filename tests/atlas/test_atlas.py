@@ -2,6 +2,7 @@
 
 import csv
 import json
+from urllib.parse import unquote
 
 import pytest
 
@@ -139,6 +140,16 @@ def test_the_page_links_those_of_the_models(two):
     assert len(verdicts) == 1 + len(results["verdicts"])
     assert len(claims) == 1 + len(results["claims"])
     assert len(list(document.every("img"))) == 2
+
+
+@pytest.mark.parametrize("name", ["run #2", "50% off?", "模型 é"])
+def test_a_link_to_a_folder_of_any_name(tmp_path, name):
+    study_of(tmp_path, "gpt2", name, only=["exp3"])
+    (tmp_path / name / "index.html").touch()
+    atlas_of(tmp_path)
+    (link,) = [link.attributes["href"] for link in parse(tmp_path / "atlas.html").every("a") if link.text == name]
+    assert unquote(link) == f"{name}/index.html"
+    assert not {"#", "?", " "} & set(link)
 
 
 def test_what_is_missing_is_a_dash(tmp_path, capsys):
