@@ -173,7 +173,7 @@ def test_nothing_massive(tmp_path):
     assert row["mechanism"]["birth"] is None
 
 
-@pytest.mark.parametrize("n", [1, 9])
+@pytest.mark.parametrize("n", [1, 9, 30])
 def test_figures_of_few_and_of_many_models(n):
     """Every cell has its sign, every model its column."""
     claims = {claim.row: Said(HOLDS, exact(0.5), "share") for claim in CLAIMS}
@@ -185,7 +185,14 @@ def test_figures_of_few_and_of_many_models(n):
     [axes] = drawn.axes
     assert len([text for text in axes.texts if text.get_text() == "yes 0.5000"]) == n * len(CLAIMS)
     assert [label.get_text() for label in axes.get_xticklabels()] == [row.model for row in made]
-    assert len(figures.depth(Results(made, listed, {}, agreement.RULE, [])).axes[0].get_legend().get_texts()) == n
+    depth = figures.depth(Results(made, listed, {}, agreement.RULE, []))
+    depth.canvas.draw()
+    [axes] = depth.axes
+    legend = axes.get_legend()
+    assert len(legend.get_texts()) == n
+    box = legend.get_window_extent()
+    assert box.x0 >= axes.bbox.x1
+    assert min(box.y0, depth.bbox.x1 - box.x1, depth.bbox.y1 - box.y1) >= 0
 
 
 @pytest.mark.parametrize(("arguments", "message"), [(["nowhere"], "no such folder: nowhere"), ([], "no results below")])
