@@ -159,6 +159,7 @@ def main() -> None:
     options = cli.parse(Options, __doc__)
     if options.export:
         result_files.check_writable(options.export.parent, [options.export.name])
+        masks.require_free(options.export)
         if not options.replot and options.nsamples < 2:
             raise cli.UserError("--export needs --nsamples 2 or more: some windows check the rules that others propose")
     if options.replot:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,14 +40,27 @@ def write(folder: Path) -> Path:
     if not results:
         raise cli.UserError(f"no results below {folder}")
     files = verify_claims.find(folder)
-    names = [name for name, _identity in results]
+    called = _told_apart(results)
     subjects = [
-        _subject(name, of, shown, files.get(name, {}), several=names.count(name) > 1, key=f"model-{number}")
-        for number, ((name, of), shown) in enumerate(results.items(), 1)
+        _subject(model, called[model], shown, files.get(model[0], {}), key=f"model-{number}")
+        for number, (model, shown) in enumerate(results.items(), 1)
     ]
     path = folder / NAME
     result_files.write_text(path, document(subjects))
     return path
+
+
+def _told_apart(models: Iterable[Identity]) -> dict[Identity, str]:
+    """What each is called: by its name, where several have that with its dtype, and weights of one dtype by number."""
+    every = [*models]
+    names = Counter(name for name, _of in every)
+    called: dict[Identity, str] = {}
+    times: Counter[str] = Counter()
+    for name, of in every:
+        label = f"{name} ({of[1]})" if names[name] > 1 else name
+        times[label] += 1
+        called[name, of] = label if times[label] == 1 else f"{label} ({times[label]})"
+    return called
 
 
 def find(folder: Path) -> dict[Identity, list[Shown]]:
@@ -97,19 +112,18 @@ def experiment_of(name: str) -> Experiment:
     return next(value for value in vars(script).values() if isinstance(value, Experiment) and value.name == name)
 
 
-def _subject(
-    name: str, of: tuple[str, str | None], results: list[Shown], files: verify_claims.Files, several: bool, key: str
-) -> Subject:
+def _subject(model: Identity, called: str, results: list[Shown], files: verify_claims.Files, key: str) -> Subject:
     from lib.page import words
     from lib.page.document import NumberedClaim, Subject
 
+    name, of = model
     own = {
         experiment: [file for file in found if identity.of(file.result.provenance) == of]
         for experiment, found in files.items()
     }
     verdicts = verify_claims.judge({experiment: found for experiment, found in own.items() if found}, name)
     return Subject(
-        name=f"{name} ({of[1]})" if several else name,
+        name=called,
         said=sentences(results),
         results=results,
         claims=[NumberedClaim(claim, verify_claims.numbers(claim)) for claim in verdicts.claims],

@@ -17,7 +17,7 @@ from lib import catalogue
 from lib.core import provenance
 from lib.report import identity, result_files
 from lib.run import processes
-from lib.run.cli import Options, require_only_replot
+from lib.run.cli import FORMATS, Options, require_only_replot
 from lib.run.errors import UserError, cause
 from lib.series import One, Series
 from lib.series import measure as measure_series
@@ -88,6 +88,7 @@ def execute(experiment: Experiment, options: Options, lm: LanguageModel | None =
         if processes.rank() > 0:
             return
         files = payload["files"]
+        _remove_earlier(experiment, payload["config"], options, made.folder)
         made.add(files["json"], result_files.write_json, payload)
         result = catalogue.concluded(payload)
         made.add(files["txt"], _write_summary, experiment, result)
@@ -99,6 +100,16 @@ def execute(experiment: Experiment, options: Options, lm: LanguageModel | None =
         print(path)
     if made.failed:
         raise IncompleteError("; ".join(made.failed), payload)
+
+
+def _remove_earlier(experiment: Experiment, config: dict[str, Any], options: Options, folder: Path) -> None:
+    """What was written of an earlier result, figures in any format: none of it may stand beside a new JSON, even if
+    the run ends before it writes its own."""
+    files = _files(experiment, config, replace(options, format=FORMATS))
+    for name in _flat(files)[1:]:
+        path = folder / result_files.native(name)
+        if path.is_file() and not path.is_symlink():
+            path.unlink()
 
 
 def folder_of(path: Path, name: str) -> Path:
@@ -213,7 +224,7 @@ def _files(experiment: Experiment, config: dict[str, Any], options: Options) -> 
 
 
 def _flat(files: dict[str, Any]) -> list[str]:
-    """All names of `_files`."""
+    """All names of `_files`, that of the JSON first."""
     return [files["json"], files["txt"], *files["extra"], *files["figures"]]
 
 

@@ -84,8 +84,8 @@ def windows(n=6, length=16, tokens=(SPIKE_TOKEN,)):
     return Windows(ids, n, 0, "random tokens", counts=np.bincount(ids.flatten(), minlength=VOCABULARY))
 
 
-def tokenizer():
-    words = Tokenizer(WordLevel({f"t{token}": token for token in range(VOCABULARY)}, unk_token="t0"))
+def tokenizer(n=VOCABULARY):
+    words = Tokenizer(WordLevel({f"t{token}": token for token in range(n)}, unk_token="t0"))
     words.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=words)
 

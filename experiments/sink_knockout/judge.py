@@ -1,8 +1,8 @@
 """Experiment 10: does the model need the edge to its sink, or what it carries?"""
 
 from experiments.sink_knockout.results import SINK, VALUE_ZERO, Results, Values, Verdict
-from lib.core.definitions import COST
-from lib.core.evidence import CANNOT_TELL, NONE_FOUND, Test, conclusion, every, reasons
+from lib.core.definitions import COST, evenly
+from lib.core.evidence import CANNOT_TELL, NONE_FOUND, Test, conclusion, every, exact, reasons
 
 EDGE, VALUE, BOTH = "needed as an edge", "needed as a value", "needed as an edge and as a value"
 AS_OTHERS, NOT_NEEDED = "needed no more than other edges", "not needed"
@@ -14,8 +14,10 @@ RULE = (
     "random keys of about the same attention, or all others where these have less (paired intervals above 0). "
     f"{VALUE.capitalize()}: the sink's value zero for these queries, its probability kept, costs. "
     f"{AS_OTHERS.capitalize()}: masking costs, and a control more. {NOT_NEEDED.capitalize()}: both are free. "
-    f"{NONE_FOUND.capitalize()}: no head has a sink there (its whole simultaneous interval above epsilon)"
+    f"{NONE_FOUND.capitalize()}: no head has a sink there (its whole simultaneous interval above epsilon); nothing can "
+    "be told in windows so short that attending evenly gives it as much"
 )
+SHORT = "windows are too short: attending evenly gives the key as much as a sink gets"
 SOME = 8  # heads of which it cannot be told are printed of so many
 
 
@@ -30,6 +32,8 @@ def judge(results: Results) -> Verdict:
     has_sink = [head.answer for head in heads]
     unclear = [head for head in heads if head.answer is None]
     masked = costs[SINK]
+    later = round(conditions[SINK].edges / len(heads))
+    even = Test("attention to it if even", exact(evenly(results.position, later + 1)), "below", results.epsilon)
     edge = [
         masked,
         *(
@@ -44,6 +48,8 @@ def judge(results: Results) -> Verdict:
     if True not in has_sink:
         verdict, tests = (CANNOT_TELL if unclear else NONE_FOUND), unclear[:SOME]
         why = reasons(tests) or None
+    elif not even.answer:
+        verdict, tests, why = CANNOT_TELL, [even], SHORT
     elif as_edge is None or as_value is None or (not as_value and masked.answer is None):
         verdict, why = CANNOT_TELL, reasons(tests)
     elif as_value:

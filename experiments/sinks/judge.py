@@ -4,7 +4,7 @@ from collections import Counter
 
 from experiments.sinks.results import Head, Results, SinkHead, Values, Verdict
 from lib.core import evidence
-from lib.core.definitions import BROADCASTS, DRAINED, SINK_QUERIES, SINKS
+from lib.core.definitions import BROADCASTS, DRAINED, SINK_QUERIES, SINKS, evenly
 from lib.core.evidence import CANNOT_TELL, Test
 
 NO_OP, BROADCAST, BETWEEN = KINDS = "no-op", "broadcast", "between"
@@ -18,7 +18,8 @@ RULE = (
     f"interval of the probability above epsilon), a sink is a {NO_OP} if the norm of the first key's value is below "
     f"{DRAINED} of the other keys' mean; else it is a {BROADCAST} if the first key gives more than {BROADCASTS} of the "
     f"head's output, along it, and {BETWEEN} if less. The kind is that of more than half of these heads; {MIXED}: no "
-    f"kind has so many; {CANNOT_TELL}: an interval holds a threshold, or those that cannot be told could decide"
+    f"kind has so many; {CANNOT_TELL}: an interval holds a threshold, or those that cannot be told could decide, or "
+    "windows are so short that attending evenly gives key 0 more than epsilon"
 )
 
 
@@ -26,7 +27,9 @@ def judge(results: Results) -> Verdict:
     measured = results.inputs[results.first_input]
     at_first = Test("sink rate at key 0", measured.sink_rate[0], "above", SINKS)
     later = Test("heads that list a later key", measured.elsewhere, "above", SINKS)
-    where = _where(at_first.answer, later.answer)
+    even = Test("attention to key 0 if even", evidence.exact(evenly(0, results.seqlen)), "below", results.epsilon)
+    short = at_first.answer is True and not even.answer
+    where = CANNOT_TELL if short else _where(at_first.answer, later.answer)
     sinks: list[SinkHead] = []
     untold: list[Test] = []
     unclear = 0
@@ -46,7 +49,7 @@ def judge(results: Results) -> Verdict:
     most = _most(kinds) if sinks else None
     verdict = f"{where}; {most}" if most and where in (FIRST, BOTH) else where
     values = Values(where, most, sinks, unclear, kinds)
-    return evidence.conclusion(verdict, RULE, values, [at_first, later, *untold[:UNTOLD]])
+    return evidence.conclusion(verdict, RULE, values, [at_first, later, *([even] if short else []), *untold[:UNTOLD]])
 
 
 def _where(at_first: bool | None, later: bool | None) -> str:

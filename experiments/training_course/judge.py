@@ -13,7 +13,8 @@ RULE = (
     f"there are massive activations at a step if more than {MOST:.0%} of the windows hold one, sinks if the sink rate "
     f"is above {SINKS:.0%}; not, if below; {CANNOT_TELL}: that step's own interval holds the threshold. Born: the "
     "first step at which they are there, after the last at which they are not; they came between the two. "
-    f"{FROM_THE_FIRST}: they are there at all steps; {GONE}: at some, but not at the last; {NONE_FOUND}: at none"
+    f"{FROM_THE_FIRST}: they are surely there at all steps; {GONE}: at some, but not at the last; {NONE_FOUND}: at "
+    f"none. Of whether they stayed, which the last step tells, it may be {CANNOT_TELL}, too"
 )
 
 
@@ -45,9 +46,9 @@ def birth(
     had = [numbers[i] for i, answer in enumerate(answers) if answer and i < absent]
     unclear = [numbers[i] for i, answer in enumerate(answers) if answer is None]
     after = numbers[absent] if absent >= 0 else None
-    if at is not None:
+    if at is not None and answers[-1]:
         told = f"between steps {after} and {numbers[at]}" if absent >= 0 else f"by step {numbers[at]}"
-        verdict = FROM_THE_FIRST if at == 0 else told
+        verdict = FROM_THE_FIRST if all(answers) else told
         return Birth(verdict, numbers[at], after, had, unclear), tests[max(absent, 0) : at + 1]
     if answers[-1] is None:
         verdict = CANNOT_TELL
@@ -58,7 +59,7 @@ def birth(
     decisive = [test for test in tests if test.answer is not False] or [
         max(reversed(tests), key=lambda test: test.cell.mean)
     ]
-    return Birth(verdict, None, after, had, unclear), decisive[:8]
+    return Birth(verdict, None, after, had, unclear), decisive[-8:]
 
 
 def _fit(steps: Sequence[Step], layer: int) -> fit.Fit | None:

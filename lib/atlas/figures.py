@@ -14,7 +14,7 @@ from lib.claims.every import CLAIMS
 from lib.claims.judging import CANNOT_TELL, FAILS, HOLDS
 from lib.core.definitions import ABSOLUTE, RELATIVE
 from lib.report import tables
-from lib.report.figures import LINES, MARKERS, PALETTE, PLAIN, make_axes
+from lib.report.figures import LINES, MARKERS, PALETTE, PLAIN, make_axes, shortened
 
 COLOURS = {HOLDS: sns.light_palette(PALETTE[0])[2], FAILS: sns.light_palette(PALETTE[1])[3], CANNOT_TELL: (0.92,) * 3}
 CLAIM_COLUMNS = 88
@@ -53,14 +53,14 @@ def claims(results: Results) -> Figure:
 
 def depth(results: Results) -> Figure:
     """Top-1 / median of every model over the share of its blocks that have run; its birth is the filled marker."""
-    figure, ax = make_axes(size=(8, 4.6))
     drawn = [row for row in results.models if row.curve is not None]
+    figure, ax = make_axes(size=(10, max(4.6, 1.0 + 0.2 * len(drawn))))
     for i, row in enumerate(drawn):
         assert row.curve is not None
         ratio = np.array([np.nan if value is None else value for value in row.curve.ratio])
         x = np.arange(1, len(ratio) + 1) / len(ratio)
         colour, marker, line = (styles[i % len(styles)] for styles in (PALETTE, MARKERS, LINES))
-        ax.plot(x, ratio, color=colour, ls=line, marker=marker, ms=4, mfc="white", label=row.model)
+        ax.plot(x, ratio, color=colour, ls=line, marker=marker, ms=4, mfc="white", label=shortened(row.model))
         born = row.mechanism.depth
         if born is not None:
             ax.plot(born, ratio[round(born * len(ratio)) - 1], color=colour, marker=marker, ms=10, ls="none")
@@ -74,5 +74,5 @@ def depth(results: Results) -> Figure:
     ax.grid(axis="y", alpha=0.4)
     ax.set_title("Where massive activations stand in each model\nfilled marker: the layer of the birth", fontsize=11)
     if drawn:
-        ax.legend(fontsize=9, frameon=False)
+        ax.legend(fontsize=9, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 from lib.atlas import figures, text
 from lib.atlas.results import Results, Row
@@ -34,5 +35,5 @@ def document(results: Results, pages: Mapping[str, Path], folder: Path, drawn: M
 def _model(row: Row, page: Path | None, folder: Path) -> Html:
     name = tag("strong", row.model)
     if page is not None:
-        name = tag("a", name, href=os.path.relpath(page, folder).replace(os.sep, "/"))
+        name = tag("a", name, href=quote(os.fsencode(Path(os.path.relpath(page, folder)).as_posix())))
     return tag("li", name, f": {row.line}. ", tag("small", f"{row.described}; {row.data}"))

@@ -17,6 +17,13 @@ DRAINED, BROADCASTS = 0.25, 0.5  # of the value's norm to other keys', from whic
 SAME_MASS = 0.9  # of the sink's attention: what random other keys must have to stand for it
 ALIKE = 0.9  # |cosine| with the first token's hidden state, of a secondary sink (arXiv 2512.22213)
 
+
+def evenly(first: int, queries: int) -> float:
+    """Mean attention to key `first` of so many queries, itself the first of them, if each attends evenly to itself and
+    to all before it: no sink where the threshold lies below."""
+    return sum(1 / (1 + query) for query in range(first, first + queries)) / queries
+
+
 # the parameters behind a sink (arXiv 2604.14722)
 ATTRACTS = 2.0  # times what attending evenly gives: from here on the first position is a sink
 CARRIES = 0.5  # of the attention to it: without what carries the sink less is left

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers import PreTrainedModel
 
-from lib.model.families import PARTLY_ROTARY
+from lib.model.configuration import dicts
 from lib.run.errors import IS_POINTER, LFS_POINTER, UserError, cause, listed
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -22,42 +21,7 @@ MERGE = (
     "merge it into its base model with peft: "
     "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)"
 )
-# what other architectures read; where the one at hand does not, transformers keeps it and goes on without it
-MATTERS = re.compile(
-    r"soft_?cap|multiplier|scal(e|ing)(_|$)|query_pre_attn|normalize_embed|qk_(layer_?)?norm|window|^layer_types$|alibi|"
-    r"causal|rope|rotary|^nope|position_embedding|^mup|clip_qkv|num_.*experts|n_routed_experts|^moe_|cross_attention|"
-    r"parallel_residual|residual_connection|norm_(type|eps|epsilon|offset|before)$|_before$|norm_eps|pruned_heads|"
-    r"bidirectional|prefix_lm|(^|attn_|attention_)sinks?$|^(qkv|mlp|attention|use|add)_bias|is_encoder_decoder|"
-    r"^(hidden_act|hidden_activation|activation_function|activation)$|^(n|num)_(heads?|attention_heads)$|"
-    r"logn_attn|dynamic_ntk|attn_temperature|chunk_size$|kv_n_heads|ffn_config"
-)
-HARMLESS = re.compile(
-    r"^(flash_rotary|fused_rotary|use_flash_rotary|scale_attn_weights|offset_alibi|is_decoder|max_window_layers|"
-    r"use_sliding_window|sliding_window_pattern|_sliding_window_pattern|chunk_size_feed_forward|initializer_.*|"
-    r"(resid|attn|embd)_.*drop.*|.*_dropout|loss_scale|.*_in_fp32|use_rmsnorm|rope_ratio_.*)$"
-)
-SAME_AS = {  # under another name: what a key may repeat
-    "hidden_act|hidden_activation|activation_function|activation": "hidden_act hidden_activation activation_function",
-    "n_heads?|num_(attention_)?heads": "num_attention_heads",
-    "sliding_window(_size)?|window_size": "sliding_window",
-    ".*norm_eps(ilon)?|norm_eps": "rms_norm_eps layer_norm_eps layer_norm_epsilon norm_eps",
-}
-SAID_YES = re.compile(r"^(is_)?causal$|^(use_)?(rope|rotary)$|parallel_residual")  # what is so where it is not denied
-ONE_IS_NEUTRAL = re.compile(r"^(?!.*(attn|attention|softmax|query)).*(multiplier|scal)|^partial_rotary|^rotary_pct")
-NEUTRAL: tuple[object, ...] = (None, "", "default", "none", "rope", "rotary", "absolute", "causal", -1, [], {})
 HALF = 1e-2  # what half precision may change
-ROTARY = {"rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq"}
-SCALING = {
-    "rope_type",
-    "type",
-    "factor",
-    "original_max_position_embeddings",
-    "attention_factor",
-    "beta_fast",
-    "beta_slow",
-}
-SCALING |= {"short_factor", "long_factor", "low_freq_factor", "high_freq_factor", "rope_theta", "partial_rotary_factor"}
-SCALING |= {"mscale", "mscale_all_dim", "short_mscale", "long_mscale", "truncate", "finetuned"}
 
 
 @dataclass(frozen=True)
@@ -177,84 +141,13 @@ def tensors(files: Iterable[Path]) -> dict[str, Tensor]:
     return found
 
 
-def require_understood(name: str, raw: dict[str, Any], config: PreTrainedConfig) -> None:
-    """Raise UserError for what a configuration file says and `config`, made of it, does not carry out.
+def require_all_used(
+    name: str, model: PreTrainedModel, files: dict[str, Tensor], loading: dict[str, Any], is_whole: bool
+) -> list[str]:
+    """The tensors of the files that are no part of the decoder. Raises UserError, naming the tensors, unless every
+    other one is in the model, or can be derived from it, and every parameter of the model came from the files.
 
-    raw: the content of config.json.
-    """
-    if raw.get("is_causal", True) in (False, "false") or raw.get("use_bidirectional_attention"):
-        raise UserError(f"'{name}' is configured to see ahead (not causal); only decoders can be measured")
-    if raw.get("quantization_config"):
-        described = raw["quantization_config"]
-        method = described.get("quant_method", "?") if isinstance(described, dict) else described
-        raise UserError(
-            f"the weights of '{name}' are quantised ({method}); measure the model as it was before, or dequantise it"
-        )
-    for key in ("is_encoder_decoder", "add_cross_attention", "pruned_heads"):
-        if raw.get(key):
-            raise UserError(f"'{name}' is configured with {key}, which is not supported")
-    for inside, parsed in [
-        (raw, config),
-        *((raw[key], getattr(config, key)) for key in ("attn_config",) if key in raw),
-    ]:
-        known = {*type(parsed)().to_dict(), *parsed.attribute_map}
-        if "rope_parameters" in known:
-            _require_rope(name, inside, parsed)
-            known |= ROTARY
-        if parsed.model_type in PARTLY_ROTARY:
-            known |= {"partial_rotary_factor", "rotary_pct", "rope_pct", "rotary_emb_base"}
-        for key, value in inside.items():
-            if key not in known and MATTERS.search(key) and not _means_nothing(key, value, inside, parsed, known):
-                raise UserError(
-                    f"'{name}' is configured with {key} = {str(value)[:60]}, which transformers' "
-                    f"{type(config).__name__} ignores: another model would be measured"
-                )
-
-
-def _means_nothing(key: str, value: Any, raw: dict[str, Any], config: PreTrainedConfig, known: set[str]) -> bool:
-    """Whether a key of a configuration file that its class does not read says what is so anyway."""
-    if HARMLESS.search(key) or value in NEUTRAL:
-        return True
-    if isinstance(value, bool):
-        return value is bool(SAID_YES.search(key))
-    if value == 0 or (value == 1 and ONE_IS_NEUTRAL.search(key)):
-        return True
-    if "window" in key and raw.get("use_sliding_window") is False:
-        return True
-    if key == "layer_types" and set(value) == {"full_attention"}:
-        return True
-    if key == "norm_type":
-        return ("rms" in str(value)) == ("rms_norm_eps" in known)
-    same = [names for pattern, names in SAME_AS.items() if re.fullmatch(pattern, key)]
-    return any(name in known and getattr(config, name) == value for names in same for name in names.split())
-
-
-def _require_rope(name: str, raw: dict[str, Any], config: PreTrainedConfig) -> None:
-    """Raise UserError if the configuration file places or scales rotary positions, and the configuration does not."""
-    given = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-    parameters = _dicts(config.rope_parameters or {})
-    carried_out = {rope.get("rope_type") for rope in parameters} & {*ROPE_INIT_FUNCTIONS}
-    for rope in _dicts(given) if isinstance(given, dict) else [{"rope_type": given}]:
-        kind = rope.get("rope_type") or rope.get("type") or "default"
-        lost = (kind != "default" or rope.get("factor", 1) != 1) and not carried_out - {"default"}
-        partly = rope.get("partial_rotary_factor", 1) != 1 and config.model_type not in PARTLY_ROTARY
-        if lost or partly or rope.keys() - SCALING:
-            raise UserError(f"'{name}' scales its rotary positions in a way that is not supported: {given}")
-    theta = raw.get("rope_theta")
-    if theta is not None and theta not in {rope.get("rope_theta") for rope in parameters}:
-        raise UserError(f"'{name}' has rope_theta = {theta}, which transformers does not use")
-
-
-def _dicts(value: dict[str, Any]) -> list[dict[str, Any]]:
-    """The dicts in a dict (one for each type of layer), or itself."""
-    return [item for item in value.values() if isinstance(item, dict)] or [value]
-
-
-def require_all_used(name: str, model: PreTrainedModel, files: dict[str, Tensor], loading: dict[str, Any]) -> None:
-    """Raise UserError, naming the tensors, unless every tensor of the files is in the model, or can be derived from it,
-    and every parameter of the model came from the files.
-
-    loading: what from_pretrained says of its loading.
+    loading: what from_pretrained says of its loading. is_whole: whether the configuration is that of the decoder alone.
     """
     wrong = sorted((tensor[0], tuple(tensor[1]), tuple(tensor[2])) for tensor in loading["mismatched_keys"])
     if wrong:
@@ -274,10 +167,27 @@ def require_all_used(name: str, model: PreTrainedModel, files: dict[str, Tensor]
     )
     own = model.state_dict()
     passed_over = {key for key in files if ignored.search(key) and not own.keys() & set(_names(key, model))}
-    unused = sorted(key for key in loading["unexpected_keys"] | passed_over if not _is_derived(key, files, model))
+    every = sorted(key for key in loading["unexpected_keys"] | passed_over if not _is_derived(key, files, model))
+    beside = [key for key in every if _is_beside(key, model, set() if is_whole else files.keys() - {*every})]
+    unused = [key for key in every if key not in beside]
     if unused:
         raise UserError(f"'{name}' has weights that its configuration has no place for: {listed(unused)}")
     _require_tied(name, model, files)
+    return beside
+
+
+def _is_beside(key: str, model: PreTrainedModel, used: set[str]) -> bool:
+    """Whether a tensor is of another part than the decoder, as one that sees images or tells tokens further ahead.
+
+    The model's class says that it has none of it, or it stands beside all that are `used`.
+    """
+    patterns = model._keys_to_ignore_on_load_unexpected or ()
+    modules = {path for path, _module in model.named_modules()}
+    inside = modules & {known_as.rpartition(".")[0] for known_as in _names(key, model)}
+    first = {other.partition(".")[0] for other in used}
+    return (any(re.search(pattern, key) for pattern in patterns) and not inside) or (
+        bool(first) and key.partition(".")[0] not in first
+    )
 
 
 def _is_mask(name: str, tensor: Tensor) -> bool:
@@ -314,7 +224,7 @@ def _is_derived(name: str, files: dict[str, Tensor], model: PreTrainedModel) -> 
 
 def _plain(frequencies: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
     """Rotary frequencies before scaling, which older versions stored, as many as `frequencies`."""
-    theta = _dicts(getattr(model.config, "rope_parameters", None) or {})[0].get("rope_theta", 10_000.0)
+    theta = dicts(getattr(model.config, "rope_parameters", None) or {})[0].get("rope_theta", 10_000.0)
     return theta ** (-torch.arange(frequencies.shape[-1]) / frequencies.shape[-1])
 
 

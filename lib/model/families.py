@@ -32,7 +32,6 @@ WRONG: dict[str, tuple[Wrong, ...]] = {
         (lambda c: c.embedding_fraction != 1, "an embedding_fraction"),
     ),
 }
-PARTLY_ROTARY = {"gpt_neox", "phi", "phi3", "stablelm"}  # rotate a part of each head only
 
 
 def require_right(config: "PreTrainedConfig") -> None:

@@ -16,11 +16,11 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from lib.model import checkpoint, families, gguf_file, hub, packaged, tokenizer, verify
+from lib.model import checkpoint, configuration, families, gguf_file, hub, packaged, tokenizer, verify
 from lib.model.arch import Architecture
 from lib.run import atomic, processes, storage
 from lib.run.cli import Options
-from lib.run.errors import UserError, cause
+from lib.run.errors import UserError, cause, listed
 from lib.run.packages import MODELS
 
 PLAIN = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
@@ -90,7 +90,7 @@ def load(options: Options) -> LanguageModel:
             _require_no_adapter(options)
         config = transformers.AutoConfig.from_pretrained(name, **where)
         families.require_right(config)
-        checkpoint.require_understood(options.model, raw, config)
+        configuration.require_understood(options.model, raw, config, options.trust_remote_code)
         if path is not None:
             n_bytes = sum(file.stat().st_size for file in checkpoint.weight_files(path))
             _require_room(options.model, config, n_bytes, options.trust_remote_code)
@@ -115,7 +115,9 @@ def load(options: Options) -> LanguageModel:
     folder = path or _snapshot(options)
     weights = checkpoint.weight_files(folder)
     files = checkpoint.tensors(weights)
-    checkpoint.require_all_used(options.model, model, files, loading)
+    beside = checkpoint.require_all_used(options.model, model, files, loading, config.get_text_config() is config)
+    if beside and processes.rank() == 0:
+        print(f"note: '{options.model}' has weights beside its decoder, left out: {listed(beside)}", file=sys.stderr)
     checkpoint.require_finite(options.model, model, files)
     if source is None:
         source = {"hub_id": options.model, "revision": folder.name}  # snapshots/<commit>
@@ -265,7 +267,8 @@ def _require_room(
     name: str, config: transformers.PreTrainedConfig, n_bytes: int, trust_remote_code: bool = False
 ) -> None:
     """Raise UserError if a model of this configuration has more weights than files of `n_bytes` have bits."""
-    n = config.num_hidden_layers * config.hidden_size  # fewer than there are, without building a layer
+    text = config.get_text_config()
+    n = text.num_hidden_layers * text.hidden_size  # fewer than there are, without building a layer
     if n <= 8 * n_bytes:
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -11,6 +12,7 @@ import huggingface_hub
 from huggingface_hub.errors import CacheNotFound
 
 from lib.model import hub
+from lib.run import processes
 from lib.run.cli import Options
 from lib.run.errors import UserError, listed
 from lib.run.packages import MODELS
@@ -82,6 +84,8 @@ def _in_folder(folder: Path, chosen: Sequence[str], options: Options) -> list[Ch
     if missing:
         raise UserError(f"'{folder}' has no checkpoint {listed(missing)}: no such subfolder with a config.json")
     steps = _steps(chosen or [name for name in there if step_of(name) is not None])
+    if not chosen:
+        _note_left_out(folder, there)
     checkpoints = []
     for name, step in steps.items():
         tokenizer = options.tokenizer
@@ -90,6 +94,17 @@ def _in_folder(folder: Path, chosen: Sequence[str], options: Options) -> list[Ch
         changed = replace(options, model=str(folder / name), tokenizer=tokenizer)
         checkpoints.append(Checkpoint(step, name, changed, (_files(folder / name), _behind(tokenizer))))
     return checkpoints
+
+
+def _note_left_out(folder: Path, there: set[str]) -> None:
+    """Tell of subfolders that hold a model or have the name of a checkpoint, but not both."""
+    named = {path.name for path in folder.iterdir() if path.is_dir() and step_of(path.name) is not None}
+    for names, why in (
+        (sorted(named - there), "no config.json there"),
+        (sorted(there - named), "no step in the name"),
+    ):
+        if names and named & there and processes.rank() == 0:
+            print(f"note: without {listed(names)} of '{folder}': {why}", file=sys.stderr)
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -111,8 +111,21 @@ def named(rule: str, chosen: Iterable[int], ids: np.ndarray) -> np.ndarray:
     return there
 
 
+def require_free(path: Path) -> None:
+    """Raise UserError if there is a file that is no mask: it would be lost."""
+    if not path.is_file():
+        return
+    try:
+        is_mask = "mask_version" in result_files.read_json(path)
+    except UserError:
+        is_mask = False
+    if not is_mask:
+        raise UserError(f"cannot write a mask to {path}: there is a file that is none")
+
+
 def write(path: Path, result: result_files.Result[Any, Any]) -> None:
     """The mask of a result of main_llm.py --exp2. Raises UserError if it has none, or the file cannot be written."""
+    require_free(path)
     results, provenance = result.results, result.provenance
     if results.masked is None or results.hidden_size is None:
         raise UserError("this result is of an older version, which had no rules for positions; run --exp2 anew")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from urllib.parse import unquote
 
 import pytest
 
@@ -141,6 +142,16 @@ def test_the_page_links_those_of_the_models(two):
     assert len(list(document.every("img"))) == 2
 
 
+@pytest.mark.parametrize("name", ["run #2", "50% off?", "模型 é"])
+def test_a_link_to_a_folder_of_any_name(tmp_path, name):
+    study_of(tmp_path, "gpt2", name, only=["exp3"])
+    (tmp_path / name / "index.html").touch()
+    atlas_of(tmp_path)
+    (link,) = [link.attributes["href"] for link in parse(tmp_path / "atlas.html").every("a") if link.text == name]
+    assert unquote(link) == f"{name}/index.html"
+    assert not {"#", "?", " "} & set(link)
+
+
 def test_what_is_missing_is_a_dash(tmp_path, capsys):
     study_of(tmp_path, "gpt2", "toy", only=["head_analysis"])
     results = atlas_of(tmp_path)
@@ -162,7 +173,7 @@ def test_nothing_massive(tmp_path):
     assert row["mechanism"]["birth"] is None
 
 
-@pytest.mark.parametrize("n", [1, 9])
+@pytest.mark.parametrize("n", [1, 9, 30])
 def test_figures_of_few_and_of_many_models(n):
     """Every cell has its sign, every model its column."""
     claims = {claim.row: Said(HOLDS, exact(0.5), "share") for claim in CLAIMS}
@@ -174,7 +185,14 @@ def test_figures_of_few_and_of_many_models(n):
     [axes] = drawn.axes
     assert len([text for text in axes.texts if text.get_text() == "yes 0.5000"]) == n * len(CLAIMS)
     assert [label.get_text() for label in axes.get_xticklabels()] == [row.model for row in made]
-    assert len(figures.depth(Results(made, listed, {}, agreement.RULE, [])).axes[0].get_legend().get_texts()) == n
+    depth = figures.depth(Results(made, listed, {}, agreement.RULE, []))
+    depth.canvas.draw()
+    [axes] = depth.axes
+    legend = axes.get_legend()
+    assert len(legend.get_texts()) == n
+    box = legend.get_window_extent()
+    assert box.x0 >= axes.bbox.x1
+    assert min(box.y0, depth.bbox.x1 - box.x1, depth.bbox.y1 - box.y1) >= 0
 
 
 @pytest.mark.parametrize(("arguments", "message"), [(["nowhere"], "no such folder: nowhere"), ([], "no results below")])

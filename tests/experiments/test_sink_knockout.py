@@ -413,11 +413,19 @@ MORE, LESS, EITHER = (0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1)
     ],
 )
 def test_verdicts(masked, zero, beyond, probability, verdict):
+    judged = judged_of(masked, zero, beyond, probability)
+    assert judged.verdict == verdict
+    assert (judged.values.why is not None) == (verdict == CANNOT_TELL or (zero is None and verdict != NONE_FOUND))
+
+
+def judged_of(masked, zero, beyond, probability, queries=30):
+    """queries: later ones, that see the sink."""
     losses = {SINK: masked, **({VALUE_ZERO: zero} if zero else {}), **dict.fromkeys(CONTROLS, FREE)}
     more = dict.fromkeys(CONTROLS, MORE) | beyond
     conditions = {
         name: {
             "label": name,
+            "edges": float(queries),
             "loss_change": cell(*loss),
             "beyond": cell(*more[name]) if name in more else None,
             "moved_to": [],
@@ -425,6 +433,12 @@ def test_verdicts(masked, zero, beyond, probability, verdict):
         for name, loss in losses.items()
     }
     found = {"heads": [[cell(*probability)], []], "epsilon": 0.3, "left_out": None if zero else "no values"}
-    judged = judge.judge(partial(Results, found | {"conditions": conditions}))
-    assert judged.verdict == verdict
-    assert (judged.values.why is not None) == (verdict == CANNOT_TELL or (zero is None and verdict != NONE_FOUND))
+    return judge.judge(partial(Results, found | {"conditions": conditions, "position": 0}))
+
+
+def test_nothing_is_told_where_attending_evenly_is_a_sink():
+    """The first of 9 keys gets 0.314 of even attention, of 10 it gets 0.293."""
+    short = judged_of(COSTS, FREE, {}, (0.4, 0.5), queries=8)
+    assert (short.verdict, short.values.why) == (CANNOT_TELL, judge.SHORT)
+    assert judged_of(COSTS, FREE, {}, (0.4, 0.5), queries=9).verdict == judge.EDGE
+    assert judged_of(COSTS, FREE, {}, (0.1, 0.2), queries=8).verdict == NONE_FOUND

@@ -120,10 +120,10 @@ def cell(low, high):
     ],
 )
 def test_an_interval_that_holds_a_threshold_is_never_a_verdict(value_ratio, output_share, kind):
-    def judged(probability, rate=(0.3, 0.4), elsewhere=(0.0, 0.01)):
+    def judged(probability, rate=(0.3, 0.4), elsewhere=(0.0, 0.01), seqlen=64):
         head = Head(cell(*probability), cell(*value_ratio), cell(*output_share))
         measured = partial(Input, {"sink_rate": [cell(*rate)], "elsewhere": cell(*elsewhere)})
-        results = {"epsilon": 0.3, "inputs": {"natural": measured}, "heads": [[head]]}
+        results = {"epsilon": 0.3, "seqlen": seqlen, "inputs": {"natural": measured}, "heads": [[head]]}
         return judge.judge(partial(Results, results))
 
     sure = judged((0.4, 0.5))
@@ -136,6 +136,9 @@ def test_an_interval_that_holds_a_threshold_is_never_a_verdict(value_ratio, outp
     assert judged((0.4, 0.5), elsewhere=(0.04, 0.1)).verdict == CANNOT_TELL
     assert judged((0.4, 0.5), elsewhere=(0.06, 0.1)).verdict == f"{judge.BOTH}; {kind}"
     assert judged((0.4, 0.5), rate=(0.0, 0.01)).verdict == judge.NONE
+    assert judged((0.4, 0.5), seqlen=10).verdict == f"{judge.FIRST}; {kind}"
+    assert judged((0.4, 0.5), seqlen=9).verdict == CANNOT_TELL  # of even attention the first key has 0.314
+    assert judged((0.4, 0.5), rate=(0.0, 0.01), seqlen=9).verdict == judge.NONE
 
 
 def test_most_of_the_sinks_decide():

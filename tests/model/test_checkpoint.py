@@ -6,6 +6,7 @@ import math
 import shutil
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import sentencepiece
@@ -20,6 +21,8 @@ from lib import experiment
 from lib.core import data
 from lib.model import models
 from lib.run.cli import Options, UserError
+from tests import every_type, mixtures
+from tests.cases import close
 from tests.conftest import POSITIONS, logits, make_tokenizer, save, tiny_model, token_ids
 from tests.conftest import TEXT as TEXT_TO_LEARN
 from tests.scripts.test_scripts import run
@@ -501,6 +504,110 @@ def test_rotary_scaling_is_carried_out(given, llama):
     lm = load(llama)
     assert lm.model.config.rope_parameters["factor"] == 4.0
     assert not torch.allclose(logits(lm, ids), before, atol=1e-3)
+
+
+AS_PUBLISHED = {  # as the authors' own files have it: {model type: (what is moved or added, frequencies of a head)}
+    "glm": ({"partial_rotary_factor": 0.5, "rope_theta": 10_000.0, "rope_parameters": None}, 4),
+    "gpt_neox": ({"rotary_pct": 0.25, "rotary_emb_base": 10_000, "rope_parameters": None}, 2),
+    "stablelm": ({"partial_rotary_factor": 0.25, "rope_theta": 10_000, "rope_parameters": None}, 2),
+    "qwen3_next": ({"partial_rotary_factor": 0.25, "rope_theta": 10_000_000, "rope_parameters": None}, 2),
+    "qwen3_5_text": (
+        {
+            "rope_parameters": {
+                **{"mrope_interleaved": True, "mrope_section": [1, 1, 0], "rope_type": "default"},
+                **{"rope_theta": 10_000_000, "partial_rotary_factor": 0.25},
+            }
+        },
+        2,
+    ),
+    "ministral3": ({}, 8),
+    "gemma4_text": ({}, 8),
+    "gemma3": ({}, 8),  # within "text_config", beside images
+}
+
+
+def published(model_type, folder):
+    """The folder of a tiny model, its configuration as its authors' files have it; and the model."""
+    model = every_type.build(model_type)
+    model.save_pretrained(folder)
+    mixtures.tokenizer(128).save_pretrained(folder)
+    values, n = AS_PUBLISHED[model_type]
+    change_json(folder / "config.json", **values)
+    return folder, model, n
+
+
+@pytest.mark.parametrize("model_type", AS_PUBLISHED)
+def test_rotary_positions_are_those_of_the_files(model_type, tmp_path):
+    folder, model, n = published(model_type, tmp_path)
+    lm = load(folder)
+    found = {len(buffer) for name, buffer in lm.model.named_buffers() if name.endswith("inv_freq")}
+    assert n in found
+    if not AS_PUBLISHED[model_type][0]:
+        ids = torch.arange(3, 11)[None]
+        assert torch.equal(logits(lm, ids), logits(SimpleNamespace(model=model), ids))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "match"),
+    [
+        ("gemma3", {"rope_scaling": {"type": "brand-new", "factor": 2.0}}, "brand-new"),
+        ("gemma3", {"residual_multiplier": 0.22}, "residual_multiplier"),
+        ("gemma3", {"use_bidirectional_attention": True}, "not causal"),
+    ],
+)
+def test_what_a_decoder_beside_images_says_and_transformers_ignores(model_type, changes, match, tmp_path):
+    folder, _model, _n = published(model_type, tmp_path)
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    change_json(folder / "config.json", text_config=text | changes)
+    refused(folder, match)
+
+
+@pytest.fixture(params=["llama4", "qwen3_5"])
+def with_images(request, tmp_path):
+    """A folder of a tiny model that sees images, too, of which transformers loads the decoder alone; and the model."""
+    config = every_type.configuration(request.param)
+    width = {"hidden_size": 32, "num_attention_heads": 2, "num_heads": 2, "intermediate_size": 32}
+    depth = {"num_hidden_layers": 1, "depth": 1, "out_hidden_size": 64, "num_position_embeddings": 16}
+    images = {"image_size": 28, "patch_size": 14, "projector_input_dim": 32, "projector_output_dim": 32}
+    of_images = {"llama4": transformers.Llama4VisionConfig, "qwen3_5": transformers.Qwen3_5VisionConfig}
+    config.vision_config = of_images[request.param](**width, **depth, **images, vision_output_dim=32)
+    both = {
+        "llama4": transformers.Llama4ForConditionalGeneration,
+        "qwen3_5": transformers.Qwen3_5ForConditionalGeneration,
+    }
+    model = both[request.param](config).eval()
+    for weight in model.parameters():
+        weight.data = 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    return save(tmp_path / "both", model, mixtures.tokenizer(128)), model
+
+
+def test_a_decoder_without_what_sees_images(with_images, capsys):
+    folder, model = with_images
+    ids = torch.arange(3, 11)[None]
+    close(logits(load(folder), ids), logits(SimpleNamespace(model=model), ids))
+    assert "has weights beside its decoder, left out: m" in capsys.readouterr().err
+
+
+def test_a_decoder_without_what_sees_images_lacks_nothing_else(with_images):
+    folder, _model = with_images
+    name = next(name for name in load_file(folder / "model.safetensors") if name.endswith("0.input_layernorm.weight"))
+    extra = name.replace("weight", "bias")
+    change_weights(folder, lambda tensors: tensors.update({extra: torch.ones(64)}))
+    refused(folder, f"no place for: .*{extra.partition('layers')[2]}")
+
+
+@pytest.mark.parametrize("values", [{"rotary_pct": 0.5}, {"rope_pct": 0.5}, {"rotary_emb_base": 500}])
+def test_rotary_values_beside_others(values, tmp_path):
+    """stablelm reads none of these names."""
+    folder, _model, _n = published("stablelm", tmp_path)
+    change_json(folder / "config.json", **values)
+    refused(folder, next(iter(values)))
+
+
+def test_a_part_of_each_head_that_is_not_rotated(llama):
+    rope = json.loads((llama / "config.json").read_text())["rope_parameters"]
+    change_json(llama / "config.json", rope_parameters=rope | {"partial_rotary_factor": 0.5})
+    refused(llama, "rotates a part of each head .*partial_rotary_factor")
 
 
 # --- 4: code -----------------------------------------------------------------

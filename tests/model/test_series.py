@@ -65,6 +65,16 @@ def test_a_folder_of_checkpoints(trained):
     assert [one.step for one in chosen] == [90, 1000]
 
 
+def test_what_is_left_out_of_a_folder_is_said(trained, capsys):
+    series.find(Options(model=str(trained)), ())
+    assert capsys.readouterr().err == (
+        f"note: without checkpoint-7 of '{trained}': no config.json there\n"
+        f"note: without best of '{trained}': no step in the name\n"
+    )
+    series.find(Options(model=str(trained)), ("checkpoint-500",))
+    assert capsys.readouterr().err == ""
+
+
 def test_the_tokenizer_is_the_checkpoints_own_or_the_folders_or_the_users(trained, tiny_llama_folder):
     first, *_others = series.find(Options(model=str(trained)), ())
     assert first.options.tokenizer == str(trained)

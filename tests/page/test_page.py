@@ -242,6 +242,16 @@ def test_several_models_and_dtypes(tmp_path):
     assert sorted(names) == ["smollm2-135m (float16)", "smollm2-135m (float32)", "toy"]
 
 
+def test_other_weights_of_the_same_name_are_told_apart(tmp_path):
+    folders.planted(tmp_path / "a", "gpt2", "toy")
+    folders.planted(tmp_path / "b", "llama", "toy")
+    for path in payloads(tmp_path / "b"):
+        folders.change(path, lambda payload: payload["provenance"]["model"].update(weights_sha256={"model": "1" * 64}))
+    document = parse(page.write(tmp_path))
+    names = [heading.text for heading in document.every("h2", class_="subject")]
+    assert names == ["toy (float32)", "toy (float32) (2)"]
+
+
 def test_what_is_not_there_is_left_out(tmp_path):
     folder = folders.smollm2(tmp_path / "x", "exp3")
     (folder / "exp3_lifecycle_ledger" / "exp3_ledger.png").unlink()

@@ -74,6 +74,7 @@ def test_a_mask_of_another_model(model, spiked_file, tiny_llama_folder, tmp_path
 REFUSED = {
     "a folder": ("main_llm.py --exp2 --model ./nowhere --export {folder}", "it is a folder"),
     "below a file": ("main_llm.py --exp2 --model ./nowhere --export {file}/mask.json", "is not a writable folder"),
+    "another file": ("main_llm.py --exp2 --model ./nowhere --export {file}", "there is a file that is none"),
     "nowhere": ("main_llm.py --exp2 --model ./nowhere --export {folder}\0/mask.json", "cannot write"),
     "an empty path": ("main_llm.py --exp2 --export ", "a path is empty"),
     "one window": ("main_llm.py --exp2 --nsamples 1 --export {folder}/mask.json", "--nsamples 2 or more"),

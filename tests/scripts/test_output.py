@@ -203,6 +203,19 @@ def test_a_signal_while_a_figure_is_drawn(sent, code, said, heard, stored, tmp_p
     assert signal.getsignal(sent) == before
 
 
+@pytest.mark.parametrize("writes", [("figures", "write"), ("result_files", "write_text")])
+def test_nothing_of_an_earlier_result_stands_beside_a_new_one(writes, heard, stored, tmp_path, monkeypatch):
+    """A run that ends before its TXT or its figures, or draws in another format, leaves none of an earlier run's."""
+    assert run("main_llm.py --exp2", "--savedir", tmp_path) == 0
+    (tmp_path / NAMES[0]).with_suffix(".svg").touch()
+    (tmp_path / "mine.png").touch()
+    module, name = writes
+    write = {"figures": report_figures, "result_files": result_files}[module]
+    monkeypatch.setattr(write, name, lambda *_args, **_kwargs: os.kill(os.getpid(), signal.SIGINT))
+    assert run("main_llm.py --exp2", "--savedir", tmp_path) == 130
+    assert files(tmp_path) == sorted(["mine.png", *NAMES[1 : 3 if module == "figures" else 2]])
+
+
 def test_a_signal_before_anything_is_written(heard, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiment, "_measure", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     assert run("main_llm.py --exp2", "--savedir", tmp_path / "out") == 130
