@@ -42,6 +42,10 @@ FIELDS = (
     "forecast",
     "edge",
     "carrier",
+    "quantised",
+    "massive_born",
+    "sinks_born",
+    "last_writer",
 )
 NUMBERS = {
     "share": 0.0,
@@ -86,7 +90,10 @@ secondary  exp9's secondary sinks, in all windows, with their layers
 by_query_bias  exp9's heads with a sink at the first key that have none there with the bias of all queries at zero
 foreseen, forecast  exp12's first generator, by the weights alone, and its verdict beside what the model does
 edge       exp10's verdict
-carrier    exp11's verdict"""
+carrier    exp11's verdict
+quantised  exp13's verdict
+massive_born, sinks_born, last_writer  exp14's verdict on the checkpoints of a training, and who writes most at the
+           last"""
 
 
 def agree(name: str, found: Any, true: Any) -> bool:
