@@ -12,8 +12,8 @@ from lib.core.evidence import Average, Test
 @claim(
     "born in training",
     "There are no massive activations at step 0: training makes them (arXiv 2508.03616, of Pythia)",
-    f"not more than {MOST:.0%} of the windows hold one at step 0, more at the last step; without either it cannot be "
-    "told",
+    f"not more than {MOST:.0%} of the windows hold one at step 0, more at the last step; it cannot be told if step 0 "
+    "was not measured, nor if there are none at the last",
 )
 def makes_massive_activations(measured: Measured) -> Judged:
     return _made(measured, "windows with massive activations", lambda step: step.massive, MOST)
@@ -22,7 +22,8 @@ def makes_massive_activations(measured: Measured) -> Judged:
 @claim(
     "sinks born in training",
     "There are no attention sinks at step 0: training makes them (Gu et al. 2025)",
-    f"the sink rate is not above {SINKS:.0%} at step 0, above it at the last step; without either it cannot be told",
+    f"the sink rate is not above {SINKS:.0%} at step 0, above it at the last step; it cannot be told if step 0 was not "
+    "measured, nor if there are none at the last",
 )
 def makes_sinks(measured: Measured) -> Judged:
     return _made(measured, "sink rate", lambda step: step.sink_rate, SINKS)

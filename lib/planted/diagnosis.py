@@ -21,8 +21,8 @@ from lib.planted.visible import in_order, lifetime, listed_key, named, signed
 
 # by the verdicts of experiment 1, all heads off, and of experiment 2A, all MLPs off
 GENERATORS: dict[tuple[str, ...], str] = {
-    ("persists", "collapses"): "mlp",
-    ("collapses", "persists"): "head",
+    **dict.fromkeys((("persists", "collapses"), ("grows", "collapses")), "mlp"),
+    **dict.fromkeys((("collapses", "persists"), ("collapses", "grows")), "head"),
     ("collapses", "collapses"): "both",
     ("none found", "none found"): "none",
 }

@@ -52,8 +52,9 @@ NUMBERS = {
     **dict.fromkeys(("retained", "repair", "expert_writes", "expert_retained"), 0.05),
 }  # how far a diagnosis may be from the truth
 RULE = """\
-generator  "mlp" if the massive activations persist without heads (exp1) and collapse without MLPs (exp2a), "head" if
-           the reverse, "both" if they collapse without either, "none" if neither finds any, otherwise unclear
+generator  "mlp" if the massive activations persist or grow without heads (exp1) and collapse without MLPs (exp2a),
+           "head" if the reverse, "both" if they collapse without either, "none" if neither finds any, otherwise
+           unclear; they grow where less noise is in what a norm or a router takes in
 layer      the first in massive[] of main_llm --exp2
 dims       all in massive[], with their signs
 positions  all in massive[]
