@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import page
 import verify_claims
 from lib.core.provenance import environment
-from lib.report import identity, result_files
+from lib.report import result_files
 from lib.run import cli
 
 if TYPE_CHECKING:  # SciPy and matplotlib take seconds to import, and --help needs none of it
@@ -60,18 +60,19 @@ def collect(folders: Iterable[Path]) -> tuple[Results, dict[str, Path]]:
 
 def by_weights(folders: Iterable[Path]) -> tuple[dict[str, Files], dict[str, Path], list[str]]:
     """({model: its results by experiment, the one that counts first}, {model: its page}, what else there is of any)."""
+    by_name: dict[str, list[tuple[Path, verify_claims.File]]] = {}
+    for folder in folders:
+        for name, files in verify_claims.find(folder).items():
+            by_name.setdefault(name, []).extend((folder, file) for found in files.values() for file in found)
     found: dict[str, dict[str | None, verify_claims.Files]] = {}
     pages_of: dict[str, Path] = {}  # by weights
-    for folder in folders:
-        for files in verify_claims.find(folder).values():
-            for experiment, of_experiment in files.items():
-                for file in of_experiment:
-                    weights, dtype = identity.of(file.result.provenance)
-                    split = found.setdefault(weights, {}).setdefault(dtype, {})
-                    split.setdefault(experiment, []).append(file)
-                    above = _page_above(folder, file)
-                    if above is not None:
-                        pages_of.setdefault(weights, above)
+    for of_name in by_name.values():
+        of_each = verify_claims.weights_of([file.result for _folder, file in of_name])
+        for (folder, file), (weights, dtype) in zip(of_name, of_each, strict=True):
+            found.setdefault(weights, {}).setdefault(dtype, {}).setdefault(file.result.experiment, []).append(file)
+            above = _page_above(folder, file)
+            if above is not None:
+                pages_of.setdefault(weights, above)
     models: dict[str, Files] = {}
     names: Counter[str] = Counter()
     left_out = []

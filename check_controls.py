@@ -15,7 +15,7 @@ import dataclasses
 import importlib
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,7 +73,7 @@ def run(seeds: Sequence[int]) -> Controls:
 def _check(built: Planted) -> dict[str, Any]:
     visible = visible_of(built.truth)
     names = [name for name in FIELDS if name in visible]
-    diagnosis = diagnose(built.lm, built.windows, names)
+    diagnosis = diagnose(built.lm, built.windows, names, built.checkpoints)
     return {
         "truth": dataclasses.asdict(built.truth),
         "visible": visible,
@@ -82,21 +82,34 @@ def _check(built: Planted) -> dict[str, Any]:
     }
 
 
-def diagnose(lm: LanguageModel, windows: Windows, fields: Iterable[str]) -> dict[str, Any]:
-    """{field: value} of some of FIELDS by RULE."""
+def diagnose(
+    lm: LanguageModel, windows: Windows, fields: Iterable[str], checkpoints: Mapping[int, LanguageModel] | None = None
+) -> dict[str, Any]:
+    """{field: value} of some of FIELDS by RULE; checkpoints: of the model's training, by step, in order."""
     from lib.planted.diagnosis import Diagnosis
 
-    diagnosis = Diagnosis(lm, windows, partial(report, lm, windows))
+    diagnosis = Diagnosis(lm, windows, partial(report, lm, windows, checkpoints or {0: lm}))
     return {name: getattr(diagnosis, name) for name in fields}
 
 
-def report(lm: LanguageModel, windows: Windows, name: str, **options: Any) -> dict[str, Any]:
-    """The judged results of one experiment, by its script's own `run`."""
+def report(
+    lm: LanguageModel, windows: Windows, checkpoints: Mapping[int, LanguageModel], name: str, **options: Any
+) -> dict[str, Any]:
+    """The judged results of one experiment, by its script's own `run`; of the checkpoints, if it is of a training."""
     file, *flags = catalogue.EXPERIMENTS[name].command.split()
     script = importlib.import_module(file.removesuffix(".py"))
     chosen = dataclasses.replace(cli.parse(script.Options, None, flags), batch_size=len(windows.ids), **options)
     experiment = script.EXPERIMENT if hasattr(script, "EXPERIMENT") else script.chosen(chosen)[0]
-    return catalogue.judged(name, experiment.run(lm, windows, chosen))
+    if experiment.series is None:
+        return catalogue.judged(name, experiment.run(lm, windows, chosen))
+
+    from lib.model.series import Checkpoint
+
+    steps = [
+        (Checkpoint(step, f"step{step}", chosen, step), of.source, experiment.run(of, windows, chosen))
+        for step, of in checkpoints.items()
+    ]
+    return catalogue.judged(name, experiment.series.join(steps))
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import verify_claims
 from lib import catalogue
 from lib.experiment import Experiment, folder_of, of_file
-from lib.report import identity, result_files
+from lib.report import result_files
 from lib.run import cli
 
 if TYPE_CHECKING:
@@ -69,13 +69,12 @@ def find(folder: Path) -> dict[Identity, list[Shown]]:
 
     order = list(catalogue.EXPERIMENTS)
     found = [(path, payload) for path in sorted(folder.rglob("*.json")) if (payload := verify_claims.read(path, order))]
-    models: dict[Identity, list[Shown]] = {}
+    by_name: dict[str, list[Shown]] = {}
     for number, (path, payload) in enumerate(found, 1):
         with of_file(path):
             for name in NEEDED:
                 result_files.lookup(payload, name)
             result = catalogue.concluded(payload)
-            key = (result.config["model_name"], identity.of(result.provenance))
             shown = Shown(
                 experiment=experiment_of(result.experiment),
                 result=result,
@@ -84,7 +83,12 @@ def find(folder: Path) -> dict[Identity, list[Shown]]:
                 below=str(path.relative_to(folder)),
                 key=f"{result.experiment}-{number}",
             )
-        models.setdefault(key, []).append(shown)
+        by_name.setdefault(result.config["model_name"], []).append(shown)
+    models: dict[Identity, list[Shown]] = {}
+    for name, of_name in by_name.items():
+        of_each = verify_claims.weights_of([shown.result for shown in of_name])
+        for shown, of in zip(of_name, of_each, strict=True):
+            models.setdefault((name, of), []).append(shown)
     for shown_of in models.values():
         shown_of.sort(key=lambda shown: (order.index(shown.result.experiment), _is_aside(shown), -_tokens(shown)))
     return models
@@ -117,11 +121,12 @@ def _subject(model: Identity, called: str, results: list[Shown], files: verify_c
     from lib.page.document import NumberedClaim, Subject
 
     name, of = model
-    own = {
-        experiment: [file for file in found if identity.of(file.result.provenance) == of]
-        for experiment, found in files.items()
-    }
-    verdicts = verify_claims.judge({experiment: found for experiment, found in own.items() if found}, name)
+    every = [file for found in files.values() for file in found]
+    own: verify_claims.Files = {}
+    for file, told in zip(every, verify_claims.weights_of([file.result for file in every]), strict=True):
+        if told == of:
+            own.setdefault(file.result.experiment, []).append(file)
+    verdicts = verify_claims.judge(own, name)
     return Subject(
         name=called,
         said=sentences(results),

@@ -127,10 +127,15 @@ def left_out(step: str, lm: LanguageModel) -> bool:
 
 def of_model(files: verify_claims.Files, this: dict[str, Any]) -> verify_claims.Files:
     """What of verify_claims.find's files of one name is of one model."""
-    return {
-        experiment: [file for file in found if identity.of(file.result.provenance) == identity.of(this)]
-        for experiment, found in files.items()
-    }
+    return {experiment: [file for file in found if _is_of(file.result, this)] for experiment, found in files.items()}
+
+
+def _is_of(result: result_files.Result[Any, Any], this: dict[str, Any]) -> bool:
+    """A course of training is of a model that it may lead to, in the same dtype."""
+    own = result.provenance
+    if catalogue.EXPERIMENTS[result.experiment].course:
+        return identity.may_lead_to(own, this) and own["dtype"] == this["dtype"]
+    return identity.of(own) == identity.of(this)
 
 
 def shared_flags(options: Options, idle: dict[str, str]) -> list[str]:

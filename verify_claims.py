@@ -7,7 +7,7 @@ that has results there, or for --model; where a model has results in several dty
 Different weights of one name are an error, as is a result that is not whole. Where there are several results of one
 experiment, the one with most tokens counts, then the newest; results under an ablation or at a place of one's own
 choice are left aside. For GPT-2's weights our values stand beside the published ones, reference/gpt2_published.json,
-and for the hub's models that reference/sink_circuit_published.json names, beside those.
+and for the hub's models that reference/sink_circuit_published.json and training_published.json name, beside those.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # SciPy takes a second to import, and --help needs none of it
     from lib.claims.judging import AnsweredTest, JudgedClaim
 
 PUBLISHED = checkout.ROOT / "reference" / "gpt2_published.json"
-OF_OTHERS = PUBLISHED.with_name("sink_circuit_published.json")
+OF_OTHERS = [PUBLISHED.with_name(f"{what}_published.json") for what in ("sink_circuit", "training")]
 NEEDED = ("results", "config.model_name", "provenance.model.name", "provenance.time", "provenance.data.seqlen")
 
 GPT2 = "GPT-2"
@@ -151,9 +151,11 @@ def by_dtype(model_name: str, files: Files, model: str | None = None) -> dict[st
 
     Raises UserError if they are of different weights, unless just one of these was called `model` when it ran.
     """
+    every = [(experiment, file) for experiment, found in files.items() for file in found]
+    told = weights_of([file.result for _experiment, file in every])
     weights: dict[str, list[File]] = {}
-    for file in _all(files):
-        weights.setdefault(identity.of(file.result.provenance)[0], []).append(file)
+    for (_experiment, file), (weights_of_file, _dtype) in zip(every, told, strict=True):
+        weights.setdefault(weights_of_file, []).append(file)
     called = [
         model_of
         for model_of, found in weights.items()
@@ -167,12 +169,16 @@ def by_dtype(model_name: str, files: Files, model: str | None = None) -> dict[st
             "for one of them, or a folder that holds only one"
         )
     split: dict[str | None, Files] = {}
-    for experiment, found in files.items():
-        for file in found:
-            weights_of, dtype = identity.of(file.result.provenance)
-            if len(weights) == 1 or weights_of == called[0]:
-                split.setdefault(dtype, {}).setdefault(experiment, []).append(file)
+    for (experiment, file), (weights_of_file, dtype) in zip(every, told, strict=True):
+        if len(weights) == 1 or weights_of_file == called[0]:
+            split.setdefault(dtype, {}).setdefault(experiment, []).append(file)
     return split
+
+
+def weights_of(results: Sequence[result_files.Result[Any, Any]]) -> list[tuple[str, str | None]]:
+    """identity.of each of these results of one name; a course of training goes with the only model it may be of."""
+    courses = [catalogue.EXPERIMENTS[result.experiment].course for result in results]
+    return identity.of_each([result.provenance for result in results], courses)
 
 
 def _all(files: Files) -> list[File]:
@@ -218,23 +224,27 @@ def _published(files: Files, model_name: str) -> tuple[str | None, list[dict[str
     if _is_gpt2(files, model_name):
         return GPT2, result_files.read_json(PUBLISHED)["figures"]
     hub_ids = {str(file.result.provenance["model"].get("hub_id")).lower() for file in _all(files)}
-    for model in result_files.read_json(OF_OTHERS)["models"]:
-        if hub_ids and hub_ids <= {name.lower() for name in model["hub_ids"]}:
-            return model["name"], model["figures"]
-    return None, []
+    models = [model for path in OF_OTHERS for model in result_files.read_json(path)["models"]]
+    found = [model for model in models if hub_ids and hub_ids <= {name.lower() for name in model["hub_ids"]}]
+    return found[0]["name"] if found else None, [figure for model in found for figure in model["figures"]]
 
 
 def beside_published(files: Files, figures: Sequence[dict[str, Any]]) -> list[PublishedFigure]:
-    """Every published figure beside ours."""
+    """Every published figure beside ours: of one layer or step, if it is of one; of several cells the largest mean."""
     rows = []
     for figure in figures:
-        found = files.get(figure["experiment"], [])
+        found, path = files.get(figure["experiment"], []), figure["path"]
         if figure["layer"] is not None:
             found = [file for file in found if file.result.results.layer == figure["layer"]]
+        if "step" in figure:
+            steps = {file.path: [step.step for step in file.result.results.steps] for file in found}
+            found = [file for file in found if figure["step"] in steps[file.path]]
+            path = path.format(step=steps[found[0].path].index(figure["step"]) if found else None)
         try:
-            ours = result_files.lookup(found[0].payload, figure["path"]) if found else None
+            told = result_files.lookup(found[0].payload, path) if found else None
         except LookupError as error:
-            raise cli.UserError(f"{found[0].path} has no {figure['path']}: is it of another model?") from error
+            raise cli.UserError(f"{found[0].path} has no {path}: is it of another model?") from error
+        ours = max((cell["mean"] for cell in told if cell), default=None) if isinstance(told, list) else told
         gap = None if ours is None else ours - figure["published"]
         rows.append(PublishedFigure(figure["name"], figure["published"], ours, gap, figure["source"]))
     return rows

@@ -27,8 +27,8 @@ class Entry:
     command: the script, with the flags that choose this experiment of it. study: the further flags of each of
     study.py's runs, in which {born} is the layer of the ledger's birth and {read} that of the head that attends most to
     the first token. judge: the function of the folder's judge.py, if it has one: Results -> Conclusion.
-    seed: whether the seed study has it. needs: what a model must have, else it is left out: "experts" for
-    Architecture.require_experts.
+    seed: whether the seed study has it. course: whether it is of the checkpoints of a training, not of one model.
+    needs: what a model must have, else it is left out: "experts" for Architecture.require_experts.
     """
 
     folder: str
@@ -36,6 +36,7 @@ class Entry:
     study: tuple[str, ...] = ()
     judge: str | None = None
     seed: bool = False
+    course: bool = False
     needs: str | None = None
 
 
@@ -69,7 +70,7 @@ EXPERIMENTS = {  # by the name that the JSON has
     "exp11": Entry("sink_circuit", "exp11_sink_circuit.py", study=("",), judge="judge"),
     "exp12": Entry("weights_alone", "exp12_weights_alone.py", study=("",), judge="judge"),
     "exp13": Entry("quantisation", "exp13_quantisation.py", study=("",), judge="judge"),
-    "exp14": Entry("training_course", "exp14_training.py", judge="judge"),
+    "exp14": Entry("training_course", "exp14_training.py", judge="judge", course=True),
     "intervention": Entry("interventions", "main_llm.py --exp3", judge="judge_single"),
     "attention_logits": Entry("attention_logits", "main_llm.py --exp4"),
 }

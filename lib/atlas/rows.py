@@ -21,6 +21,7 @@ NAMED_VERDICTS = {
     "exp5": "to the model: ",
     "exp9": "sinks: ",
     "exp12": "forecast: ",
+    "exp14": "in training, ",
 }
 Files = Mapping[str, Sequence[Result[Any, Any]]]  # of one model, by experiment, the one that counts first
 
@@ -64,12 +65,36 @@ def _curve(layerwise: Layerwise) -> Curve:
 def mechanism(measured: Measured) -> Mechanism:
     """Of what is there of a model."""
     parts: dict[str, Any] = {}
-    for read in (_layers, _ledger, _neurons, _ablations, _need, _sinks, _forecast):
+    for read in (_course, _layers, _ledger, _neurons, _ablations, _need, _sinks, _forecast):
         try:
             parts |= read(measured)
         except CannotTellError:
             continue
     return Mechanism(**parts)
+
+
+def _course(measured: Measured) -> dict[str, Any]:
+    """At the last step of a training, where no ledger says more."""
+    course = measured.training_course
+    if measured.files.get("exp3"):
+        return {}
+    last = course.results.steps[-1]
+    place, n = last.followed, len(last.layers)
+    ratios = [layer.ratio.mean for layer in last.layers if layer.ratio]
+    found: dict[str, Any] = {"n_layers": n, "found": place.massive, "ratio": max(ratios, default=None)}
+    found["sink_rate"] = _cell(last.sink_rate)
+    if not place.massive:
+        return found
+    birth = next((write for write in place.writers if write.name == course.conclusion.values.writer), None)
+    return found | {
+        "dim": place.dim,
+        "position": place.position,
+        "token": place.token,
+        "peak": _cell(place.value),
+        "peak_layer": place.peak_layer,
+        "birth": birth.name if birth else None,
+        "depth": None if birth is None or birth.layer is None else (birth.layer + 1) / n,
+    }
 
 
 def _layers(measured: Measured) -> dict[str, Any]:
@@ -139,20 +164,19 @@ def line(found: Mechanism, verdicts: Mapping[str, str]) -> str:
     """The mechanism in one line; what is not known is left out."""
     if found.found is None:
         return "no result of exp3_lifecycle_ledger.py"
-    if not found.found:
-        return "nothing is massive"
-    assert found.plateau is not None
-    first, last = found.plateau
-    depth = "" if found.depth is None else f" at {found.depth:.2f} of the depth"
-    neurons = f", neurons {listed(found.neurons)}" if found.neurons else ""
-    born = f"born in {found.birth}{depth}{neurons}" if found.birth else f"written by {listed(found.generators, 3)}"
-    parts = [
-        f"dim {found.dim}, position {found.position}: {tables.number(found.peak.mean if found.peak else None, True)}",
-        born,
-        f"kept over layers {first} to {last}",
-        f"erased by {listed(found.erasers, 3)}",
-    ]
+    parts = ["nothing is massive"]
+    if found.found:
+        depth = "" if found.depth is None else f" at {found.depth:.2f} of the depth"
+        neurons = f", neurons {listed(found.neurons)}" if found.neurons else ""
+        peak = tables.number(found.peak.mean if found.peak else None, True)
+        parts = [f"dim {found.dim}, position {found.position}: {peak}"]
+        if found.birth or found.generators is not None:
+            written = f"written by {listed(found.generators, 3)}"
+            parts.append(f"born in {found.birth}{depth}{neurons}" if found.birth else written)
+        if found.plateau is not None:
+            first, last = found.plateau
+            parts += [f"kept over layers {first} to {last}", f"erased by {listed(found.erasers, 3)}"]
     for name, what in NAMED_VERDICTS.items():
-        if name in verdicts:
+        if name in verdicts and (found.found or name == "exp14"):
             parts.append(f"{what}{verdicts[name]}")
     return "; ".join(parts)

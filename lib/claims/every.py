@@ -1,6 +1,19 @@
 """All claims, in the order in which they are printed."""
 
-from lib.claims import ablation, circuit, heads, layers, mlp, need, pruning, quantisation, sink_edges, sinks, weights
+from lib.claims import (
+    ablation,
+    circuit,
+    heads,
+    layers,
+    mlp,
+    need,
+    pruning,
+    quantisation,
+    sink_edges,
+    sinks,
+    training,
+    weights,
+)
 
 CLAIMS = (
     layers.size,
@@ -46,4 +59,7 @@ CLAIMS = (
     weights.named_alone,
     quantisation.spike_costs,
     quantisation.one_scale_is_enough,
+    training.makes_massive_activations,
+    training.makes_sinks,
+    training.sinks_come_first,
 )

@@ -19,6 +19,7 @@ from experiments.quantisation.results import Stored as Quantisation
 from experiments.sink_circuit.results import Stored as SinkCircuit
 from experiments.sink_knockout.results import Stored as SinkKnockout
 from experiments.sinks.results import Stored as Sinks
+from experiments.training_course.results import Stored as TrainingCourse
 from experiments.weights_alone.results import Stored as WeightsAlone
 from lib import catalogue
 from lib.core import evidence
@@ -29,7 +30,7 @@ from lib.report.result_files import Result
 SCRIPTS = {  # one sentence is no evidence, and no claim is of what only some models have
     name: entry.command
     for name, entry in catalogue.EXPERIMENTS.items()
-    if entry.study and name != "sentence" and not entry.needs
+    if (entry.study or entry.course) and name != "sentence" and not entry.needs
 }
 Values = TypeVar("Values")
 
@@ -128,6 +129,10 @@ class Measured:
     @property
     def quantisation(self) -> Quantisation:
         return self.every("exp13")[0]
+
+    @property
+    def training_course(self) -> TrainingCourse:
+        return self.every("exp14")[0]
 
     @property
     def before_after(self) -> Sequence[BeforeAfter]:

@@ -37,7 +37,7 @@ class Builder:
     """A model of noise, and the tools that write a mechanism over it.
 
     tokens: that carry FLAG; none: position 0 does. second_token: another that triggers something, or None.
-    informed: None, or (first tokens, halves of the vocabulary that the windows beginning with them are of). placed:
+    informed: None, or (first tokens, or None for any, halves of the vocabulary that windows with them are of). placed:
     {position: token} where a token stands in every window.
     values: {dim: signed value} to plant; largest: the dim of the largest. flag, one, spike: (hidden,) directions in
     which a part reads the normed residual stream: FLAG, ONE and the largest value, all positive.
@@ -48,7 +48,7 @@ class Builder:
     def __init__(self, architecture: str, rng: np.random.Generator, *tokens: int) -> None:
         self.rng, self.tokens = rng, tokens
         self.second_token: int | None = None
-        self.informed: tuple[tuple[int | None, int], tuple[np.ndarray, np.ndarray]] | None = None
+        self.informed: tuple[tuple[int | None, int | None], tuple[np.ndarray, np.ndarray]] | None = None
         self.placed: dict[int, int] = {}
         self.n_layers = int(rng.integers(4, 7))
         self.model = zeros(architecture, self.n_layers)

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import getitem
 from typing import Any
 
 from torch import Tensor
@@ -20,8 +21,8 @@ from lib.planted.visible import in_order, lifetime, listed_key, named, signed
 
 # by the verdicts of experiment 1, all heads off, and of experiment 2A, all MLPs off
 GENERATORS: dict[tuple[str, ...], str] = {
-    ("persists", "collapses"): "mlp",
-    ("collapses", "persists"): "head",
+    **dict.fromkeys((("persists", "collapses"), ("grows", "collapses")), "mlp"),
+    **dict.fromkeys((("collapses", "persists"), ("collapses", "grows")), "head"),
     ("collapses", "collapses"): "both",
     ("none found", "none found"): "none",
 }
@@ -31,6 +32,11 @@ WHOLE = 4  # windows of which experiments 2B and 4 measure losses, which no fiel
 def verdict_of(name: str) -> property:
     """A field that is the verdict of an experiment."""
     return property(lambda diagnosis: diagnosis.conclusion(name)[0])
+
+
+def value_of(name: str, *path: str, **options: Any) -> property:
+    """A field that is one of the values of an experiment's verdict."""
+    return property(lambda diagnosis: reduce(getitem, path, diagnosis.conclusion(name, **options)[1]))
 
 
 class Diagnosis:
@@ -251,15 +257,7 @@ class Diagnosis:
         measured: Stored = self._sinks["inputs"]["natural"]
         return measured
 
-    @property
-    def where(self) -> str:
-        where: str = self._sinks["conclusion"]["values"]["where"]
-        return where
-
-    @property
-    def sink_kind(self) -> str | None:
-        kind: str | None = self._sinks["conclusion"]["values"]["kind"]
-        return kind
+    where, sink_kind = (value_of("exp9", name, input=("natural",)) for name in ("where", "kind"))
 
     @property
     def sink_heads(self) -> list[str]:
@@ -299,7 +297,9 @@ class Diagnosis:
         generators = (one for one in every if one["role"] == "generator")
         return next((f"mlp {one['layer']} {one['sign']}{one['dim']}" for one in generators), None)
 
-    edge, carrier, forecast = map(verdict_of, ("exp10", "exp11", "exp12"))
+    edge, carrier, forecast, quantised = map(verdict_of, ("exp10", "exp11", "exp12", "exp13"))
+    massive_born, sinks_born = (value_of("exp14", what, "verdict") for what in ("massive", "sinks"))
+    last_writer = value_of("exp14", "writer")
 
     @property
     def by_query_bias(self) -> list[str]:

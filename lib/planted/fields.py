@@ -42,14 +42,19 @@ FIELDS = (
     "forecast",
     "edge",
     "carrier",
+    "quantised",
+    "massive_born",
+    "sinks_born",
+    "last_writer",
 )
 NUMBERS = {
     "share": 0.0,
     **dict.fromkeys(("retained", "repair", "expert_writes", "expert_retained"), 0.05),
 }  # how far a diagnosis may be from the truth
 RULE = """\
-generator  "mlp" if the massive activations persist without heads (exp1) and collapse without MLPs (exp2a), "head" if
-           the reverse, "both" if they collapse without either, "none" if neither finds any, otherwise unclear
+generator  "mlp" if the massive activations persist or grow without heads (exp1) and collapse without MLPs (exp2a),
+           "head" if the reverse, "both" if they collapse without either, "none" if neither finds any, otherwise
+           unclear; they grow where less noise is in what a norm or a router takes in
 layer      the first in massive[] of main_llm --exp2
 dims       all in massive[], with their signs
 positions  all in massive[]
@@ -86,7 +91,10 @@ secondary  exp9's secondary sinks, in all windows, with their layers
 by_query_bias  exp9's heads with a sink at the first key that have none there with the bias of all queries at zero
 foreseen, forecast  exp12's first generator, by the weights alone, and its verdict beside what the model does
 edge       exp10's verdict
-carrier    exp11's verdict"""
+carrier    exp11's verdict
+quantised  exp13's verdict
+massive_born, sinks_born, last_writer  exp14's verdict on the checkpoints of a training, and who writes most at the
+           last"""
 
 
 def agree(name: str, found: Any, true: Any) -> bool:

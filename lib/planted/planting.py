@@ -4,14 +4,15 @@ import numpy as np
 import torch
 
 from lib.core.data import Windows
-from lib.planted import forecasts, kinds, mixtures, sinks
+from lib.planted import courses, forecasts, kinds, mixtures, rounding, sinks
 from lib.planted.blank import BOS, BOS_TEXT, SEQLEN, VOCABULARY, token_text
 from lib.planted.builder import Builder
 from lib.planted.truth import Fields, Planted, Truth
 
+LATER = forecasts.KINDS | rounding.KINDS | courses.KINDS
 KINDS = {  # of each architecture
-    "gpt2": kinds.KINDS | sinks.KINDS | sinks.WITH_POSITIONS | sinks.WITH_QUERY_BIAS | sinks.ALL_LOOK | forecasts.KINDS,
-    "llama": kinds.KINDS | sinks.KINDS | sinks.ALL_LOOK | forecasts.KINDS,
+    "gpt2": kinds.KINDS | sinks.KINDS | sinks.WITH_POSITIONS | sinks.WITH_QUERY_BIAS | sinks.ALL_LOOK | LATER,
+    "llama": kinds.KINDS | sinks.KINDS | sinks.ALL_LOOK | LATER,
     "mixtral": mixtures.KINDS,
     "qwen3_moe": mixtures.KINDS,
     "qwen2_moe": mixtures.WITH_SHARED,
@@ -71,7 +72,7 @@ def build(architecture: str, kind: str, seed: int) -> Planted:
         tokens=() if found["generator"] == "none" else tuple(map(token_text, tokens)),
         **defaults | found,
     )
-    return Planted(builder.lm, windows, truth)
+    return Planted(builder.lm, windows, truth, courses.checkpoints(builder.lm, truth))
 
 
 def draw_windows(b: Builder, kind: str = "mlp") -> Windows:

@@ -25,6 +25,10 @@ SHOWN = (
     "edge",
     "carrier",
     "forecast",
+    "quantised",
+    "massive_born",
+    "sinks_born",
+    "last_writer",
 )
 
 

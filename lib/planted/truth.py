@@ -41,6 +41,14 @@ class Sinks:
 
 
 @dataclass(frozen=True)
+class Course:
+    """factors: {step: times what is written of the values there}, in order; 0, 1, or so small that it is looked at and
+    not massive."""
+
+    factors: dict[int, float]
+
+
+@dataclass(frozen=True)
 class Truth:
     """What is planted. Layers, heads, neurons, dims and positions count from 0.
 
@@ -61,6 +69,7 @@ class Truth:
     informed: {"token", "dim"} of a second dim that is massive only where that token is the first.
     noise: parts that write up to a twentieth of the value.
     foreseen: "mlp LAYER SIGN DIM" of what the weights tell of and the model does not have.
+    course: what of it is written at which step, in models that are of this alone.
     decoy_neurons: of `layer`, with the largest weights to the largest dim; decoy_head: (layer, head) with the highest
     attention to the first token. outliers: {dim: value} that are written and not massive. attention: where it goes, in
     models that are of this alone.
@@ -99,13 +108,18 @@ class Truth:
     decoy_expert: tuple[int, int] | None = None
     attention: Sinks | None = None
     foreseen: str | None = None
+    course: Course | None = None
     outliers: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Planted:
-    """A planted model (in `lm`, ready for every script's `run`), windows that show its mechanism, and its truth."""
+    """A planted model (in `lm`, ready for every script's `run`), windows that show its mechanism, and its truth.
+
+    checkpoints: {step: model} of its training, in order, where the truth is of a course.
+    """
 
     lm: LanguageModel
     windows: Windows
     truth: Truth
+    checkpoints: dict[int, LanguageModel] = field(default_factory=dict)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lib.core.definitions import ABSOLUTE
+
 if TYPE_CHECKING:
-    from lib.planted.truth import Neuron, Sinks, Truth
+    from lib.planted.truth import Course, Neuron, Sinks, Truth
 
 NONE_FOUND, FIRST_TOKEN = "none found", "the first token's embedding"
 FORECASTS = {"mlp": "hit", "head": "miss", "unwoken": NONE_FOUND, "unforeseen": "miss"}
@@ -18,6 +20,7 @@ EDGES = {
     "content": NONE_FOUND,
     "no_sink": NONE_FOUND,
 }
+QUANTISED = {"fine": "the spike costs", "coarse": "the spike costs nothing", "spikeless": NONE_FOUND}
 TRIGGERS = {"gpt2": "the first position's embedding", "llama": FIRST_TOKEN, "qwen2": FIRST_TOKEN}
 CARRIERS = {  # with more than one head in each layer; {trigger}: of TRIGGERS
     "all_look": "carried by {trigger}",
@@ -31,6 +34,8 @@ def visible_of(truth: Truth) -> dict[str, Any]:
     """{field: value} of fields.FIELDS that a right diagnosis gives."""
     if truth.attention is not None:
         return _of_sinks(truth.attention) | _verdicts(truth)
+    if truth.course is not None:
+        return _of_course(truth, truth.course)
     first, second, eraser, later, informed = (
         part or {} for part in (truth.first_step, truth.second_generator, truth.eraser, truth.later, truth.informed)
     )
@@ -87,14 +92,14 @@ def visible_of(truth: Truth) -> dict[str, Any]:
 
 
 def _verdicts(truth: Truth) -> dict[str, Any]:
-    """What experiments 10 to 12 say of the kinds in which what is planted decides it."""
+    """What experiments 10 to 13 say of the kinds in which what is planted decides it."""
     if truth.architecture not in TRIGGERS:  # mixtures
         return {}
     foreseen = truth.foreseen
     if truth.kind == "mlp":
         largest = max(truth.values.items(), key=lambda pair: abs(pair[1]))
         foreseen = f"mlp {truth.layer} {signed([largest])[0]}"
-    by_kind = {"edge": EDGES, "carrier": CARRIERS, "forecast": FORECASTS}
+    by_kind = {"edge": EDGES, "carrier": CARRIERS, "forecast": FORECASTS, "quantised": QUANTISED}
     told = {
         name: words[truth.kind].format(trigger=TRIGGERS[truth.architecture])
         for name, words in by_kind.items()
@@ -128,6 +133,29 @@ def _of_sinks(sinks: Sinks) -> dict[str, Any]:
         "secondary": [lifetime(*life) for life in sinks.secondary],
         "by_query_bias": named(sinks.by_bias),
     }
+
+
+def _of_course(truth: Truth, course: Course) -> dict[str, Any]:
+    largest = max(map(abs, truth.values.values()))
+    told = {
+        "massive_born": _birth_of({step: factor * largest > ABSOLUTE for step, factor in course.factors.items()}),
+        "sinks_born": _birth_of({step: factor > 0 for step, factor in course.factors.items()}),
+    }
+    last = [*course.factors.values()][-1]
+    return told | ({"last_writer": _birth(truth)} if last else {})
+
+
+def _birth_of(there: dict[int, bool]) -> str:
+    """When what is there at these steps came to stay, in experiment 14's words."""
+    steps = [*there]
+    absent = [step for step in steps if not there[step]]
+    if not absent:
+        return "from the first step on"
+    if not any(there.values()):
+        return NONE_FOUND
+    if absent[-1] == steps[-1]:
+        return "gone again"
+    return f"between steps {absent[-1]} and {steps[steps.index(absent[-1]) + 1]}"
 
 
 def listed_key(position: int, token: str | None, massive: bool) -> str:

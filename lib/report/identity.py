@@ -1,5 +1,6 @@
 """What a model is, from the provenance of a result: told apart by weights and dtype, not by name."""
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,12 +20,36 @@ def of(provenance: dict[str, Any]) -> tuple[str, str | None]:
     The same commit of the hub is the same model under an old id too (`gpt2`, `openai-community/gpt2`); the same files
     are the same model in another folder.
     """
+    return repr(sorted(_telling(provenance).items())), provenance.get("dtype")
+
+
+def _telling(provenance: dict[str, Any]) -> dict[str, Any]:
+    """What of its model tells it from others."""
     source = dict(provenance["model"])
     for told_nothing in ("name", "type", "folder", "gguf", "package"):
         source.pop(told_nothing, None)
     if "hub_id" in source:
         source["hub_id"] = PurePosixPath(source["hub_id"]).name.lower()
-    return repr(sorted(source.items())), provenance.get("dtype")
+    return source
+
+
+def of_each(provenances: Sequence[dict[str, Any]], courses: Sequence[bool]) -> list[tuple[str, str | None]]:
+    """`of` each of these of one name; a course of training has the weights of the only model here that may be its."""
+    every = [of(provenance) for provenance in provenances]
+    told = list(zip(provenances, every, courses, strict=True))
+    models = {weights: model for model, (weights, _dtype), is_course in told if not is_course}
+    for i, (course, (_weights, dtype), is_course) in enumerate(told):
+        able = [weights for weights, model in models.items() if is_course and may_lead_to(course, model)]
+        if len(able) == 1:
+            every[i] = able[0], dtype
+    return every
+
+
+def may_lead_to(course: dict[str, Any], model: dict[str, Any]) -> bool:
+    """Whether a course of training, which has neither one revision nor one file of weights, may be that of a model:
+    all else that tells its model from others is the same."""
+    own = _telling(course)
+    return bool(own) and own.items() <= _telling(model).items()
 
 
 def described(provenance: dict[str, Any]) -> str:

@@ -142,9 +142,13 @@ def _sha256(payload: dict[str, Any]) -> str:
 
 
 def lookup(payload: dict[str, Any], path: str) -> Any:
-    """The value at a dotted path, for example results.layers.11.top1.mean. Raises LookupError if there is none."""
-    value = payload
-    for key in path.split("."):
+    """The value at a dotted path, for example results.layers.11.top1.mean; those of all items, where a `*` stands for
+    the number of one. Raises LookupError if there is none."""
+    value: Any = payload
+    keys = path.split(".")
+    for i, key in enumerate(keys):
+        if key == "*":
+            return [lookup(item, ".".join(keys[i + 1 :])) for item in value]
         value = value[int(key)] if isinstance(value, list) else value[key]
     return value
 

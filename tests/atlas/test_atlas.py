@@ -162,6 +162,36 @@ def test_what_is_missing_is_a_dash(tmp_path, capsys):
     assert "sink rate" in capsys.readouterr().out
 
 
+def test_a_model_of_which_there_is_only_its_training(tmp_path):
+    """What it is at the last step."""
+    study_of(tmp_path, "gpt2", "toy", only=["exp14"])
+    [row] = atlas_of(tmp_path)["models"]
+    truth = planting.build("gpt2", golden.MODELS["gpt2"], seed=0).truth
+    found = row["mechanism"]
+    assert found["dim"] == max(truth.values, key=lambda dim: abs(truth.values[dim]))
+    assert (found["birth"], found["position"], found["plateau"]) == (f"mlp {truth.layer}", 0, None)
+    assert found["depth"] == pytest.approx((truth.layer + 1) / found["n_layers"])
+    assert row["line"].endswith(f"of the depth; in training, {row['verdicts']['exp14']}")
+    assert "kept over" not in row["line"]
+
+
+def test_a_training_in_which_nothing_gets_massive():
+    [row] = atlas.collect([ROOT / "results" / "small-llama"])[0].models
+    assert row.line.startswith("nothing is massive; in training, massive activations: none found; sinks: ")
+    assert row.mechanism.found is False
+    assert row.mechanism.sink_rate.mean == pytest.approx(0.0917, abs=1e-4)
+
+
+def test_a_course_shares_the_row_of_its_model(tmp_path):
+    """In another folder, too; the ledger says more than the last step does."""
+    hub = {"hub_id": "org/toy"}
+    study_of(tmp_path / "a", "gpt2", "toy", source=hub | {"revision": "c" * 40}, only=["exp3", "exp1"])
+    study_of(tmp_path / "b", "gpt2", "toy", source=hub, only=["exp14"])
+    [row] = atlas_of(tmp_path / "a", tmp_path / "b")["models"]
+    assert {"exp3", "exp1", "exp14"} == set(row["verdicts"])
+    assert row["mechanism"]["plateau"] is not None
+
+
 def test_nothing_massive(tmp_path):
     stored = json.loads((golden.FOLDER / "gpt2.json").read_text())["exp3"]
     stored["place"]["massive"] = False
@@ -203,5 +233,9 @@ def test_bad_input(arguments, message, tmp_path, capsys):
 
 
 def test_every_experiment_with_a_judge_is_compared(two):
-    judged = {name for name, entry in catalogue.EXPERIMENTS.items() if entry.judge and entry.study and not entry.needs}
+    judged = {
+        name
+        for name, entry in catalogue.EXPERIMENTS.items()
+        if entry.judge and (entry.study or entry.course) and not entry.needs
+    }
     assert set(atlas_of(two)["verdicts"]) == judged

@@ -269,6 +269,13 @@ HOLDS = {
         },
         "conclusion": told("the spike costs"),
     },
+    "exp14": {
+        "steps": [
+            {"step": step, "massive": cell(massive), "sink_rate": cell(sinks)}
+            for step, massive, sinks in ((0, 0.0, 0.0), (10, 0.0, 0.2), (100, 1.0, 0.3), (1000, 1.0, 0.4))
+        ],
+        "conclusion": told("massive activations and sinks", massive={"after": 10, "at": 100}),
+    },
     "compare_3d": {
         "layer": 1,
         "head": 2,
@@ -445,6 +452,9 @@ FAILS = {  # row: [one change a case, after each of which alone it does not hold
         change("exp12.conclusion.verdict", word) for word in ("miss", "right layer, another dim", "nothing forecast")
     ],
     "int8": [change("exp13.conclusion.verdict", "the spike costs nothing")],
+    "born in training": [change("exp14.steps.0.massive", cell(0.9))],
+    "sinks born in training": [change("exp14.steps.0.sink_rate", cell(0.2))],
+    "sinks first": [both(*(change(f"exp14.steps.{i}.sink_rate", cell(0.0)) for i in (1, 2)))],
     "first token kept": [change("exp13.conditions.projections_int8_static_prefix.loss_change", cell(0.2))],
     "3D": [
         change("compare_3d.downstream.0.most_changed.after", 60.0),
@@ -532,6 +542,9 @@ OPEN = {  # row: [one change a case, after each of which alone an interval holds
     "no-op, taken away": [change("exp10.conditions.value_zero_all.loss_change", cell(0.05))],
     "weights alone": [change("exp12.conclusion.verdict", "cannot tell")],
     "int8": [change("exp13.conclusion.verdict", "cannot tell")],
+    "born in training": [change("exp14.steps.0.massive", cell(0.5))],
+    "sinks born in training": [change("exp14.steps.0.sink_rate", cell(0.05))],
+    "sinks first": [change("exp14.steps.1.sink_rate", cell(0.05))],
     "first token kept": [change("exp13.conditions.projections_int8_static_prefix.loss_change", cell(0.05))],
 }
 BIRTH = "exp3.conclusion.values.birth"
@@ -636,6 +649,24 @@ UNTOLD = {  # row: [(a change after which nothing can be judged, a word of the r
     ],
     "weights alone": [(change("exp12.conclusion.verdict", "none found"), "nothing is massive")],
     "int8": [(change("exp13.conclusion.verdict", "none found"), "nothing is massive")],
+    "born in training": [
+        (change("exp14.steps.0.step", 5), "first step that was measured is 5"),
+        (change("exp14.steps.3.massive", cell(0.5)), "not sure that there are any at the last step, 1,000"),
+        (change("exp14.steps.3.massive", cell(0.0)), "not sure that there are any at the last step, 1,000"),
+    ],
+    "sinks born in training": [
+        (change("exp14.steps.0.step", 5), "first step that was measured is 5"),
+        (change("exp14.steps.3.sink_rate", cell(0.05)), "not sure that there are any at the last step, 1,000"),
+    ],
+    "sinks first": [
+        (change("exp14.conclusion.values.massive.at", None), "do not come to stay"),
+        (change("exp14.conclusion.values.massive.after", None), "sure to have no massive activations yet"),
+        (change("exp14.steps.1.sink_rate", cell(0.0)), "between steps 10 and 100"),
+        (
+            both(change("exp14.steps.1.sink_rate", cell(0.0)), change("exp14.steps.2.sink_rate", cell(0.05))),
+            "between steps 10 and 100",
+        ),
+    ],
     "first token kept": [
         (change("exp13.conclusion.verdict", "none found"), "nothing is massive"),
         (change("exp13.conditions.projections_int8_static_prefix.loss_change", None), "overflows"),
@@ -1064,6 +1095,57 @@ def test_other_models_on_the_hub_stand_beside_what_is_published_of_them(hub_id, 
     printed = (tmp_path / "m_claims.txt").read_text()
     assert "do not refute the seed study's figures" in printed
     assert ("Published figures of " in printed) is bool(ours)
+
+
+def training(*steps):
+    """Results of experiment 14: {step: the ratios of its layers}."""
+    return {
+        "steps": [
+            {
+                "step": step,
+                "massive": cell(0.25 * i),
+                "sink_rate": cell(0.0),
+                "layers": [{"ratio": ratio and cell(ratio)} for ratio in ratios],
+            }
+            for i, (step, ratios) in enumerate(steps)
+        ],
+        "conclusion": told("x", massive={"after": None, "at": None}),
+    }
+
+
+LAST = (143000, (10.0, 90.0, None, 40.0))  # a median is 0
+
+
+@pytest.mark.parametrize(
+    ("hub_id", "steps", "ours"),
+    [
+        ("EleutherAI/pythia-14m", [(0, (6.0, 7.0)), (1000, (8.0, 9.0)), LAST], [0.0, 90.0]),
+        ("eleutherai/Pythia-1.4B", [(0, (6.0, 7.0)), LAST, (150000, (500.0, 600.0))], [0.0, 90.0]),
+        ("EleutherAI/pythia-14m", [(1, (6.0, 7.0)), (1000, (8.0, 9.0))], [None, None]),
+        ("EleutherAI/pythia-70m", [(0, (6.0, 7.0)), LAST], []),
+    ],
+)
+def test_courses_stand_beside_what_is_published_of_them(hub_id, steps, ours, tmp_path):
+    """At the steps that were published, wherever these are in the result; the largest ratio of all layers."""
+    write(tmp_path, "exp14.json", "exp14", training(*steps), model_name="m", source={"hub_id": hub_id})
+    assert run("verify_claims.py", tmp_path) == 0
+    published = written(tmp_path, "m")[1]["published"]
+    assert [row["ours"] for row in published] == ours
+    if ours:
+        assert [row["published"] for row in published] == [0, 2350 if "1.4" in hub_id else 83]
+
+
+def test_a_course_is_judged_with_the_model_that_it_led_to(tmp_path):
+    """Which has a revision; and not with one of another id."""
+    hub, last = {"hub_id": "org/toy"}, {"hub_id": "org/toy", "revision": "c" * 40}
+    write(tmp_path, "exp2a.json", "exp2a", HOLDS["exp2a"], source=last)
+    write(tmp_path, "exp14.json", "exp14", HOLDS["exp14"], source=hub)
+    assert run("verify_claims.py", tmp_path) == 0
+    by_row, results = written(tmp_path)
+    assert by_row["4"]["verdict"] == by_row["sinks born in training"]["verdict"] == "holds here"
+    assert [file["path"] for file in results["files"]["exp14"]] == ["exp14.json"]
+    write(tmp_path, "exp14.json", "exp14", HOLDS["exp14"], source={"hub_id": "org/other"})
+    assert run("verify_claims.py", tmp_path) == 2
 
 
 def test_gpt2_stands_beside_what_is_published(tmp_path, capsys):

@@ -23,6 +23,8 @@ from experiments.mlp_internal import measure as mlp_internal_measure
 from experiments.quantisation import changes as changes_of_quantisation
 from experiments.quantisation import measure as quantisation_measure
 from experiments.quantisation import schemes
+from experiments.training_course import judge as training_judge
+from experiments.training_course import measure as training_measure
 from lib.core import ablation, attribution, data, keys, measurements, neurons, place, sinks, stats, sweep
 from lib.core.keys import SPLIT
 from lib.model import arch, attention, attention_rows, edits, experts, hooks
@@ -431,6 +433,33 @@ def calibrated_on_what_is_measured(patch):
     patch.setattr(quantisation_measure, "calibrate", on_all)
 
 
+def a_scale_of_each_token(patch):
+    """Has each token a scale of its own where all of a tensor share one."""
+    rounded = schemes._rounded
+    patch.setattr(
+        schemes, "_rounded", lambda value, _scale, levels: rounded(value, schemes._scale(value, 2, levels), levels)
+    )
+
+
+def born_at_first_sight(patch):
+    """Takes the first step at which something is there for the one from which on it is."""
+    birth = training_judge.birth
+
+    def first(steps, what, cell, threshold):
+        there = [i for i, step in enumerate(steps) if cell(step).mean > threshold]
+        return birth(steps[: there[0] + 1] if there else steps, what, cell, threshold)
+
+    patch.setattr(training_judge, "birth", first)
+
+
+def one_checkpoint_for_all(patch):
+    """Tells of every step what the last one shows."""
+    join = training_measure.join
+    patch.setattr(
+        training_measure, "join", lambda series: join([(at, source, series[-1][2]) for at, source, _results in series])
+    )
+
+
 def spike_in_the_scale(patch):
     """Keeps massive places as they are, but not out of the scale."""
     remedied = changes_of_quantisation.Quantised._remedied
@@ -453,6 +482,7 @@ build = functools.cache(planting.build)
 BUILT = (
     *(("gpt2", kind) for kind in ("mlp", "head", "head_eraser", "decoy", "content", "several", "half")),
     *(("llama", kind) for kind in ("decoy", "later_sink", "relay", "like_first")),
+    *(("gpt2", kind) for kind in ("fine", "flickers", "born")),
     ("qwen2", "mixed_sinks"),
     *(("qwen2_moe", kind) for kind in ("expert", "two_experts")),
 )
@@ -486,7 +516,7 @@ def diagnosed(kind, *fields, architecture="gpt2"):
     """check_controls on these fields of one planted model, as an assertion."""
     built = copy.deepcopy(build(architecture, kind, 3))
     visible = check_controls.visible_of(built.truth)
-    diagnosis = check_controls.diagnose(built.lm, built.windows, fields)
+    diagnosis = check_controls.diagnose(built.lm, built.windows, fields, built.checkpoints)
     assert [name for name in fields if not check_controls.agree(name, diagnosis[name], visible[name])] == []
 
 
@@ -657,7 +687,17 @@ MUTANTS = {  # mutant: {name of the check that must fail: the check, which is gi
         "test_losses_are_those_of_wrapped_copies": quantised("as_it_is"),
     },
     calibrated_on_what_is_measured: {"test_losses_are_those_of_wrapped_copies": quantised("mean")},
-    spike_in_the_scale: {"test_losses_are_those_of_wrapped_copies": quantised("kept")},
+    spike_in_the_scale: {
+        "test_losses_are_those_of_wrapped_copies": quantised("kept"),
+        **diagnosis("fine", "quantised"),
+    },
+    a_scale_of_each_token: {
+        "test_losses_are_those_of_wrapped_copies": quantised("as_it_is"),
+        **diagnosis("fine", "quantised"),
+    },
+    # courses of training
+    born_at_first_sight: diagnosis("flickers", "massive_born") | diagnosis("flickers", "sinks_born"),
+    one_checkpoint_for_all: diagnosis("born", "massive_born"),
     # rules that once were ours
     secondary_by_the_cosine_alone: diagnosis("like_first", "secondary", "llama"),
     mean_of_ratios: diagnosis("half", "necessary"),

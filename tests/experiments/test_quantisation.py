@@ -36,7 +36,6 @@ from lib.core.evidence import CANNOT_TELL, NONE_FOUND
 from lib.model import verify
 from lib.model.arch import Architecture
 from lib.model.models import LanguageModel
-from lib.planted import planting
 from lib.report.result_files import Result
 from lib.run.errors import UserError
 from tests import every_type, mixtures
@@ -491,17 +490,6 @@ def test_models_of_half_precision(dtype, tokenizer):
 
 
 # The verdict
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_planted_spikes(architecture, seed):
-    """A head reads from the spike what comes: it is lost where other values set the scale. Where nothing is massive,
-    there is nothing to lose by it."""
-    costly, without = (planting.build(architecture, kind, seed) for kind in ("informed", "none"))
-    assert judge.judge(run(costly.lm, costly.windows)).verdict == judge.COSTS
-    assert judge.judge(run(without.lm, without.windows)).verdict == NONE_FOUND
 
 
 def cell(mean, low, high):

@@ -252,6 +252,21 @@ def test_other_weights_of_the_same_name_are_told_apart(tmp_path):
     assert names == ["toy (float32)", "toy (float32) (2)"]
 
 
+@pytest.mark.parametrize(("course", "subjects"), [("org/toy", 0), ("org/other", 2)])
+def test_a_course_of_training_is_on_the_page_of_its_model(course, subjects, tmp_path):
+    """Which has a revision, and the course has not; one of another model stands for itself."""
+    folders.planted(tmp_path, "gpt2", "toy")
+    for path in payloads(tmp_path):
+        own = {"hub_id": course} if path.name == "exp14.json" else {"hub_id": "org/toy", "revision": "c" * 40}
+        folders.change(
+            path, lambda payload, own=own: payload["provenance"].update(model={"name": "toy", "type": "gpt2"} | own)
+        )
+    document = parse(page.write(tmp_path))
+    assert len(list(document.every("h2", class_="subject"))) == subjects  # none over a single one
+    missing = "no result of exp14_training.py" in "".join(element.text for element in document.every("table"))
+    assert missing == bool(subjects)
+
+
 def test_what_is_not_there_is_left_out(tmp_path):
     folder = folders.smollm2(tmp_path / "x", "exp3")
     (folder / "exp3_lifecycle_ledger" / "exp3_ledger.png").unlink()

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+import check_controls
 from lib.core.results import SHARED_EXPERT
 from lib.model import models
 from lib.planted import blank, mixtures, planting
@@ -49,6 +50,18 @@ def planted(request, architecture, kind):
 
 def of(settings):
     return pytest.mark.parametrize(("architecture", "kind"), settings, ids=[" ".join(setting) for setting in settings])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "seed"),
+    [("qwen3_moe", "expert", 15), ("qwen3_moe", "redundant_experts", 13), ("qwen2_moe", "expert", 2)],
+)
+def test_a_value_that_grows_without_the_noise_of_heads_is_an_mlps(architecture, kind, seed):
+    """The norm and the router then give its neurons more, by over a tenth in all."""
+    built = build(architecture, kind, seed)
+    visible, names = check_controls.visible_of(built.truth), ("generator", "neurons", "neuron_set")
+    assert check_controls.diagnose(built.lm, built.windows, names) == {name: visible[name] for name in names}
+    assert visible["generator"] == "mlp"
 
 
 def experts_off(model, *experts):

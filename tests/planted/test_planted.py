@@ -473,14 +473,16 @@ def check(monkeypatch, folder, *flags):
 
 
 SOME = {  # kinds in which together each field differs
-    "gpt2": ("mlp_eraser", "partial", "several", "half", "content"),
-    "llama": ("head_eraser", "needs_head", "two_steps", "none", "ten", "unwoken", "unforeseen"),
+    "gpt2": ("mlp_eraser", "partial", "several", "half", "content", "fine", "coarse", "born", "gone"),
+    "llama": ("head_eraser", "needs_head", "two_steps", "none", "ten", "unwoken", "unforeseen", "flickers"),
     "qwen2_moe": ("two_experts", "head"),
     "qwen2": ("secondary_sink", "query_bias", "bias_alone"),
 }
 OTHERS = {  # fields that models of these kinds have
     **dict.fromkeys(("foreseen", "forecast"), ("llama", "unforeseen")),
     "carrier": ("gpt2", "all_look"),
+    "quantised": ("gpt2", "fine"),
+    **dict.fromkeys(("massive_born", "sinks_born", "last_writer"), ("llama", "born")),
     **dict.fromkeys(("made_by", "experts", "expert_writes", "expert_retained"), ("mixtral", "expert")),
     **dict.fromkeys(
         ("where", "sink_kind", "sink_heads", "sink_positions", "listed_keys", "secondary", "by_query_bias"),
@@ -511,7 +513,8 @@ def test_controls_are_diagnosed_right(monkeypatch, tmp_path, capsys):
 def diagnosed(architecture, kind):
     """A planted model and its diagnosis."""
     built = build(architecture, kind, 0)
-    return built, check_controls.diagnose(built.lm, built.windows, check_controls.visible_of(built.truth))
+    visible = check_controls.visible_of(built.truth)
+    return built, check_controls.diagnose(built.lm, built.windows, visible, built.checkpoints)
 
 
 def falsified(value):

@@ -83,6 +83,33 @@ def test_an_older_result_without_a_configuration_is_of_the_model_with_its_weight
         identity.require_same(path, provenance(**folder(sha="0")))
 
 
+COURSE = provenance(hub_id="org/toy")
+
+
+@pytest.mark.parametrize(
+    ("course", "models", "which"),
+    [
+        (COURSE, [provenance(hub_id="org/toy", revision=COMMIT)], 0),
+        (COURSE, [provenance(hub_id="org/toy", revision=COMMIT)] * 2, 0),
+        (COURSE, [provenance(hub_id="org/toy", revision=revision) for revision in (COMMIT, OTHER)], None),
+        (COURSE, [provenance(hub_id="org/other", revision=COMMIT)], None),
+        (
+            provenance(folder="toy", config_sha256="2" * 64),
+            [provenance(**folder("1")), provenance(**folder("1", "3"))],
+            0,
+        ),
+        (provenance(folder="toy"), [provenance(**folder())], None),
+        (COURSE, [], None),
+    ],
+)
+def test_a_course_goes_with_the_only_model_that_it_may_lead_to(course, models, which):
+    *of_models, found = identity.of_each([*models, course], [False] * len(models) + [True])
+    assert of_models == [identity.of(model) for model in models]
+    assert found == identity.of(course if which is None else models[which])
+    *_models, found = identity.of_each([*models, course | {"dtype": "bfloat16"}], [False] * len(models) + [True])
+    assert found[1] == "bfloat16"
+
+
 @pytest.mark.parametrize("source", GPT2)
 def test_gpt2(source):
     assert identity.is_gpt2(provenance(**source))

@@ -5,6 +5,7 @@ import json
 import pytest
 
 import study
+import verify_claims
 from experiments.ledger.results import Results, Verdict
 from lib import catalogue, experiment
 from lib.claims.measured import birth_layer
@@ -168,3 +169,22 @@ def read(out):
 def test_replot_belongs_to_the_scripts(tmp_path, capsys):
     assert run("study.py", "--replot", tmp_path / "x.json") == 2
     assert "belongs to its scripts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("experiment", "source", "dtype", "counts"),
+    [
+        ("exp3", {"revision": "c" * 40}, "float32", True),
+        ("exp3", {"revision": "d" * 40}, "float32", False),
+        ("exp3", {}, "float32", False),
+        ("exp14", {}, "float32", True),
+        ("exp14", {}, "bfloat16", False),
+        ("exp14", {"hub_id": "org/other"}, "float32", False),
+    ],
+)
+def test_a_course_of_training_counts_for_the_model_that_it_led_to(experiment, source, dtype, counts):
+    """The other results are of its very revision."""
+    this = {"model": {"name": "toy", "hub_id": "org/toy", "revision": "c" * 40}, "dtype": "float32"}
+    own = {"model": {"name": "toy", "hub_id": "org/toy"} | source, "dtype": dtype}
+    file = verify_claims.File("x.json", {}, result_files.Result(experiment, own, {}, None, None, {}))
+    assert study.of_model({experiment: [file]}, this) == {experiment: [file] * counts}
