@@ -1,10 +1,12 @@
 """Everything that a folder of results says, on one page: verdicts in words, figures to turn and hover, tables to sort.
 
     python page.py results/gpt2
+    python page.py results/gpt2 --language zh
 
 Reads every result JSON below the folder, judges it by the rules of today, and writes index.html into the folder, one
 file that needs no network and no other file. A folder may hold the results of one script or of a whole study, of one
-model or of several. Figures are those that lie beside their JSON; what is not there is left out.
+model or of several. Figures are those that lie beside their JSON; what is not there is left out. In Chinese it is
+index_zh.html: headings, questions and sentences are, what results say themselves stays as it was stored.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import verify_claims
 from lib import catalogue
 from lib.experiment import Experiment, folder_of, of_file
+from lib.page.words import ENGLISH, LANGUAGES, Words
 from lib.report import identity, result_files
 from lib.run import cli
 
@@ -24,27 +27,27 @@ if TYPE_CHECKING:
     from lib.page.document import Subject
     from lib.page.sections import Shown
 
-NAME = "index.html"
+NAME = ENGLISH.file
 NEEDED = (*verify_claims.NEEDED, "provenance.data.windows", "provenance.data.dataset", "provenance.model.type")
 Identity = tuple[str, tuple[str, str | None]]  # the model's short name, its weights and dtype
 
 
-def write(folder: Path) -> Path:
+def write(folder: Path, words: Words = ENGLISH) -> Path:
     """Make the page of a folder; gives its path. Raises UserError if there are no results, or one that is not whole."""
     from lib.page.document import document
 
-    result_files.check_writable(folder, [NAME])
+    result_files.check_writable(folder, [words.file])
     results = find(folder)
     if not results:
         raise cli.UserError(f"no results below {folder}")
     files = verify_claims.find(folder)
     names = [name for name, _identity in results]
     subjects = [
-        _subject(name, of, shown, files.get(name, {}), several=names.count(name) > 1, key=f"model-{number}")
+        _subject(name, of, shown, files.get(name, {}), words, several=names.count(name) > 1, key=f"model-{number}")
         for number, ((name, of), shown) in enumerate(results.items(), 1)
     ]
-    path = folder / NAME
-    result_files.write_text(path, document(subjects))
+    path = folder / words.file
+    result_files.write_text(path, document(subjects, words))
     return path
 
 
@@ -75,11 +78,11 @@ def find(folder: Path) -> dict[Identity, list[Shown]]:
     return models
 
 
-def sentences(results: list[Shown]) -> list[str]:
+def sentences(results: list[Shown], words: Words = ENGLISH) -> list[str]:
     """What matters most of one model; not of results under an ablation or at a place of one's own choice."""
     from lib.page import findings
 
-    return findings.sentences(shown.result for shown in results if not _is_aside(shown))
+    return findings.sentences((shown.result for shown in results if not _is_aside(shown)), words)
 
 
 def _is_aside(shown: Shown) -> bool:
@@ -98,9 +101,14 @@ def experiment_of(name: str) -> Experiment:
 
 
 def _subject(
-    name: str, of: tuple[str, str | None], results: list[Shown], files: verify_claims.Files, several: bool, key: str
+    name: str,
+    of: tuple[str, str | None],
+    results: list[Shown],
+    files: verify_claims.Files,
+    words: Words,
+    several: bool,
+    key: str,
 ) -> Subject:
-    from lib.page import words
     from lib.page.document import NumberedClaim, Subject
 
     own = {
@@ -110,10 +118,10 @@ def _subject(
     verdicts = verify_claims.judge({experiment: found for experiment, found in own.items() if found}, name)
     return Subject(
         name=f"{name} ({of[1]})" if several else name,
-        said=sentences(results),
+        said=sentences(results, words),
         results=results,
         claims=[NumberedClaim(claim, verify_claims.numbers(claim)) for claim in verdicts.claims],
-        note=None if verdicts.published_of == verify_claims.GPT2 else words.NOT_GPT2,
+        refutes=verdicts.published_of == verify_claims.GPT2,
         key=key,
     )
 
@@ -122,10 +130,11 @@ def main() -> None:
     cli.require_one_process()
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=cli.path, help="folder of results, as results/gpt2")
+    parser.add_argument("--language", choices=LANGUAGES, default=ENGLISH.language, help="of the page (default: en)")
     args: Any = parser.parse_args()
     if not args.folder.is_dir():
         raise cli.UserError(f"no such folder: {args.folder}")
-    print(write(args.folder))
+    print(write(args.folder, LANGUAGES[args.language]))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ from lib.page import figures as page_figures
 from lib.page import txt
 from lib.page.document import whole
 from lib.page.html import Html, tag
+from lib.page.words import ENGLISH
 
 
 def document(results: Results, pages: Mapping[str, Path], folder: Path, drawn: Mapping[str, Path]) -> str:
     """pages: {model: its page}; folder: where the document is to lie; drawn: {claims, depth: a PNG or SVG}."""
     shown = [
-        page_figures.figure(path, page_figures.caption(getattr(figures, name)), "", []) for name, path in drawn.items()
+        page_figures.figure(path, page_figures.caption(getattr(figures, name)), "", [], ENGLISH)
+        for name, path in drawn.items()
     ]
     content = [
         tag("ul", [_model(row, pages.get(row.model), folder) for row in results.models], class_="short"),
@@ -28,7 +30,7 @@ def document(results: Results, pages: Mapping[str, Path], folder: Path, drawn: M
         tag("p", f"Rule: {results.rule}.", class_="rule"),
         txt.html_table(text.claims(results)),
     ]
-    return whole(text.TITLE, content)
+    return whole(text.TITLE, content, ENGLISH)
 
 
 def _model(row: Row, page: Path | None, folder: Path) -> Html:
