@@ -37,4 +37,4 @@ def _model(row: Row, page: Path | None, folder: Path) -> Html:
     name = tag("strong", row.model)
     if page is not None:
         name = tag("a", name, href=os.path.relpath(page, folder).replace(os.sep, "/"))
-    return tag("li", name, f": {row.line}. ", tag("small", f"{row.described}; {row.data}"))
+    return tag("li", name, f": {' '.join(row.said) or '-'} ", tag("small", f"{row.described}; {row.data}"))

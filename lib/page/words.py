@@ -30,7 +30,11 @@ EXPERIMENTS = {
         "one sentence in 3D",
         "what causes them, or whether position 0 matters for its place or for its token",
     ),
-    "head_analysis": Said("Which heads look at the first token?", "where heads look", "what is written"),
+    "head_analysis": Said(
+        "Which heads look at the first token?",
+        "how much each head attends to the first token, with an interval",
+        "what it writes, or what the model loses without it",
+    ),
     "head_pruning": Said(
         "What is it without the heads that look most, or least?",
         "what a few heads do, beside all (or 200 random) other sets of the same layers",
@@ -39,12 +43,12 @@ EXPERIMENTS = {
     "exp1": Said(
         "What is left without any head?",
         "whether the values stay where they were",
-        "which head or MLP matters: a model without any is far from the one that was trained",
+        "which head matters: a model without any is far from the one that was trained",
     ),
     "exp2a": Said(
         "What is left without any MLP?",
         "whether the values stay where they were",
-        "which head or MLP matters: a model without any is far from the one that was trained",
+        "which MLP matters: a model without any is far from the one that was trained",
     ),
     "exp2b": Said(
         "Which layer does it need?",
