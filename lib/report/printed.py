@@ -15,7 +15,7 @@ from matplotlib.text import Text
 SMALLEST = 6.0  # points
 SHRUNK = 0.7  # the least of a text's size on the screen, if that is not below SMALLEST, and of a figure's height
 OVER = 0.05  # inches that something may stand out of a figure
-PASSES = 3  # what is wrapped leaves others less room
+PASSES = 4  # what is wrapped leaves others less room
 
 
 def fit(figure: Figure, width: float) -> bool:
@@ -31,6 +31,9 @@ def fit(figure: Figure, width: float) -> bool:
     for line in figure.findobj(Line2D):
         line.set_linewidth(scale * line.get_linewidth())
         line.set_markersize(scale * line.get_markersize())
+    for ax in figure.axes:
+        if (legend := ax.get_legend()) is not None:
+            legend.set_in_layout(False)  # as wide as it is, it would leave the axes no room
     said = {text: text.get_text() for text in figure.findobj(Text)}
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="constrained_layout not applied")
