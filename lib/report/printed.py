@@ -11,10 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from matplotlib.transforms import Transform
 
 SMALLEST = 6.0  # points
 SHRUNK = 0.7  # the least of a text's size on the screen, if that is not below SMALLEST, and of a figure's height
 OVER = 0.05  # inches that something may stand out of a figure
+LEAST = 0.4  # inches of a panel
 PASSES = 4  # what is wrapped leaves others less room
 
 
@@ -45,7 +47,16 @@ def fit(figure: Figure, width: float) -> bool:
         except UserWarning:
             return False
     drawn, (wide, high) = figure.get_tightbbox(), figure.get_size_inches()
-    return min(drawn.x0, drawn.y0) > -OVER and drawn.x1 < wide + OVER and drawn.y1 < high + OVER
+    inside = min(drawn.x0, drawn.y0) > -OVER and drawn.x1 < wide + OVER and drawn.y1 < high + OVER
+    return inside and all(_can_be_read(ax, figure.dpi_scale_trans) for ax in figure.axes)
+
+
+def _can_be_read(ax: Axes, dots: Transform) -> bool:
+    """Whether there is room for what it draws, and for a legend inside of it."""
+    room, legend = ax.get_window_extent(), ax.get_legend()
+    if legend is not None and (box := legend.get_window_extent()).y1 > room.y0 and box.width > room.width:
+        return False
+    return ax.get_label() == "<colorbar>" or room.transformed(dots.inverted()).width > LEAST
 
 
 def _make_room(figure: Figure, said: Mapping[Text, str]) -> None:
@@ -70,11 +81,10 @@ def _make_room(figure: Figure, said: Mapping[Text, str]) -> None:
 
 
 def _wrap(text: Text, said: str, has: float, room: float) -> None:
-    """Break the lines of `said` where the text is longer than there is room, both in pixels."""
-    if has <= room or not text.get_text():
+    """Break the lines of `said` where there is no room for more; has: of the text as it is, both in pixels."""
+    if not said:
         return
-    lines = text.get_text().split("\n")
-    columns = max(8, int(max(map(len, lines)) * room / has))
+    columns = max(8, int(max(map(len, text.get_text().split("\n"))) * room / has))
     text.set_text("\n".join(textwrap.fill(line, columns) for line in said.split("\n")))
 
 
