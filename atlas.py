@@ -132,11 +132,9 @@ def main() -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=cli.path, nargs="*", default=[Path("results")], help="default: results")
     parser.add_argument("--savedir", type=cli.path, help="folder for the atlas (default: the first folder)")
-    parser.add_argument(
-        "--format", nargs="+", choices=cli.FORMATS, default=["png"], help="of the figures: png, svg, pdf"
-    )
-    parser.add_argument("--dpi", type=cli.dpi, default=cli.Options.dpi, help="dots per inch (default: %(default)s)")
+    cli.add_flags(parser, cli.Options, cli.DRAWING)
     args = parser.parse_args()
+    drawing = cli.Options(**{name: value for name, value in vars(args).items() if name in cli.DRAWING})
     for folder in args.folders:
         if not folder.is_dir():
             raise cli.UserError(f"no such folder: {folder}")
@@ -152,7 +150,7 @@ def main() -> None:
 
     origin = environment(0)
     each = {"claims": figures.claims, "depth": figures.depth}
-    drawings = {f"atlas_{name}.{suffix}": draw for name, draw in each.items() for suffix in args.format}
+    drawings = {f"atlas_{name}.{suffix}": draw for name, draw in each.items() for suffix in drawing.formats}
     files = FILES | {"figures": list(drawings)}
     config = {"folders": args.folders, "savedir": savedir}
     result_files.write_json(savedir / FILES["json"], result_files.payload("atlas", config, origin, results, files))
@@ -160,8 +158,8 @@ def main() -> None:
     result_files.write_text(savedir / FILES["txt"], said)
     result_files.write_text(savedir / FILES["csv"], table(results))
     for name, draw in drawings.items():
-        write(savedir / name, draw, results, args.dpi)
-    shown = next((suffix for suffix in ("png", "svg") if suffix in args.format), None)
+        write(savedir / name, draw, results, drawing.dpi, drawing.width)
+    shown = next((suffix for suffix in ("png", "svg") if suffix in drawing.formats), None)
     drawn = {name: savedir / f"atlas_{name}.{shown}" for name in each} if shown else {}
     result_files.write_text(savedir / FILES["page"], atlas_page.document(results, pages, savedir, drawn))
     print(said)

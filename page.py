@@ -1,10 +1,12 @@
 """Everything that a folder of results says, on one page: verdicts in words, figures to turn and hover, tables to sort.
 
     python page.py results/gpt2
+    python page.py results/gpt2 --language zh
 
 Reads every result JSON below the folder, judges it by the rules of today, and writes index.html into the folder, one
 file that needs no network and no other file. A folder may hold the results of one script or of a whole study, of one
-model or of several. Figures are those that lie beside their JSON; what is not there is left out.
+model or of several. Figures are those that lie beside their JSON; what is not there is left out. In Chinese it is
+index_zh.html: headings, questions and sentences are, what results say themselves stays as it was stored.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import verify_claims
 from lib import catalogue
 from lib.experiment import Experiment, folder_of, of_file
+from lib.page.words import ENGLISH, LANGUAGES, Words
 from lib.report import result_files
 from lib.run import cli
 
@@ -26,27 +29,27 @@ if TYPE_CHECKING:
     from lib.page.document import Subject
     from lib.page.sections import Shown
 
-NAME = "index.html"
+NAME = ENGLISH.file
 NEEDED = (*verify_claims.NEEDED, "provenance.data.windows", "provenance.data.dataset", "provenance.model.type")
 Identity = tuple[str, tuple[str, str | None]]  # the model's short name, its weights and dtype
 
 
-def write(folder: Path) -> Path:
+def write(folder: Path, words: Words = ENGLISH) -> Path:
     """Make the page of a folder; gives its path. Raises UserError if there are no results, or one that is not whole."""
     from lib.page.document import document
 
-    result_files.check_writable(folder, [NAME])
+    result_files.check_writable(folder, [words.file])
     results = find(folder)
     if not results:
         raise cli.UserError(f"no results below {folder}")
     files = verify_claims.find(folder)
     called = _told_apart(results)
     subjects = [
-        _subject(model, called[model], shown, files.get(model[0], {}), key=f"model-{number}")
+        _subject(model, called[model], shown, files.get(model[0], {}), words, key=f"model-{number}")
         for number, (model, shown) in enumerate(results.items(), 1)
     ]
-    path = folder / NAME
-    result_files.write_text(path, document(subjects))
+    path = folder / words.file
+    result_files.write_text(path, document(subjects, words))
     return path
 
 
@@ -94,11 +97,11 @@ def find(folder: Path) -> dict[Identity, list[Shown]]:
     return models
 
 
-def sentences(results: list[Shown]) -> list[str]:
+def sentences(results: list[Shown], words: Words = ENGLISH) -> list[str]:
     """What matters most of one model; not of results under an ablation or at a place of one's own choice."""
     from lib.page import findings
 
-    return findings.sentences(shown.result for shown in results if not _is_aside(shown))
+    return findings.sentences((shown.result for shown in results if not _is_aside(shown)), words)
 
 
 def _is_aside(shown: Shown) -> bool:
@@ -116,8 +119,9 @@ def experiment_of(name: str) -> Experiment:
     return next(value for value in vars(script).values() if isinstance(value, Experiment) and value.name == name)
 
 
-def _subject(model: Identity, called: str, results: list[Shown], files: verify_claims.Files, key: str) -> Subject:
-    from lib.page import words
+def _subject(
+    model: Identity, called: str, results: list[Shown], files: verify_claims.Files, words: Words, key: str
+) -> Subject:
     from lib.page.document import NumberedClaim, Subject
 
     name, of = model
@@ -129,10 +133,10 @@ def _subject(model: Identity, called: str, results: list[Shown], files: verify_c
     verdicts = verify_claims.judge(own, name)
     return Subject(
         name=called,
-        said=sentences(results),
+        said=sentences(results, words),
         results=results,
         claims=[NumberedClaim(claim, verify_claims.numbers(claim)) for claim in verdicts.claims],
-        note=None if verdicts.published_of == verify_claims.GPT2 else words.NOT_GPT2,
+        refutes=verdicts.published_of == verify_claims.GPT2,
         key=key,
     )
 
@@ -141,10 +145,11 @@ def main() -> None:
     cli.require_one_process()
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=cli.path, help="folder of results, as results/gpt2")
+    parser.add_argument("--language", choices=LANGUAGES, default=ENGLISH.language, help="of the page (default: en)")
     args: Any = parser.parse_args()
     if not args.folder.is_dir():
         raise cli.UserError(f"no such folder: {args.folder}")
-    print(write(args.folder))
+    print(write(args.folder, LANGUAGES[args.language]))
 
 
 if __name__ == "__main__":

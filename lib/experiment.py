@@ -166,7 +166,7 @@ def _draw(
 
     drawings = (draw for draw in experiment.figures().values() for _format in options.formats)
     for name, draw in zip(payload["files"]["figures"], drawings, strict=True):
-        made.add(name, figures.write, draw, result, options.dpi, about=about)
+        made.add(name, figures.write, draw, result, options.dpi, options.width, about=about)
 
 
 def _write_summary(path: Path, experiment: Experiment, result: Any) -> None:

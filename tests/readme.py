@@ -9,13 +9,18 @@ import json
 import re
 import unicodedata
 
+import atlas
 from experiments.ablation.judge import MIXED
 from experiments.quantisation.results import AS_IT_IS, DYNAMIC, INT8, KEPT, PREFIX, PROJECTIONS, Scheme
 from lib import catalogue
-from lib.claims.judging import CANNOT_TELL, VERDICTS
+from lib.atlas.agreement import KINDS, NOBODY
+from lib.atlas.text import SIGNS, listed
+from lib.claims.every import CLAIMS
 from lib.core.evidence import Cell
+from lib.page import words
+from lib.page.words import BRACKETS
 from lib.report.result_files import read_json
-from lib.report.tables import fraction, interval, mean, number
+from lib.report.tables import fraction, interval, mean, number, told
 from lib.run import cli
 from lib.run.checkout import ROOT
 
@@ -39,7 +44,6 @@ FILES = {
     "exp11": "exp11_sink_circuit/exp11_results.json",
     "exp12": "exp12_weights_alone/exp12_results.json",
     "exp13": "exp13_quantisation/exp13_results.json",
-    "claims": "smollm2-135m_claims.json",
 }
 COMPARED = "compare_3d_before_after_pruning/layer*_comparison.json"
 DTYPES = "float32", "bfloat16", "float16"
@@ -60,18 +64,31 @@ def results(name):
     return result(name).results
 
 
+@functools.cache
+def models_side_by_side():
+    """The lib.atlas.results.Results of what lies in results/."""
+    found, _pages = atlas.collect([RESULTS])
+    if not found.models:
+        raise cli.UserError(f"no results below {RESULTS}")
+    return found
+
+
 def english(word):
     return word
 
 
 def chinese(word):
-    if word not in CHINESE["words"]:
+    """Of the README's own words, or of a verdict."""
+    known = words.CHINESE.verdicts | CHINESE
+    if word not in known:
         raise cli.UserError(f"no Chinese for '{word}' in tests/readme_chinese.json")
-    return CHINESE["words"][word]
+    return known[word]
 
 
 ARCHITECTURES = ROOT / "ARCHITECTURES.md"
 READMES = {ROOT / "README.md": english, ROOT / "README_CN.md": chinese}
+READMES_WORDS = {english: words.ENGLISH, chinese: words.CHINESE}
+TEXTS = {claim.row: claim.text for claim in CLAIMS}  # what stands in a result loses its middle where it is long
 
 
 def verdict(name, say):
@@ -82,8 +99,8 @@ def verdict(name, say):
 
 def shown(word, say):
     """A verdict as it stands in the results; in Chinese its meaning beside it, where it is a fixed word."""
-    known = say is chinese and word in CHINESE["words"]
-    return f"`{word}`{say('({meaning})').format(meaning=say(word)) if known else ''}"
+    meaning = READMES_WORDS[say].verdicts.get(word)
+    return f"`{word}`" if meaning is None else f"`{word}`{say('({meaning})').format(meaning=meaning)}"
 
 
 def wrapped(text, indent=""):
@@ -124,36 +141,62 @@ def arrow(before, after):
 
 
 def finding(say):
-    place, values = results("exp3").place, result("exp3").conclusion.values
-    peak = max(results("layerwise").layers, key=lambda layer: layer.top1.mean)
-    where = {"dim": place.dim, "position": next(iter(place.positions))}
-    where |= dict(zip(("first", "last"), values.plateau, strict=True))
-    size = {"value": mean(peak.top1), "ratio": f"{peak.ratio.mean:,.0f}"}
+    """What each model answers, a column a model: its mechanism and its verdicts, as the atlas has them."""
+    models, asks = models_side_by_side().models, READMES_WORDS[say].experiments
+    answers = {
+        "layerwise": _where,
+        "exp3": _writers,
+        "exp4": lambda row, say: shown(row.verdicts.get("exp4") or row.verdicts.get("exp2c", "-"), say),
+        "exp1": lambda row, say: _left(row, "exp1", row.mechanism.left_without_heads, say),
+        "exp2a": lambda row, say: _left(row, "exp2a", row.mechanism.left_without_mlps, say),
+        "exp5": _needed,
+    }
+    answers |= {
+        name: functools.partial(_verdict_of, name) for name in ("exp6", "exp9", "exp10", "exp11", "exp12", "exp13")
+    }
+    rows = [[asks[name].asks, *(answer(row, say) for row in models), name] for name, answer in answers.items()]
+    return table([say("question"), *(row.model for row in models), say("by")], *rows)
 
-    def left(name):
-        exact = results(name).first_tokens
-        kept = number(exact.retained) if exact else interval(result(name).conclusion.values.retained)
-        return say("{verdict}, {left} of it left").format(verdict=verdict(name, say), left=kept)
 
-    costs = interval(result("exp5").conclusion.values.counterfactual.loss_change, True)
-    needed = say("{verdict}; without it {loss} nats a token").format(verdict=verdict("exp5", say), loss=costs)
-    return table(
-        [say("question"), say("answer"), say("by")],
-        [say("Where is it?"), say("dim {dim}, position {position}, layers {first} to {last}").format(**where), "exp3"],
-        [say("How large?"), say("{value}, {ratio} x the median").format(**size), "layerwise"],
-        [say("Who writes it?"), verdict("exp3", say), "exp3"],
-        [say("Which of its neurons?"), verdict("exp4", say), "exp4"],
-        [say("Who takes it away?"), writers(values.erasers, say), "exp3"],
-        [say("Without any head?"), left("exp1"), "exp1"],
-        [say("Without any MLP?"), left("exp2a"), "exp2a"],
-        [say("Does the model need it?"), needed, "exp5"],
-        [say("What triggers it?"), verdict("exp6", say), "exp6"],
-        [say("Where does attention go?"), verdict("exp9", say), "exp9"],
-        [say("Is its sink needed?"), verdict("exp10", say), "exp10"],
-        [say("What holds it there?"), verdict("exp11", say), "exp11"],
-        [say("Do the weights alone foretell it?"), verdict("exp12", say), "exp12"],
-        [say("Does it cost where activations are quantised?"), verdict("exp13", say), "exp13"],
-    )
+def _verdict_of(name, row, say):
+    return shown(row.verdicts[name], say) if name in row.verdicts else "-"
+
+
+def _where(row, say):
+    m = row.mechanism
+    if not m.found:
+        return "-" if m.found is None else say("none found")
+    first, last = m.plateau
+    place = say("dim {dim}, position {position}, layers {first} to {last}")
+    place = place.format(dim=m.dim, position=m.position, first=first, last=last)
+    size = say("{value}, up to {ratio} x the median").format(value=number(m.peak.mean, True), ratio=f"{m.ratio:,.0f}")
+    return f"{place}{say('; ')}{size}"
+
+
+def _writers(row, say):
+    erasers = row.mechanism.erasers
+    taken = say("taken away by {erasers}").format(erasers=listed(erasers)) if erasers else ""
+    return say("; ").join(filter(None, [_verdict_of("exp3", row, say), taken]))
+
+
+def _left(row, name, cell, say):
+    said = _verdict_of(name, row, say)
+    return said if cell is None else say("{verdict}, {left} of it left").format(verdict=said, left=told(cell))
+
+
+def _needed(row, say):
+    said, cost = _verdict_of("exp5", row, say), row.mechanism.cost
+    needed = say("{verdict}; without it {loss} nats a token")
+    return said if cost is None else needed.format(verdict=said, loss=interval(cost, True))
+
+
+def scripts(say):
+    """What each experiment shows and cannot show, in the words of its page."""
+    rows = [
+        [f"`{catalogue.EXPERIMENTS[name].command}`", said.shows, said.cannot_show]
+        for name, said in READMES_WORDS[say].experiments.items()
+    ]
+    return table([say("script"), say("shows"), say("cannot show")], *rows)
 
 
 def writers(writes, say):
@@ -377,20 +420,23 @@ def training(say):
 
 
 def claims(say):
-    """What holds, what does not, without the seed study's figures, which stand in brackets; the rows of what cannot be
-    told."""
-    translated = CHINESE["claims"] if say is chinese else {}
-    listed = {word: [] for word in VERDICTS}
-    for claim in results("claims")["claims"]:
-        text = re.sub(r" \([^()]*\)", "", claim["claim"])
-        said = "" if claim["verdict"] == CANNOT_TELL else f" {translated.get(text, text)}"
-        listed[claim["verdict"]].append(f"*{claim['row']}*{said}")
-    said = say("- **{verdict}** ({n}): {claims}.")
-    return "".join(
-        wrapped(said.format(verdict=say(word), n=len(texts), claims=say("; ").join(texts)), "  ")
-        for word, texts in listed.items()
-        if texts
-    )
+    """Claims that a model can tell of, with what each says, those that all say the same to first; the seed study's
+    figures, which stand in brackets, are left out."""
+    atlas_of = models_side_by_side()
+    rows, untold = [], []
+    for kind, claim in sorted(
+        ((KINDS.index(claim.together.kind), claim) for claim in atlas_of.claims), key=lambda pair: pair[0]
+    ):
+        if claim.together.kind == NOBODY:
+            untold.append(f"*{claim.row}*")
+            continue
+        text = BRACKETS.sub("", TEXTS[claim.row])
+        said = READMES_WORDS[say].claims.get(text, text)
+        signs = [say(SIGNS[row.claims[claim.row].verdict]) for row in atlas_of.models]
+        rows.append([f"*{claim.row}* {said}", *signs, say(KINDS[kind])])
+    head = [say("claim"), *(row.model for row in atlas_of.models), say("together")]
+    nobody = say("{kind} ({n}): {claims}.").format(kind=say(NOBODY), n=len(untold), claims=say("; ").join(untold))
+    return table(head, *rows) + (f"\n{wrapped(nobody)}" if untold else "")
 
 
 def dtypes(say):
@@ -497,6 +543,7 @@ def architectures():
 
 BLOCKS = {
     "finding": finding,
+    "scripts": scripts,
     "layerwise": layerwise,
     "head_analysis": head_analysis,
     "head_pruning": head_pruning,

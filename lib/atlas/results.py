@@ -56,14 +56,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class Row:
-    """A model. described: its weights and dtype; data: of the result of most tokens. verdicts: {experiment: its own};
-    claims: {row of the claims list: what is said to it}. curve: None without main_llm.py --exp2."""
+    """A model. described: its weights and dtype; data: of the result of most tokens. said: what matters most, in the
+    sentences of its page. verdicts: {experiment: its own}; claims: {row of the claims list: what is said to it}. curve:
+    None without main_llm.py --exp2."""
 
     model: str
     described: str
     data: str
     mechanism: Mechanism
-    line: str
+    said: list[str]
     verdicts: dict[str, str]
     claims: dict[str, Said]
     curve: Curve | None

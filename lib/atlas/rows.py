@@ -6,23 +6,16 @@ from typing import Any
 from experiments.layerwise.results import Results as Layerwise
 from experiments.ledger.results import Stored as Ledger
 from lib.atlas.results import Curve, Mechanism, Row, Said
-from lib.atlas.text import listed
 from lib.claims import judging
 from lib.claims.cells import retained
 from lib.claims.every import CLAIMS
 from lib.claims.measured import SCRIPTS, CannotTellError, Measured
 from lib.core.evidence import NONE_FOUND, Cell
-from lib.report import identity, tables
+from lib.page import findings
+from lib.page.words import ENGLISH
+from lib.report import identity
 from lib.report.result_files import Result
 
-NAMED_VERDICTS = {
-    "exp1": "without heads: ",
-    "exp2a": "without MLPs: ",
-    "exp5": "to the model: ",
-    "exp9": "sinks: ",
-    "exp12": "forecast: ",
-    "exp14": "in training, ",
-}
 Files = Mapping[str, Sequence[Result[Any, Any]]]  # of one model, by experiment, the one that counts first
 
 
@@ -30,7 +23,6 @@ def row(model: str, files: Files) -> Row:
     every = [result for found in files.values() for result in found]
     most = max(every, key=lambda result: result.provenance["data"]["windows"] * result.provenance["data"]["seqlen"])
     measured = Measured(files)
-    found = mechanism(measured)
     verdicts = {name: files[name][0].conclusion.verdict for name in SCRIPTS if _has_verdict(files.get(name))}
     judged = [judging.judge(claim, measured) for claim in CLAIMS]
     layerwise = files.get("layerwise")
@@ -38,8 +30,8 @@ def row(model: str, files: Files) -> Row:
         model=model,
         described=identity.described(most.provenance),
         data="{windows} x {seqlen} tokens of {dataset}".format(**most.provenance["data"]),
-        mechanism=found,
-        line=line(found, verdicts),
+        mechanism=mechanism(measured),
+        said=findings.sentences(every, ENGLISH),
         verdicts=verdicts,
         claims={claim.row: _said(claim) for claim in judged},
         curve=_curve(layerwise[0].results) if layerwise else None,
@@ -158,25 +150,3 @@ def _forecast(measured: Measured) -> dict[str, Any]:
 def _cell(cell: Cell) -> Cell:
     """The mean and its interval, of what has more."""
     return Cell(cell.mean, cell.ci95)
-
-
-def line(found: Mechanism, verdicts: Mapping[str, str]) -> str:
-    """The mechanism in one line; what is not known is left out."""
-    if found.found is None:
-        return "no result of exp3_lifecycle_ledger.py"
-    parts = ["nothing is massive"]
-    if found.found:
-        depth = "" if found.depth is None else f" at {found.depth:.2f} of the depth"
-        neurons = f", neurons {listed(found.neurons)}" if found.neurons else ""
-        peak = tables.number(found.peak.mean if found.peak else None, True)
-        parts = [f"dim {found.dim}, position {found.position}: {peak}"]
-        if found.birth or found.generators is not None:
-            written = f"written by {listed(found.generators, 3)}"
-            parts.append(f"born in {found.birth}{depth}{neurons}" if found.birth else written)
-        if found.plateau is not None:
-            first, last = found.plateau
-            parts += [f"kept over layers {first} to {last}", f"erased by {listed(found.erasers, 3)}"]
-    for name, what in NAMED_VERDICTS.items():
-        if name in verdicts and (found.found or name == "exp14"):
-            parts.append(f"{what}{verdicts[name]}")
-    return "; ".join(parts)

@@ -56,7 +56,7 @@ PROPERTIES: dict[str, Callable[[Mechanism], str]] = {
 def summarise(results: Results, command: str) -> str:
     parts = [TITLE, "=" * len(TITLE), f"command  {command}", ""]
     for row in results.models:
-        parts += [*_wrapped(f"{row.model}: {row.line}"), f"    {row.described}; {row.data}"]
+        parts += [*_wrapped(f"{row.model}: {' '.join(row.said) or '-'}"), f"    {row.described}; {row.data}"]
     parts += [f"left out: {what}" for what in results.left_out]
     parts += ["", MECHANISM, _laid_out(mechanism(results))]
     parts += [VERDICTS, _laid_out(verdicts(results), VERDICT_WIDTH)]

@@ -13,8 +13,8 @@ from typing import Any
 
 from PIL import Image
 
-from lib.page import words
 from lib.page.html import Html, tag
+from lib.page.words import Words
 from lib.report.tables import number
 from lib.report.views import HeatMap, Lines3D, View
 from lib.run.cli import Options
@@ -38,15 +38,23 @@ def caption(draw: Any) -> str:
     return " ".join((inspect.getdoc(getattr(draw, "func", draw)) or "").split())
 
 
-def figure(path: Path, said: str, about: str, views: list[View]) -> Html:
+def figure(path: Path, said: str, about: str, views: list[View], words: Words) -> Html:
     """about: of what result it is, for those who do not see it."""
     picture, (width, height) = _picture(path)
-    image = tag("img", src=picture, alt=f"{said} {about}".strip(), width=str(width), height=str(height))
-    boxes = [tag("div", class_="view", data_view=json.dumps(_data(view)), hidden=True) for view in views]
+    image = tag(
+        "img", src=picture, alt=f"{said} {about}".strip(), lang=words.foreign, width=str(width), height=str(height)
+    )
+    boxes = [tag("div", class_="view", data_view=json.dumps(_data(view, words)), hidden=True) for view in views]
     turned = tag("div", boxes, class_="views") if views else []
-    swap = tag("button", words.PICTURE, type="button", aria_pressed="false")
-    hint = [tag("span", f" {_hint(views[0])} ", swap, class_="hint", hidden=True)] if views else []
-    return tag("figure", image, turned, tag("figcaption", said, hint), class_="wide" if width > 900 else False)
+    swap = tag("button", words.picture, type="button", aria_pressed="false")
+    hint = [tag("span", f" {_hint(views[0], words)} ", swap, class_="hint", hidden=True)] if views else []
+    return tag(
+        "figure",
+        image,
+        turned,
+        tag("figcaption", tag("span", said, lang=words.foreign), hint),
+        class_="wide" if width > 900 else False,
+    )
 
 
 def _picture(path: Path) -> tuple[str, tuple[int, int]]:
@@ -69,17 +77,17 @@ def _picture(path: Path) -> tuple[str, tuple[int, int]]:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}", size
 
 
-def _hint(view: View) -> str:
+def _hint(view: View, words: Words) -> str:
     if isinstance(view, HeatMap):
-        return words.HOVER
+        return words.hover
     if len(view.dims) == view.width:
-        return words.TURN
-    return f"{words.TURN} {words.LARGEST_DIMS.format(shown=len(view.dims), width=f'{view.width:,}')}"
+        return words.turn
+    return f"{words.turn} {words.largest_dims.format(shown=len(view.dims), width=f'{view.width:,}')}"
 
 
-def _data(view: View) -> dict[str, Any]:
+def _data(view: View, words: Words) -> dict[str, Any]:
     """What page.js draws."""
-    return _heat_map(view) if isinstance(view, HeatMap) else _lines(view)
+    return _heat_map(view) if isinstance(view, HeatMap) else _lines(view, words)
 
 
 def _heat_map(view: HeatMap) -> dict[str, Any]:
@@ -99,11 +107,11 @@ def _heat_map(view: HeatMap) -> dict[str, Any]:
     }
 
 
-def _lines(view: Lines3D) -> dict[str, Any]:
+def _lines(view: Lines3D, words: Words) -> dict[str, Any]:
     return {
         "kind": view.kind,
         "title": view.title,
-        "axes": words.AXES_3D,
+        "axes": words.axes_3d,
         "tokens": view.tokens,
         "dims": view.dims,
         "values": view.values,

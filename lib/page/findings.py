@@ -7,84 +7,95 @@ from lib.claims.cells import retained
 from lib.claims.measured import birth_layer
 from lib.core.evidence import CANNOT_TELL, NONE_FOUND
 from lib.core.results import FollowedPlace
-from lib.page import words
+from lib.page.words import Words
 from lib.report.result_files import Result
 from lib.report.tables import interval, number, told
 
 Found = Mapping[str, Sequence[Result[Any, Any]]]  # by experiment, the one that counts first
 
 
-def sentences(results: Iterable[Result[Any, Any]]) -> list[str]:
-    """Where it is, who writes it, what is left without parts, whether it is needed; without those not measured."""
+def sentences(results: Iterable[Result[Any, Any]], words: Words) -> list[str]:
+    """Where it is, who writes it, what is left without parts, whether it is needed, when training made it; without those not
+    measured."""
     found: dict[str, list[Result[Any, Any]]] = {}
     for result in results:
         found.setdefault(result.experiment, []).append(result)
-    makers: list[Callable[[Found], str | None]] = [_where, _who, _without, _needed]
-    return [said for make in makers if (said := make(found))]
+    makers: list[Callable[[Found, Words], str | None]] = [_where, _who, _without, _needed, _trained]
+    return [said for make in makers if (said := make(found, words))]
 
 
-def _where(found: Found) -> str | None:
+def _where(found: Found, words: Words) -> str | None:
     if "exp3" not in found:
         return None
     place, values = found["exp3"][0].results.place, found["exp3"][0].conclusion.values
     peak = {"dim": place.dim, "value": number(values.peak.value, True), "layer": values.peak.layer}
     if not place.massive or values.plateau is None:
-        return words.NOTHING.format(**peak)
-    (start, end), ratio = values.plateau, _ratio(found, place, values.peak.layer)
-    plateau = words.ONE_LAYER if start == end else words.PLATEAU.format(first=start, last=end)
-    return words.WHERE.format(**peak, position=_position(place), ratio=ratio, plateau=plateau)
+        return words.nothing.format(**peak)
+    (start, end), ratio = values.plateau, _ratio(found, place, values.peak.layer, words)
+    plateau = words.one_layer if start == end else words.plateau.format(first=start, last=end)
+    return words.where.format(**peak, position=_position(place, words), ratio=ratio, plateau=plateau)
 
 
-def _position(place: FollowedPlace) -> str:
+def _position(place: FollowedPlace, words: Words) -> str:
     most = max(place.positions, key=lambda position: place.positions[position])
-    return (words.POSITION if len(place.positions) == 1 else words.POSITIONS).format(position=most)
+    return (words.position if len(place.positions) == 1 else words.positions).format(position=most)
 
 
-def _ratio(found: Found, place: FollowedPlace, layer: int) -> str:
+def _ratio(found: Found, place: FollowedPlace, layer: int, words: Words) -> str:
     """Of the layer's largest value, where that is in the followed dim."""
     if "layerwise" not in found:
         return ""
     statistics = found["layerwise"][0].results.layers[layer]
     ratio, dim = statistics.ratio, statistics.at[0].dim
-    return "" if ratio is None or dim != place.dim else words.RATIO.format(ratio=f"{ratio.mean:,.0f}")
+    return "" if ratio is None or dim != place.dim else words.ratio.format(ratio=f"{ratio.mean:,.0f}")
 
 
-def _who(found: Found) -> str | None:
+def _who(found: Found, words: Words) -> str | None:
     if "exp3" not in found or not found["exp3"][0].results.place.massive:
         return None
     conclusion = found["exp3"][0].conclusion
     values = conclusion.values
     if values.birth is not None:
-        writer = words.WRITES.format(birth=_write(values.birth))
+        writer = words.writes.format(birth=_write(values.birth, words))
+    elif len(values.generators) > 1:
+        writer = words.write_together.format(writers=_listed(values.generators, words))
     else:
-        writer = words.WRITER_UNKNOWN if conclusion.verdict == CANNOT_TELL else words.NO_WRITER
-    erasers = [*map(_write, values.erasers[:3])]
+        writer = words.writer_unknown if conclusion.verdict == CANNOT_TELL else words.no_writer
+    return words.who.format(writer=writer, eraser=_eraser(values.erasers[:3], words))
+
+
+def _eraser(erasers: Sequence[Any], words: Words) -> str:
     if not erasers:
-        return f"{writer}; {words.NO_ERASER}."
-    listed = words.LAST_AND.join([words.AND.join(erasers[:-1]), erasers[-1]] if erasers[1:] else erasers)
-    return f"{writer}; {(words.ERASE if erasers[1:] else words.ERASES).format(erasers=listed)}."
+        return words.no_eraser
+    return (words.erases if len(erasers) == 1 else words.erase).format(erasers=_listed(erasers, words))
 
 
-def _write(write: Any) -> str:
-    return words.WRITE.format(name=write.name, value=number(write.value, True))
+def _listed(writes: Sequence[Any], words: Words) -> str:
+    *first, last = (_write(write, words) for write in writes)
+    return words.last_and.join([words.list_and.join(first), last]) if first else last
 
 
-def _without(found: Found) -> str | None:
+def _write(write: Any, words: Words) -> str:
+    return words.write.format(name=write.name, value=number(write.value, True))
+
+
+def _without(found: Found, words: Words) -> str | None:
     parts: list[str] = []
-    for experiment, part in (("exp1", words.ATTENTION_HEAD), ("exp2a", words.MLP)):
+    for experiment, part in (("exp1", words.attention_head), ("exp2a", words.mlp)):
         conclusion = found[experiment][0].conclusion if experiment in found else None
         if conclusion is None or conclusion.verdict == NONE_FOUND:
             continue
         values = conclusion.values
         left = told(retained(values))
-        said = words.UNKNOWN_FATE if conclusion.verdict == CANNOT_TELL else words.WITHOUT
-        fate = words.FATES.get(conclusion.verdict, conclusion.verdict)
-        it = words.AGAIN if parts else words.IT
-        parts.append(said.format(part=part, it=it, fate=fate) + words.LEFT.format(left=left))
-    return f"{'; '.join([*parts[:1], *(part[:1].lower() + part[1:] for part in parts[1:])])}." if parts else None
+        said = words.unknown_fate if conclusion.verdict == CANNOT_TELL else words.without
+        fate = words.fates.get(conclusion.verdict, conclusion.verdict)
+        it = words.again if parts else words.it
+        parts.append(words.left.format(fate=said.format(part=part, it=it, fate=fate), left=left))
+    later = (part[:1].lower() + part[1:] for part in parts[1:])
+    return words.clause.join([*parts[:1], *later]) + words.stop.rstrip() if parts else None
 
 
-def _needed(found: Found) -> str | None:
+def _needed(found: Found, words: Words) -> str | None:
     """By the result at the layer of the birth."""
     if "exp3" not in found or not found["exp3"][0].results.place.massive:
         return None
@@ -93,4 +104,8 @@ def _needed(found: Found) -> str | None:
     if not conclusions or conclusions[0].values is None:
         return None
     loss = interval(conclusions[0].values.counterfactual.loss_change, True)
-    return words.NEEDED.format(verdict=conclusions[0].verdict, loss=loss)
+    return words.needed.format(verdict=words.shown(conclusions[0].verdict), loss=loss)
+
+
+def _trained(found: Found, words: Words) -> str | None:
+    return words.trained.format(verdict=found["exp14"][0].conclusion.verdict) if "exp14" in found else None

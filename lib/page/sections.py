@@ -7,8 +7,9 @@ from typing import Any
 
 from lib import catalogue
 from lib.experiment import Experiment, of_file
-from lib.page import figures, txt, words
+from lib.page import figures, txt
 from lib.page.html import Html, tag
+from lib.page.words import Said, Words
 from lib.report import result_files
 from lib.report.result_files import Result
 from lib.report.views import View
@@ -35,51 +36,52 @@ class Shown:
         conclusion = self.result.conclusion
         return None if conclusion is None else conclusion.verdict
 
-    @property
-    def asks(self) -> str:
-        said = words.EXPERIMENTS.get(self.result.experiment)
+    def asks(self, words: Words) -> str:
+        said = words.experiments.get(self.result.experiment)
         return said.asks if said else self.title
 
 
-def section(shown: Shown) -> Html:
+def section(shown: Shown, words: Words) -> Html:
     """Raises UserError if the result does not hold what its texts and views need."""
     with of_file(shown.path):
-        return _section(shown)
+        return _section(shown, words)
 
 
-def _section(shown: Shown) -> Html:
-    said = words.EXPERIMENTS.get(shown.result.experiment)
+def _section(shown: Shown, words: Words) -> Html:
+    said = words.experiments.get(shown.result.experiment)
     details = shown.experiment.details
     warning = shown.result.provenance.get("warning")
     return tag(
         "section",
-        tag("h3", shown.title, id=f"{shown.key}-title"),
-        tag("p", shown.asks, " ", _answer(shown), class_="asks"),
-        tag("p", words.WARNING.format(warning=warning), class_="warning") if warning else [],
-        _limits(said) if said else [],
-        tag("div", [*_figures(shown)], class_="figures"),
-        tag("div", txt.summary(shown.experiment.summary, shown.result), class_="numbers"),
-        _folded(words.DETAILS, txt.details(details, shown.result)) if details else [],
-        _folded(words.PROVENANCE, _provenance(shown)),
+        tag("h3", shown.title, id=f"{shown.key}-title", lang=words.foreign),
+        tag("p", shown.asks(words), " ", _answer(shown, words), class_="asks"),
+        tag("p", words.warning.format(warning=warning), class_="warning") if warning else [],
+        _limits(said, words) if said else [],
+        tag("div", [*_figures(shown, words)], class_="figures"),
+        tag("div", txt.summary(shown.experiment.summary, shown.result), class_="numbers", lang=words.foreign),
+        _folded(words.details, txt.details(details, shown.result), words) if details else [],
+        _folded(words.provenance, _provenance(shown), words),
         id=shown.key,
         aria_labelledby=f"{shown.key}-title",
     )
 
 
-def _limits(said: words.Said) -> Html:
-    shows = [tag("strong", words.SHOWS), f" {said.shows}. "]
-    return tag("p", shows, tag("strong", words.CANNOT_SHOW), f" {said.cannot_show}.", class_="limits")
+def _limits(said: Said, words: Words) -> Html:
+    shows = [tag("strong", words.shows), f" {said.shows}{words.stop}"]
+    cannot = [tag("strong", words.cannot_show), f" {said.cannot_show}{words.stop.rstrip()}"]
+    return tag("p", shows, cannot, class_="limits")
 
 
-def _answer(shown: Shown) -> Html:
-    return tag("strong", shown.verdict, class_="answer") if shown.verdict else Html("")
+def _answer(shown: Shown, words: Words) -> Html:
+    return tag("strong", words.shown(shown.verdict), class_="answer") if shown.verdict else Html("")
 
 
-def _folded(summary: str, content: Html) -> Html:
-    return tag("details", tag("summary", summary), content)
+def _folded(summary: str, content: Html, words: Words) -> Html:
+    """content: as a result says it."""
+    return tag("details", tag("summary", summary), tag("div", content, lang=words.foreign))
 
 
-def _figures(shown: Shown) -> Iterator[Html]:
+def _figures(shown: Shown, words: Words) -> Iterator[Html]:
     """Those that lie where a run of today writes them, as PNG or, where that is not there, as SVG."""
     views = catalogue.views_of(shown.result.experiment, shown.result) if figures.plotly() else []
     about = f"{shown.result.config['model_name']}: {shown.title}" + (f"; {shown.verdict}" if shown.verdict else "")
@@ -88,7 +90,7 @@ def _figures(shown: Shown) -> Iterator[Html]:
         for file in (name, f"{name.removesuffix('png')}svg"):
             path = (shown.folder / file).resolve()
             if path.is_file() and path.stat().st_size and path.is_relative_to(shown.folder.resolve()):
-                yield figures.figure(path, figures.caption(draw), about, _of(views, name))
+                yield figures.figure(path, figures.caption(draw), about, _of(views, name), words)
                 break
 
 

@@ -1,6 +1,7 @@
 """What a result's TXT says, as HTML: the same words and numbers, its tables as tables."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from lib.report.tables import MARK, Table
 
 NUMBERED = re.compile(r"Experiment \w+: ")
 TALL = 16  # rows of a table; one that has more scrolls
-BRIEF = 34  # characters of a cell that is not broken into lines
+BRIEF = 34  # columns of a cell that is not broken into lines; a Chinese character takes two
 HINTS = {"Conclusion: ": "conclusion", "Rule: ": "rule"}
 
 
@@ -72,4 +73,8 @@ def _kind(table: Table, column: int) -> str | bool:
     """The class of a column's cells."""
     if table.numeric and table.numeric[column]:
         return "number"
-    return "brief" if all(len(row[column]) <= BRIEF for row in table.rows) else False
+    return "brief" if all(_columns(row[column]) <= BRIEF for row in table.rows) else False
+
+
+def _columns(text: str) -> int:
+    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in text)

@@ -1,65 +1,18 @@
-"""Every fixed word of the page: what is not said by a result. Another language is another module like this one."""
+"""Every fixed word of the page: what is not said by a result. A language but English is a JSON of the same fields."""
 
-from typing import NamedTuple
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
-LANGUAGE = "en"
-TITLE = "Massive activations of {names}"
-IN_SHORT = "In short"
-ANSWERS = "What each experiment says"
-CLAIMS, EVERY_CLAIM = "What becomes of published claims", "Every claim, with the numbers it rests on"
-EXPERIMENTS_HEADING = "The experiments"
-SKIP = "Skip to the verdicts"
-SHOWS, CANNOT_SHOW = "Shows", "Cannot show"
-PROVENANCE, DETAILS = "Provenance", "Layer by layer"
-QUESTION, ANSWER, EXPERIMENT = "question", "answer", "experiment"
-ROW, VERDICT, CLAIM, NUMBERS = "row", "verdict", "claim", "rests on"
-NO_VERDICT = "measured; no verdict"
-COUNTED = (
-    "{counts}. Each is judged by its own rule. What cannot be told has no result here, or an interval that holds a "
-    "threshold. What does not hold here may hold elsewhere."
-)
-COUNT = "{verdict}: {n}"
-NOT_GPT2 = "Results of this model do not refute the seed study's figures, which are of GPT-2."
-WARNING = "Warning: {warning}"
-AXES_3D = "dim", "token", "|activation|"
-PICTURE = "As a picture"
-HOVER, TURN = "Hover for numbers.", "Hover for numbers, drag to turn, scroll to zoom."
-LARGEST_DIMS = "The {shown} dims with the largest values, of {width}."
-MODEL, TEXT, WINDOWS, PRECISION, MEASURED = "Model", "Text", "Windows", "Precision", "Measured"
-OF_WINDOWS = "{windows} of {tokens} tokens"
-TO = "{first} to {last}"
-FOOTER = "Made of stored results by page.py; the JSON beside each figure has every number. Verdicts by today's rules."
-AND = ", "
-LAST_AND = " and "
+import msgspec
 
-NOTHING = "Nothing is massive here: the dim with the largest value, {dim}, reaches {value}."
-WHERE = "Massive activations are largest in dim {dim}, at {position}: {value} in layer {layer}{ratio}; {plateau}."
-POSITION, POSITIONS = "position {position}", "several positions, most often {position}"
-RATIO = ", {ratio} x the median there"
-PLATEAU, ONE_LAYER = "half of it or more is kept from layer {first} to {last}", "no other layer keeps half of it"
-WRITES = "{birth} writes it"
-WRITER_UNKNOWN = "Who writes it cannot be told"
-NO_WRITER = "No single component writes it"
-ERASES, ERASE = "{erasers} takes it away", "{erasers} take it away"
-NO_ERASER = "no component is sure to take it away"
-WRITE = "{name} ({value})"
-WITHOUT = "Without any {part} {it} {fate}"
-UNKNOWN_FATE = "What becomes of {it} without any {part} cannot be told"
-IT, AGAIN = "the massive activation", "it"
-LEFT = ", {left} of it left"
-ATTENTION_HEAD, MLP = "attention head", "MLP"
-FATES = {
-    "persists": "persists",
-    "reduced": "is reduced",
-    "collapses": "collapses",
-    "grows": "grows",
-    "reverses": "reverses its sign",
-}
-NEEDED = "Whether the model needs it: {verdict}. Without what writes it the loss changes by {loss} nats a token."
+BRACKETS = re.compile(r" \([^()]*\)")
 
 
-class Said(NamedTuple):
-    """Of an experiment: what it asks, shows and cannot show, in the README's words."""
+@dataclass(frozen=True)
+class Said:
+    """Of an experiment: what it asks, shows and cannot show. The README has it from here."""
 
     asks: str
     shows: str
@@ -77,7 +30,11 @@ EXPERIMENTS = {
         "one sentence in 3D",
         "what causes them, or whether position 0 matters for its place or for its token",
     ),
-    "head_analysis": Said("Which heads look at the first token?", "where heads look", "what is written"),
+    "head_analysis": Said(
+        "Which heads look at the first token?",
+        "how much each head attends to the first token, with an interval",
+        "what it writes, or what the model loses without it",
+    ),
     "head_pruning": Said(
         "What is it without the heads that look most, or least?",
         "what a few heads do, beside all (or 200 random) other sets of the same layers",
@@ -86,12 +43,12 @@ EXPERIMENTS = {
     "exp1": Said(
         "What is left without any head?",
         "whether the values stay where they were",
-        "which head or MLP matters: a model without any is far from the one that was trained",
+        "which head matters: a model without any is far from the one that was trained",
     ),
     "exp2a": Said(
         "What is left without any MLP?",
         "whether the values stay where they were",
-        "which head or MLP matters: a model without any is far from the one that was trained",
+        "which MLP matters: a model without any is far from the one that was trained",
     ),
     "exp2b": Said(
         "Which layer does it need?",
@@ -179,3 +136,120 @@ EXPERIMENTS = {
         "any other sentence",
     ),
 }
+FATES = {
+    "persists": "persists",
+    "reduced": "is reduced",
+    "collapses": "collapses",
+    "grows": "grows",
+    "reverses": "reverses its sign",
+}
+
+
+@dataclass(frozen=True)
+class Words:
+    """verdicts: {a verdict as results have it: what it means}; claims: {a claim's text without what stands in brackets:
+    its translation}. A verdict or a claim that is not there stands as it is."""
+
+    language: str = "en"
+    file: str = "index.html"
+    title: str = "Massive activations of {names}"
+    in_short: str = "In short"
+    answers: str = "What each experiment says"
+    claims_heading: str = "What becomes of published claims"
+    every_claim: str = "Every claim, with the numbers it rests on"
+    experiments_heading: str = "The experiments"
+    skip: str = "Skip to the verdicts"
+    shows: str = "Shows"
+    cannot_show: str = "Cannot show"
+    stop: str = ". "
+    provenance: str = "Provenance"
+    details: str = "Layer by layer"
+    question: str = "question"
+    answer: str = "answer"
+    experiment: str = "experiment"
+    row: str = "row"
+    verdict: str = "verdict"
+    claim: str = "claim"
+    numbers: str = "rests on"
+    no_verdict: str = "measured; no verdict"
+    counted: str = (
+        "{counts}. Each is judged by its own rule. What cannot be told has no result here, or an interval that holds a "
+        "threshold. What does not hold here may hold elsewhere."
+    )
+    count: str = "{verdict}: {n}"
+    not_gpt2: str = "Results of this model do not refute the seed study's figures, which are of GPT-2."
+    warning: str = "Warning: {warning}"
+    axes_3d: tuple[str, str, str] = ("dim", "token", "|activation|")
+    picture: str = "As a picture"
+    hover: str = "Hover for numbers."
+    turn: str = "Hover for numbers, drag to turn, scroll to zoom."
+    largest_dims: str = "The {shown} dims with the largest values, of {width}."
+    model: str = "Model"
+    text: str = "Text"
+    windows: str = "Windows"
+    precision: str = "Precision"
+    measured: str = "Measured"
+    of_windows: str = "{windows} of {tokens} tokens"
+    to: str = "{first} to {last}"
+    footer: str = (
+        "Made of stored results by page.py; the JSON beside each figure has every number. Verdicts by today's rules."
+    )
+    list_and: str = ", "
+    last_and: str = " and "
+    clause: str = "; "
+
+    nothing: str = "Nothing is massive here: the dim with the largest value, {dim}, reaches {value}."
+    where: str = (
+        "Massive activations are largest in dim {dim}, at {position}: {value} in layer {layer}{ratio}; {plateau}."
+    )
+    position: str = "position {position}"
+    positions: str = "several positions, most often {position}"
+    ratio: str = ", {ratio} x the median there"
+    plateau: str = "half of it or more is kept from layer {first} to {last}"
+    one_layer: str = "no other layer keeps half of it"
+    who: str = "{writer}; {eraser}."
+    writes: str = "{birth} writes it"
+    write_together: str = "{writers} write it, which of them most cannot be told"
+    writer_unknown: str = "Who writes it cannot be told"
+    no_writer: str = "No single component writes it"
+    erases: str = "{erasers} takes it away"
+    erase: str = "{erasers} take it away"
+    no_eraser: str = "no component is sure to take it away"
+    write: str = "{name} ({value})"
+    without: str = "Without any {part} {it} {fate}"
+    unknown_fate: str = "What becomes of {it} without any {part} cannot be told"
+    it: str = "the massive activation"
+    again: str = "it"
+    left: str = "{fate}, {left} of it left"
+    attention_head: str = "attention head"
+    mlp: str = "MLP"
+    fates: Mapping[str, str] = field(default_factory=lambda: FATES)
+    needed: str = (
+        "Whether the model needs it: {verdict}. Without what writes it the loss changes by {loss} nats a token."
+    )
+    trained: str = "In training: {verdict}."
+
+    glossed: str = "{verdict} ({meaning})"
+    experiments: Mapping[str, Said] = field(default_factory=lambda: EXPERIMENTS)
+    verdicts: Mapping[str, str] = field(default_factory=dict)
+    claims: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def foreign(self) -> str | bool:
+        """The language of what a result says, as an attribute beside these words; False where it is the same."""
+        return False if self.language == ENGLISH.language else ENGLISH.language
+
+    def shown(self, verdict: str) -> str:
+        """As it stands in the results, with its meaning."""
+        meaning = self.verdicts.get(verdict)
+        return verdict if meaning is None else self.glossed.format(verdict=verdict, meaning=meaning)
+
+    def said(self, claim: str) -> str:
+        """A claim in this language, what stands in brackets at its end."""
+        translated = self.claims.get(BRACKETS.sub("", claim))
+        return claim if translated is None else translated + "".join(BRACKETS.findall(claim))
+
+
+ENGLISH = Words()
+CHINESE = msgspec.json.decode((Path(__file__).parent / "chinese.json").read_bytes(), type=Words)
+LANGUAGES = {words.language: words for words in (ENGLISH, CHINESE)}

@@ -19,9 +19,11 @@ from PIL import Image
 from lib.core.evidence import Cell
 from lib.core.results import MassiveActivation
 from lib.report.fonts import FAMILY, legible
+from lib.report.printed import fit
 from lib.report.result_files import Result, result_file
 from lib.report.tables import number
 from lib.run.cli import Options
+from lib.run.errors import UserError
 
 matplotlib.use("Agg")
 Drawn = TypeVar("Drawn")
@@ -41,10 +43,16 @@ for text in (str, np.str_, bytes, np.bytes_):  # no axis is of words: a text amo
     matplotlib.units.registry.pop(text, None)
 
 
-def write(path: Path, draw: Callable[[Drawn], Figure], result: Drawn, dpi: int = Options.dpi) -> None:
-    """Draw a result into a file of the format that its suffix names: one of cli.FORMATS."""
+def write(
+    path: Path, draw: Callable[[Drawn], Figure], result: Drawn, dpi: int = Options.dpi, width: float | None = None
+) -> None:
+    """Draw a result into a file of the format that its suffix names: one of cli.FORMATS. width: in inches, at most."""
     with result_file(path) as temporary:
-        save(draw(legible(result)), temporary, dpi)
+        figure = draw(legible(result))
+        if width is not None and not fit(figure, width):
+            plt.close(figure)
+            raise UserError(f"cannot make {path}: what it shows needs more than {width:g} inches")
+        save(figure, temporary, dpi)
 
 
 def save(figure: Figure, path: str | Path, dpi: int = Options.dpi) -> None:

@@ -50,10 +50,21 @@ def dpi(text: str) -> int:
     return value
 
 
+def width(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not WIDTHS[0] <= value <= WIDTHS[1]:
+        raise UserError(f"--width must be from {WIDTHS[0]:g} to {WIDTHS[1]:g} inches, not {text}")
+    return value
+
+
 WINDOWS = ("dataset", "dataset_config", "split", "text_column", "encoding", "nsamples", "seqlen", "batch_size")
 FORMATS = ("png", "svg", "pdf")
 DPI = range(20, 1201)
-DRAWING = ("format", "dpi")  # fields of Options that change no result
+WIDTHS = 2.0, 20.0  # inches
+DRAWING = ("format", "dpi", "width")  # fields of Options that change no result
 OF_EVERY_SCRIPT = ("dataset", "nsamples", "seqlen", "batch_size")  # the same may be typed for many scripts in a row
 INTS: dict[str, object] = {"nargs": "+", "type": int, "metavar": "N"}
 FLOATS: dict[str, object] = {"nargs": "+", "type": float, "metavar": "X"}
@@ -100,6 +111,9 @@ class Options:
     savedir: Path | None = flag(None, "folder for the results (default: results/<model>/<script>)", type=path)
     format: tuple[str, ...] = flag((), "formats of the figures (default: png)", nargs="+", choices=FORMATS)
     dpi: int = flag(110, "dots per inch of the figures, of what svg and pdf hold as pixels, too", type=dpi)
+    width: float | None = flag(
+        None, "of the figures at most, in inches, as a column of a paper has: text of 6 points or more", type=width
+    )
     offline: bool = flag(False, "never ask the Hugging Face hub; use its local cache", action="store_true")
     replot: Path | None = flag(
         None,
@@ -161,18 +175,23 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
-def parse(options_class: type[AnyOptions], description: str | None, argv: Sequence[str] | None = None) -> AnyOptions:
-    """The command line, or `argv`, as an instance of `options_class`, whose fields are `flag`s."""
-    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    for f in fields(options_class):
+def add_flags(parser: argparse.ArgumentParser, options_class: type[Options], names: Sequence[str]) -> None:
+    """These fields of a dataclass of `flag`s; what is not typed is in no namespace."""
+    for f in (f for f in fields(options_class) if f.name in names):
         spec = dict(f.metadata)
-        names = [f"--{f.name}", *spec.pop("aliases", [])]
+        spelled = [f"--{f.name}", *spec.pop("aliases", [])]
         if f.default not in (None, False, ()) and f.default is not MISSING and "action" not in spec:
             spec.setdefault("type", type(f.default))
             spec["help"] += f" (default: {f.default})"
         elif "action" not in spec and "type" not in spec:
             spec["type"] = int if "int" in str(f.type) else str
-        parser.add_argument(*names, dest=f.name, default=argparse.SUPPRESS, **spec)
+        parser.add_argument(*spelled, dest=f.name, default=argparse.SUPPRESS, **spec)
+
+
+def parse(options_class: type[AnyOptions], description: str | None, argv: Sequence[str] | None = None) -> AnyOptions:
+    """The command line, or `argv`, as an instance of `options_class`, whose fields are `flag`s."""
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    add_flags(parser, options_class, [f.name for f in fields(options_class)])
     typed: dict[str, Any] = vars(parser.parse_args(argv))
     typed = {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
     options = options_class(**typed)

@@ -54,7 +54,8 @@ def test_every_model_has_a_row_with_the_planted_mechanism(two):
         assert found["dim"] == max(truth.values, key=lambda dim: abs(truth.values[dim]))
         assert found["birth"].split()[-1].split(".")[0] == str(truth.layer)
         assert found["depth"] == pytest.approx((truth.layer + 1) / found["n_layers"])
-        assert f"born in {found['birth']} at" in row["line"]
+        assert row["said"][0].startswith(f"Massive activations are largest in dim {found['dim']}, at")
+        assert row["said"][1].startswith(f"{found['birth']} (")
         assert row["verdicts"]["exp3"] == found["birth"]
         assert set(row["claims"]) == {claim.row for claim in CLAIMS}
 
@@ -134,7 +135,7 @@ def test_the_page_links_those_of_the_models(two):
     assert [link.attributes["href"] for link in document.every("a") if link.text == "first"] == ["first/index.html"]
     assert not [link for link in document.every("a") if link.text == "second"]
     shown = [row.text for row in document.every("li")]
-    assert [row["line"] in text for row, text in zip(results["models"], shown, strict=False)] == [True, True]
+    assert [" ".join(row["said"]) in text for row, text in zip(results["models"], shown, strict=False)] == [True, True]
     mechanism, verdicts, claims = (table.rows() for table in document.every("table"))
     assert ["born in", *(row["mechanism"]["birth"] for row in results["models"])] in mechanism
     assert len(verdicts) == 1 + len(results["verdicts"])
@@ -156,7 +157,7 @@ def test_what_is_missing_is_a_dash(tmp_path, capsys):
     study_of(tmp_path, "gpt2", "toy", only=["head_analysis"])
     results = atlas_of(tmp_path)
     assert results["models"][0]["mechanism"]["birth"] is None
-    assert results["models"][0]["line"] == "no result of exp3_lifecycle_ledger.py"
+    assert results["models"][0]["said"] == []
     assert results["verdicts"] == {}
     assert (tmp_path / "atlas_depth.png").stat().st_size > 1000
     assert "sink rate" in capsys.readouterr().out
@@ -198,7 +199,8 @@ def test_nothing_massive(tmp_path):
     stored["profile"]["spiking"]["mean"] = 0.0
     write(tmp_path, "exp3.json", "exp3", {key: value for key, value in stored.items() if key != "conclusion"})
     [row] = atlas_of(tmp_path)["models"]
-    assert row["line"] == "nothing is massive"
+    [said] = row["said"]
+    assert said.startswith("Nothing is massive here: the dim with the largest value, ")
     assert row["mechanism"]["found"] is False
     assert row["mechanism"]["birth"] is None
 
@@ -208,7 +210,7 @@ def test_figures_of_few_and_of_many_models(n):
     """Every cell has its sign, every model its column."""
     claims = {claim.row: Said(HOLDS, exact(0.5), "share") for claim in CLAIMS}
     curve = Curve([1.0, 2.0], [10.0, None])
-    made = [Row(f"model-{i}", "", "", Mechanism(depth=0.5), "", {}, claims, curve) for i in range(n)]
+    made = [Row(f"model-{i}", "", "", Mechanism(depth=0.5), [], {}, claims, curve) for i in range(n)]
     together = agreement.together({row.model: HOLDS for row in made})
     listed = [ClaimTogether(claim.row, claim.text, together) for claim in CLAIMS]
     drawn = figures.claims(Results(made, listed, {}, agreement.RULE, []))

@@ -9,8 +9,8 @@ from experiments.layerwise.results import Results as Layerwise
 from experiments.ledger.results import Results as Ledger
 from experiments.ledger.results import Verdict as LedgerVerdict
 from lib import catalogue
-from lib.page import words
-from lib.page.findings import sentences
+from lib.page import findings
+from lib.page.words import ENGLISH
 from lib.report.result_files import Result
 from tests.partial import partial
 
@@ -19,6 +19,10 @@ ERASER = {"layer": 8, "kind": "head", "head": 2, "name": "head 8.2", "value": -4
 PLACE = {"dim": 7, "positions": {"0": 8}, "massive": True, "plateau": [3, 7]}
 VALUES = {"birth": WRITE, "erasers": [ERASER], "plateau": [3, 7], "peak": {"layer": 4, "value": -5123.4}}
 CI = {"mean": 0.5, "ci95": [0.4, 0.6]}
+
+
+def sentences(results):
+    return findings.sentences(results, ENGLISH)
 
 
 def result(experiment, results=None, conclusion=None):
@@ -98,4 +102,4 @@ def test_need_is_of_the_layer_of_the_birth():
 
 
 def test_words_are_of_experiments():
-    assert set(words.EXPERIMENTS) <= set(catalogue.EXPERIMENTS)
+    assert set(ENGLISH.experiments) <= set(catalogue.EXPERIMENTS)

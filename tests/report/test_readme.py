@@ -1,5 +1,6 @@
 """The READMEs say what the committed results say, in both languages, show figures that exist, and can be read raw."""
 
+import json
 import re
 from itertools import zip_longest
 
@@ -12,7 +13,7 @@ from tests.readme import ARCHITECTURES, BLOCK, BLOCKS, READMES, WIDTH, architect
 
 LINES = 350  # fewer than these
 PAGES = [*READMES, ROOT / "CONTRIBUTING.md", ROOT / "RESULTS.md", ARCHITECTURES]
-RESULTS = ("finding", "layerwise", "exp3", "exp5", "claims")
+RESULTS = ("layerwise", "exp3", "exp5")
 
 
 @pytest.fixture(params=READMES, ids=lambda path: path.name)
@@ -86,6 +87,60 @@ def test_a_missing_result_is_named(name, monkeypatch, tmp_path):
     with pytest.raises(cli.UserError, match=r"cannot read .*\.json"):
         blocks.block(name, blocks.english)
     blocks.result.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["finding", "claims"])
+def test_no_models_are_said(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(blocks, "RESULTS", tmp_path)
+    blocks.models_side_by_side.cache_clear()
+    with pytest.raises(cli.UserError, match="no results below"):
+        blocks.block(name, blocks.english)
+    blocks.models_side_by_side.cache_clear()
+
+
+def rows_of(block):
+    """Of a table: the cells of each row, the heading and its line left out."""
+    lines = [line for line in block.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def test_claims_are_those_of_verify_claims():
+    """A column a model, as it stores them itself; those of which none can tell stand below the table."""
+    stored = {}
+    for path in sorted((ROOT / "results").glob("*/*_claims.json")):
+        stored[path.parent.name] = {
+            claim["row"]: claim["verdict"] for claim in json.loads(path.read_text())["results"]["claims"]
+        }
+    block = blocks.block("claims", blocks.english)
+    models = block.splitlines()[0].strip("| ").split(" | ")[1:-1]
+    assert sorted(stored) == models
+    said = {"yes": "holds here", "no": "does not hold here", "?": "cannot tell"}
+    shown = {}
+    for text, *signs, together in rows_of(block):
+        row = re.match(r"\*(.+?)\*", text)[1]
+        shown[row] = together
+        assert {model: said[sign] for model, sign in zip(models, signs, strict=True)} == {
+            model: stored[model][row] for model in models
+        }
+    untold = re.search(r"^told of none .*", block, re.DOTALL | re.MULTILINE)
+    below = set(re.findall(r"\*(.+?)\*", untold[0].replace("\n", " "))) if untold else set()
+    every = set(stored[models[0]])
+    assert shown.keys() | below == every
+    assert shown.keys() & below == set()
+    for row in every:
+        told = [of[row] for of in stored.values() if of[row] != "cannot tell"]
+        kind = "told of one" if len(told) == 1 else "differs" if len(set(told)) > 1 else "the same in all"
+        assert shown.get(row, "none") == (kind if told else "none"), row
+
+
+def test_the_finding_has_a_column_a_model():
+    [where, *_rows] = rows_of(blocks.block("finding", blocks.english))
+    models = blocks.block("finding", blocks.english).splitlines()[0].strip("| ").split(" | ")[1:-1]
+    for model, cell in zip(models, where[1:-1], strict=True):
+        stored = json.loads((ROOT / "results" / model / "exp3_lifecycle_ledger" / "exp3_results.json").read_text())
+        place, plateau = stored["results"]["place"], stored["results"]["conclusion"]["values"]["plateau"]
+        most = max(place["positions"], key=lambda position: place["positions"][position])
+        assert cell.startswith(f"dim {place['dim']}, position {most}, layers {plateau[0]} to {plateau[1]}; ")
 
 
 def test_a_result_of_another_make_is_named(monkeypatch):
