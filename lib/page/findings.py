@@ -15,8 +15,8 @@ Found = Mapping[str, Sequence[Result[Any, Any]]]  # by experiment, the one that 
 
 
 def sentences(results: Iterable[Result[Any, Any]], words: Words) -> list[str]:
-    """Where it is, who writes it, what is left without parts, whether it is needed, when training made it; without those not
-    measured."""
+    """Where it is, who writes it, what is left without parts, whether it is needed, when training made it; what was
+    not measured is left out."""
     found: dict[str, list[Result[Any, Any]]] = {}
     for result in results:
         found.setdefault(result.experiment, []).append(result)
