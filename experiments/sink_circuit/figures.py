@@ -61,7 +61,8 @@ def _point(ax: Axes, cell: Average | None, row: float, style: int) -> None:
 def doses(result: Stored) -> Figure:
     """Attention and change of the loss by the factor of each dose."""
     results = result.results
-    title = make_title(result, "Doses of query bias and of position 0's embedding")
+    dosed = [DOSED[name] for name in results.doses] or DOSED.values()
+    title = make_title(result, f"Doses of {' and of '.join(dosed)}")
     if not results.doses:
         figure, ax = make_axes(size=(7, 1.6))
         ax.axis("off")
