@@ -141,8 +141,10 @@ def arrow(before, after):
 
 
 def finding(say):
-    """What each model answers, a column a model: its mechanism and its verdicts, as the atlas has them."""
-    models, asks = models_side_by_side().models, READMES_WORDS[say].experiments
+    """What each model answers that was studied as it is, a column a model: its mechanism and its verdicts, as the atlas
+    has them."""
+    models = [row for row in models_side_by_side().models if "exp3" in row.verdicts]
+    asks = READMES_WORDS[say].experiments
     answers = {
         "layerwise": _where,
         "exp3": _writers,

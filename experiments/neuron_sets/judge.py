@@ -15,7 +15,7 @@ RULE = (
     f"{PERSISTS[0]} to {PERSISTS[1]}, {COLLAPSES[0]} to {COLLAPSES[1]} is left without it, and of the random sets none "
     f"keeps {PERSISTS[0]} and none leaves {COLLAPSES[1]} or less (simultaneous intervals of all random sets): 'N of M "
     "neurons'; 'not confirmed' if one of this is refuted with all of its interval. "
-    f"{NONE_FOUND!r}: the block output there is massive in no window; 'not written by this MLP': it adds less than "
+    f"{NONE_FOUND!r}: the block output there is massive in no window; 'not mostly by this MLP': it adds less than "
     f"{WRITTEN:.0%} of it; 'no set of neurons': all without the bias give less than {CARRIED:.0%}; {CANNOT_TELL!r}: an "
     "interval holds its threshold"
 )
@@ -66,7 +66,7 @@ def _verdict(results: Results) -> tuple[str, bool | None, list[Test]]:
         return NONE_FOUND, None, []
     written = Test("the MLP's part of the block output", share, "above", WRITTEN)
     if not written.answer:
-        return CANNOT_TELL if written.answer is None else "not written by this MLP", None, [written]
+        return CANNOT_TELL if written.answer is None else "not mostly by this MLP", None, [written]
     if not results.minimal_set:
         return "no set of neurons", None, [written]
     tests = [*within("kept by the set alone", kept, PERSISTS), *within("left without the set", left, COLLAPSES)]

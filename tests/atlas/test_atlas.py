@@ -172,13 +172,13 @@ def test_a_model_of_which_there_is_only_its_training(tmp_path):
     assert found["dim"] == max(truth.values, key=lambda dim: abs(truth.values[dim]))
     assert (found["birth"], found["position"], found["plateau"]) == (f"mlp {truth.layer}", 0, None)
     assert found["depth"] == pytest.approx((truth.layer + 1) / found["n_layers"])
-    assert row["line"].endswith(f"of the depth; in training, {row['verdicts']['exp14']}")
-    assert "kept over" not in row["line"]
+    assert row["said"] == [f"In training: {row['verdicts']['exp14']}."]
 
 
 def test_a_training_in_which_nothing_gets_massive():
     [row] = atlas.collect([ROOT / "results" / "small-llama"])[0].models
-    assert row.line.startswith("nothing is massive; in training, massive activations: none found; sinks: ")
+    [said] = row.said
+    assert said.startswith("In training: massive activations: none found; sinks: ")
     assert row.mechanism.found is False
     assert row.mechanism.sink_rate.mean == pytest.approx(0.0917, abs=1e-4)
 

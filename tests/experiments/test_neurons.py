@@ -176,7 +176,7 @@ def test_what_a_head_writes_is_not_of_the_mlp(architecture):
     for seed in SEEDS[:2]:
         built = planting.build(architecture, "head", seed)
         result = experiment(built.lm, built.windows, layer_id=built.truth.layer)
-        assert result["conclusion"]["verdict"] == "not written by this MLP"
+        assert result["conclusion"]["verdict"] == "not mostly by this MLP"
         assert abs(result["written"]["share"]["mean"]) < 0.1
         assert result["remove_share"]["mean"] > 0.9
 
@@ -228,7 +228,7 @@ def results_of(draws, **changed):
         ({"least": cell(0.05)}, "2 of 40 neurons, not confirmed"),
         ({"minimal_set": []}, "no set of neurons"),
         ({"written": Written(cell(1), cell(1), cell(0.5))}, "cannot tell"),
-        ({"written": Written(cell(1), cell(1), cell(0.4))}, "not written by this MLP"),
+        ({"written": Written(cell(1), cell(1), cell(0.4))}, "not mostly by this MLP"),
         ({"keep_only_share": None}, "none found"),
     ],
 )
@@ -323,7 +323,7 @@ def with_spikes(family, tokenizer):
     [
         (0, 1, "none found"),  # what this MLP writes there is exactly zero
         (1, 1, "1 of {width} neurons"),
-        (2, 0.5, "not written by this MLP"),  # less than the MLP before
+        (2, 0.5, "not mostly by this MLP"),  # less than the MLP before
         (2, 3, "1 of {width} neurons, not confirmed"),  # more, but what that one wrote is left
     ],
 )

@@ -17,7 +17,13 @@ from tests.partial import partial
 WRITE = {"layer": 3, "kind": "mlp", "head": None, "name": "mlp 3", "value": 5000.0}
 ERASER = {"layer": 8, "kind": "head", "head": 2, "name": "head 8.2", "value": -4000.0}
 PLACE = {"dim": 7, "positions": {"0": 8}, "massive": True, "plateau": [3, 7]}
-VALUES = {"birth": WRITE, "erasers": [ERASER], "plateau": [3, 7], "peak": {"layer": 4, "value": -5123.4}}
+VALUES = {
+    "birth": WRITE,
+    "generators": [WRITE],
+    "erasers": [ERASER],
+    "plateau": [3, 7],
+    "peak": {"layer": 4, "value": -5123.4},
+}
 CI = {"mean": 0.5, "ci95": [0.4, 0.6]}
 
 
@@ -59,7 +65,11 @@ def test_where_it_is_and_who_writes_it():
         (ledger(place={"positions": {"3": 2, "5": 6}}), "at several positions, most often 5: "),
         (ledger(plateau=[4, 4]), "no other layer keeps half of it."),
         (ledger("cannot tell", birth=None), "Who writes it cannot be told; head 8.2"),
-        (ledger("no single component", birth=None), "No single component writes it; head 8.2"),
+        (
+            ledger("cannot tell: mlp 3 or head 8.2", birth=None, generators=[WRITE, ERASER]),
+            "mlp 3 (+5,000) and head 8.2 ",
+        ),
+        (ledger("no single component", birth=None, generators=[]), "No single component writes it; head 8.2"),
         (ledger(erasers=[]), "writes it; no component is sure to take it away."),
         (ledger(erasers=[ERASER, WRITE]), "; head 8.2 (-4,000) and mlp 3 (+5,000) take it away."),
         (ledger(erasers=[ERASER, WRITE, ERASER, WRITE]), "head 8.2 (-4,000), mlp 3 (+5,000) and head 8.2 (-4,000) "),
