@@ -9,6 +9,7 @@ not kept. The logits of a layer are those that softmax takes, or are computed be
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import lru_cache, partial
@@ -27,6 +28,7 @@ from lib.run.errors import UserError
 if TYPE_CHECKING:
     from lib.model.models import LanguageModel
 
+INSTALLING = threading.Lock()
 EXTRA_COLUMNS = 8  # kernels want head sizes that are multiples of 8
 MASK_ROWS = 16
 
@@ -48,6 +50,11 @@ class Arguments(NamedTuple):
     is_causal: bool = False
     scale: float | None = None
     enable_gqa: bool = False
+
+
+class _ByThread(threading.local):
+    def __init__(self) -> None:
+        self.managers: list[AbstractContextManager[object]] = []
 
 
 class UnseenError(UserError):
@@ -314,35 +321,54 @@ def around_calls(
         with_attention = [layer for layer in layers if layer in with_attention]
     at_call = lm.arch.looks_up == lm.model.config._attn_implementation
     around = (lambda layer: _AtCall(manager(layer))) if at_call else manager
-    own = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = _called_inside
-    try:
-        with hooks.around_calls(lm.arch, "attention_module", around, with_attention):
-            yield
-    finally:
-        functional.scaled_dot_product_attention = own
+    with (
+        _AtCall.installed(),
+        hooks.around_calls(lm.arch, "attention_module", around, with_attention),
+    ):
+        yield
 
 
 class _AtCall:
-    """While this is entered, scaled_dot_product_attention runs inside of a manager, and of those entered before."""
+    """While this is entered, scaled_dot_product_attention runs inside of a manager, and of those that its thread
+    entered before."""
 
-    entered: ClassVar[list[AbstractContextManager[object]]] = []
+    entered: ClassVar = _ByThread()
+    installs: ClassVar = 0
+    own: ClassVar[Callable[..., torch.Tensor]] = scaled_dot_product_attention  # before the first of these
 
     def __init__(self, manager: AbstractContextManager[object]) -> None:
         self.manager = manager
 
     def __enter__(self) -> None:
-        self.entered.append(self.manager)
+        self.entered.managers.append(self.manager)
 
     def __exit__(self, *_error: object) -> None:
-        self.entered.remove(self.manager)
+        self.entered.managers.remove(self.manager)
+
+    @classmethod
+    @contextmanager
+    def installed(cls) -> Iterator[None]:
+        """Have PyTorch's function look for what is entered; the last of several to end puts it back."""
+        with INSTALLING:
+            if not cls.installs:
+                cls.own = functional.scaled_dot_product_attention
+                functional.scaled_dot_product_attention = _called_inside
+            cls.installs += 1
+        try:
+            yield
+        finally:
+            with INSTALLING:
+                cls.installs -= 1
+                if not cls.installs:
+                    functional.scaled_dot_product_attention = cls.own
 
 
 def _called_inside(*args: Any, **kwargs: Any) -> torch.Tensor:
-    if len(_AtCall.entered) == 1 and isinstance(_AtCall.entered[0], _Replaced):  # nobody else is to see it
-        return _AtCall.entered[0].instead[scaled_dot_product_attention](*args, **kwargs)
+    managers = _AtCall.entered.managers
+    if len(managers) == 1 and isinstance(managers[0], _Replaced):  # nobody else is to see it
+        return managers[0].instead[scaled_dot_product_attention](*args, **kwargs)
     with ExitStack() as stack:
-        for manager in _AtCall.entered:
+        for manager in managers:
             stack.enter_context(manager)
         return scaled_dot_product_attention(*args, **kwargs)
 

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -111,7 +110,7 @@ def numbers(value):
 
 @pytest.mark.usefixtures("undrawn")
 def test_batch_size_auto_is_recorded_and_changes_no_more_than_rounding(tiny_llama_folder, text_file, tmp_path):
-    _code, one = layerwise(tiny_llama_folder, text_file, tmp_path / "one")
+    _code, one = layerwise(tiny_llama_folder, text_file, tmp_path / "one", "--batch_size", "1")
     _code, auto = layerwise(tiny_llama_folder, text_file, tmp_path / "auto", "--batch_size", "auto")
     assert (one["config"]["batch_size"], auto["config"]["batch_size"]) == (1, 3)
     assert [*numbers(auto["results"])] == pytest.approx([*numbers(one["results"])], rel=1e-5)
@@ -119,7 +118,7 @@ def test_batch_size_auto_is_recorded_and_changes_no_more_than_rounding(tiny_llam
 
 @pytest.mark.usefixtures("undrawn")
 def test_batch_size_auto_halves_when_memory_is_short(tiny_llama_folder, text_file, tmp_path, monkeypatch, capsys):
-    _code, one = layerwise(tiny_llama_folder, text_file, tmp_path / "one")
+    _code, one = layerwise(tiny_llama_folder, text_file, tmp_path / "one", "--batch_size", "1")
     forward, tried = hooks.forward, []
 
     def short_of_memory(lm, ids):
@@ -174,17 +173,6 @@ def test_float16_warns_when_it_is_about_to_end(
         assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("device", "argv", "expected"),
-    [
-        ("cpu", [], False),
-        ("cpu", ["--batch_size", "auto"], True),
-        ("mps", [], True),
-        ("cuda", ["--batch_size", "auto"], True),
-        ("cuda", ["--batch_size", "1"], False),
-    ],
-)
-def test_as_many_windows_as_fit_are_the_default_but_on_a_cpu(device, argv, expected):
-    options = cli.parse(main_llm.Options, main_llm.__doc__, ["--exp2", *argv])
-    lm = SimpleNamespace(device=torch.device(device))
-    assert experiment._is_auto(options, lm) is expected
+@pytest.mark.parametrize(("argv", "expected"), [([], "auto"), (["--batch_size", "1"], 1)])
+def test_as_many_windows_as_fit_are_the_default(argv, expected):
+    assert cli.parse(main_llm.Options, main_llm.__doc__, ["--exp2", *argv]).batch_size == expected

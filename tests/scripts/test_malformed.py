@@ -61,7 +61,9 @@ def damaged(content, rng, within=None):
 
 def measured(model, text_file):
     """Whether a model could be loaded and measured; whatever else is raised is a traceback to the user."""
-    options = main_llm.Options(model=str(model), dataset=str(text_file), nsamples=2, seqlen=16, device="cpu")
+    options = main_llm.Options(
+        model=str(model), dataset=str(text_file), nsamples=2, seqlen=16, batch_size=1, device="cpu"
+    )
     try:
         lm = models.load(options)
         measure.run(lm, data.load(options, lm), options)

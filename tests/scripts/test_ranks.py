@@ -147,7 +147,7 @@ def test_torchrun(tokenizer, tmp_path):
     windows = len(tokenizer(text.read_text())["input_ids"]) // 32
 
     def jobs(out):
-        sample = ["--dataset", str(text), "--seqlen", "32"]
+        sample = ["--dataset", str(text), "--seqlen", "32", "--batch_size", "1"]
         for i, (script, model, n) in enumerate(
             [
                 ("main_llm.py --exp1 --exp2", planted, "5"),

@@ -25,7 +25,7 @@ from tests import reference
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 DIM = 507
-SAMPLE = {"model": "smollm2-135m", "dataset": "python-docs", "nsamples": 2, "seqlen": 96}
+SAMPLE = {"model": "smollm2-135m", "dataset": "python-docs", "nsamples": 2, "seqlen": 96, "batch_size": 1}
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_peak_memory_does_not_grow_with_nsamples(tmp_path):
         "runpy.run_path('exp1_feasibility_test.py', run_name='__main__')\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
-    flags = ["--model", "smollm2-135m", "--dataset", text, "--seqlen", "32", "--savedir", tmp_path]
+    flags = ["--model", "smollm2-135m", "--dataset", text, "--seqlen", "32", "--batch_size", "1", "--savedir", tmp_path]
     peaks = []
     for nsamples in (2, 18):
         done = subprocess.run(
