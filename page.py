@@ -45,7 +45,7 @@ def write(folder: Path, words: Words = ENGLISH) -> Path:
     files = verify_claims.find(folder)
     called = _told_apart(results)
     subjects = [
-        _subject(model, called[model], shown, files.get(model[0], {}), words, key=f"model-{number}")
+        _subject(model[0], called[model], shown, files.get(model[0], {}), words, key=f"model-{number}")
         for number, (model, shown) in enumerate(results.items(), 1)
     ]
     path = folder / words.file
@@ -120,16 +120,12 @@ def experiment_of(name: str) -> Experiment:
 
 
 def _subject(
-    model: Identity, called: str, results: list[Shown], files: verify_claims.Files, words: Words, key: str
+    name: str, called: str, results: list[Shown], files: verify_claims.Files, words: Words, key: str
 ) -> Subject:
     from lib.page.document import NumberedClaim, Subject
 
-    name, of = model
-    every = [file for found in files.values() for file in found]
-    own: verify_claims.Files = {}
-    for file, told in zip(every, verify_claims.weights_of([file.result for file in every]), strict=True):
-        if told == of:
-            own.setdefault(file.result.experiment, []).append(file)
+    below = {shown.below for shown in results}
+    own = {experiment: kept for experiment, found in files.items() if (kept := [f for f in found if f.path in below])}
     verdicts = verify_claims.judge(own, name)
     return Subject(
         name=called,
