@@ -39,6 +39,9 @@ def write(folder: Path, words: Words = ENGLISH) -> Path:
     from lib.page.document import document
 
     result_files.check_writable(folder, [words.file])
+    path = folder / words.file
+    if path.is_file() and b"page.py" not in path.read_bytes():
+        raise cli.UserError(f"{path} is no page of ours, and stays as it is; move it, or name another folder")
     results = find(folder)
     if not results:
         raise cli.UserError(f"no results below {folder}")
@@ -48,7 +51,6 @@ def write(folder: Path, words: Words = ENGLISH) -> Path:
         _subject(model[0], called[model], shown, files.get(model[0], {}), words, key=f"model-{number}")
         for number, (model, shown) in enumerate(results.items(), 1)
     ]
-    path = folder / words.file
     result_files.write_text(path, document(subjects, words))
     return path
 

@@ -36,7 +36,7 @@ def summarise(result: Stored) -> str:
             f"peak {tables.number(values.peak.value, True)} in layer {values.peak.layer}; generators: "
             f"{_names(values.generators)};",
             f"plateau: {_span(values.plateau)}; erasers: {_names(values.erasers)}",
-            f"cannot tell: {_names(values.cannot_tell)}",
+            f"generators or erasers of which we cannot tell: {_names(values.cannot_tell)}",
             f"Rule: {conclusion.rule}",
             tables.tests_table(conclusion.tests),
             "Place: " + place.rule.removeprefix("place: "),

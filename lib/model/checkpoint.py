@@ -16,6 +16,7 @@ from lib.run.errors import IS_POINTER, LFS_POINTER, UserError, cause, listed
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.gguf")
+BELOW = ("*", "snapshots/*", "*/snapshots/*")  # of a folder with models: one each, of the hub's cache one or many
 FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
 MERGE = (
     "merge it into its base model with peft: "
@@ -68,7 +69,7 @@ def require_model(folder: Path) -> None:
         _json(config)
         return
     inside = sorted(folder.glob("*.[gG][gG][uU][fF]"))
-    inside += [path.parent for path in sorted(folder.glob("*/config.json"))]
+    inside += [path.parent for below in BELOW for path in sorted(folder.glob(f"{below}/config.json"))]
     instead = f"; give one of: {', '.join(map(str, inside[:3]))}" if inside else ""
     raise UserError(f"'{folder}' holds no model: it has no config.json{instead}")
 

@@ -11,6 +11,8 @@ from lib.run.errors import UserError, cause, chain
 
 RUN_OFFLINE = "to run without it: --model smollm2-135m --dataset python-docs, or local files"
 NAMES = "NAME or OWNER/NAME, of letters, digits, '-', '_' and '.'"
+HOLDS = {"model": ("config.json",), "tokenizer": ("tokenizer.json", "tokenizer.model", "vocab.json")}
+KINDS = {"model": "a folder with config.json and its weights{}, a .gguf file", "tokenizer": "a folder with its files{}"}
 # by the names of classes, so that nothing is imported; a subclass before its base
 MEANT = {
     "GatedRepoError": "cannot load {}: it is gated; accept its terms on the hub, then log in: hf auth login",
@@ -66,22 +68,23 @@ def go_offline(why: str = "--offline") -> None:
         sys.modules["datasets"].config.HF_HUB_OFFLINE = True
 
 
-def require_id(name: str) -> None:
-    """Raise UserError if a model's `name`, of which there is no folder here, cannot be a hub id either."""
+def require_id(name: str, what: str = "model") -> None:
+    """Raise UserError if the `name` of a model, tokenizer or dataset, which is not here, cannot be a hub id either."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    missing = "no such file" if what == "dataset" else f"no such {what} folder"
     if os.path.isfile(os.path.expanduser(name)):
-        raise UserError(
-            f"'{name}' is a file; a model is a folder with config.json and its weights (--model "
-            f"{os.path.dirname(name) or '.'}), a .gguf file, or a hub id"
-        )
+        folder = os.path.dirname(name) or "."
+        known = any(os.path.isfile(os.path.join(os.path.expanduser(folder), file)) for file in HOLDS[what])
+        instead = f" (--{what} {folder})" if known else ""
+        raise UserError(f"'{name}' is a file; a {what} is {KINDS[what].format(instead)}, or a hub id")
     if os.path.isabs(name) or name.startswith((".", "~")) or name.endswith(os.sep) or name.count("/") > 1:
-        raise UserError(f"no such model folder: {name}")
+        raise UserError(f"{missing}: {name}")
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UserError(f"no such model folder: {name:.200}; and no hub id, which is {NAMES}") from error
+        raise UserError(f"{missing}: {name:.200}; and no hub id, which is {NAMES}") from error
 
 
 def why_not(name: str, error: BaseException, what: str = "model", revision: str | None = None) -> str:

@@ -188,13 +188,15 @@ def _snapshot(options: Options) -> Path:
 def _tokenizer(options: Options, name: str, where: dict[str, Any]) -> transformers.PreTrainedTokenizerBase:
     """The tokenizer of the model's files, or the one of --tokenizer, with the ids that its tokenizer.json gives."""
     given = options.tokenizer or options.model
-    name = options.tokenizer or name
-    where = {"trust_remote_code": options.trust_remote_code} if options.tokenizer else where
-    try:
-        if options.tokenizer and Path(name).is_dir():
+    if options.tokenizer:
+        name, where = os.path.expanduser(given), {"trust_remote_code": options.trust_remote_code}
+        if os.path.isdir(name):
             checkpoint.require_no_pointers(Path(name))
-        elif options.tokenizer:
-            hub.require_id(name)
+        else:
+            hub.require_id(given, "tokenizer")
+            if not options.offline:
+                hub.reachable()
+    try:
         return tokenizer.load(name, **where)
     except Exception as error:
         if options.tokenizer and not isinstance(error, UserError) and not Path(name).is_dir():

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 JOINED_BY = "\n\n"
+SAVED_BY = ("state.json", "dataset_dict.json")  # by save_to_disk of `datasets`
+SAVED = "first write one: datasets.load_from_disk(folder).to_parquet(file), of a DatasetDict one of its splits"
 HEADING = re.compile(r"^ = [^=\n]+ = $", re.MULTILINE)
 KNOWN = {"wikitext": ("Salesforce/wikitext", "wikitext-2-raw-v1")}
 DEFAULTS: dict[str, str | None] = {
@@ -100,7 +102,8 @@ def _of_file(options: Options, path: Path) -> Corpus:
     if "://" in options.dataset:
         raise UserError(f"{options.dataset} is an address; download it and name the file")
     if os.path.isdir(path):
-        raise UserError(f"{path} is a folder; name a file in it")
+        how = f"; {SAVED}" if any((path / name).is_file() for name in SAVED_BY) else ""
+        raise UserError(f"{path} is a folder; name a file in it{how}")
     if not os.path.exists(path):
         raise UserError(f"no such file: {path}")
     if ending not in text_files.READERS or not os.path.isfile(path):
@@ -120,6 +123,7 @@ def _of_hub(options: Options, dataset_config: str | None, split: str, text_colum
     config = dataset_config or config
     if os.path.exists(hub_id):  # which `datasets` would take instead
         raise UserError(f"'{hub_id}' is a dataset of the hub and a folder here; run this in another folder")
+    hub.require_id(hub_id, "dataset")
     rows = _load_dataset(options, hub_id, config, split)
     name = f"dataset '{options.dataset}'"
     try:

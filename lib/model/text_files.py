@@ -14,6 +14,7 @@ from typing import Any
 from lib.run.errors import IS_POINTER, LFS_POINTER, UserError, cause
 
 TEXT_COLUMN = "text"
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
 MARKS = {  # the longer first: UTF-32's begins as UTF-16's
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
@@ -118,11 +119,22 @@ def _csv(text: str, text_column: str, delimiter: str) -> list[str]:
         if not row:  # a blank line
             continue
         if header is None:
+            _require_parted(row, text_column, delimiter)
             header, column = row, column_index(row, text_column)
         elif len(row) != len(header):
             raise UserError(f"line {line} has {len(row)} fields, the header {len(header)}")
         else:
             texts.append(row[column])
+
+
+def _require_parted(header: Sequence[str], wanted: str, delimiter: str) -> None:
+    """Raise UserError if a first row lacks the column `wanted` and is one field that another separator would part."""
+    other = next((mark for mark in SEPARATORS if len(header) == 1 and mark in header[0]), None)
+    if other is not None and wanted not in header:
+        raise UserError(
+            f"no column '{wanted}': the first row has {SEPARATORS[other]}, but no {SEPARATORS[delimiter]}; commas part "
+            "the fields of a .csv file, tabs those of a .tsv file"
+        )
 
 
 def column_index(columns: Sequence[str], wanted: str) -> int:

@@ -1,6 +1,7 @@
 """A checkpoint's tokenizer, with the ids that its own files give."""
 
 import json
+from collections.abc import Container
 from typing import Any
 
 import sentencepiece
@@ -19,12 +20,14 @@ def load(name: str, trust_remote_code: bool, **where: Any) -> transformers.PreTr
     """The tokenizer of a folder or hub id.
 
     Where there is a tokenizer.json its ids are that file's: the class that a configuration names may bring another
-    splitter along, so the file itself is loaded. Code of the checkpoint's own runs only with `trust_remote_code`.
+    splitter along, so the file itself is loaded, and of the class only the name of a BOS token that no file names, as
+    in GPT-2's. Code of the checkpoint's own runs only with `trust_remote_code`.
 
     where: `revision` of a hub id. Raises UserError: code that is not trusted, a vocabulary that is empty or lacks its
     merges; whatever transformers raises for files that it cannot read.
     """
-    code = get_tokenizer_config(name, **where).get("auto_map")
+    settings = get_tokenizer_config(name, **where)
+    code = settings.get("auto_map")
     code = code.get("AutoTokenizer") if isinstance(code, dict) else code  # a list, in old ones
     if code and not trust_remote_code:
         raise UserError(f"it is code of its own ({code}), which runs only with --trust_remote_code")
@@ -34,6 +37,8 @@ def load(name: str, trust_remote_code: bool, **where: Any) -> transformers.PreTr
     )
     if whole is not None and not code:
         tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(name, fix_mistral_regex=False, **where)
+        if tokenizer.bos_token is None and "bos_token" not in settings:
+            tokenizer.bos_token = _bos_of_class(name, tokenizer.get_vocab(), **where)
     else:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **where)
         _require_merges(tokenizer)
@@ -46,6 +51,15 @@ def load(name: str, trust_remote_code: bool, **where: Any) -> transformers.PreTr
         model.dropout = None
     tokenizer("0")  # a configuration of wrong types fails here
     return tokenizer
+
+
+def _bos_of_class(name: str, vocabulary: Container[str], **where: Any) -> str | None:
+    """The BOS token of the class that transformers takes for a model's type, if it is in the vocabulary."""
+    try:
+        bos = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, **where).bos_token
+    except Exception:  # a tokenizer.json needs no class, and not every class takes it
+        return None
+    return bos if bos in vocabulary else None
 
 
 def _follow(tokenizer: transformers.PreTrainedTokenizerBase, path: str) -> None:

@@ -19,11 +19,11 @@ import main_llm
 from experiments.layerwise import measure
 from lib import experiment
 from lib.core import data
-from lib.model import models
+from lib.model import hub, models
 from lib.run.cli import Options, UserError
 from tests import every_type, mixtures
 from tests.cases import close
-from tests.conftest import POSITIONS, logits, make_tokenizer, save, tiny_model, token_ids
+from tests.conftest import END, POSITIONS, logits, make_tokenizer, save, tiny_model, token_ids
 from tests.conftest import TEXT as TEXT_TO_LEARN
 from tests.scripts.test_scripts import run
 
@@ -138,6 +138,24 @@ def test_a_tokenizer_of_vocabulary_and_merges(gpt2):
     assert load(gpt2).tokenizer(TEXT, add_special_tokens=False)["input_ids"] == own(TEXT)["input_ids"]
     (gpt2 / "merges.txt").unlink()
     refused(gpt2, "no merges|merges")
+
+
+@pytest.mark.parametrize(
+    ("end", "named", "expected"),
+    [
+        ("<|endoftext|>", {}, "<|endoftext|>"),
+        ("<|endoftext|>", {"bos_token": None}, None),
+        ("<|endoftext|>", {"bos_token": "a"}, "a"),
+        ("<|other|>", {}, None),
+    ],
+)
+def test_a_bos_token_that_the_class_of_the_type_names(end, named, expected, gpt2):
+    """GPT-2's own files tell no more than the length. What they tell stands, and no token is made up."""
+    path = gpt2 / "tokenizer.json"
+    path.write_text(path.read_text().replace(END, end))
+    (gpt2 / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 1024, **named}))
+    tokenizer = load(gpt2).tokenizer
+    assert (tokenizer.bos_token, len(tokenizer)) == (expected, 300)
 
 
 SPLITS_LIKE_LLAMA = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "byte_fallback": True}
@@ -395,10 +413,34 @@ def test_a_configuration_that_is_none(content, llama):
     refused(llama, r"cannot read .*config\.json")
 
 
-@pytest.mark.parametrize("given", ["./nowhere", "tokenizer.json"])
-def test_a_tokenizer_that_is_not_there(given, llama):
-    message = refused(llama, "no tokenizer for", tokenizer=str(llama / given) if given.endswith("json") else given)
-    assert "--tokenizer" not in message
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ("./nowhere", "^no such tokenizer folder: "),
+        ("nowhere and no id", "^no such tokenizer folder: .* no hub id"),
+        ("tokenizer.json", r"is a file; a tokenizer is a folder with its files \(--tokenizer "),
+        ("alone/config.json", "is a file; a tokenizer is a folder with its files, or a hub id$"),
+        ("alone", "^no tokenizer for '"),
+    ],
+)
+def test_a_tokenizer_that_is_not_there(given, match, llama, monkeypatch):
+    (llama / "alone").mkdir()
+    (llama / "alone" / "config.json").write_text("{}")
+    monkeypatch.chdir(llama)
+    assert "a model is" not in refused(llama, match, tokenizer=given)
+
+
+def test_a_tokenizer_at_home(llama, monkeypatch):
+    monkeypatch.setenv("HOME", str(llama.parent))
+    assert len(load(llama, tokenizer=f"~/{llama.name}").tokenizer) == 300
+
+
+def test_a_tokenizer_of_the_hub_is_asked_for_once_the_hub_answered(llama, monkeypatch):
+    """Otherwise the libraries ask again and again, for minutes, where there is no network."""
+    asked = []
+    monkeypatch.setattr(hub, "reachable", lambda: asked.append("hub"))
+    refused(llama, "cannot reach the Hugging Face hub", tokenizer="example-org/example")
+    assert asked == ["hub"]
 
 
 def test_an_adapter_alone(tmp_path):
@@ -722,7 +764,13 @@ def test_a_model_whose_outputs_are_not_finite(llama):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_file_of_a_model(name, llama):
-    refused(llama / name, "is a file; a model is a folder")
+    refused(llama / name, r"is a file; a model is a folder with config\.json and its weights \(--model ")
+
+
+def test_a_file_beside_no_model(tmp_path):
+    """As nanoGPT's: its folder is none either."""
+    (tmp_path / "ckpt.pt").write_bytes(b"")
+    refused(tmp_path / "ckpt.pt", "is a file; a model is a folder with config.json and its weights, a .gguf file")
 
 
 def test_a_folder_around_models(llama, tmp_path):
@@ -730,6 +778,14 @@ def test_a_folder_around_models(llama, tmp_path):
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "m.gguf").write_bytes(b"GGUF")
     refused(tmp_path / "only", r"give one of: .*m\.gguf")
+
+
+@pytest.mark.parametrize("above", ["", "models--org--name"])
+def test_a_folder_of_the_hubs_cache(above, tmp_path):
+    snapshot = tmp_path / "hub" / "models--org--name" / "snapshots" / "1234"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    refused(tmp_path / "hub" / above, f"give one of: {snapshot}$")
 
 
 def test_a_folder_without_weights(llama):

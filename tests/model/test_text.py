@@ -313,6 +313,25 @@ def test_what_csv_files_hold(tmp_path, data, rows):
     assert read(tmp_path / "a.csv").documents == rows
 
 
+@pytest.mark.parametrize(
+    ("name", "header", "what"),
+    [
+        ("a.csv", "id;text", "semicolons, but no commas"),
+        ("a.csv", "\ufeffid;text", "semicolons, but no commas"),
+        ("a.csv", "sep=;\nid;text", "semicolons, but no commas"),
+        ("a.csv", "id\ttext", "tabs, but no commas"),
+        ("a.csv", "id|text", "bars, but no commas"),
+        ("a.tsv", "id,text", "commas, but no tabs"),
+    ],
+)
+def test_fields_that_are_separated_otherwise(name, header, what, tmp_path):
+    """No column is proposed that is the whole row."""
+    (tmp_path / name).write_text(f"{header}\n1;some words\n", encoding="utf-8")
+    message = refusal(tmp_path / name)
+    assert f"no column 'text': the first row has {what}" in message
+    assert "--text_column" not in message
+
+
 def test_csv_of_other_tools(tmp_path):
     pandas = pytest.importorskip("pandas")
     rows = [row for row in ROWS if row]
@@ -384,6 +403,21 @@ def test_folders(tmp_path):
     for folder in (tmp_path, tmp_path / "a.txt"):
         assert "is a folder; name a file in it" in refusal(folder)
     assert "cannot tell what" in refusal("/dev/null")
+
+
+def test_a_folder_that_datasets_saved(tmp_path):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"text": ROWS})
+    rows.save_to_disk(tmp_path / "rows")
+    datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "splits")
+    for folder in (tmp_path / "rows", tmp_path / "splits"):
+        assert "load_from_disk(folder).to_parquet(file)" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["-", "my text", "a--b"])
+def test_what_is_neither_a_file_nor_a_hub_id(name):
+    assert refusal(name).startswith(f"no such file: {name}; and no hub id")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

@@ -341,6 +341,16 @@ def test_a_folder_without_results(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_page_of_someone_else_stays(tmp_path, capsys):
+    folder = folders.smollm2(tmp_path / "x", "exp3")
+    (folder / page.NAME).write_text("<html>mine</html>")
+    assert run("page.py", folder) == 2
+    assert f"{page.NAME} is no page of ours" in capsys.readouterr().err
+    assert (folder / page.NAME).read_text() == "<html>mine</html>"
+    (folder / page.NAME).unlink()
+    assert [run("page.py", folder, "--language", language) for language in ("zh", "en", "en")] == [0, 0, 0]
+
+
 def test_no_torch(tmp_path):
     folder = folders.smollm2(tmp_path / "x", "exp3")
     code = f"import sys, pathlib, page; print(page.write(pathlib.Path({str(folder)!r}))); "

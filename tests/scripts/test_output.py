@@ -597,7 +597,7 @@ MISTAKES = {  # what is typed: what the line says, what not
     "too long": (["--model", "x" * 5000], ["no such model folder"], ["reach"]),
     "empty": (["--model", ""], ["--model is empty"], ["reach"]),
     "weights": (["--model", "models/model.safetensors"], ["is a file", "--model models"], ["reach"]),
-    "weights here": (["--model", "pytorch_model.bin"], ["is a file", "--model ."], ["reach"]),
+    "weights here": (["--model", "pytorch_model.bin"], ["is a file"], ["--model", "reach"]),  # no folder of a model
     "configuration": (["--model", "models/config.json"], ["is a file", "--model models"], ["reach"]),
 }
 
