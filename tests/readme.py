@@ -99,7 +99,7 @@ def verdict(name, say):
 
 def shown(word, say):
     """A verdict as it stands in the results; in Chinese its meaning beside it, where it is a fixed word."""
-    meaning = READMES_WORDS[say].verdicts.get(word)
+    meaning = READMES_WORDS[say].meaning(word)
     return f"`{word}`" if meaning is None else f"`{word}`{say('({meaning})').format(meaning=meaning)}"
 
 

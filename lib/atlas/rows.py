@@ -10,7 +10,8 @@ from lib.claims import judging
 from lib.claims.cells import retained
 from lib.claims.every import CLAIMS
 from lib.claims.measured import SCRIPTS, CannotTellError, Measured
-from lib.core.evidence import NONE_FOUND, Cell
+from lib.core.definitions import COLLAPSES
+from lib.core.evidence import NONE_FOUND, Cell, every, within
 from lib.page import findings
 from lib.page.words import ENGLISH
 from lib.report import identity
@@ -134,8 +135,11 @@ def _ablations(measured: Measured) -> dict[str, Any]:
 
 
 def _need(measured: Measured) -> dict[str, Any]:
+    """What the model loses without the value, where the change takes it away."""
     values = measured.interventions.conclusion.values
-    return {} if values is None else {"cost": _cell(values.counterfactual.loss_change)}
+    off = None if values is None else values.counterfactual
+    gone = off is not None and off.left is not None and every(within("left", off.left, COLLAPSES))
+    return {"cost": _cell(off.loss_change)} if off is not None and gone else {}
 
 
 def _sinks(measured: Measured) -> dict[str, Any]:

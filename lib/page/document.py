@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.claims.judging import VERDICTS, JudgedClaim
+from lib.core.definitions import ABSOLUTE, RELATIVE
 from lib.page import figures, txt
 from lib.page.html import Html, joined, tag
 from lib.page.sections import Shown, section
@@ -46,6 +47,7 @@ def document(subjects: Sequence[Subject], words: Words) -> str:
 def whole(title: str, content: object, words: Words) -> str:
     """A page with this title and content."""
     main = tag("main", content, id="main")
+    about = words.about.format(absolute=f"{ABSOLUTE:,.0f}", relative=f"{RELATIVE:,.0f}")
     plotly = figures.plotly() if "data-view=" in main else None
     head = tag(
         "head",
@@ -59,7 +61,7 @@ def whole(title: str, content: object, words: Words) -> str:
     body = tag(
         "body",
         tag("a", words.skip, href="#main", class_="skip"),
-        tag("header", tag("h1", title)),
+        tag("header", tag("h1", title), tag("p", about), tag("p", words.reading)),
         main,
         tag("footer", tag("p", words.footer)),
         tag("script", Html(plotly), type="text/plain", id="plotly") if plotly else [],
@@ -123,7 +125,7 @@ def _answers(results: Sequence[Shown], words: Words) -> Html:
         ]
         for shown in results
     ]
-    return txt.html_table(Table([words.experiment, words.question, words.answer], rows, [False] * 3))
+    return txt.html_table(Table([words.experiment, words.question, words.answer], rows, [False] * 3), whole=True)
 
 
 def _claims(subject: Subject, words: Words) -> Html:

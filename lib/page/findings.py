@@ -3,8 +3,12 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from experiments.ledger.results import NamedWrite
+from experiments.ledger.results import Results as Ledger
 from lib.claims.cells import retained
 from lib.claims.measured import birth_layer
+from lib.core.births import share_test
+from lib.core.definitions import WRITTEN
 from lib.core.evidence import CANNOT_TELL, NONE_FOUND
 from lib.core.results import FollowedPlace
 from lib.page.words import Words
@@ -31,7 +35,7 @@ def _where(found: Found, words: Words) -> str | None:
     peak = {"dim": place.dim, "value": number(values.peak.value, True), "layer": values.peak.layer}
     if not place.massive or values.plateau is None:
         return words.nothing.format(**peak)
-    (start, end), ratio = values.plateau, _ratio(found, place, values.peak.layer, words)
+    (start, end), ratio = values.plateau, _ratio(found, place, words)
     plateau = words.one_layer if start == end else words.plateau.format(first=start, last=end)
     return words.where.format(**peak, position=_position(place, words), ratio=ratio, plateau=plateau)
 
@@ -41,13 +45,11 @@ def _position(place: FollowedPlace, words: Words) -> str:
     return (words.position if len(place.positions) == 1 else words.positions).format(position=most)
 
 
-def _ratio(found: Found, place: FollowedPlace, layer: int, words: Words) -> str:
-    """Of the layer's largest value, where that is in the followed dim."""
-    if "layerwise" not in found:
-        return ""
-    statistics = found["layerwise"][0].results.layers[layer]
-    ratio, dim = statistics.ratio, statistics.at[0].dim
-    return "" if ratio is None or dim != place.dim else words.ratio.format(ratio=f"{ratio.mean:,.0f}")
+def _ratio(found: Found, place: FollowedPlace, words: Words) -> str:
+    """The largest of any layer whose largest value is in the followed dim."""
+    layers = found["layerwise"][0].results.layers if "layerwise" in found else []
+    ratios = [layer.ratio.mean for layer in layers if layer.ratio is not None and layer.at[0].dim == place.dim]
+    return words.ratio.format(ratio=f"{max(ratios):,.0f}") if ratios else ""
 
 
 def _who(found: Found, words: Words) -> str | None:
@@ -56,12 +58,19 @@ def _who(found: Found, words: Words) -> str | None:
     conclusion = found["exp3"][0].conclusion
     values = conclusion.values
     if values.birth is not None:
-        writer = words.writes.format(birth=_write(values.birth, words))
+        writer = _writes(found["exp3"][0].results, values.birth, words)
     elif len(values.generators) > 1:
         writer = words.write_together.format(writers=_listed(values.generators, words))
     else:
         writer = words.writer_unknown if conclusion.verdict == CANNOT_TELL else words.no_writer
     return words.who.format(writer=writer, eraser=_eraser(values.erasers[:3], words))
+
+
+def _writes(results: Ledger, birth: NamedWrite, words: Words) -> str:
+    """A birth writes more of it than any other; whether that is half of the peak, its interval must tell."""
+    write = next(write for write in results.writes if write.name == birth.name)
+    said = words.writes if share_test(write, "above", WRITTEN).answer else words.writes_most
+    return said.format(birth=_write(birth, words), share=f"{write.share.mean:.1%}")
 
 
 def _eraser(erasers: Sequence[Any], words: Words) -> str:
@@ -103,9 +112,11 @@ def _needed(found: Found, words: Words) -> str | None:
     conclusions = [result.conclusion for result in found.get("exp5", []) if result.results.layer == layer]
     if not conclusions or conclusions[0].values is None:
         return None
-    loss = interval(conclusions[0].values.counterfactual.loss_change, True)
-    return words.needed.format(verdict=words.shown(conclusions[0].verdict), loss=loss)
+    off = conclusions[0].values.counterfactual
+    left = "" if off.left is None else words.left_there.format(left=number(off.left.mean))
+    loss = interval(off.loss_change, True)
+    return words.needed.format(verdict=words.shown(conclusions[0].verdict), layer=layer, left=left, loss=loss)
 
 
 def _trained(found: Found, words: Words) -> str | None:
-    return words.trained.format(verdict=found["exp14"][0].conclusion.verdict) if "exp14" in found else None
+    return words.trained.format(verdict=words.shown(found["exp14"][0].conclusion.verdict)) if "exp14" in found else None

@@ -57,15 +57,15 @@ def _paragraph(lines: list[str]) -> Html:
     return tag("p", "\n".join(lines), class_=role)
 
 
-def html_table(table: Table) -> Html:
-    """In a box of its own that scrolls, and can be scrolled with keys."""
+def html_table(table: Table, whole: bool = False) -> Html:
+    """In a box of its own that scrolls, and can be scrolled with keys. whole: with all rows in sight."""
     kinds = [_kind(table, column) for column in range(len(table.headers))]
     heads = [tag("th", head, scope="col", class_=kind) for head, kind in zip(table.headers, kinds, strict=True)]
     rows = [
         tag("tr", [tag("td", cell, class_=kind) for cell, kind in zip(row, kinds, strict=True)]) for row in table.rows
     ]
     body = tag("table", tag("thead", tag("tr", heads)), tag("tbody", rows))
-    shape = "tall box" if len(table.rows) > TALL else "box"
+    shape = "tall box" if len(table.rows) > TALL and not whole else "box"
     return tag("div", body, class_=shape, tabindex="0", role="group", aria_label=", ".join(filter(None, table.headers)))
 
 

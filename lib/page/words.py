@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 BRACKETS = re.compile(r" \([^()]*\)")
+PLACE = re.compile(r"\\\{(\w+)\\\}")  # {name}, escaped
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ EXPERIMENTS = {
         "what it writes, or what the model loses without it",
     ),
     "head_pruning": Said(
-        "What is it without the heads that look most, or least?",
+        "What is left without the heads that look most, or least, at the first token?",
         "what a few heads do, beside all (or 200 random) other sets of the same layers",
         "more than causality allows: heads that run after the birth could have changed nothing before it",
     ),
@@ -147,12 +148,24 @@ FATES = {
 
 @dataclass(frozen=True)
 class Words:
-    """verdicts: {a verdict as results have it: what it means}; claims: {a claim's text without what stands in brackets:
-    its translation}. A verdict or a claim that is not there stands as it is."""
+    """verdicts: {a verdict as results have it: what it means}, with {places} for what differs, which may be verdicts
+    themselves; claims: {a claim's text without what stands in brackets: its translation}. A verdict or a claim that is
+    not there stands as it is."""
 
     language: str = "en"
     file: str = "index.html"
     title: str = "Massive activations of {names}"
+    about: str = (
+        "A massive activation is one number inside a language model that is far larger than those around it: in the "
+        "vector that stands for one token after a layer, one dimension (dim) whose absolute value is above {absolute} "
+        "and more than {relative} times the median of that layer (Sun et al. 2024). An attention sink is a token to "
+        "which many attention heads give much of their attention."
+    )
+    reading: str = (
+        "Layers, heads, dims and positions are counted from 0: mlp 2 is the MLP of layer 2, head 2.1 is head 1 of "
+        "layer 2. A layer has attention heads and an MLP; what one of them writes is what it adds to the value. "
+        "Numbers in square brackets are 95 % intervals."
+    )
     in_short: str = "In short"
     answers: str = "What each experiment says"
     claims_heading: str = "What becomes of published claims"
@@ -204,11 +217,12 @@ class Words:
     )
     position: str = "position {position}"
     positions: str = "several positions, most often {position}"
-    ratio: str = ", {ratio} x the median there"
+    ratio: str = ", and up to {ratio} x a layer's median"
     plateau: str = "half of it or more is kept from layer {first} to {last}"
     one_layer: str = "no other layer keeps half of it"
     who: str = "{writer}; {eraser}."
-    writes: str = "{birth} writes it"
+    writes: str = "{birth} writes it, {share} of the peak"
+    writes_most: str = "{birth} writes the largest part of it, {share} of the peak"
     write_together: str = "{writers} write it, which of them most cannot be told"
     writer_unknown: str = "Who writes it cannot be told"
     no_writer: str = "No single component writes it"
@@ -225,9 +239,11 @@ class Words:
     mlp: str = "MLP"
     fates: Mapping[str, str] = field(default_factory=lambda: FATES)
     needed: str = (
-        "Whether the model needs it: {verdict}. Without what writes it the loss changes by {loss} nats a token."
+        "Whether the model needs it: {verdict}. Without what mlp {layer} writes there{left} the loss changes by {loss} "
+        "nats a token."
     )
-    trained: str = "In training: {verdict}."
+    left_there: str = " ({left} of it is left)"
+    trained: str = "Over training, {verdict}."
 
     glossed: str = "{verdict} ({meaning})"
     experiments: Mapping[str, Said] = field(default_factory=lambda: EXPERIMENTS)
@@ -241,8 +257,18 @@ class Words:
 
     def shown(self, verdict: str) -> str:
         """As it stands in the results, with its meaning."""
-        meaning = self.verdicts.get(verdict)
+        meaning = self.meaning(verdict)
         return verdict if meaning is None else self.glossed.format(verdict=verdict, meaning=meaning)
+
+    def meaning(self, verdict: str) -> str | None:
+        """None where it has none but itself."""
+        if verdict in self.verdicts:
+            return self.verdicts[verdict]
+        for shape, meaning in self.verdicts.items():
+            found = "{" in shape and re.fullmatch(PLACE.sub(r"(?P<\1>.+?)", re.escape(shape)), verdict)
+            if found:
+                return meaning.format(**{name: self.meaning(of) or of for name, of in found.groupdict().items()})
+        return None
 
     def said(self, claim: str) -> str:
         """A claim in this language, what stands in brackets at its end."""

@@ -2,13 +2,15 @@
 
 import csv
 import json
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
 
 import atlas
+from experiments.interventions.results import Verdict
 from lib import catalogue
-from lib.atlas import agreement, figures
+from lib.atlas import agreement, figures, rows
 from lib.atlas.results import ClaimTogether, Curve, Mechanism, Results, Row, Said
 from lib.claims.every import CLAIMS
 from lib.claims.judging import FAILS, HOLDS
@@ -19,6 +21,7 @@ from lib.run.checkout import ROOT
 from tests import golden
 from tests.claims.test_claims import write
 from tests.page.parsed import parse
+from tests.partial import partial
 from tests.scripts.test_scripts import run
 
 
@@ -172,13 +175,30 @@ def test_a_model_of_which_there_is_only_its_training(tmp_path):
     assert found["dim"] == max(truth.values, key=lambda dim: abs(truth.values[dim]))
     assert (found["birth"], found["position"], found["plateau"]) == (f"mlp {truth.layer}", 0, None)
     assert found["depth"] == pytest.approx((truth.layer + 1) / found["n_layers"])
-    assert row["said"] == [f"In training: {row['verdicts']['exp14']}."]
+    assert row["said"] == [f"Over training, {row['verdicts']['exp14']}."]
+
+
+@pytest.mark.parametrize(
+    ("left", "shown"),
+    [
+        ({"mean": 0.01, "ci95": [0.0, 0.02]}, True),
+        (None, False),
+        ({"mean": 0.82, "ci95": [0.81, 0.83]}, False),
+        ({"mean": 0.05, "ci95": [0.0, 0.11]}, False),
+    ],
+)
+def test_the_cost_is_of_a_value_that_is_gone(left, shown):
+    """What the loss changes by where most of it is left says nothing of the model without it."""
+    values = {"counterfactual": {"loss_change": {"mean": 0.5, "ci95": [0.4, 0.6]}, "left": left}}
+    conclusion = partial(Verdict, {"verdict": "cannot tell", "values": values})
+    measured = SimpleNamespace(interventions=result_files.Result("exp5", {}, {}, None, conclusion, {}))
+    assert ("cost" in rows._need(measured)) == shown
 
 
 def test_a_training_in_which_nothing_gets_massive():
     [row] = atlas.collect([ROOT / "results" / "small-llama"])[0].models
     [said] = row.said
-    assert said.startswith("In training: massive activations: none found; sinks: ")
+    assert said.startswith("Over training, massive activations: none found; sinks: ")
     assert row.mechanism.found is False
     assert row.mechanism.sink_rate.mean == pytest.approx(0.0917, abs=1e-4)
 

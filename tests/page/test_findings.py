@@ -15,6 +15,7 @@ from lib.report.result_files import Result
 from tests.partial import partial
 
 WRITE = {"layer": 3, "kind": "mlp", "head": None, "name": "mlp 3", "value": 5000.0}
+SHARE = {"mean": 0.976, "ci95": [0.97, 0.98], "family95": [0.96, 0.99]}
 ERASER = {"layer": 8, "kind": "head", "head": 2, "name": "head 8.2", "value": -4000.0}
 PLACE = {"dim": 7, "positions": {"0": 8}, "massive": True, "plateau": [3, 7]}
 VALUES = {
@@ -35,9 +36,10 @@ def result(experiment, results=None, conclusion=None):
     return Result(experiment, {}, {}, results, conclusion, {})
 
 
-def ledger(verdict="mlp 3", place=None, **values):
+def ledger(verdict="mlp 3", place=None, share=SHARE, **values):
     conclusion = partial(LedgerVerdict, {"verdict": verdict, "values": VALUES | values})
-    return result("exp3", partial(Ledger, {"place": PLACE | (place or {})}), conclusion)
+    results = {"place": PLACE | (place or {}), "writes": [WRITE | {"share": share}]}
+    return result("exp3", partial(Ledger, results), conclusion)
 
 
 def layerwise(dim=7):
@@ -53,10 +55,17 @@ def ablated(experiment, verdict, exact=None):
 
 def test_where_it_is_and_who_writes_it():
     assert sentences([layerwise(), ledger()]) == [
-        "Massive activations are largest in dim 7, at position 0: -5,123 in layer 4, 4,000 x the median there; half of "
-        "it or more is kept from layer 3 to 7.",
-        "mlp 3 (+5,000) writes it; head 8.2 (-4,000) takes it away.",
+        "Massive activations are largest in dim 7, at position 0: -5,123 in layer 4, and up to 8,000 x a layer's "
+        "median; half of it or more is kept from layer 3 to 7.",
+        "mlp 3 (+5,000) writes it, 97.6% of the peak; head 8.2 (-4,000) takes it away.",
     ]
+
+
+@pytest.mark.parametrize("family95", [[0.12, 0.16], [0.45, 0.55]])
+def test_the_largest_part_is_not_it(family95):
+    """Where a birth is not sure to write half of the peak, though it writes more than any other."""
+    said = sentences([ledger(share={"mean": 0.143, "ci95": family95, "family95": family95})])[1]
+    assert said.startswith("mlp 3 (+5,000) writes the largest part of it, 14.3% of the peak; ")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +79,7 @@ def test_where_it_is_and_who_writes_it():
             "mlp 3 (+5,000) and head 8.2 ",
         ),
         (ledger("no single component", birth=None, generators=[]), "No single component writes it; head 8.2"),
-        (ledger(erasers=[]), "writes it; no component is sure to take it away."),
+        (ledger(erasers=[]), "of the peak; no component is sure to take it away."),
         (ledger(erasers=[ERASER, WRITE]), "; head 8.2 (-4,000) and mlp 3 (+5,000) take it away."),
         (ledger(erasers=[ERASER, WRITE, ERASER, WRITE]), "head 8.2 (-4,000), mlp 3 (+5,000) and head 8.2 (-4,000) "),
     ],
@@ -80,7 +89,7 @@ def test_of_the_ledger(found, said):
 
 
 def test_the_ratio_is_of_the_followed_dim():
-    assert "x the median" not in sentences([ledger(), layerwise(dim=9)])[0]
+    assert " x " not in sentences([ledger(), layerwise(dim=9)])[0]
 
 
 def test_nothing_massive():
@@ -99,15 +108,16 @@ def test_what_is_left_without_parts():
 
 
 def test_need_is_of_the_layer_of_the_birth():
-    def needed(layer, verdict="not needed"):
-        values = {"counterfactual": {"loss_change": CI}}
+    def needed(layer, verdict="not needed", left=None):
+        values = {"counterfactual": {"loss_change": CI, "left": left}}
         conclusion = partial(InterventionsVerdict, {"verdict": verdict, "values": values})
         return result("exp5", partial(Interventions, {"layer": layer}), conclusion)
 
     assert sentences([ledger(), needed(5, "needed"), needed(3)])[-1] == (
-        "Whether the model needs it: not needed. Without what writes it the loss changes by +0.5000 [+0.4000, +0.6000] "
-        "nats a token."
+        "Whether the model needs it: not needed. Without what mlp 3 writes there the loss changes by +0.5000 [+0.4000, "
+        "+0.6000] nats a token."
     )
+    assert "writes there (0.8200 of it is left) the loss" in sentences([ledger(), needed(3, left={"mean": 0.82})])[-1]
     assert len(sentences([ledger(), needed(5)])) == 2
 
 

@@ -2,18 +2,22 @@
 marked as English."""
 
 import dataclasses
+import json
 import re
 
 import pytest
 
 import page
+from experiments.census.judge import CAUSES
 from lib.claims.every import CLAIMS
 from lib.page.words import BRACKETS, CHINESE, ENGLISH, LANGUAGES, Words
+from tests import golden
 from tests.page import folders
 from tests.page.parsed import parse
 from tests.scripts.test_scripts import run
 
 HAN = re.compile(r"[\u4e00-\u9fff]")
+NAME = re.compile(r"(mlp|head|attention bias|embedding)( \d+)?(\.\d+)?")  # of a component
 
 
 def texts(words):
@@ -58,11 +62,36 @@ def test_every_claim_is_said():
 
 def test_what_is_not_known_stands_as_it_is():
     assert CHINESE.shown("collapses") == "collapses\uff08\u5d29\u584c\uff09"
-    assert CHINESE.shown("2 of 1536 neurons") == "2 of 1536 neurons"
+    assert CHINESE.shown("head 3.2") == "head 3.2"
     assert CHINESE.said("A claim of nobody (GPT-2)") == "A claim of nobody (GPT-2)"
     first = next(iter(CHINESE.claims))
     assert CHINESE.said(f"{first} (GPT-2: +0.06 %)") == f"{CHINESE.claims[first]} (GPT-2: +0.06 %)"
     assert (ENGLISH.shown("collapses"), ENGLISH.said(first)) == ("collapses", first)
+
+
+def test_a_verdict_with_numbers_and_verdicts_in_it():
+    assert CHINESE.meaning("2 of 1536 neurons") == "1536 \u4e2a\u795e\u7ecf\u5143\u4e2d\u7684 2 \u4e2a"
+    none, between = CHINESE.meaning("none found"), CHINESE.meaning("between steps 500 and 700")
+    assert re.findall(r"\d+", between) == ["500", "700"]
+    said = CHINESE.meaning("massive activations: none found; sinks: between steps 500 and 700")
+    assert said.count(none) == said.count(between) == 1
+    assert ENGLISH.meaning("2 of 1536 neurons") is None
+
+
+def golden_verdicts():
+    stored = [results for path in golden.FOLDER.glob("*.json") for results in json.loads(path.read_text()).values()]
+    return {
+        results["conclusion"]["verdict"] for results in stored if isinstance(results, dict) and "conclusion" in results
+    }
+
+
+@pytest.mark.parametrize("verdict", sorted(golden_verdicts() | {*CAUSES}))
+def test_every_verdict_but_a_name_has_a_meaning(verdict):
+    if not NAME.fullmatch(verdict):
+        meaning = CHINESE.meaning(verdict)
+        assert meaning
+        assert HAN.search(meaning)
+        assert not re.search(r"\b(cannot|none|found|steps|neurons|the)\b", meaning)
 
 
 @pytest.fixture(scope="module")

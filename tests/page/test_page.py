@@ -80,6 +80,8 @@ def test_one_whole_file(folder, document):
 def test_every_result_has_its_verdict(folder, document):
     [answers] = [table for table in tables(document) if table[0] == ["experiment", "question", "answer"]]
     shown = [row[2] for row in answers[1:]]
+    [box] = [box for box in document.every("div") if tables(box)[:1] == [answers] and "box" in box.attributes["class"]]
+    assert box.attributes["class"] == "box"  # all rows in sight
     for payload, section, _path in sections(document, folder):
         conclusion = payload["results"].get("conclusion")
         [title] = section.every("h3")
@@ -101,12 +103,20 @@ def test_every_claim_as_verify_claims_stored_it(folder, document):
     assert len(table) == 1 + len(claims)
 
 
+def test_it_says_what_a_massive_activation_is(document):
+    [header] = document.every("header")
+    assert "value is above 100 and more than 1,000 times the median" in header.text
+    assert "mlp 2 is the MLP of layer 2" in header.text
+
+
 def test_what_matters_in_sentences(document):
     [short] = document.every("ul", class_="short")
     where, who, without, needed = (item.text for item in short.every("li"))
-    assert "dim 507, at position 0: +23,752 in layer 11, 14,321 x" in where.replace("\u00d7", "x")
+    assert "dim 507, at position 0: +23,752 in layer 11, and up to 14,321 x" in where.replace("\u00d7", "x")
     assert "from layer 11 to 27" in where
-    assert who.startswith("mlp 11 (+23,708) writes it; mlp 28 (-14,210) and mlp 29 (-5,582) take it away")
+    assert who.startswith(
+        "mlp 11 (+23,708) writes it, 99.8% of the peak; mlp 28 (-14,210) and mlp 29 (-5,582) take it away"
+    )
     assert (
         "head the massive activation is reduced, 0.6796 of it left; without any MLP it collapses, -0.0074 of it left"
         in without
