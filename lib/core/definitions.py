@@ -69,11 +69,15 @@ CANDIDATE = 0.01  # of the peak: what an expert writes at the place, to be turne
 # intervals
 LEVEL = 0.95
 RESAMPLES = 4000
+FEWEST = (
+    6  # documents: of fewer, the mean lies more often beyond the extremes, where no resample goes, than LEVEL allows
+)
 INTERVALS = (
     f"{LEVEL:.0%} intervals of means and ratios: documents drawn anew with replacement, {RESAMPLES:,} times (all "
     "windows of a document at once; windows where the text is one document); bias-corrected and accelerated (BCa, "
-    "Efron 1987), widened for few documents as Student's t is (Hesterberg 2015). Of shares of windows: Clopper and "
-    "Pearson (1934). Of families, where it says so: by the largest studentised deviation (Romano and Wolf 2005)"
+    "Efron 1987), widened for few documents as Student's t is (Hesterberg 2015); of fewer than "
+    f"{FEWEST} Student's t itself. Of shares of windows: Clopper and Pearson (1934). Of families, where it says so: by "
+    f"the largest studentised deviation (Romano and Wolf 2005), of fewer than {FEWEST} at Bonferroni's level"
 )
 WINDOWS = 30  # at least so many where a verdict hangs on them
 

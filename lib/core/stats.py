@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
 from scipy.stats import beta, rankdata, spearmanr, t
 
-from lib.core.definitions import LEVEL, RESAMPLES
+from lib.core.definitions import FEWEST, LEVEL, RESAMPLES
 from lib.core.evidence import Average, Interval, Perplexity
 
 CELLS_AT_ONCE = 2**22  # resampled values held at the same time
@@ -79,7 +79,7 @@ class Draws:
 
         A ratio of sums weighs each window by what there is to lose, and no window with hardly anything of it decides.
         family: they are looked at together, for example to name the largest; each has its simultaneous interval
-        beside the single one, by the largest studentised deviation (Romano and Wolf 2005).
+        beside the single one.
         Where a document's denominators sum to 0, there is no interval; where all do, there is no ratio: mean nan.
         """
         numerators = np.asarray(numerators, dtype=np.float64)
@@ -153,6 +153,9 @@ def _intervals(
 ) -> tuple[list[Interval], list[Interval]]:
     """(interval of each cell, simultaneous intervals if they are a family) of (documents, cells) sums."""
     n, cells = above.shape
+    if n < FEWEST:
+        single, together = (_student(above, below, means, of_many) for of_many in (1, cells))
+        return _limits(single), _limits(together) if family else []
     counts, wide = _drawn(n, RESAMPLES, seed)
     limits: list[np.ndarray] = []
     each_error: list[np.ndarray] = []
@@ -174,6 +177,14 @@ def _intervals(
     low = np.minimum(means - np.quantile(highest, 1 - tail) * errors, single[:, 0])
     high = np.maximum(means - np.quantile(lowest, tail) * errors, single[:, 1])
     return _limits(single), _limits(np.stack([low, high], axis=1))
+
+
+def _student(above: np.ndarray, below: np.ndarray, means: np.ndarray, of_many: int) -> np.ndarray:
+    """(cells, 2) limits of (documents, cells) sums by Student's t, at Bonferroni's level where they are `of_many`."""
+    n = len(above)
+    error = np.sqrt(n / (n - 1) * ((above - means * below) ** 2).sum(0)) / abs(below.sum(0))
+    reach = t.ppf(1 - (1 - LEVEL) / 2 / of_many, n - 1) * np.where(error <= 1e-12 * abs(means), 0, error)
+    return np.stack([means - reach, means + reach], axis=1)
 
 
 def _limits(pairs: np.ndarray) -> list[Interval]:

@@ -68,20 +68,9 @@ def _documents(data: dict[str, Any]) -> str:
     """From how many documents the windows are: what intervals draw from."""
     if data.get("documents_drawn") is None:
         return ""
-    n = data["documents_drawn"]
-    if n == 1:
-        source = "; from one document: intervals tell windows of it apart, not texts"
-        return source + _few(data["windows"], "windows")
-    return f"; from {n} documents (as good as {data['documents_effective']} of equal size)" + _few(n, "documents")
-
-
-def _few(n: int, what: str) -> str:
-    """What intervals of so few hold: no resample has a mean beyond the extremes, between which the mean of a symmetric
-    distribution lies unless all `n` are on one side of it."""
-    held = 1 - 2 ** (1 - n)
-    if n < 2 or held >= definitions.LEVEL:
-        return ""
-    return f"; {n} {what} are few: their {definitions.LEVEL:.0%} intervals of means hold {held:.0%} at most"
+    if data["documents_drawn"] == 1:
+        return "; from one document: intervals tell windows of it apart, not texts"
+    return f"; from {data['documents_drawn']} documents (as good as {data['documents_effective']} of equal size)"
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

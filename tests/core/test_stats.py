@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 
 from lib.core import stats
+from lib.core.definitions import FEWEST, LEVEL
 from lib.core.evidence import Average, Cell, Perplexity
 from lib.core.stats import Draws, Samples, independent
 from lib.report import tables
@@ -117,6 +118,18 @@ SHAPES = {
     "one in five is large": (lambda rng, shape: 10 * (rng.random(shape) < 0.2) + rng.normal(size=shape), 2),
     "uniform": (lambda rng, shape: rng.random(size=shape), 0.5),
 }
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_intervals_of_few_cover_the_truth(n):
+    """Of normal values, which Student's t is made for; families of twenty are told together."""
+    assert 1 - 2 ** (2 - FEWEST) < LEVEL <= 1 - 2 ** (1 - FEWEST)
+    values = np.random.default_rng(n).normal(size=(n, 1000, 20))
+    families = np.array([independent(n).averages(values[:, i], family=True) for i in range(1000)], dtype=object)
+    single = [cell.ci95[0] <= 0 <= cell.ci95[1] for family in families for cell in family]
+    whole = [all(cell.family95[0] <= 0 <= cell.family95[1] for cell in family) for family in families]
+    assert 0.93 <= np.mean(single) <= 0.97
+    assert np.mean(whole) >= 0.92
 
 
 @pytest.mark.parametrize("n", [30, 32, 64])  # what the scripts measure where a verdict hangs on it
