@@ -145,7 +145,8 @@ def _clear_crowded_ticks(ax: Axes) -> None:
         low, high = sorted(axis.get_view_interval())
         ticks = [(label.get_position()[i], label) for label in axis.get_ticklabels() if label.get_text()]
         shown = [(at, label) for at, label in ticks if low <= at <= high]
-        if not _touch(label.get_window_extent().get_points()[:, i] for _at, label in shown):
+        boxes = [label.get_window_extent() for _at, label in shown]
+        if not _touch((box.x0, box.x1) if axis is ax.xaxis else (box.y0, box.y1) for box in boxes):
             continue
         if not any(label.get_text()[0].isalpha() for _at, label in shown):
             axis.set_ticks([at for at, _label in shown[::2]], [label.get_text() for _at, label in shown[::2]])
