@@ -3,13 +3,21 @@
 from collections.abc import Sequence
 
 import numpy as np
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from experiments.ablation.results import Stored
 from lib.core.evidence import Average
 from lib.core.results import LayerOfCondition
-from lib.report.figures import DIVERGING, PLAIN, draw_curve, label_layers, make_axes, make_title
+from lib.report.figures import (
+    DIVERGING,
+    PLAIN,
+    add_legend,
+    draw_curve,
+    draw_heatmap,
+    label_layers,
+    make_axes,
+    make_title,
+)
 from lib.report.tables import number, percent
 
 
@@ -48,7 +56,7 @@ def critical_dimensions(result: Stored, at_most: int = 4) -> Figure:
         ax.yaxis.set_major_formatter(PLAIN)
         label_layers(ax, len(results.conditions["baseline"].layers))
     if dims:
-        axes[0][0].legend(frameon=False, fontsize=9)
+        add_legend(figure, axes[0][0])
     else:
         axes[0][0].text(0.5, 0.5, "no massive activation in the baseline", ha="center")
         axes[0][0].set_axis_off()
@@ -68,9 +76,9 @@ def percentage_heatmap(result: Stored) -> Figure:
         change.append([100 * (y - x) / abs(x) if x else 0 for x, y in pairs])
         text.append([f"{percent(x, y)}\n{number(x)} \u2192 {number(y)}" for x, y in pairs])
     figure, ax = make_axes(size=(2.2 + 1.5 * len(labels), 1.8 + 0.36 * len(before.layers)))
-    sns.heatmap(
+    draw_heatmap(
+        ax,
         np.array(change),
-        ax=ax,
         cmap=DIVERGING,
         vmin=-100,
         vmax=100,

@@ -2,11 +2,10 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from experiments.attention_logits.results import Stored
-from lib.report.figures import DIVERGING, tick_tokens
+from lib.report.figures import DIVERGING, draw_heatmap, tick_tokens
 
 
 def attention_logits(result: Stored, columns: int = 4) -> Figure:
@@ -20,9 +19,9 @@ def attention_logits(result: Stored, columns: int = 4) -> Figure:
     average = _triangle(results.mean)
     annotate = {"annot": True, "fmt": ".1f", "annot_kws": {"size": 7}} if len(average) <= 16 else {}
     limit = np.nanmax(np.abs(average)) or 1.0
-    sns.heatmap(
+    draw_heatmap(
+        ax,
         average,
-        ax=ax,
         cmap=DIVERGING,
         vmin=-limit,
         vmax=limit,

@@ -2,7 +2,6 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -14,6 +13,7 @@ from lib.report.figures import (
     MARKERS,
     PALETTE,
     dims_to_label,
+    draw_heatmap,
     draw_surface,
     label_layers,
     make_axes,
@@ -29,7 +29,7 @@ def before_after(result: Stored) -> Figure:
     top = max(before.max(), after.max())
     here = [entry for entry in results.massive if entry.layer == results.layer]
     dims = dims_to_label(here, before)
-    figure = plt.figure(figsize=(13, 5.4))
+    figure = plt.figure(figsize=(13, 5.4), layout="constrained")
     for column, (values, label) in enumerate(
         [(before, "before"), (after, f"after removing head {results.head} of layer {results.layer}")], 1
     ):
@@ -37,7 +37,6 @@ def before_after(result: Stored) -> Figure:
         draw_surface(ax, values, results.tokens, dims, top)
         ax.set_title(label, fontsize=11)
     figure.suptitle(f"{result.config['model_name']}, output of layer {results.layer}")
-    figure.subplots_adjust(left=0.0, right=0.95, bottom=0.07, top=0.9, wspace=0.06)
     return figure
 
 
@@ -48,9 +47,9 @@ def difference(result: Stored, columns: int = 12) -> Figure:
     dims = np.sort(np.abs(delta).max(0).argsort()[::-1][:columns])
     limit = float(np.abs(delta).max()) or 1.0
     figure, (local, downstream) = make_axes(1, 2, size=(13, 4.8))
-    sns.heatmap(
+    draw_heatmap(
+        local,
         delta[:, dims],
-        ax=local,
         cmap=DIVERGING,
         norm=SymLogNorm(limit / 100, vmin=-limit, vmax=limit),
         xticklabels=dims,
@@ -77,12 +76,9 @@ def difference(result: Stored, columns: int = 12) -> Figure:
         shown = np.where(np.array(values) > 0, values, np.nan)
         size = 8 if i == 1 else 4  # the largest change may lie under the change at the largest activation
         downstream.plot(shown, label=label, color=PALETTE[i], marker=MARKERS[i], ms=size, ls=LINES[i])
-    downstream.axvline(results.layer, color="black", lw=0.8, ls="--")
-    downstream.text(
-        results.layer, 1.0, " head removed here", transform=downstream.get_xaxis_transform(), va="top", fontsize=8
-    )
+    downstream.axvline(results.layer, color="black", lw=0.8, ls="--", label="head removed here")
     downstream.set_yscale("log")
-    downstream.set_ylabel("log scale; no point: no change")
+    downstream.set_ylabel("|activation|, |change|\n(log scale; no point: no change)")
     label_layers(downstream, len(layers))
     downstream.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     title = f"{result.config['model_name']}: head {results.head} of layer {results.layer} removed"

@@ -80,7 +80,7 @@ def triggers(result: Stored) -> Figure:
     title(swapped, "position embeddings of 0 and p swapped", "there", "at_0")
     for ax in axes.flat:
         if ax in (moved, repeated) or (ax is swapped and there):
-            ax.set_xlabel("p")
+            ax.set_xlabel("p, tokens before it")
         ordinary = ax.axhline(results.ordinary.value.mean, color="black", lw=1)
         spike = ax.axhline(results.spike.sign * results.spike.threshold, color="black", lw=1, ls="--")
         ax.yaxis.set_major_formatter(PLAIN)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.head_pruning.results import SETS, Stored
-from lib.report.figures import PALETTE, PLAIN, draw_curve, label_layers, make_axes, make_title
+from lib.report.figures import PALETTE, PLAIN, add_legend, draw_curve, label_layers, make_axes, make_title
 from lib.report.tables import number
 
 
@@ -20,7 +20,6 @@ def pruning_comparison(result: Stored, name: str) -> Figure:
         draw_curve(level, [layer.top1 for layer in condition.layers], i, condition.label)
     level.set_yscale("log")
     level.set_ylabel("top-1 |activation| (log scale)")
-    level.legend(frameon=False)
     for i, draw in enumerate(results.null.named(name).run_whole):
         means = [layer.top1.mean for layer in changes[draw]]
         change.plot(means, color=PALETTE[7], lw=1, label="random heads of the same layers" if i == 0 else None)
@@ -28,10 +27,10 @@ def pruning_comparison(result: Stored, name: str) -> Figure:
     change.axhline(0, color="black", lw=0.8)
     change.set_ylabel("change of top-1 (paired, band: 95 % interval)")
     change.yaxis.set_major_formatter(PLAIN)
-    change.legend(frameon=False)
     for ax in (level, change):
         label_layers(ax, len(changes[name]))
         ax.set_xlabel("layer")
+    add_legend(figure, level, change)
     heads = ", ".join(f"{layer}.{head}" for layer, head in results.sets.named(name))
     figure.suptitle(make_title(result, f"{name.upper()} heads off (layer.head: {heads})"), fontsize=11)
     return figure

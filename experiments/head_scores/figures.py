@@ -1,11 +1,10 @@
 """Attention of every head to the first token."""
 
 import numpy as np
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from experiments.head_scores.results import Stored
-from lib.report.figures import PALETTE, SEQUENTIAL, label_layers, make_axes, make_title
+from lib.report.figures import PALETTE, SEQUENTIAL, draw_heatmap, label_layers, make_axes, make_title
 
 
 def head_scores(result: Stored) -> Figure:
@@ -17,9 +16,9 @@ def head_scores(result: Stored) -> Figure:
         scores[layer, : len(row)] = [cell.mean for cell in row]
     figure, ax = make_axes(size=(max(5.0, 2.5 + 0.42 * n_heads), max(4.0, 1.6 + 0.27 * n_layers)))
     annotate = n_layers * n_heads <= 300
-    sns.heatmap(
+    draw_heatmap(
+        ax,
         scores,
-        ax=ax,
         cmap=SEQUENTIAL,
         vmin=0,
         vmax=1,
@@ -51,7 +50,7 @@ def head_ranking(result: Stored) -> Figure:
     by_layer.set_ylim(0, 1)
     label_layers(by_layer, n_layers)
     by_layer.set_xlabel("layer")
-    by_layer.legend(frameon=False, fontsize=9)
+    by_layer.legend(frameon=False, fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     top = ranking[:20][::-1]
     names = [f"layer {r.layer}, head {r.head}" for r in top]
     by_rank.barh(range(len(top)), [r.score for r in top], color=PALETTE[0])

@@ -9,7 +9,7 @@ from experiments.interventions.judge import nearest_epsilon
 from experiments.interventions.results import LAYER, ONWARD, Change, Results, SingleStored, Stored
 from lib.core.definitions import COST
 from lib.core.evidence import Average
-from lib.report.figures import PALETTE, PLAIN, draw_curve, label_layers, make_axes
+from lib.report.figures import PALETTE, PLAIN, draw_curve, label_layers, make_axes, write_beside
 from lib.report.tables import number
 
 OFF = "off"
@@ -37,27 +37,21 @@ def interventions(result: Stored) -> Figure:
             color = PALETTE[(2, 0, 1)[style]]
             for i, (row, change) in enumerate(drawn[style]):
                 average = average_of(change)
-                value, ci95 = average.mean, average.ci95
-                if ci95:
-                    ax.plot(ci95, [row, row], color=color, lw=2)
-                ax.plot(value, row, "Dos"[style], color=color, ms=6, label=None if i else label)
-                right = (max(value, ci95[1]) if ci95 else value, row)
-                text = number(value, signed)
-                ax.annotate(text, right, textcoords="offset points", xytext=(7, 0), va="center", fontsize=8)
+                if average.ci95:
+                    ax.plot(average.ci95, [row, row], color=color, lw=2)
+                ax.plot(average.mean, row, "Dos"[style], color=color, ms=6, label=None if i else label)
+                write_beside(ax, row, number(average.mean, signed))
         ax.grid(axis="x", alpha=0.4)
     loss.axvline(0, color="black", lw=0.8, ls="--", label="baseline")
     loss.axvline(COST, color="black", lw=0.8, ls=":", label=f"costs: above {COST:g}")
     loss.set_xscale("symlog", linthresh=0.1)
     loss.xaxis.set_major_formatter(PLAIN)
-    low, high = loss.get_xlim()
-    loss.set_xlim(low, max(1, 6 * high))  # room for the numbers
     loss.set_xlabel("change of the loss, nats a token (linear up to 0.1, then log)")
     baseline = results.baseline.sink_rates[epsilon]
     sinks.axvline(baseline.mean, color="black", lw=0.8, ls="--")
     if baseline.ci95:
         sinks.axvspan(*baseline.ci95, color="black", alpha=0.08, lw=0)
-    sinks.set_xlim(-0.03, 1.2)  # room for the numbers
-    sinks.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+    sinks.set_xlim(-0.03, 1.03)
     sinks.set_xlabel(f"sink rate at epsilon {epsilon} (baseline {number(baseline.mean)})")
     loss.set_yticks(range(len(rows)), rows, fontsize=9)
     loss.set_ylim(max(1, len(rows)) - 0.5, -0.5)

@@ -3,11 +3,10 @@
 from typing import Any
 
 import numpy as np
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from experiments.layer_sweep.results import Kind, Part, Results, Run, Stored, Swept, Word
-from lib.report.figures import LINES, MARKERS, PALETTE, SEQUENTIAL, label_layers, make_axes, make_title
+from lib.report.figures import LINES, MARKERS, PALETTE, SEQUENTIAL, draw_heatmap, label_layers, make_axes, make_title
 
 SWEEP_RUNS: dict[Run, str] = {
     "alone": "this one off",
@@ -34,9 +33,9 @@ def layer_sweep(result: Stored) -> Figure:
     )
     for ax, (kind, layers) in zip(axes, kinds.items(), strict=True):
         share = np.array([[_retained(layer.runs.get(run)) for layer in layers] for run in runs[kind]])
-        sns.heatmap(
+        draw_heatmap(
+            ax,
             share,
-            ax=ax,
             cmap=SEQUENTIAL,
             vmin=0,
             vmax=1,

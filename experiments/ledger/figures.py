@@ -1,13 +1,12 @@
 """Who writes the followed value, layer by layer."""
 
 import numpy as np
-import seaborn as sns
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from experiments.ledger.results import Stored
-from lib.report.figures import DIVERGING, PALETTE, PLAIN, draw_curve, label_layers, make_axes, make_title
+from lib.report.figures import DIVERGING, PALETTE, PLAIN, draw_curve, draw_heatmap, label_layers, make_axes, make_title
 from lib.report.tables import number
 
 
@@ -73,9 +72,9 @@ def ledger_writes(result: Stored, annotated: float = 0.01) -> Figure:
     limit = float(np.abs(values).max()) or 1.0
     least = annotated * abs(result.conclusion.values.peak.value)
     figure, ax = make_axes(size=(max(6.0, 2.8 + 0.55 * len(components)), max(4.0, 1.8 + 0.27 * len(values))))
-    sns.heatmap(
+    draw_heatmap(
+        ax,
         values,
-        ax=ax,
         cmap=DIVERGING,
         norm=SymLogNorm(limit / 1000, vmin=-limit, vmax=limit),
         annot=np.array([[number(v, True) if abs(v) >= least else "" for v in row] for row in values]),

@@ -11,7 +11,7 @@ from msgspec import UNSET
 from experiments.mlp_internal.results import Stored
 from lib.core.definitions import MADE
 from lib.core.results import Neuron
-from lib.report.figures import PALETTE, PLAIN, make_axes, make_title
+from lib.report.figures import PALETTE, PLAIN, add_legend, make_axes, make_title, write_beside
 from lib.report.tables import fraction, number
 
 
@@ -21,27 +21,20 @@ def activation_flow(result: Stored) -> Figure:
     followed, points = results.followed, results.checkpoints
     figure, (maxima, place) = make_axes(1, 2, size=(13, 4.8), width_ratios=[1.35, 1])
     y = np.arange(len(points))
-    largest = [point.max for point in points]
-    maxima.barh(y - 0.2, largest, height=0.38, color=PALETTE[0], label="maximum of |value|, all tokens")
-    medians = [point.median for point in points]
-    maxima.barh(y + 0.2, medians, height=0.38, color=PALETTE[1], label="median of |value|")
+    maxima.plot([point.max for point in points], y, "o", color=PALETTE[0], label="maximum of |value|, all tokens")
+    maxima.plot([point.median for point in points], y, "s", color=PALETTE[1], label="median of |value|")
     for i, point in enumerate(points):
-        text = f" {number(point.max)} (position {point.at.position}, index {point.at.index})"
-        maxima.text(point.max, i - 0.2, text, va="center", fontsize=8)
+        write_beside(maxima, i, f"{number(point.max)} ({point.at.position}, {point.at.index})")
     maxima.set_xscale("log")
-    maxima.set_xlim(right=max(largest) * 1e5)
+    maxima.grid(axis="y", alpha=0.4)
     maxima.set_yticks(y, [f"{point.label} ({point.width})" for point in points], fontsize=9)
-    maxima.invert_yaxis()
-    maxima.set_xlabel("|value| (log scale); each maximum may sit at another token")
-    maxima.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.4, -0.13), ncols=2)
+    maxima.set_ylim(len(points) - 0.5, -0.5)
+    maxima.set_xlabel("|value| (log scale)\nbeside it: the maximum (position, index)")
+    add_legend(figure, maxima)
     means = [point.value.mean for point in followed.values]
     place.barh(range(len(means)), means, color=PALETTE[2])
     for i, mean in enumerate(means):
-        inside = abs(mean) > 0.6 * max(map(abs, means))
-        place.text(
-            0 if inside else max(mean, 0), i, f" {number(mean, True)}", va="center", fontsize=9,
-            color="white" if inside else "black", ha="left" if mean >= 0 or not inside else "right",
-        )  # fmt: skip
+        write_beside(place, i, number(mean, True))
     place.axvline(0, color="black", lw=0.8)
     place.set_yticks(range(len(means)), [point.label for point in followed.values], fontsize=9)
     place.invert_yaxis()
@@ -95,17 +88,16 @@ def activation_function_impact(result: Stored) -> Figure:
     results = result.results
     replaced = list(results.replaced.values())
     figure, (place, loss) = make_axes(1, 2, size=(10, 4.4))
-    labels = [function.label + (" (the model's)" if i == 0 else "") for i, function in enumerate(replaced)]
+    labels = [function.label + ("\n(the model's)" if i == 0 else "") for i, function in enumerate(replaced)]
     for i, function in enumerate(replaced):
         output, perplexity = function.mlp_output, function.perplexity
         for ax, value, ci95 in ((place, output.mean, output.ci95), (loss, perplexity.value, perplexity.ci95)):
             ax.bar(i, value, color=PALETTE[i])
             if ci95:
                 ax.plot([i, i], ci95, color="black", lw=1.5)
-            ax.annotate(
-                f" {number(value)}", (i, value), textcoords="offset points", xytext=(6, 3), fontsize=9, ha="left"
-            )
-    place.set_ylabel(f"MLP output in dim {results.followed.dim}, same places (black: 95 %)")
+            outside = {"xytext": (3, 3), "va": "bottom"} if value >= 0 else {"xytext": (3, -3), "va": "top"}
+            ax.annotate(number(value), (i, value), textcoords="offset points", fontsize=9, **outside)
+    place.set_ylabel(f"MLP output in dim {results.followed.dim},\nsame places (black: 95 %)")
     place.axhline(0, color="black", lw=0.8)
     place.yaxis.set_major_formatter(PLAIN)
     loss.set_ylabel("perplexity (black: 95 %)")

@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from experiments.neuron_sets.results import Scaled, Stored
 from lib.core.evidence import Average
-from lib.report.figures import PALETTE, PLAIN, make_axes, make_title
+from lib.report.figures import PALETTE, PLAIN, add_legend, make_axes, make_title, write_beside
 from lib.report.tables import number
 
 
@@ -33,7 +33,7 @@ def neuron_sets(result: Stored) -> Figure:
     if results.mixture is not UNSET:
         output, activation = "mixture", "routing weight \u00d7 activation"
     curve.set_ylabel(f"share of the {output}'s output")
-    curve.legend(frameon=False, fontsize=9, loc="lower right")
+    add_legend(figure, curve)
     curve.set_title(f"{activation} \u00d7 weight to dim {dim}", fontsize=11)
 
     runs, draws = results.runs, results.null.draws
@@ -49,7 +49,7 @@ def neuron_sets(result: Stored) -> Figure:
         if value.ci95:
             place.plot(value.ci95, [y, y], color="black", lw=1.5)
         text = number(value.mean, True) + (f" ({100 * run.share.mean:.1f} %)" if run.share else "")
-        _beside(place, max(0, value.mean, *(value.ci95 or [])), y, text)
+        write_beside(place, y, text)
     for y, label, values in (
         (2, "only random on", [draw.keep_only.value.mean for draw in draws]),
         (4, "random off", [draw.remove_only.value.mean for draw in draws]),
@@ -57,22 +57,16 @@ def neuron_sets(result: Stored) -> Figure:
         if values:
             labels.append((y, f"{label} ({len(values)} next in activity)"))
             place.plot(values, np.full(len(values), y), "x", color="black", ms=6)
-            _beside(place, max(0, *values), y, f"{number(min(values), True)} to {number(max(values), True)}")
+            write_beside(place, y, f"{number(min(values), True)} to {number(max(values), True)}")
     place.axvline(0, color="black", lw=0.8)
     place.set_yticks(*zip(*labels, strict=True), fontsize=9)
     place.invert_yaxis()
-    low, high = place.get_xlim()
-    place.set_xlim(right=high + 0.4 * (high - low))  # room for the numbers
     place.xaxis.set_major_locator(MaxNLocator(nbins=6))
     place.xaxis.set_major_formatter(PLAIN)
     place.set_xlabel(f"output of layer {results.layer} in dim {dim}, signed (black line: 95 % interval)")
     place.set_title("the same places in each run (share of the baseline's value)", fontsize=11)
     figure.suptitle(make_title(result, f"MLP {results.layer}, dim {dim}: {conclusion.verdict}"), fontsize=11)
     return figure
-
-
-def _beside(ax: Axes, x: float, y: float, text: str) -> None:
-    ax.annotate(text, (x, y), (7, 0), textcoords="offset points", va="center", fontsize=9)
 
 
 def neurons_read(result: Stored, at_most: int = 3) -> Figure:

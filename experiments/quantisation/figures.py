@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from experiments.quantisation.results import BLOCKS, KINDS, PROJECTIONS, REMEDIES, SCHEMES, Condition, Stored
+from experiments.quantisation.results import BLOCKS, KINDS, PROJECTIONS, REMEDIES, SCHEMES, Condition, Results, Stored
 from experiments.quantisation.text import NAMES
 from lib.core.definitions import COST, FLOAT16_MAX
 from lib.report.figures import LINES, MARKERS, PALETTE, PLAIN, label_layers, make_axes
@@ -36,7 +36,7 @@ def remedies(result: Stored) -> Figure:
         ax.set_xscale("symlog", linthresh=LINEAR)
         ax.xaxis.set_major_formatter(PLAIN)
         ax.set_xlim(right=1.4 * ax.get_xlim()[1])  # room for the last interval
-        ax.set_xlabel(f"change of the loss, nats a token (linear up to {LINEAR:g}, then log)")
+        ax.set_xlabel(f"change of the loss, nats a token (linear up to {LINEAR:g}, then log){_edge(results, where)}")
         ax.set_title(TITLES[where], fontsize=11)
         ax.grid(axis="x", alpha=0.4)
         if all(results.of(where, scheme, remedy) is None for scheme in SCHEMES for remedy in REMEDIES[1:]):
@@ -51,8 +51,13 @@ def remedies(result: Stored) -> Figure:
     return figure
 
 
+def _edge(results: Results, where: str) -> str:
+    over = any(cell.loss_change is None for cell in results.conditions.values() if cell.where == where)
+    return "\nopen, at the edge: overflows" if over else ""
+
+
 def _draw(ax: Axes, cells: list[tuple[float, Condition]], style: int, label: str) -> None:
-    """(row, condition) each; what overflows is written at the left."""
+    """(row, condition) each; what overflows is open, at the right edge."""
     finite = [(row, cell.loss_change) for row, cell in cells if cell.loss_change is not None]
     color = PALETTE[style]
     if cells:
@@ -61,10 +66,10 @@ def _draw(ax: Axes, cells: list[tuple[float, Condition]], style: int, label: str
     for row, average in finite:
         if average.ci95:
             ax.plot(average.ci95, [row, row], color=color, lw=1.8)
-    for row, cell in cells:
-        if cell.loss_change is None:
-            text = f"{label}: overflows"
-            ax.text(0.02, row, text, transform=ax.get_yaxis_transform(), color=color, fontsize=8, va="center")
+    over = [row for row, cell in cells if cell.loss_change is None]
+    if over:
+        edge = ax.get_yaxis_transform()
+        ax.plot([1] * len(over), over, MARKERS[style], color=color, mfc="white", ms=5, transform=edge, clip_on=False)
 
 
 def ranges(result: Stored) -> Figure:

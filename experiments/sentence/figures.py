@@ -12,7 +12,7 @@ from lib.report.tables import number
 def sentence(result: Stored) -> Figure:
     """|activation| of one layer over tokens x dims, in 3D, with the largest dims on the axis."""
     results = result.results
-    figure = plt.figure(figsize=(8, 5.6))
+    figure = plt.figure(figsize=(8, 5.6), layout="constrained")
     ax = figure.add_subplot(projection="3d", computed_zorder=False)
     values = np.abs(results.values)
     draw_surface(ax, values, results.tokens, dims_to_label(results.massive, values), values.max())
@@ -20,5 +20,4 @@ def sentence(result: Stored) -> Figure:
         f"{result.config['model_name']}, output of layer {results.layer}\n"
         f"median |activation| {number(results.median)}, {len(results.massive)} massive"
     )
-    figure.subplots_adjust(left=0.0, right=0.92, bottom=0.05, top=0.9)
     return figure

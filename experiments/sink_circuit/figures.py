@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 from experiments.sink_circuit.results import Edit, Measured, Stored
 from experiments.sink_circuit.text import DOSED
 from lib.core.evidence import Average
-from lib.report.figures import LINES, MARKERS, PALETTE, make_axes, make_title
+from lib.report.figures import LINES, MARKERS, PALETTE, PLAIN, add_legend, label_layers, make_axes, make_title
+
+LINEAR = 0.1
 
 
 def edits(result: Stored) -> Figure:
@@ -37,10 +39,10 @@ def edits(result: Stored) -> Figure:
     attention.set_xlim(0, 1.08 * attention.get_xlim()[1])
     attention.set_xlabel(f"mean attention to position 0, layers {results.layers[0]} to {results.layers[-1]}")
     loss.margins(x=0.1)
-    if max(map(abs, loss.get_xlim())) > 1:
-        loss.set_xscale("symlog", linthresh=0.1)
-        loss.autoscale_view()
-    loss.set_xlabel("change of the loss, nats a token")
+    loss.set_xscale("symlog", linthresh=LINEAR)
+    loss.autoscale_view()
+    loss.xaxis.set_major_formatter(PLAIN)
+    loss.set_xlabel(f"change of the loss, nats a token (linear up to {LINEAR:g}, then log)")
     for ax in (attention, loss):
         ax.grid(axis="x", alpha=0.4)
     figure.legend(
@@ -66,7 +68,7 @@ def doses(result: Stored) -> Figure:
     if not results.doses:
         figure, ax = make_axes(size=(7, 1.6))
         ax.axis("off")
-        ax.text(0.5, 0.5, "this model has neither a query bias nor learned positions", ha="center", va="center")
+        ax.text(0.5, 0.5, "this model has neither\na query bias nor learned positions", ha="center", va="center")
         figure.suptitle(title, fontsize=11)
         return figure
     figure, axes = make_axes(1, 2, size=(11, 4.4))
@@ -86,23 +88,32 @@ def doses(result: Stored) -> Figure:
 
 
 def logits(result: Stored) -> Figure:
-    """What query biases, where there are any, and all else give of the logits at key 0 and at other keys, by layer."""
-    results = result.results
-    panels = {"content": "all else: query content, position biases", "bias": "query bias"}
-    if not results.logits or results.logits[0].bias is None:
-        panels = {"content": "all of it: this model has no query bias that can be told apart"}
-    figure, axes = make_axes(1, len(panels), size=(2 + 5 * len(panels), 4.4), sharey=True, squeeze=False)
-    axes = axes[0]
-    for ax, (part, title) in zip(axes, panels.items(), strict=True):
-        for style, (name, label) in enumerate(((part, "at key 0"), (f"{part}_others", "at the other keys (mean)"))):
-            cells = [getattr(layer, name) for layer in results.logits]
-            _curve(ax, [layer.layer for layer in results.logits], cells, style, label)
-        ax.axhline(0, color="black", lw=1)
+    """What query biases, where there are any, and all else give of the logits at key 0 and at other keys, by layer;
+    below, the difference, which is all that softmax sees."""
+    layers = result.results.logits
+    parts = {"bias": "query bias", "content": "all else: query content, position biases"}
+    if not layers or layers[0].bias is None:
+        parts = {"content": "all of it: this model has no query bias that can be told apart"}
+    n = 1 + max((layer.layer for layer in layers), default=0)
+    figure, axes = make_axes(1 + len(parts), 1, size=(max(7, 3 + 0.2 * n), 4 + 2 * len(parts)), sharex=True)
+    *levels, apart = axes
+    x = [layer.layer for layer in layers]
+    for style, (ax, (part, title)) in enumerate(zip(levels, parts.items(), strict=True)):
+        at_0, others = ([getattr(layer, name) for layer in layers] for name in (part, f"{part}_others"))
+        _curve(ax, x, at_0, 0, "at key 0")
+        _curve(ax, x, others, 1, "at the other keys (mean)")
         ax.set_title(title, fontsize=10)
-        ax.set_xlabel("layer")
-        ax.grid(axis="y", alpha=0.4)
-    axes[0].set_ylabel("mean logit (before softmax)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+        ax.set_ylabel("mean logit\n(before softmax)")
+        label = f"key 0 less others: {title.partition(':')[0]}"
+        look = {"color": PALETTE[2 + style], "marker": MARKERS[2 + style], "ls": LINES[2 + style]}
+        apart.plot(x, [one.mean - other.mean for one, other in zip(at_0, others, strict=True)], label=label, **look)
+    apart.set_title("the difference of these means, which is all that softmax sees", fontsize=10)
+    apart.set_ylabel("key 0 less others")
+    for ax in axes:
+        ax.axhline(0, color="black", lw=1)
+        label_layers(ax, n)
+        ax.set_xlabel("layer" if ax is apart else "")
+    add_legend(figure, levels[0], apart, columns=2)
     figure.suptitle(make_title(result, "Logits from queries of the second half, mean over heads"), fontsize=11)
     return figure
 

@@ -10,7 +10,7 @@ from experiments.sink_knockout.results import CONTROLS, RECENT, SINK, SINK_SECON
 from experiments.sink_knockout.text import named
 from lib.core.definitions import COST
 from lib.core.evidence import Interval
-from lib.report.figures import MARKERS, PALETTE, PLAIN, make_axes, make_title, shortened
+from lib.report.figures import MARKERS, PALETTE, PLAIN, make_axes, make_title, shortened, write_beside
 from lib.report.tables import number, spans
 
 KINDS = "sink's key masked", "control", "sink alone, or values set"
@@ -33,17 +33,12 @@ def knockout(result: Stored) -> Figure:
         for row, cell in zip(rows, cells, strict=True):
             average = cell.loss_change
             _interval(loss, row, average.ci95, kind)
-            right = max(average.mean, average.ci95[1]) if average.ci95 else average.mean
-            loss.annotate(
-                number(average.mean, True), (right, row), textcoords="offset points", xytext=(7, 0), va="center", size=8
-            )
+            write_beside(loss, row, number(average.mean, True))
         with_edges = [(row, cell) for row, cell in zip(rows, cells, strict=True) if cell.edges]
         mass.plot([cell.mass.mean for _row, cell in with_edges], [row for row, _cell in with_edges], **style)
         for row, cell in with_edges:
             _interval(mass, row, cell.mass.ci95, kind)
     _loss_axis(loss)
-    low, high = loss.get_xlim()
-    loss.set_xlim(low, max(1, 4 * high))  # room for the numbers
     mass.set_xlim(-0.03, 1.03)
     mass.set_xlabel("attention that the edges had,\nof a head and query")
     for ax in (loss, mass):

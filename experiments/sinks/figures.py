@@ -47,7 +47,7 @@ def positions(result: Stored) -> Figure:
             ax.axvline(results.n_listed - 0.5, color="black", lw=1, ls=":")
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         image.yaxis.set_major_locator(MaxNLocator(nbins=15, integer=True))
-    grid[0, 0].set_ylabel("share of all heads")
+    grid[0, 0].set_ylabel("share of all heads\n(linear up to 0.01, then log)")
     grid[1, 0].set_ylabel("layer")
     figure.colorbar(drawn, ax=list(grid[1]), label="share of the layer's heads")
     title = (

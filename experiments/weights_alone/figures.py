@@ -1,7 +1,6 @@
 """Norms by layer, with what was measured; and by layer and dim."""
 
 import numpy as np
-import seaborn as sns
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -9,7 +8,7 @@ from matplotlib.ticker import FuncFormatter
 
 from experiments.weights_alone.judge import first_generator
 from experiments.weights_alone.results import ERASER, GENERATOR, Forecast, Results, Stored
-from lib.report.figures import PALETTE, SEQUENTIAL, label_layers, make_axes, make_title
+from lib.report.figures import PALETTE, SEQUENTIAL, draw_heatmap, label_layers, make_axes, make_title
 from lib.report.tables import number
 
 STYLES = ((GENERATOR, "o", PALETTE[0]), (ERASER, "v", PALETTE[1]))
@@ -66,13 +65,13 @@ def dims(result: Stored) -> Figure:
         ax.set_axis_off()
         return figure
     positive = rows[rows > 0]
-    sns.heatmap(
+    draw_heatmap(
+        ax,
         np.where(rows > 0, rows, np.nan),
-        ax=ax,
         cmap=SEQUENTIAL,
         norm=LogNorm(positive.min(), positive.max()),
         yticklabels=[*results.norms],
-        cbar_kws={"label": "norm", "format": FuncFormatter(lambda x, _position: number(x))},
+        cbar_kws={"label": "norm (log scale; blank: 0)", "format": FuncFormatter(lambda x, _position: number(x))},
     )
     compared = results.measured.compared
     if compared is not None and compared.dim in results.norms:

@@ -64,8 +64,7 @@ def depth(results: Results) -> Figure:
         born = row.mechanism.depth
         if born is not None:
             ax.plot(born, ratio[round(born * len(ratio)) - 1], color=colour, marker=marker, ms=10, ls="none")
-    ax.axhline(RELATIVE, color="0.4", lw=1, ls=":")
-    ax.annotate(f"massive: above {RELATIVE:,.0f} x, and {ABSOLUTE:g}", (0.01, RELATIVE), fontsize=9, va="bottom")
+    ax.axhline(RELATIVE, color="0.4", lw=1, ls=":", label=f"massive: above {RELATIVE:,.0f} x, and {ABSOLUTE:g}")
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(PLAIN)
     ax.set_xlim(0, 1.02)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from mpl_toolkits.mplot3d import Axes3D
 from PIL import Image
@@ -102,6 +103,27 @@ def label_layers(ax: Axes, n: int) -> None:
     ax.grid(axis="y", alpha=0.4)
 
 
+def add_legend(figure: Figure, *axes: Axes, columns: int = 4) -> None:
+    """One below all panels, of what these show, each name once."""
+    named = {name: line for ax in axes for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    names, lines = [*named], [*named.values()]
+    figure.legend(lines, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+
+
+def write_beside(ax: Axes, y: float, text: str) -> None:
+    """Right of the axes, where nothing is drawn."""
+    ax.text(1.01, y, text, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
+
+
+def draw_heatmap(ax: Axes, values: np.ndarray, **kwargs: Any) -> None:
+    """seaborn's, with the numbers in its cells black or white, whichever the WCAG calls the stronger contrast."""
+    sns.heatmap(values, ax=ax, **kwargs)
+    cells = ax.collections[0]
+    shown = ~np.ma.getmaskarray(np.ma.asarray(cells.get_array())).ravel()
+    for text, color in zip(ax.texts, np.asarray(cells.get_facecolor())[shown], strict=False):  # not all have numbers
+        text.set_color("black" if sns.utils.relative_luminance(color) > 0.179 else "white")
+
+
 def dims_to_label(massive: Iterable[MassiveActivation], values: np.ndarray, at_most: int = 3) -> list[int]:
     """The massive dims; where nothing is massive, the two dims with the largest values."""
     dims = list(dict.fromkeys(entry.dim for entry in massive))[:at_most]
@@ -116,7 +138,9 @@ def draw_surface(
         ax.plot(np.arange(n_dims), np.full(n_dims, row), values[row], color=PALETTE[0], linewidth=1.2)
     for dim in dims:
         row = int(values[:, dim].argmax())
-        ax.text(dim, row, values[row, dim], f" {number(float(values[row, dim]))}", fontsize=9, color="black")
+        text = ax.text(dim, row, values[row, dim], f" {number(float(values[row, dim]))}", fontsize=9, color="black")
+        text.set_in_layout(False)  # of its place among the data a layout would think as of one among the pixels
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])  # over the lines of other tokens
     ax.set_xticks(_spread(dims, n_dims), [str(d) for d in _spread(dims, n_dims)], fontsize=9)
     step = -(-n_tokens // 16)
     shown = [shortened(token) for token in tokens[::step]]
@@ -126,8 +150,7 @@ def draw_surface(
     ax.zaxis.set_major_formatter(PLAIN)
     ax.set_zlim(0, top * 1.05)
     ax.set_xlabel("dim", labelpad=8)
-    ax.zaxis.set_rotate_label(False)
-    ax.set_zlabel(label, rotation=90, labelpad=10)
+    ax.text2D(1.0, 0.85, label, transform=ax.transAxes, ha="right")  # over its axis: beside it, it may be cut
     ax.set_box_aspect((1.6, 1.2, 1), zoom=1.12)
     ax.view_init(elev=22, azim=-60)
 

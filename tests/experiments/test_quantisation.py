@@ -378,7 +378,12 @@ def test_float16_ends(tokenizer):
     result = stored(results)
     assert result.conclusion.values.costs[name_of(BLOCKS, float16, AS_IT_IS)] == "overflows"
     assert "overflows (4 windows)" in text.summarise(result)
-    figures.remedies(result)
+    for ax, where in zip(figures.remedies(result).axes, results.where, strict=True):
+        over = [cell for cell in results.conditions.values() if cell.where == where and cell.loss_change is None]
+        at_the_edge = [line for line in ax.get_lines() if line.get_markerfacecolor() == "white"]
+        assert sum(len(line.get_ydata()) for line in at_the_edge) == len(over)
+        assert all(set(line.get_xdata()) == {1} and not line.get_clip_on() for line in at_the_edge)
+        assert ("overflows" in ax.get_xlabel()) == bool(at_the_edge)
 
 
 def test_an_error_without_end_is_none_of_the_loss(monkeypatch):

@@ -4,13 +4,14 @@ and the rule comes out in every direction."""
 import copy
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 import exp11_sink_circuit
-from experiments.sink_circuit import changes, judge
+from experiments.sink_circuit import changes, figures, judge
 from experiments.sink_circuit.results import (
     CANDIDATES,
     EPES,
@@ -30,6 +31,8 @@ from lib.model.arch import Architecture
 from lib.model.attention_rows import Parts
 from lib.model.models import LanguageModel
 from lib.planted import planting
+from lib.report import result_files
+from lib.run.checkout import ROOT
 from lib.run.errors import UserError
 from tests import architectures, cases, every_type, reference
 from tests.core.test_sweep import windows_of
@@ -430,3 +433,20 @@ def test_short_windows_and_windows_that_hide_the_first_token():
     lm = every_type.loaded("mistral")
     with pytest.raises(UserError, match="sees the first one"):
         measured(lm, torch.zeros(2, LENGTH, dtype=torch.long))
+
+
+@pytest.mark.parametrize("model", ["qwen2.5-coder-0.5b", "smollm2-135m"])
+def test_the_figure_shows_what_softmax_sees(model):
+    """The difference of the table's columns, whatever all keys have in common."""
+    payload = result_files.load(ROOT / "results" / model / "exp11_sink_circuit" / "exp11_results.json", "exp11")
+    stored = catalogue.concluded(payload)
+    drawn = figures.logits(stored)
+    apart = drawn.axes[-1]
+    curves = {line.get_label().removeprefix("key 0 less others: "): line for line in apart.get_lines()}
+    parts = {"query bias": "bias", "all else": "content"} if stored.results.doses else {"all of it": "content"}
+    for label, part in parts.items():
+        pairs = [[getattr(layer, name).mean for name in (part, f"{part}_others")] for layer in stored.results.logits]
+        np.testing.assert_allclose(curves[label].get_ydata(), [at_0 - others for at_0, others in pairs])
+        low, high = sorted(curves[label].get_ydata())[:: len(pairs) - 1]
+        assert (high - low) / np.ptp(apart.get_ylim()) > 0.2
+    plt.close(drawn)

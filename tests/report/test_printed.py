@@ -5,7 +5,9 @@ import re
 import shutil
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 from lib.report import figures, printed
@@ -53,9 +55,99 @@ def test_all_has_room(width, figure):
     for box in boxes:
         assert box.x0 > -3
         assert box.x1 < figure.bbox.width + 3
-    ticks = sorted(label.get_window_extent().x0 for label in figure.axes[0].get_xticklabels())
-    height = figure.axes[0].get_xticklabels()[0].get_window_extent().width
-    assert min(after - before for before, after in itertools.pairwise(ticks)) < height or width == 10
+    ticks = sorted(tuple(label.get_window_extent().intervalx) for label in figure.axes[0].get_xticklabels())
+    assert len(ticks) > 3
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(ticks))
+
+
+def test_words_below_an_axis_are_turned():
+    drawn, ax = figures.make_axes(size=(13, 4))
+    names = [f"a name of some length, {i}" for i in range(8)]
+    ax.set_xticks(range(8), names)
+    assert printed.fit(drawn, 3.3)
+    assert [label.get_text() for label in ax.get_xticklabels()] == names
+    assert {label.get_rotation() for label in ax.get_xticklabels()} == {90}
+    plt.close(drawn)
+
+
+def test_panels_without_room_stand_below_each_other():
+    """With the names of their rows, which the first of them showed for all."""
+    drawn, axes = figures.make_axes(1, 3, size=(13, 5), sharey=True)
+    for ax in axes:
+        ax.plot([0, 1], [0, 1])
+        ax.set_xlabel(LONG)
+    axes[0].set_yticks([0, 1], [LONG, "short"], fontsize=9)
+    axes[0].set_ylabel("rows")
+    assert printed.fit(drawn, 3.3)
+    drawn.draw_without_rendering()
+    boxes = [ax.get_window_extent() for ax in axes]
+    assert len({round(box.x0) for box in boxes}) == 1
+    assert boxes[0].y0 > boxes[1].y1 > boxes[1].y0 > boxes[2].y1
+    for ax, box in zip(axes, boxes, strict=True):
+        assert box.width / drawn.dpi > 1
+        assert ax.get_ylabel() == "rows"
+        labels = ax.get_yticklabels()
+        assert " ".join(labels[0].get_text().split()) == LONG
+        assert all(label.get_visible() and label.get_fontsize() < 9 for label in labels)
+        assert min(label.get_window_extent().x0 for label in labels) > 0
+    plt.close(drawn)
+
+
+def test_as_many_panels_beside_each_other_as_have_room():
+    drawn, axes = figures.make_axes(1, 4, size=(20, 5))
+    assert printed.fit(drawn, 7)
+    drawn.draw_without_rendering()
+    first, second, third, fourth = (ax.get_window_extent() for ax in axes)
+    assert first.x1 < second.x0 < second.x1 < third.x0
+    assert first.y0 == pytest.approx(third.y0)
+    assert fourth.x0 == pytest.approx(first.x0)
+    assert fourth.y1 < first.y0
+    plt.close(drawn)
+
+
+@pytest.mark.parametrize(("columns", "left"), [(3, 6), (40, 0)])
+def test_numbers_wider_than_the_cells_of_a_heat_map_are_left_out(columns, left):
+    """And what is written over it is not."""
+    drawn, ax = figures.make_axes(size=(13, 4))
+    figures.draw_heatmap(ax, np.ones((2, columns)), annot=True, fmt=".3f")
+    above = ax.text(0.5, -0.1, "N", va="bottom")
+    assert printed.fit(drawn, 5)
+    assert len(ax.texts) == left + 1
+    assert above in ax.texts
+    plt.close(drawn)
+
+
+def test_a_surface_has_room():
+    """With the label of its values, beside which there is none."""
+    drawn = plt.figure(figsize=(8, 5.6), layout="constrained")
+    ax = drawn.add_subplot(projection="3d", computed_zorder=False)
+    values = np.full((4, 300), 20_000.0)
+    figures.draw_surface(ax, values, ["a", "b", "c", "d"], [100], values.max())
+    assert printed.fit(drawn, 3.3)
+    drawn.draw_without_rendering()
+    [label] = [text for text in ax.texts if text.get_text() == "|activation|"]
+    assert label.get_window_extent().x1 < drawn.bbox.width
+    plt.close(drawn)
+
+
+def test_numbers_of_a_heat_map_stand_out_from_their_cells():
+    """By the WCAG's measure, 4.5 at least."""
+    drawn, ax = figures.make_axes()
+    values = np.linspace(-1, 1, 100).reshape(10, 10)
+    values[3, 4] = np.nan
+    figures.draw_heatmap(ax, values, annot=True, cmap=figures.DIVERGING)
+    cells = ax.collections[0].get_facecolors()[np.isfinite(values.ravel())]
+    assert len(ax.texts) == len(cells) == 99
+    for text, cell in zip(ax.texts, cells, strict=True):
+        dark, light = sorted(map(luminance, (text.get_color(), cell)))
+        assert (light + 0.05) / (dark + 0.05) > 4.5
+    plt.close(drawn)
+
+
+def luminance(color):
+    """WCAG 2, relative luminance."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def test_what_is_narrow_enough_stays(figure):
@@ -64,8 +156,15 @@ def test_what_is_narrow_enough_stays(figure):
     assert [(text.get_text(), text.get_fontsize()) for text in figure.findobj(Text)] == before
 
 
+def test_rows_whose_names_lie_over_one_another_have_no_room():
+    drawn, ax = figures.make_axes(size=(8, 4))
+    ax.set_yticks(range(40), [f"row {i}" for i in range(40)])
+    assert not printed.fit(drawn, 3.3)
+    plt.close(drawn)
+
+
 def test_what_has_no_room_is_told(figure):
-    assert not printed.fit(figure, 2)
+    assert not printed.fit(figure, 1)
 
 
 def replotted(tmp_path, name, *flags):
