@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from experiments.head_sweep.results import VALUE_EFFECTS, Effect, Kind, Level, Results, Stored, Values, kinds_of
 from lib.core.results import Head
-from lib.report.figures import DIVERGING, LINES, MARKERS, NAMED, PALETTE, PLAIN, make_axes, make_title
+from lib.report.figures import DIVERGING, LINES, MARKERS, NAMED, PALETTE, PLAIN, add_legend, make_axes, make_title
 from lib.report.tables import number
 
 
@@ -155,6 +155,6 @@ def head_sweep_cumulative(result: Stored) -> Figure:
     for ax in (axes[0], axes[2]):
         ax.yaxis.set_major_formatter(PLAIN)
     axes[1].set_ylim(-0.03, 1.03)
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    add_legend(figure, axes[1])
     figure.suptitle(make_title(result, "Heads removed together (bands: 95 % intervals)"), fontsize=11)
     return figure

@@ -9,7 +9,7 @@ from experiments.interventions.judge import nearest_epsilon
 from experiments.interventions.results import LAYER, ONWARD, Change, Results, SingleStored, Stored
 from lib.core.definitions import COST
 from lib.core.evidence import Average
-from lib.report.figures import PALETTE, PLAIN, draw_curve, label_layers, make_axes, write_beside
+from lib.report.figures import PALETTE, PLAIN, add_legend, draw_curve, label_layers, make_axes, write_beside
 from lib.report.tables import number
 
 OFF = "off"
@@ -55,7 +55,7 @@ def interventions(result: Stored) -> Figure:
     sinks.set_xlabel(f"sink rate at epsilon {epsilon} (baseline {number(baseline.mean)})")
     loss.set_yticks(range(len(rows)), rows, fontsize=9)
     loss.set_ylim(max(1, len(rows)) - 0.5, -0.5)
-    figure.legend(*loss.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=5)
+    add_legend(figure, loss, columns=5)
     for ax in (loss, sinks):
         if not rows:
             ax.text(0.5, 0.6, "no massive activation to change", ha="center", transform=ax.transAxes)

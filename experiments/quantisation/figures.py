@@ -9,7 +9,7 @@ from matplotlib.ticker import PercentFormatter
 from experiments.quantisation.results import BLOCKS, KINDS, PROJECTIONS, REMEDIES, SCHEMES, Condition, Results, Stored
 from experiments.quantisation.text import NAMES
 from lib.core.definitions import COST, FLOAT16_MAX
-from lib.report.figures import LINES, MARKERS, PALETTE, PLAIN, label_layers, make_axes
+from lib.report.figures import LINES, MARKERS, PALETTE, PLAIN, add_legend, label_layers, make_axes
 
 TITLES = {PROJECTIONS: "what projections read is quantised", BLOCKS: "what blocks give is quantised"}
 LINEAR = 0.1
@@ -43,9 +43,7 @@ def remedies(result: Stored) -> Figure:
             ax.text(0.98, 0.02, "remedies: none found that is massive", transform=ax.transAxes, ha="right", fontsize=9)
     axes[0][0].set_yticks(range(n), [scheme.label for scheme in SCHEMES], fontsize=10)
     axes[0][0].set_ylim(n - 0.5, -0.5)
-    figure.legend(
-        *axes[0][0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=7
-    )
+    add_legend(figure, axes[0][0], columns=7)
     title = f"Quantised activations: {result.conclusion.verdict} (lines: 95 % intervals)"
     figure.suptitle(_measured_title(result, title), fontsize=11)
     return figure
@@ -100,7 +98,7 @@ def ranges(result: Stored) -> Figure:
         label_layers(ax, n)
     sizes.set_xlabel("")
     zeros.set_xlabel("layer")
-    figure.legend(*sizes.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=3)
+    add_legend(figure, sizes, columns=3)
     figure.suptitle(_measured_title(result, "Dynamic range of activations (lines: 95 % intervals)"), fontsize=11)
     return figure
 

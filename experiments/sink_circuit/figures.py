@@ -45,9 +45,7 @@ def edits(result: Stored) -> Figure:
     loss.set_xlabel(f"change of the loss, nats a token (linear up to {LINEAR:g}, then log)")
     for ax in (attention, loss):
         ax.grid(axis="x", alpha=0.4)
-    figure.legend(
-        *attention.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9
-    )
+    add_legend(figure, attention)
     figure.suptitle(make_title(result, f"Behind the sink: {result.conclusion.verdict}"), fontsize=11)
     return figure
 
@@ -82,7 +80,7 @@ def doses(result: Stored) -> Figure:
         ax.set_xlabel("times what it is")
         ax.set_ylabel(label)
         ax.grid(alpha=0.4)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    add_legend(figure, axes[0], columns=3)
     figure.suptitle(title, fontsize=11)
     return figure
 

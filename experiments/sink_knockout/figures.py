@@ -10,7 +10,7 @@ from experiments.sink_knockout.results import CONTROLS, RECENT, SINK, SINK_SECON
 from experiments.sink_knockout.text import named
 from lib.core.definitions import COST
 from lib.core.evidence import Interval
-from lib.report.figures import MARKERS, PALETTE, PLAIN, make_axes, make_title, shortened, write_beside
+from lib.report.figures import MARKERS, PALETTE, PLAIN, add_legend, make_axes, make_title, shortened, write_beside
 from lib.report.tables import number, spans
 
 KINDS = "sink's key masked", "control", "sink alone, or values set"
@@ -45,7 +45,7 @@ def knockout(result: Stored) -> Figure:
         ax.grid(axis="x", alpha=0.4)
     loss.set_yticks(range(len(shown)), [cell.label for cell in shown.values()], fontsize=9)
     loss.set_ylim(len(shown) - 0.5, -0.5)
-    figure.legend(*loss.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=5)
+    add_legend(figure, loss, columns=5)
     title = f"Without the edge to the sink: {result.conclusion.verdict} (lines: 95 % intervals)"
     figure.suptitle(make_title(result, title), fontsize=11)
     return figure
@@ -85,7 +85,7 @@ def layers(result: Stored) -> Figure:
     loss.axhline(0, color="black", lw=0.8, ls="--", label="as it is")
     loss.axhline(COST, color="black", lw=0.8, ls=":", label=f"costs: above {COST:g}")
     loss.set_ylabel("change of the loss,\nnats a token")
-    figure.legend(*loss.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=3)
+    add_legend(figure, loss, columns=3)
     mass.set_ylim(-0.03, 1.03)
     mass.set_ylabel("attention of the sink's key,\nof a head and query")
     mass.set_xlabel("layer in which it is masked")

@@ -11,7 +11,7 @@ from experiments.sinks.judge import KINDS
 from experiments.sinks.results import Head, Key, Stored
 from lib.core.definitions import ALIKE, BROADCASTS, DRAINED
 from lib.core.evidence import CANNOT_TELL
-from lib.report.figures import LINES, MARKERS, PALETTE, SEQUENTIAL, make_axes, make_title, shortened
+from lib.report.figures import LINES, MARKERS, PALETTE, SEQUENTIAL, add_legend, make_axes, make_title, shortened
 
 NO_SINK = "no sink at key 0"
 STYLES = ((0.75, 0.75, 0.75), "."), (PALETTE[0], "o"), (PALETTE[1], "s"), (PALETTE[2], "^"), (PALETTE[3], "x")
@@ -127,7 +127,7 @@ def values(result: Stored) -> Figure:
     angles.set_xlabel("cosine of queries with the other keys that they see")
     angles.set_ylabel("cosine of queries with key 0")
     angles.set_title("the angle of a logit (line: equal)", fontsize=10)
-    figure.legend(*norms.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    add_legend(figure, norms, columns=5)
     figure.suptitle(make_title(result, f"What heads find at key 0 ({results.first_input})"), fontsize=11)
     return figure
 

@@ -13,7 +13,7 @@ from experiments.training_course import fit
 from experiments.training_course.results import FITTED, FORMULA, Birth, Step, Stored
 from experiments.training_course.text import by_share, largest_layer
 from lib.core.definitions import RELATIVE, SINK_EPSILON, SINK_WINDOW, SINKS
-from lib.report.figures import MARKERS, PALETTE, PLAIN, SEQUENTIAL, make_axes, make_title, shortened
+from lib.report.figures import MARKERS, PALETTE, PLAIN, SEQUENTIAL, add_legend, make_axes, make_title, shortened
 
 STEPS = "optimiser step (logarithmic scale)"
 LABELS = 24  # at most, on the axis of steps and over bars
@@ -57,7 +57,7 @@ def layers(result: Stored) -> Figure:
     ax.grid(axis="y", alpha=0.4)
     ax.set_xlabel(STEPS)
     _add_layers(figure, ax, colors)
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=9)
+    add_legend(figure, ax, columns=1)
     ax.set_title(make_title(result, "Largest values over training, by layer"), fontsize=11)
     return figure
 
@@ -88,7 +88,7 @@ def sinks(result: Stored) -> Figure:
     scores.grid(axis="y", alpha=0.4)
     scores.set_xlabel(STEPS)
     _add_layers(figure, scores, colors)
-    figure.legend(*rate.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    add_legend(figure, rate, columns=3)
     figure.suptitle(make_title(result, "Attention to the first token over training"), fontsize=11)
     return figure
 

@@ -137,9 +137,11 @@ def _ablations(measured: Measured) -> dict[str, Any]:
 def _need(measured: Measured) -> dict[str, Any]:
     """What the model loses without the value, where the change takes it away."""
     values = measured.interventions.conclusion.values
-    off = None if values is None else values.counterfactual
-    gone = off is not None and off.left is not None and every(within("left", off.left, COLLAPSES))
-    return {"cost": _cell(off.loss_change)} if off is not None and gone else {}
+    if values is None:
+        return {}
+    off = values.counterfactual
+    gone = off.left is not None and every(within("left", off.left, COLLAPSES))
+    return {"cost": _cell(off.loss_change)} if gone else {}
 
 
 def _sinks(measured: Measured) -> dict[str, Any]:

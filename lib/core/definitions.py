@@ -69,9 +69,7 @@ CANDIDATE = 0.01  # of the peak: what an expert writes at the place, to be turne
 # intervals
 LEVEL = 0.95
 RESAMPLES = 4000
-FEWEST = (
-    6  # documents: of fewer, the mean lies more often beyond the extremes, where no resample goes, than LEVEL allows
-)
+FEWEST = 6  # documents: of fewer, a mean lies beyond the extremes, where no resample goes, more often than LEVEL allows
 INTERVALS = (
     f"{LEVEL:.0%} intervals of means and ratios: documents drawn anew with replacement, {RESAMPLES:,} times (all "
     "windows of a document at once; windows where the text is one document); bias-corrected and accelerated (BCa, "

@@ -1,11 +1,10 @@
 """Truth and diagnosis of planted models."""
 
 import numpy as np
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from lib.core.evidence import Stored
-from lib.report.figures import SEQUENTIAL, make_axes
+from lib.report.figures import SEQUENTIAL, draw_heatmap, make_axes
 
 
 def controls(payload: Stored) -> Figure:
@@ -23,9 +22,9 @@ def controls(payload: Stored) -> Figure:
     share = np.array([right[kind] / total[kind] for kind in total])
     text = np.array([["" if np.isnan(n) else f"{n:.0f}/{total[kind]}" for n in right[kind]] for kind in total])
     figure, ax = make_axes(size=(3.5 + 0.5 * len(results["fields"]), 2.4 + 0.26 * len(total)))
-    sns.heatmap(
+    draw_heatmap(
+        ax,
         share,
-        ax=ax,
         cmap=SEQUENTIAL,
         vmin=0,
         vmax=1,

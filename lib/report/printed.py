@@ -125,8 +125,13 @@ def _wrap(text: Text, said: str, has: float, room: float) -> None:
     """Break the lines of `said` where there is no room for more; has: of the text as it is, both in pixels."""
     if not said:
         return
-    columns = max(8, int(max(map(len, text.get_text().split("\n"))) * room / has))
+    columns = _columns(text, has, room)
     text.set_text("\n".join(textwrap.fill(line, columns, break_long_words=False) for line in said.split("\n")))
+
+
+def _columns(text: Text, has: float, room: float) -> int:
+    """Letters in a line of the text's that is as long as there is room for."""
+    return max(8, int(max(map(len, text.get_text().split("\n"))) * room / has))
 
 
 def _wrap_rows(ax: Axes, room: float) -> None:
@@ -134,7 +139,7 @@ def _wrap_rows(ax: Axes, room: float) -> None:
     widest = max(labels, key=lambda label: label.get_window_extent().width, default=None)
     if widest is None or (has := widest.get_window_extent().width) <= room:
         return
-    columns = max(8, int(max(map(len, widest.get_text().split("\n"))) * room / has))
+    columns = _columns(widest, has, room)
     names = [textwrap.fill(label.get_text(), columns, break_long_words=False) for label in labels]
     ax.set_yticks([label.get_position()[1] for label in labels], names)
 
