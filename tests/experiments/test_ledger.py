@@ -353,7 +353,7 @@ def test_bad_input(arguments, message, tiny_gpt2_folder, text_file, tmp_path, ca
 def test_smollm2(smollm2):
     """Independent figures: MLP 11 writes about +23,500 into dim 507, MLPs 28 and 29 take 14,250 and 5,800 away."""
     options = exp3_lifecycle_ledger.Options(
-        model="smollm2-135m", dataset="python-docs", nsamples=2, seqlen=96, batch_size=1
+        model="smollm2-135m", dataset="python-docs", nsamples=6, seqlen=96, batch_size=1
     )
     result = measure.run(smollm2, data.load(options, smollm2), options)
     conclusion = judge.judge(result)
