@@ -61,9 +61,9 @@ def test_results_are_those_of_the_cpu(experiment, planted, text, elsewhere, pyte
     exactly = has_float64 and planted.truth.architecture == "gpt2"  # norms of a Llama and routers are in float32
     for dtype in [torch.float32, torch.float64] if exactly else [torch.float32]:
         with sdpa_kernel(SDPBackend.MATH):  # as on the pretended device: the CPU's own kernel rounds otherwise
-            here = golden.results(command, golden.moved(planted, "cpu", dtype), text, batch_size=6)
+            here = golden.results(command, golden.moved(planted, "cpu", dtype), text, batch_size=6, n_whole=6)
         with elsewhere() as device:
-            there = golden.results(command, golden.moved(planted, device, dtype), text, batch_size=6)
+            there = golden.results(command, golden.moved(planted, device, dtype), text, batch_size=6, n_whole=6)
         same = near
         if device.type != "pretend" and dtype == torch.float32:
             # real ones add up in another order, of which what is left of a spike has the error
