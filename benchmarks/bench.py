@@ -22,6 +22,7 @@ from lib.experiment import Experiment, execute
 from lib.report import tables
 from lib.run import cli
 
+OFTEN = 4  # their targets are a few percent of short times
 PEAKS = {"resident": "resident memory of", "GPU": "memory that PyTorch had on the GPU for"}
 RULES = f"""\
 equal   what two entries both give differs by at most {compare.TOLERANCE:g} of its size ({compare.LEAST:.0%} of the
@@ -29,6 +30,7 @@ equal   what two entries both give differs by at most {compare.TOLERANCE:g} of i
 timing  the mean of as many passes as take {AT_LEAST:g} seconds, one after the other
 ratio   the median over rounds of an entry's time over the bare forward's of the same round
 faster  the same, of the other tool's fastest entry that gives as much over ours
+target  met or not at both ends of the median's 95 % interval (order statistics over rounds), else: cannot tell
 peak    the largest {{peak}} the entry's own process, loading and one pass over all windows
 gives   what is measured, in brackets of how many layers"""
 
@@ -36,7 +38,7 @@ gives   what is measured, in brackets of how many layers"""
 @dataclass(frozen=True)
 class Options(cli.Options):
     nsamples: int = cli.flag(1, "number of token windows")
-    rounds: int = cli.flag(5, "times that each entry is timed, on one window each time")
+    rounds: int = cli.flag(6, f"times that each entry is timed, on one window each time; passes of other sizes x {OFTEN}")
     threads: int = cli.flag(2, "threads of each entry's process")
 
     @property
@@ -60,7 +62,7 @@ def run(lm, windows, options):
     torch.set_num_threads(options.threads)
     values = {f.name: getattr(options, f.name) for f in dataclasses.fields(cli.Options)}
     shared = cli.Options(**values | {"model": lm.model.name_or_path, "device": str(lm.device)})
-    rows, differences = _measured(ENTRIES, shared, windows.ids, options)
+    rows, differences = _measured(ENTRIES, shared, windows.ids, options, options.rounds)
     targets = [target.judge(rows) for target in TARGETS]
     regimes = []
     for (n, tokens), judges in REGIME_TARGETS.items():
@@ -69,7 +71,7 @@ def run(lm, windows, options):
         else:
             ids = windows.ids.flatten()[: n * tokens].view(n, tokens)
             together = dataclasses.replace(shared, batch_size=n)
-            found, _equal = _measured(REGIME_ENTRIES, together, ids, options, at_once=n)
+            found, _equal = _measured(REGIME_ENTRIES, together, ids, options, OFTEN * options.rounds, at_once=n)
         regimes.append(Regime(n, tokens, list(found.values())))
         judged = [target.judge(found) for target in judges]
         targets += [dataclasses.replace(one, text=f"passes of {n} x {tokens} tokens: {one.text}") for one in judged]
@@ -78,7 +80,7 @@ def run(lm, windows, options):
     return Results(rules, load, list(rows.values()), differences, targets, regimes, memory)
 
 
-def _measured(names, shared, ids, options, at_once=1):
+def _measured(names, shared, ids, options, rounds, at_once=1):
     """({name: Row}, differences) of entries, each in its own process, timed in turn on `at_once` of the windows `ids`.
 
     Raises UserError if what they measure is not equal.
@@ -97,7 +99,7 @@ def _measured(names, shared, ids, options, at_once=1):
         values = {name: worker.values for name, worker in workers.items() if worker.values is not None}
         differences = compare.require_equal(values)
         timed = [name for name in names if ENTRIES[name].timed]
-        for turn in tqdm(range(options.rounds), unit="round", desc="times", disable=None):
+        for turn in tqdm(range(rounds), unit="round", desc="times", disable=None):
             first = turn % len(timed)
             start = turn * at_once % len(ids)
             for name in timed[first:] + timed[:first]:
@@ -134,11 +136,12 @@ def summarise(result):
         for key, difference in r.differences.items()
     ]
     heads = ["seconds", "min", "max", "x bare", "min", "max", f"peak MiB, {r.memory}"]
+    rounds = max((len(row.times) for regime in r.regimes for row in regime.entries), default=0)
     regimes = [
-        "The same of passes of other sizes, seconds a pass",
+        f"The same of passes of other sizes, seconds a pass, {rounds} rounds",
         tables.table(["windows x tokens", "tool", "entry", *heads], in_regimes),
     ]
-    targets = [[t.text, "-" if t.value is None else f"{t.value:.2f}", t.verdict] for t in r.targets]
+    targets = [[t.text, *_of(t), t.verdict] for t in r.targets]
     return "\n".join(
         [
             tables.header(result, "The cost of measuring"),
@@ -153,7 +156,7 @@ def summarise(result):
             *(f"not measured: {where}{row.tool}, {row.label}: {row.error}" for where, row in failed if row.error),
             f"Largest differences of equal values: {'; '.join(equal)}",
             "",
-            tables.table(["target", "value", "verdict"], targets),
+            tables.table(["target", "value", "interval", "verdict"], targets),
         ]
     )
 
@@ -169,6 +172,13 @@ def _numbers(row):
 
 def _cells(spread, shown):
     return ["-"] * 3 if spread is None else [shown(value) for value in (spread.median, spread.min, spread.max)]
+
+
+def _of(target):
+    if target.value is None:
+        return ["-", "-"]
+    low, high = target.interval
+    return [f"{target.value:.2f}", f"[{low:.2f}, {high:.2f}]"]
 
 
 def figures():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
+from scipy.stats import binom
 
 from benchmarks.results import Difference, Judged, Spread
 from lib.run.cli import UserError
@@ -66,6 +67,13 @@ def ratios(row, other):
     return spread(np.divide(row.times, other.times))
 
 
+def median_with_interval(values):
+    """(median, low, high): its 95 % interval by order statistics, the sign test's; of fewer than six the whole range."""
+    ordered = np.sort(values)
+    beyond = max(int(binom.ppf(0.025, len(ordered), 0.5)), 1)
+    return float(np.median(ordered)), float(ordered[beyond - 1]), float(ordered[-beyond])
+
+
 @dataclass(frozen=True)
 class AtMost:
     """`entry` takes at most `bound` x the time of entry `other`."""
@@ -78,7 +86,8 @@ class AtMost:
         return _judged(
             f"{rows[self.entry].label}: at most {self.bound:g} x {rows[self.other].label}",
             [rows[self.entry], rows[self.other]],
-            lambda: (value := ratios(rows[self.entry], rows[self.other]).median, value <= self.bound),
+            lambda: median_with_interval(np.divide(rows[self.entry].times, rows[self.other].times)),
+            lambda ratio: ratio <= self.bound,
         )
 
 
@@ -96,7 +105,8 @@ class Faster:
         return _judged(
             f"{ours.label}: at least {self.bound:.3g} x as fast as {self.tool}",
             [ours, *peers],
-            lambda: (value := min(ratios(peer, ours).median for peer in peers), value >= self.bound),
+            lambda: min(median_with_interval(np.divide(peer.times, ours.times)) for peer in peers),
+            lambda ratio: ratio >= self.bound,
         )
 
 
@@ -113,7 +123,8 @@ class LeastMemory:
         return _judged(
             f"{ours.label}: lower peak memory than any other tool (value: the lowest of theirs over it)",
             [ours, *peers],
-            lambda: (value := min(peer.peak_mib for peer in peers) / ours.peak_mib, value > 1),
+            lambda: (min(peer.peak_mib for peer in peers) / ours.peak_mib,) * 3,
+            lambda ratio: ratio > 1,
         )
 
 
@@ -129,7 +140,8 @@ class FlatMemory:
         return _judged(
             f"peak memory of {rows[self.entry].label}: at most {self.bound:g} x that of {rows[self.other].label}",
             [rows[self.entry], rows[self.other]],
-            lambda: (value := rows[self.entry].peak_mib / rows[self.other].peak_mib, value <= self.bound),
+            lambda: (rows[self.entry].peak_mib / rows[self.other].peak_mib,) * 3,
+            lambda ratio: ratio <= self.bound,
         )
 
 
@@ -144,14 +156,16 @@ class Within:
         return _judged(
             f"{rows[self.entry].label}: in less than {self.seconds:g} seconds",
             [rows[self.entry]],
-            lambda: (value := rows[self.entry].seconds.median, value < self.seconds),
+            lambda: median_with_interval(rows[self.entry].times),
+            lambda seconds: seconds < self.seconds,
         )
 
 
-def _judged(text, needed, judge):
-    """`judge() -> (value, whether it is met)`, if nothing that it needs has an error."""
+def _judged(text, needed, measured, met):
+    """`measured() -> (value, low, high)`, judged by `met` at both ends, if nothing that it needs has an error."""
     failed = [row for row in needed if row.error]
     if failed:
-        return Judged(text, None, "unknown: " + "; ".join(f"{row.name} failed" for row in failed))
-    value, met = judge()
-    return Judged(text, value, "met" if met else "not met")
+        return Judged(text, None, None, "unknown: " + "; ".join(f"{row.name} failed" for row in failed))
+    value, low, high = measured()
+    verdict = ("not met", "cannot tell", "met")[met(low) + met(high)]
+    return Judged(text, value, (low, high), verdict)

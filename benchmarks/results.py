@@ -52,10 +52,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Judged:
-    """A target. verdict: met, not met, or unknown and why."""
+    """A target. interval: (low, high) of the value. verdict: met, not met, cannot tell, or unknown and why."""
 
     text: str
     value: float | None
+    interval: tuple[float, float] | None
     verdict: str
 
 

@@ -8,6 +8,7 @@ import functools
 import json
 import re
 import unicodedata
+from collections import Counter
 
 import atlas
 from experiments.ablation.judge import MIXED
@@ -477,8 +478,9 @@ def bench(say):
             costs[str(regime)] = "-" if ratio is None else f"{ratio.median:.2f}"
         name, device = path.name.partition("_")[0], stored.provenance["device"]
         link = f"[{name}]({path.with_suffix('.txt').relative_to(ROOT)})"
-        met = sum(target.verdict == "met" for target in stored.results.targets)
-        count = say("{n} of {of}").format(n=met, of=len(stored.results.targets))
+        verdicts = Counter(target.verdict for target in stored.results.targets)
+        numbers = {"met": verdicts["met"], "unsure": verdicts["cannot tell"], "of": verdicts.total()}
+        count = say("{met} of {of}; cannot tell {unsure}").format(**numbers)
         where = say("two CPU cores") if device == "cpu" else device
         rows.append([link, where, count, *costs.values()])
         regimes = [*costs]

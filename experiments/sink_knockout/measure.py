@@ -50,7 +50,6 @@ from lib.core.changes import Change
 from lib.core.data import Windows
 from lib.core.definitions import SINK_EPSILON
 from lib.core.keys import at_once
-from lib.core.massive import is_massive
 from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.place import Place, find, vectors_at
 from lib.core.versions import each_batch
@@ -243,7 +242,6 @@ class Reduced:
     def __init__(self, lm: LanguageModel, windows: Windows, place: Place, position: int, baseline: Version) -> None:
         self.lm, self.place, self.position, self.baseline = lm, place, position, baseline
         self.ids, self.draws = windows.ids.numpy(), place.draws
-        self.massive = is_massive(place.values[:, place.peak], place.medians[:, place.peak])
 
     def results(self, changes: Sequence[Knockout], versions: dict[str, Version], left_out: str | None) -> Results:
         draws, baseline = self.draws, self.baseline
@@ -266,8 +264,8 @@ class Reduced:
 
     def _condition(self, change: Knockout, here: Version, without: Version) -> Condition:
         """without: the sink."""
-        draws, baseline, peak, massive = self.draws, self.baseline, self.place.peak, self.massive
-        before, after = (version.values[massive, peak] for version in (baseline, here))
+        draws, baseline, peak, spiking = self.draws, self.baseline, self.place.peak, self.place.spiking
+        before, after = (version.values[spiking, peak] for version in (baseline, here))
         return Condition(
             label=change.label,
             layers=[*change.layers],
@@ -278,7 +276,7 @@ class Reduced:
             sink_rate_after=draws.averages(sinks.rates(here.on_sink)),
             moved_to=self._moved(here.gains / (self.ids.shape[1] - 1 - self.position)),
             value=draws.averages(here.values[:, peak]),
-            retained=draws.of(massive).ratios(np.sign(before) * after, np.abs(before)) if massive.any() else None,
+            retained=draws.of(spiking).ratios(np.sign(before) * after, np.abs(before)) if spiking.any() else None,
         )
 
     def _moved(self, gains: np.ndarray) -> list[Moved]:
