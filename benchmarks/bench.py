@@ -38,7 +38,7 @@ gives   what is measured, in brackets of how many layers"""
 @dataclass(frozen=True)
 class Options(cli.Options):
     nsamples: int = cli.flag(1, "number of token windows")
-    rounds: int = cli.flag(6, f"times that each entry is timed, on one window each time; passes of other sizes x {OFTEN}")
+    rounds: int = cli.flag(6, f"times that each entry is timed, on one window each time; other sizes x {OFTEN}")
     threads: int = cli.flag(2, "threads of each entry's process")
 
     @property

@@ -68,7 +68,7 @@ def ratios(row, other):
 
 
 def median_with_interval(values):
-    """(median, low, high): its 95 % interval by order statistics, the sign test's; of fewer than six the whole range."""
+    """(median, low, high): its 95 % interval by order statistics (sign test); of fewer than six the whole range."""
     ordered = np.sort(values)
     beyond = max(int(binom.ppf(0.025, len(ordered), 0.5)), 1)
     return float(np.median(ordered)), float(ordered[beyond - 1]), float(ordered[-beyond])

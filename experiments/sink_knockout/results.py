@@ -45,8 +45,8 @@ class Condition:
     had, a mean over heads of the changed layers and the later queries that see the sink. beyond, of the controls:
     `loss_change` of SINK less this one's, paired. sink_rate_after: share of all heads over `Results.epsilon` at the
     sink's key, the queries that saw it counted before as after. moved_to: the largest gains. value: at the place, in
-    its peak layer; retained: of the baseline's, ratio of sums over the windows that have the spike (Place.spiking), None
-    if there is none.
+    its peak layer; retained: of the baseline's, ratio of sums over the windows that have the spike (Place.spiking),
+    None if there is none.
     """
 
     label: str
