@@ -5,7 +5,7 @@ there. What the model would be in without the value is a counterfactual state: t
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,11 +93,11 @@ class Intervention:
 
 @dataclass(frozen=True)
 class WriterOff:
-    """A change for lib.core.sweep: `neurons` of one layer's MLP, or all that it writes (None), are off at the positions
-    `there`, (windows, seq) bool, or at all (None)."""
+    """A change for lib.core.sweep: `neurons` of MLPs, {layer: neurons}, or all that the layer's MLP writes (None), are
+    off at the positions `there`, (windows, seq) bool, or at all (None)."""
 
     layer: int
-    neurons: tuple[NeuronName, ...] | None
+    neurons: dict[int, list[NeuronName]] | None
     there: np.ndarray | None
     factor = None
 
@@ -123,19 +123,24 @@ class WriterOff:
 
     @property
     def label(self) -> str:
-        number = "" if self.neurons is None else f" ({len(self.neurons)} of MLP {self.layer})"
-        return f"{self.what} off {self.where}{number}"
+        numbers = ", ".join(f"{len(names)} of MLP {layer}" for layer, names in (self.neurons or {}).items())
+        return f"{self.what} off {self.where}" + (f" ({numbers})" if numbers else "")
 
     @property
     def first_layer(self) -> int:
-        return self.layer
+        return self.layer if self.neurons is None else min(self.neurons)
 
-    def hooks(self, arch: Architecture, rows: slice) -> AbstractContextManager[None]:
+    @contextmanager
+    def hooks(self, arch: Architecture, rows: slice) -> Iterator[None]:
         there = None if self.there is None else torch.from_numpy(self.there[rows])
-        if self.neurons is not None:
-            neurons = [mlp.number_of(arch, self.layer, name) for name in self.neurons]
-            return edits.neurons_off(arch, self.layer, neurons, there)
-        return edits.mlps_off(arch, [self.layer]) if there is None else edits.mlp_off_at(arch, self.layer, there)
+        with ExitStack() as stack:
+            if self.neurons is None:
+                off = edits.mlps_off(arch, [self.layer]) if there is None else edits.mlp_off_at(arch, self.layer, there)
+                stack.enter_context(off)
+            for layer, names in (self.neurons or {}).items():
+                numbers = [mlp.number_of(arch, layer, name) for name in names]
+                stack.enter_context(edits.neurons_off(arch, layer, numbers, there))
+            yield
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ class PutBack:
 
     @property
     def first_layer(self) -> int:
-        return self.off.layer
+        return self.off.first_layer
 
     @contextmanager
     def hooks(self, arch: Architecture, rows: slice) -> Iterator[None]:
@@ -179,7 +184,7 @@ def changes_of(
     """What lib.core.sweep is to apply. sizes: (layers,) medians of |block output|; writers: of find_writers; shape: of
     the windows' ids."""
     there = sites.there(shape)
-    writer = (tuple(row.name for row in writers.neurons) or None) if writers else None
+    writer = (writers.by_layer or None) if writers else None
 
     def held(set_to: str | float, where: str) -> Intervention:
         if not isinstance(set_to, str):

@@ -103,7 +103,7 @@ def _verdict(
         return CANNOT_TELL, "the followed place is massive at this layer in no measured window", [costs]
     gone = within("share of the value left at the layer", counterfactual.left, COLLAPSES)
     if every(gone) is not True:
-        why = "the counterfactual does not take the value away: what this layer's MLP writes there is not it"
+        why = "the counterfactual does not take the value away: what is off does not write all of it"
         return CANNOT_TELL, reasons(gone) or why, [*gone, costs]
     if costs.answer is None:
         return CANNOT_TELL, costs.reason, [*gone, costs]

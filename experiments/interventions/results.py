@@ -1,11 +1,11 @@
 """What experiment 5 and a single intervention store."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msgspec import UNSET, UnsetType
 
 from lib.core.evidence import Average, Conclusion, Perplexity
-from lib.core.results import FollowedPlace, Neuron
+from lib.core.results import FollowedPlace, Neuron, NeuronName
 from lib.report.result_files import Result
 
 LAYER, ONWARD = "layer", "onward"  # where values are set by hand: after that layer, after it and all later ones
@@ -56,14 +56,28 @@ class ChangedSites:
 
 
 @dataclass(frozen=True)
+class WritingNeuron(Neuron):
+    """A neuron of the MLP of `layer`. contribution: what it writes into the dim, behind a norm its part of what that
+    gives; share: of the block output at the place."""
+
+    layer: int = field(kw_only=True)
+
+
+@dataclass(frozen=True)
 class Writers:
-    """share: of the block output at the place that the layer's MLP adds; None where the place is not massive there.
-    neurons: those that give it, by `rule`; left_out: why there are none."""
+    """share: of the block output at the place that the MLPs up to the layer write; None where the place is not massive
+    there. neurons: those that give it, by `rule`; left_out: why there are none."""
 
     rule: str
     share: Average | None
-    neurons: list[Neuron]
+    neurons: list[WritingNeuron]
     left_out: str | None
+
+    @property
+    def by_layer(self) -> dict[int, list[NeuronName]]:
+        """{layer: neurons of its MLP}, in the order of the layers."""
+        layers = sorted({neuron.layer for neuron in self.neurons})
+        return {layer: [neuron.name for neuron in self.neurons if neuron.layer == layer] for layer in layers}
 
 
 @dataclass(frozen=True)

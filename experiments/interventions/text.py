@@ -120,9 +120,11 @@ def _writers(mlp: Writers | None, layer: int) -> list[str]:
     """Which neurons are off, and why, if none are."""
     if mlp is None:
         return []
-    listed = ", ".join(f"{row.name} ({tables.number(row.contribution, True)})" for row in mlp.neurons[:8])
+    listed = ", ".join(
+        f"{row.name} of MLP {row.layer} ({tables.number(row.contribution, True)})" for row in mlp.neurons[:8]
+    )
     more = f" and {len(mlp.neurons) - 8} more" if len(mlp.neurons) > 8 else ""
-    share = f"MLP {layer} adds {tables.interval(mlp.share)} of the value. " if mlp.share else ""
+    share = f"The MLPs up to layer {layer} write {tables.interval(mlp.share)} of the value. " if mlp.share else ""
     neurons = f"no neurons are off: {mlp.left_out}" if mlp.left_out else f"Neurons that write it: {listed}{more}"
     return [f"{share}{neurons}", f"Rule: {mlp.rule}\n"]
 

@@ -1,48 +1,57 @@
-"""Who writes the value: the neurons of the layer's MLP whose removal is the counterfactual."""
+"""Who writes the value: the neurons of the MLPs up to the layer whose removal is the counterfactual."""
 
 from dataclasses import replace
 
 import numpy as np
 
-from experiments.interventions.results import Writers
+from experiments.interventions.results import Writers, WritingNeuron
 from lib.core import mlp, neurons
 from lib.core.data import Windows
 from lib.core.definitions import CARRIED, WRITTEN
 from lib.core.massive import is_massive
 from lib.core.place import Place
-from lib.core.results import smallest_set
 from lib.model.models import LanguageModel
 
 NEURONS_RULE = (
-    "neurons: the smallest number, largest contributions along the output's sign first, that give at least "
-    f"{CARRIED:.0%} of what the down projection gives at the followed place (mean of the estimation windows in which "
-    "it is massive at the layer); left out where it is not, and where the MLP adds less than "
-    f"{WRITTEN:.0%} of the block output there"
+    "neurons: the smallest number, largest writes along the value first, that give at least "
+    f"{CARRIED:.0%} of what the MLPs up to the layer write at the followed place (means of the estimation windows in "
+    "which it is massive at the layer; behind a norm, a neuron's part of the MLP's output is its part of the write); "
+    f"left out where it is not massive, and where these MLPs write less than {WRITTEN:.0%} of the block output there"
 )
 
 
 def find_writers(
     lm: LanguageModel, windows: Windows, place: Place, rows: np.ndarray, layer: int, batch_size: int
 ) -> Writers:
-    """By NEURONS_RULE, from the windows `rows` (indices)."""
-    inner = lm.arch.layers[layer].inner
-    if inner is not None:
-        return Writers(NEURONS_RULE, None, [], f"the neurons of MLP {layer} cannot be told apart: {inner}")
-    here = place.of(rows)
+    """By NEURONS_RULE, from the windows `rows` (indices). MLPs whose neurons cannot be told apart are not looked at."""
+    arch, here = lm.arch, place.of(rows)
     rows = rows[is_massive(here.values[:, layer], here.medians[:, layer])]
     if not len(rows):
         left_out = f"the followed place is not massive in the output of layer {layer}"
         return Writers(NEURONS_RULE, None, [], left_out)
-    there, ids = place.of(rows), windows.ids[rows]
-    values = neurons.checkpoints_at_place(lm, replace(windows, ids=ids), there, layer, batch_size)
-    added = lm.arch.scale(layer, "mlp_write") * values.get("mlp_write", values[mlp.OUTPUT])[:, place.dim].numpy()
-    share = there.draws.ratios(added, there.values[:, layer])
+    unknown = {i: arch.layers[i].inner for i in arch.with_role("mlp_write") if i <= layer and arch.layers[i].inner}
+    told = [i for i in arch.with_role("mlp_write") if i <= layer and i not in unknown]
+    there, cut = place.of(rows), replace(windows, ids=windows.ids[rows])
+    value = float(there.values[:, layer].mean())
+    written, found = np.zeros(len(rows)), []
+    for writer in told:
+        values = neurons.checkpoints_at_place(lm, cut, there, writer, batch_size)
+        added = arch.scale(writer, "mlp_write") * values.get("mlp_write", values[mlp.OUTPUT])[:, place.dim].numpy()
+        contributions, check = mlp.at_place(arch, writer, place.dim, values)
+        passed_on = added.mean() / check.output if check.output else 0.0
+        written += added
+        found += [
+            WritingNeuron(**vars(row) | {"contribution": write, "share": write / value, "layer": writer})
+            for row in contributions
+            if (write := passed_on * row.contribution) * value > 0
+        ]
+    share = there.draws.ratios(written, there.values[:, layer])
     if share.mean < WRITTEN:
-        left_out = f"MLP {layer} adds {share.mean:.1%} of the value at the followed place"
+        untold = "".join(f"; the neurons of MLP {i} cannot be told apart: {why}" for i, why in unknown.items())
+        return Writers(NEURONS_RULE, share, [], f"the MLPs up to it write {share.mean:.1%} of the value{untold}")
+    ranked = sorted(found, key=lambda row: -abs(row.contribution))
+    reached = np.cumsum([row.contribution for row in ranked]) / written.mean() >= CARRIED
+    if not reached.any():
+        left_out = f"no set of neurons gives {CARRIED:.0%} of what the MLPs up to it write there"
         return Writers(NEURONS_RULE, share, [], left_out)
-    contributions, check = mlp.at_place(lm.arch, layer, place.dim, values)
-    count = smallest_set(contributions, check, CARRIED)
-    if count is None:
-        left_out = f"no set of neurons gives {CARRIED:.0%} of what MLP {layer} writes there"
-        return Writers(NEURONS_RULE, share, [], left_out)
-    return Writers(NEURONS_RULE, share, contributions[:count], None)
+    return Writers(NEURONS_RULE, share, ranked[: int(reached.argmax()) + 1], None)

@@ -426,9 +426,9 @@ def old_verdict(conditions):
     return {"free": "not needed", "costs": {"free": "a constant is enough"}.get(words[1])}.get(words[0], "undecided")
 
 
-def planted_beside(architecture, seed, looks_at_the_spike):
+def planted_beside(architecture, seed, looks_at_the_spike, shares=None):
     """A planted model in which the neurons that write a massive value write a small one beside it, which the norm hides
-    while the massive one is there; a later head makes other tokens' losses larger.
+    while the massive one is there; a later head makes other tokens' losses larger. shares: of the value, by layer.
 
     looks_at_the_spike: the head attends to it, reads there, with all of the norm's room taken, nothing of what it
     copies elsewhere (a sink that the loss needs); otherwise it looks for the small value and copies it (a vector that
@@ -437,8 +437,9 @@ def planted_beside(architecture, seed, looks_at_the_spike):
     b = builder.Builder(architecture, np.random.default_rng(seed), *[blank.BOS] * (architecture == "llama"))
     small = b.spare_dims.pop()
     b.values = {b.largest: b.values[b.largest]}
-    b.neurons_write(LAYER, b.flag - b.one, b.values | {small: 60.0})
-    layer, head = next(spare for spare in b.spare_heads if spare[0] > LAYER)
+    for last, share in (shares or {LAYER: 1}).items():
+        b.neurons_write(last, b.flag - b.one, builder.times(share, b.values | {small: 60.0}))
+    layer, head = next(spare for spare in b.spare_heads if spare[0] > last)
     reads = builder.contrast(small, b.rest)
     b.head_looks(layer, head, b.spike if looks_at_the_spike else reads)
     b._head_reads(layer, head, "v", 0, b.one if looks_at_the_spike else reads)
@@ -466,6 +467,20 @@ def test_a_vector_that_the_model_never_meets_is_no_counterfactual(architecture):
 def test_a_sink_that_the_loss_needs_is_needed(architecture):
     lm, windows = planted_beside(architecture, 3, looks_at_the_spike=True)
     result = measure.run(lm, windows, exp5_interventions.Options(batch_size=4))
+    assert judged(result)["verdict"] == "needed, a constant is enough"
+
+
+@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
+def test_what_two_mlps_write_is_gone_without_the_neurons_of_both(architecture):
+    shares = {LAYER: 0.45, LAYER + 1: 0.55}
+    lm, windows = planted_beside(architecture, 3, looks_at_the_spike=True, shares=shares)
+    result = measure.run(lm, windows, exp5_interventions.Options(batch_size=4, layer_id=LAYER + 1))
+    written = {layer: sum(row.share for row in result.mlp.neurons if row.layer == layer) for layer in shares}
+    assert written == pytest.approx(shares, abs=0.03)
+    assert result.conditions["mlp_off_there"].left.mean == pytest.approx(0.45, abs=0.03)
+    gone = result.conditions["neurons_off_there"]
+    assert abs(gone.left.mean) < 0.05
+    assert all(f"of MLP {layer}" in gone.label for layer in shares)
     assert judged(result)["verdict"] == "needed, a constant is enough"
 
 
