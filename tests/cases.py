@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from unittest import mock
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer
@@ -20,6 +21,8 @@ from tests.reference import matrix, silence
 
 SEQUENCES, LENGTH = 2, 16
 LAYER = 1
+some = pytest.mark.parametrize("case", architectures.SOME, ids=": ".join, indirect=True)
+firsts = pytest.mark.parametrize("case", architectures.FIRSTS, ids=": ".join, indirect=True)
 
 
 def configuration(family, changes):

@@ -28,11 +28,12 @@ from lib.planted import blank, planting
 from lib.report import figures, result_files
 from lib.run import checkout
 from tests import reference
-from tests.cases import LAYER, by_hand, captured, close, observe_and_spoil
+from tests.cases import LAYER, by_hand, captured, close, observe_and_spoil, some
 from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, token_ids
 from tests.core.test_sweep import DIM, windows_of
 from tests.reference import matrix
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 KINDS = ("mlp", "two_steps", "decoy", "content", "redundant", "mlp_eraser", "head_eraser")
 POSITIONS = [5, 9]
 WHERE = [4, 0, 11]
@@ -49,11 +50,6 @@ def experiment(lm, windows, **options):
     return catalogue.judged("exp4", measure.run(lm, windows, options))
 
 
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch):
-    monkeypatch.setattr(stats, "RESAMPLES", 50)
-
-
 def flag_dims(built):
     """The pair of dims with opposite values in the trigger's embedding that stand out of its noise."""
     model, truth = built.lm.model, built.truth
@@ -68,29 +64,28 @@ def flag_dims(built):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_planted_neurons(architecture, kind):
-    for seed in (0, 4):
-        built = planting.build(architecture, kind, seed)
-        truth = built.truth
-        result = experiment(built.lm, built.windows)
-        chosen = [row["neuron"] for row in result["minimal_set"]]
-        assert result["layer"] == truth.layer
-        assert sorted(chosen) == list(truth.neurons)
-        assert not {*chosen} & {*truth.decoy_neurons}
-        assert result["conclusion"]["verdict"] == f"{len(chosen)} of {result['width']} neurons"
-        assert result["keep_only_share"]["ci95"][0] > 0.9
-        assert -0.1 < result["remove_share"]["ci95"][0] <= result["remove_share"]["ci95"][1] < 0.1
-        assert result["carried"]["without_its_last"]["mean"] < 0.95 < result["carried"]["set"]["mean"]
-        # only where a second MLP is sufficient does the value come back
-        assert (abs(result["runs"]["remove_only"]["end_share"]["mean"]) > 0.9) == (kind == "redundant")
-        assert result["contribution_check"]["relative_error"] < 1e-4
-        for row in result["reads"]["neurons"]:
-            for projection in row["projections"].values():
-                dims = [i["dim"] for i in projection["inputs"]]
-                assert projection["relative_error"] < 1e-4
-                if kind == "two_steps":
-                    assert dims[0] == next(iter(truth.outliers))
-                else:
-                    assert {*dims[:2]} == flag_dims(built)
+    built = planting.build(architecture, kind, 0)
+    truth = built.truth
+    result = experiment(built.lm, built.windows)
+    chosen = [row["neuron"] for row in result["minimal_set"]]
+    assert result["layer"] == truth.layer
+    assert sorted(chosen) == list(truth.neurons)
+    assert not {*chosen} & {*truth.decoy_neurons}
+    assert result["conclusion"]["verdict"] == f"{len(chosen)} of {result['width']} neurons"
+    assert result["keep_only_share"]["ci95"][0] > 0.9
+    assert -0.1 < result["remove_share"]["ci95"][0] <= result["remove_share"]["ci95"][1] < 0.1
+    assert result["carried"]["without_its_last"]["mean"] < 0.95 < result["carried"]["set"]["mean"]
+    # only where a second MLP is sufficient does the value come back
+    assert (abs(result["runs"]["remove_only"]["end_share"]["mean"]) > 0.9) == (kind == "redundant")
+    assert result["contribution_check"]["relative_error"] < 1e-4
+    for row in result["reads"]["neurons"]:
+        for projection in row["projections"].values():
+            dims = [i["dim"] for i in projection["inputs"]]
+            assert projection["relative_error"] < 1e-4
+            if kind == "two_steps":
+                assert dims[0] == next(iter(truth.outliers))
+            else:
+                assert {*dims[:2]} == flag_dims(built)
 
 
 def split(built, n):
@@ -344,6 +339,7 @@ def test_verdicts(family, layer, gain, verdict, tokenizer):
         figures.plt.close(draw(stored))
 
 
+@some
 def test_runs_equal_zeroed_copies(case, monkeypatch):
     """Without a norm on the way, at this layer the value falls by exactly what was zeroed."""
     monkeypatch.setattr(measure, "WHOLE_DRAWS", 1)
@@ -376,6 +372,7 @@ def test_runs_equal_zeroed_copies(case, monkeypatch):
     )
 
 
+@some
 def test_scaled_scalars_equal_copies_with_that_weight(case):
     at, weight = fixed_place(POSITIONS, case.lm.arch.n_layers), case.lm.arch.weight(LAYER, "down")
     rows = [Neuron(n, 0.0, weight[DIM, n].item(), 0.0, None) for n in (1, weight.shape[1] - 1)]
