@@ -48,7 +48,7 @@ def atlas_of(folder, *flags):
     return json.loads((folder / "atlas.json").read_text())["results"]
 
 
-def test_every_model_has_a_row_with_the_planted_mechanism(two, undrawn):
+def test_every_model_has_a_row_with_the_planted_mechanism(two):
     results = atlas_of(two)
     assert [row["model"] for row in results["models"]] == ["first", "second"]
     for row, architecture in zip(results["models"], golden.MODELS, strict=True):
@@ -63,7 +63,7 @@ def test_every_model_has_a_row_with_the_planted_mechanism(two, undrawn):
         assert set(row["claims"]) == {claim.row for claim in CLAIMS}
 
 
-def test_the_atlas_says_what_verify_claims_says(two, undrawn):
+def test_the_atlas_says_what_verify_claims_says(two):
     """Of every claim the verdict; of the table the same as of the JSON."""
     results = atlas_of(two)
     assert run("verify_claims.py", two) == 0
@@ -105,7 +105,7 @@ def test_together(verdicts, kind, verdict):
     assert {model for models in found.models.values() for model in models} == set(verdicts)
 
 
-def test_models_are_told_apart_by_weights(tmp_path, undrawn):
+def test_models_are_told_apart_by_weights(tmp_path):
     """Two of one name have a row each; one under two names and in two folders has one."""
     study_of(tmp_path / "here", "gpt2", "toy", source="a", only=["exp3"])
     study_of(tmp_path / "there", "llama", "toy", source="b", only=["exp3"])
@@ -115,7 +115,7 @@ def test_models_are_told_apart_by_weights(tmp_path, undrawn):
     assert set(results["models"][0]["verdicts"]) == {"exp3", "exp1"}
 
 
-def test_of_several_dtypes_that_with_most_experiments_has_the_row(tmp_path, undrawn):
+def test_of_several_dtypes_that_with_most_experiments_has_the_row(tmp_path):
     study_of(tmp_path, "gpt2", "toy", only=["exp3"], dtype="bfloat16")
     study_of(tmp_path / "all", "gpt2", "toy", only=["exp3", "exp1"])
     results = atlas_of(tmp_path)
@@ -147,7 +147,7 @@ def test_the_page_links_those_of_the_models(two):
 
 
 @pytest.mark.parametrize("name", ["run #2", "50% off?", "模型 é"])
-def test_a_link_to_a_folder_of_any_name(tmp_path, name, undrawn):
+def test_a_link_to_a_folder_of_any_name(tmp_path, name):
     study_of(tmp_path, "gpt2", name, only=["exp3"])
     (tmp_path / name / "index.html").touch()
     atlas_of(tmp_path)
@@ -166,7 +166,7 @@ def test_what_is_missing_is_a_dash(tmp_path, capsys):
     assert "sink rate" in capsys.readouterr().out
 
 
-def test_a_model_of_which_there_is_only_its_training(tmp_path, undrawn):
+def test_a_model_of_which_there_is_only_its_training(tmp_path):
     """What it is at the last step."""
     study_of(tmp_path, "gpt2", "toy", only=["exp14"])
     [row] = atlas_of(tmp_path)["models"]
@@ -203,7 +203,7 @@ def test_a_training_in_which_nothing_gets_massive():
     assert row.mechanism.sink_rate.mean == pytest.approx(0.0917, abs=1e-4)
 
 
-def test_a_course_shares_the_row_of_its_model(tmp_path, undrawn):
+def test_a_course_shares_the_row_of_its_model(tmp_path):
     """In another folder, too; the ledger says more than the last step does."""
     hub = {"hub_id": "org/toy"}
     study_of(tmp_path / "a", "gpt2", "toy", source=hub | {"revision": "c" * 40}, only=["exp3", "exp1"])
@@ -213,7 +213,7 @@ def test_a_course_shares_the_row_of_its_model(tmp_path, undrawn):
     assert row["mechanism"]["plateau"] is not None
 
 
-def test_nothing_massive(tmp_path, undrawn):
+def test_nothing_massive(tmp_path):
     stored = json.loads((golden.FOLDER / "gpt2.json").read_text())["exp3"]
     stored["place"]["massive"] = False
     stored["profile"]["spiking"]["mean"] = 0.0
@@ -254,7 +254,7 @@ def test_bad_input(arguments, message, tmp_path, capsys):
     assert not (tmp_path / "atlas.json").exists()
 
 
-def test_every_experiment_with_a_judge_is_compared(two, undrawn):
+def test_every_experiment_with_a_judge_is_compared(two):
     judged = {
         name
         for name, entry in catalogue.EXPERIMENTS.items()

@@ -22,7 +22,7 @@ from lib.run import checkout
 from tests import undrawn
 from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, planted_model, save
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_draws")]
+pytestmark = pytest.mark.slow
 ABLATION_FIGURES = ("top1_comparison", "critical_dimensions", "percentage_change_heatmap")
 # script: (its own arguments, its files, the JSON)
 SCRIPTS = {
