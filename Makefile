@@ -5,6 +5,9 @@ RUN := $(BIN)/python
 PEERS := .venv-peers/bin
 PEERS_READY := .venv-peers/.ready
 
+# tests start Python a hundred times, and pytest rewrites each of their files: compiled once
+unexport PYTHONDONTWRITEBYTECODE
+
 SMOLLM := --model smollm2-135m --dataset python-docs
 GPT2 ?= gpt2
 MODEL ?= gpt2

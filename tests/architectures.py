@@ -334,6 +334,12 @@ TESTED = {
     ),
 }
 CASES = [(family, variant) for family, tested in TESTED.items() for variant in tested.variants]
+FIRSTS = [(family, next(iter(tested.variants))) for family, tested in TESTED.items()]
+SOME = [  # of each way in which blocks, positions and projections differ, for what is the same in all
+    *(of for of in FIRSTS if of[0] in ("gpt2", "gpt_neox", "bloom", "granite", "cohere", "gemma2")),
+    ("opt", "projected embeddings"),
+    ("phi3", "sliding windows"),
+]
 
 REFUSED = [
     ("opt", {"do_layer_norm_before": False}, "unsupported architecture 'opt': layer 0: .*post-norm"),

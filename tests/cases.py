@@ -2,10 +2,11 @@
 
 import copy
 import functools
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from unittest import mock
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer
@@ -20,6 +21,8 @@ from tests.reference import matrix, silence
 
 SEQUENCES, LENGTH = 2, 16
 LAYER = 1
+some = pytest.mark.parametrize("case", architectures.SOME, ids=": ".join, indirect=True)
+firsts = pytest.mark.parametrize("case", architectures.FIRSTS, ids=": ".join, indirect=True)
 
 
 def configuration(family, changes):
@@ -49,33 +52,45 @@ def case_of(family, variant):
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
     lm = LanguageModel(model, arch.Architecture(model), tokenizer, {})
     verify.verify(lm)
+    real = observe(tested, model, ids)
+    with torch.no_grad(), eager(copy.deepcopy(model)) as other:
+        close(other(ids, use_cache=False).logits, real.logits)
     return SimpleNamespace(
         family=family,
         variant=variant,
         tested=tested,
         lm=lm,
         ids=ids,
-        real=observe(tested, model, ids),
+        real=real,
         heads=[(0, 1), (1, 0), (2, model.config.num_attention_heads - 1)],
     )
 
 
+@contextmanager
+def eager(model):
+    """The model, which from now on attends eagerly."""
+    model.config._attn_implementation = "eager"  # set_attn_implementation does not do it in every family
+    # eager Falcon adds ALiBi twice: once in the mask, once to the scores
+    alibi = modeling_falcon.build_alibi_tensor
+    with mock.patch.object(modeling_falcon, "build_alibi_tensor", lambda *a, **k: alibi(*a, **k) / 2):
+        yield model
+
+
 def observe(tested, model, ids):
     """logits; hidden: input of the first block and outputs of all; maps: (batch, heads, seq, seq) of each layer."""
-    model = copy.deepcopy(model)
-    with torch.no_grad():
-        logits = model(ids, use_cache=False).logits
-        model.config._attn_implementation = "eager"  # set_attn_implementation does not do it in every family
-        # eager Falcon adds ALiBi twice: once in the mask, once to the scores
-        alibi = modeling_falcon.build_alibi_tensor
-        with mock.patch.object(modeling_falcon, "build_alibi_tensor", lambda *a, **k: alibi(*a, **k) / 2):
-            output = model(ids, use_cache=False, output_hidden_states=True, output_attentions=True)
-            close(output.logits, logits)
-            for path in tested.after_blocks:
-                parent, _dot, name = path.rpartition(".")
-                setattr(model.get_submodule(parent), name, torch.nn.Identity())
-            last = model.base_model(ids, use_cache=False, output_hidden_states=True).hidden_states[-1]
-    return SimpleNamespace(logits=logits, hidden=[*output.hidden_states[:-1], last], maps=output.attentions)
+    return observe_and_spoil(tested, copy.deepcopy(model), ids)
+
+
+@torch.no_grad()
+def observe_and_spoil(tested, model, ids):
+    """The same of a model that nothing else uses."""
+    logits = model(ids, use_cache=False).logits
+    for path in tested.after_blocks:
+        parent, _dot, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, torch.nn.Identity())
+    with eager(model):
+        output = model.base_model(ids, use_cache=False, output_hidden_states=True, output_attentions=True)
+    return SimpleNamespace(logits=logits, hidden=output.hidden_states, maps=output.attentions)
 
 
 def close(got, expected, tolerance=2e-5):
@@ -94,7 +109,7 @@ def without(case, heads=(), attentions=(), mlps=()):
     for layers, path in ((attentions, case.tested.attention_out), (mlps, case.tested.mlp_out)):
         for layer in layers:
             silence(blocks[layer].get_submodule(path))
-    return observe(case.tested, model, case.ids)
+    return observe_and_spoil(case.tested, model, case.ids)
 
 
 def run(case, *watchers):

@@ -1,5 +1,6 @@
 """Tiny models, tokenizers and files. Nothing here needs a network."""
 
+import gc
 import json
 import os
 
@@ -15,6 +16,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from lib.core import stats
 from lib.model import attention, packaged
 from lib.model import models as model_models
 from lib.model.arch import Architecture
@@ -38,6 +40,10 @@ def pytest_configure(config):
             model_models.chosen_device(name)
     except UserError as error:
         raise pytest.UsageError(str(error)) from error
+
+
+def pytest_collection_finish():
+    gc.freeze()  # or every collection would look through all that was imported
 
 
 END = "<|end|>"
@@ -284,6 +290,12 @@ def _undrawn(monkeypatch):
 def case(request):
     """One variant of a supported architecture."""
     return cases.case_of(*request.param)
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    """For what no interval decides."""
+    monkeypatch.setattr(stats, "RESAMPLES", 50)
 
 
 @pytest.fixture(params=["log sum exp", "column"])

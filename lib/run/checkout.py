@@ -1,5 +1,6 @@
 """The code that runs: where it lies, its digest, its commit."""
 
+import functools
 import hashlib
 import subprocess
 from pathlib import Path
@@ -25,18 +26,23 @@ DRAWING = ("judge.py", "text.py", "figures.py", "views.py")  # of each experimen
 
 def code_sha256() -> str:
     """Digest of the running script and of all code that can change a number: not what only draws, words or judges."""
+    return _digest(ROOT, command.current().script)
+
+
+@functools.cache  # what runs is what was read, whatever the files become
+def _digest(root: Path, script: str) -> str:
     digest = hashlib.sha256()
-    for path in [ROOT / command.current().script, *_measuring()]:
+    for path in [root / script, *_measuring(root)]:
         if path.is_file():
-            digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+            digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()
 
 
-def _measuring() -> list[Path]:
+def _measuring(root: Path) -> list[Path]:
     """The files below lib/ and experiments/ that code_sha256 covers."""
-    experiments = (path for path in (ROOT / "experiments").rglob("*.py") if path.name not in DRAWING)
-    every = [*(ROOT / "lib").rglob("*.py"), *experiments]
-    others = [ROOT / "lib" / name for name in NOT_MEASURING]
+    experiments = (path for path in (root / "experiments").rglob("*.py") if path.name not in DRAWING)
+    every = [*(root / "lib").rglob("*.py"), *experiments]
+    others = [root / "lib" / name for name in NOT_MEASURING]
     return sorted(path for path in every if not any(path.is_relative_to(other) for other in others))
 
 

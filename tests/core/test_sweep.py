@@ -18,7 +18,7 @@ from lib.planted import planting
 from lib.run import unfinished
 from lib.run.cli import Options, UserError
 from tests import reference
-from tests.cases import close, without
+from tests.cases import close, some, without
 from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, token_ids
 
 DIM = 3
@@ -58,8 +58,16 @@ def heads_one_by_one(case):
     return [*sets, HeadsSet("two", {(1, 0): 0.0, (2, 1): some}), Condition("mlp", "", mlps=(1,))]
 
 
-@pytest.mark.parametrize("positions", [[0, 0], [9, 0]])
-def test_many_heads_in_a_pass_equal_one_full_pass_each(case, positions):
+def test_many_heads_in_a_pass_equal_one_full_pass_each(case):
+    together_and_alone(case, [9, 0])
+
+
+@some
+def test_many_heads_at_the_first_position_equal_one_full_pass_each(case):
+    together_and_alone(case, [0, 0])
+
+
+def together_and_alone(case, positions):
     at = fixed_place(positions, case.lm.arch.n_layers)
     changes = heads_one_by_one(case)
     got = sweep.values_at_place(case.lm, windows_of(case.ids), at, changes, 1)
@@ -75,6 +83,7 @@ def test_many_heads_in_a_pass_equal_one_full_pass_each(case, positions):
     assert differ == 2 * len(changes)
 
 
+@some
 def test_heads_share_passes(case):
     """At position 0 a layer's heads take one pass, and its first blocks do not run again."""
     ran = {0: 0, 2: 0}
@@ -89,6 +98,7 @@ def test_heads_share_passes(case):
     assert ran == {0: 2, 2: 4}
 
 
+@some
 def test_whole_windows_of_many_heads_in_a_pass_equal_one_pass_each(case):
     """One window in passes that have room for five."""
     at, windows = fixed_place([9], case.lm.arch.n_layers), windows_of(case.ids[:1])
@@ -126,6 +136,7 @@ def test_sweep_equals_zeroed_copies(case, zeroed, batch_size):
             assert measured[name].attention[:, layer] == pytest.approx(means.numpy(), abs=2e-5)
 
 
+@some
 def test_starting_late_changes_no_bit(case):
     at = fixed_place([0, 9], case.lm.arch.n_layers)
     conditions = [condition for condition, _off in changes_of(case).values()]
@@ -140,6 +151,7 @@ def test_starting_late_changes_no_bit(case):
         assert np.array_equal(mine.attention, full.attention)
 
 
+@some
 def test_comparing_ablations_from_their_first_layer_changes_no_bit(case):
     conditions = [condition for condition, _off in changes_of(case).values()]
     late, whole, windows = {}, {}, windows_of(case.ids)
@@ -153,6 +165,7 @@ def test_comparing_ablations_from_their_first_layer_changes_no_bit(case):
     assert late == whole
 
 
+@some
 def test_blocks_before_the_change_do_not_run(case):
     """Counts what the first and last blocks' projections compute."""
     ran = {0: 0, 2: 0}
@@ -171,6 +184,7 @@ def test_blocks_before_the_change_do_not_run(case):
         assert ran == {0: 3, 2: 5 + len(measure.REPLACEMENTS)}
 
 
+@some
 def test_restored_after_an_error(case):
     kept = {}
     with hooks.keep_block_outputs(case.lm.arch, kept):
@@ -224,6 +238,7 @@ def test_place_without_anything_massive():
     assert found.dim in built.truth.outliers
 
 
+@some
 def test_an_interrupted_sweep_goes_on(case, monkeypatch):
     at = fixed_place([0, 9], case.lm.arch.n_layers)
     changes = [condition for condition, _off in changes_of(case).values()] + heads_one_by_one(case)[:5]
@@ -252,6 +267,7 @@ def test_an_interrupted_sweep_goes_on(case, monkeypatch):
     assert not list(unfinished.folder().glob("*"))
 
 
+@some
 def test_a_cache_that_cannot_be_written_stops_no_sweep(case, monkeypatch, tmp_path):
     at = fixed_place([0, 9], case.lm.arch.n_layers)
     (tmp_path / "file").touch()

@@ -19,7 +19,7 @@ import exp5_interventions
 from experiments.mlp_internal import text as mlp_internal_text
 from experiments.neuron_sets import measure, text
 from lib import catalogue
-from lib.core import mlp, neurons, place, stats
+from lib.core import mlp, neurons, place
 from lib.core.results import OfExpert
 from lib.model import edits, hooks
 from lib.model.arch import Architecture
@@ -29,6 +29,7 @@ from lib.run.errors import UserError
 from tests import every_type, pretend
 from tests.core.test_sweep import fixed_place, windows_of
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 IDS = torch.randint(3, 100, (3, 12), generator=torch.Generator().manual_seed(3))
 POSITIONS, DIM = [0, 5, 11], 3
 # routing normalised or not, by sigmoid, with a bias; a shared expert, a gated one; biases, transposed and interleaved
@@ -43,11 +44,6 @@ def loaded(model_type, dtype=torch.float32, implementation="eager"):
     model = every_type.build(model_type).to(dtype)
     model.set_experts_implementation(implementation)
     return LanguageModel(model, Architecture(model), None, {})
-
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch):
-    monkeypatch.setattr(stats, "RESAMPLES", 50)
 
 
 @pytest.fixture(params=TYPES, scope="module")

@@ -28,13 +28,13 @@ from lib.planted import blank, planting
 from lib.report import figures, result_files
 from lib.run import checkout
 from tests import reference
-from tests.cases import LAYER, by_hand, captured, close, observe
+from tests.cases import LAYER, by_hand, captured, close, observe_and_spoil, some
 from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, token_ids
 from tests.core.test_sweep import DIM, windows_of
 from tests.reference import matrix
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 KINDS = ("mlp", "two_steps", "decoy", "content", "redundant", "mlp_eraser", "head_eraser")
-SEEDS = range(5)
 POSITIONS = [5, 9]
 WHERE = [4, 0, 11]
 
@@ -48,11 +48,6 @@ def experiment(lm, windows, **options):
     """Stored results, judged."""
     options = exp4_neuron_sets.Options(batch_size=8, **{"n_random": 0, **options})
     return catalogue.judged("exp4", measure.run(lm, windows, options))
-
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch):
-    monkeypatch.setattr(stats, "RESAMPLES", 50)
 
 
 def flag_dims(built):
@@ -69,29 +64,28 @@ def flag_dims(built):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_planted_neurons(architecture, kind):
-    for seed in SEEDS:
-        built = planting.build(architecture, kind, seed)
-        truth = built.truth
-        result = experiment(built.lm, built.windows)
-        chosen = [row["neuron"] for row in result["minimal_set"]]
-        assert result["layer"] == truth.layer
-        assert sorted(chosen) == list(truth.neurons)
-        assert not {*chosen} & {*truth.decoy_neurons}
-        assert result["conclusion"]["verdict"] == f"{len(chosen)} of {result['width']} neurons"
-        assert result["keep_only_share"]["ci95"][0] > 0.9
-        assert -0.1 < result["remove_share"]["ci95"][0] <= result["remove_share"]["ci95"][1] < 0.1
-        assert result["carried"]["without_its_last"]["mean"] < 0.95 < result["carried"]["set"]["mean"]
-        # only where a second MLP is sufficient does the value come back
-        assert (abs(result["runs"]["remove_only"]["end_share"]["mean"]) > 0.9) == (kind == "redundant")
-        assert result["contribution_check"]["relative_error"] < 1e-4
-        for row in result["reads"]["neurons"]:
-            for projection in row["projections"].values():
-                dims = [i["dim"] for i in projection["inputs"]]
-                assert projection["relative_error"] < 1e-4
-                if kind == "two_steps":
-                    assert dims[0] == next(iter(truth.outliers))
-                else:
-                    assert {*dims[:2]} == flag_dims(built)
+    built = planting.build(architecture, kind, 0)
+    truth = built.truth
+    result = experiment(built.lm, built.windows)
+    chosen = [row["neuron"] for row in result["minimal_set"]]
+    assert result["layer"] == truth.layer
+    assert sorted(chosen) == list(truth.neurons)
+    assert not {*chosen} & {*truth.decoy_neurons}
+    assert result["conclusion"]["verdict"] == f"{len(chosen)} of {result['width']} neurons"
+    assert result["keep_only_share"]["ci95"][0] > 0.9
+    assert -0.1 < result["remove_share"]["ci95"][0] <= result["remove_share"]["ci95"][1] < 0.1
+    assert result["carried"]["without_its_last"]["mean"] < 0.95 < result["carried"]["set"]["mean"]
+    # only where a second MLP is sufficient does the value come back
+    assert (abs(result["runs"]["remove_only"]["end_share"]["mean"]) > 0.9) == (kind == "redundant")
+    assert result["contribution_check"]["relative_error"] < 1e-4
+    for row in result["reads"]["neurons"]:
+        for projection in row["projections"].values():
+            dims = [i["dim"] for i in projection["inputs"]]
+            assert projection["relative_error"] < 1e-4
+            if kind == "two_steps":
+                assert dims[0] == next(iter(truth.outliers))
+            else:
+                assert {*dims[:2]} == flag_dims(built)
 
 
 def split(built, n):
@@ -173,12 +167,11 @@ def test_random_sets_are_as_active(architecture, monkeypatch):
 
 @pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
 def test_what_a_head_writes_is_not_of_the_mlp(architecture):
-    for seed in SEEDS[:2]:
-        built = planting.build(architecture, "head", seed)
-        result = experiment(built.lm, built.windows, layer_id=built.truth.layer)
-        assert result["conclusion"]["verdict"] == "not mostly by this MLP"
-        assert abs(result["written"]["share"]["mean"]) < 0.1
-        assert result["remove_share"]["mean"] > 0.9
+    built = planting.build(architecture, "head", 0)
+    result = experiment(built.lm, built.windows, layer_id=built.truth.layer)
+    assert result["conclusion"]["verdict"] == "not mostly by this MLP"
+    assert abs(result["written"]["share"]["mean"]) < 0.1
+    assert result["remove_share"]["mean"] > 0.9
 
 
 @pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
@@ -346,6 +339,7 @@ def test_verdicts(family, layer, gain, verdict, tokenizer):
         figures.plt.close(draw(stored))
 
 
+@some
 def test_runs_equal_zeroed_copies(case, monkeypatch):
     """Without a norm on the way, at this layer the value falls by exactly what was zeroed."""
     monkeypatch.setattr(measure, "WHOLE_DRAWS", 1)
@@ -363,7 +357,7 @@ def test_runs_equal_zeroed_copies(case, monkeypatch):
         for columns, run in ((off, pair.keep_only), (on, pair.remove_only)):
             model = copy.deepcopy(case.lm.model)
             matrix(model.get_submodule(case.tested.blocks)[LAYER].get_submodule(case.tested.mlp_out))[:, columns] = 0
-            expected = observe(case.tested, model, case.ids)
+            expected = observe_and_spoil(case.tested, model, case.ids)
             values = [hidden[[0, 1], POSITIONS, DIM].mean().item() for hidden in expected.hidden[1:]]
             assert [run.value.mean, run.end_value.mean] == pytest.approx([values[LAYER], values[2]], abs=1e-4)
             if i > 1:
@@ -378,6 +372,7 @@ def test_runs_equal_zeroed_copies(case, monkeypatch):
     )
 
 
+@some
 def test_scaled_scalars_equal_copies_with_that_weight(case):
     at, weight = fixed_place(POSITIONS, case.lm.arch.n_layers), case.lm.arch.weight(LAYER, "down")
     rows = [Neuron(n, 0.0, weight[DIM, n].item(), 0.0, None) for n in (1, weight.shape[1] - 1)]
@@ -385,21 +380,22 @@ def test_scaled_scalars_equal_copies_with_that_weight(case):
     runs = sweep.measure(case.lm, windows_of(case.ids), at, made, 2)
     found = super_weights.super_weights(case.lm.arch, made, runs, at)
     assert [scalar.neuron for scalar in found] == [row.neuron for row in rows]
+    model = copy.deepcopy(case.lm.model)
+    down = matrix(model.get_submodule(case.tested.blocks)[LAYER].get_submodule(case.tested.mlp_out))
+    before = cross_entropy(case.real.logits[:, :-1].transpose(1, 2), case.ids[:, 1:]).item()
     for scalar in found:
         assert [dose.factor for dose in scalar.doses] == [0.0, 0.5, 2.0, 3.0]
         assert len(scalar.random) == super_weights.RANDOM
         for dose in (*scalar.doses, *scalar.random):
-            model = copy.deepcopy(case.lm.model)
-            down = matrix(model.get_submodule(case.tested.blocks)[LAYER].get_submodule(case.tested.mlp_out))
             assert down[dose.dim, dose.neuron].item() == dose.weight
             down[dose.dim, dose.neuron] *= dose.factor
-            expected = observe(case.tested, model, case.ids)
-            value = expected.hidden[LAYER + 1][[0, 1], POSITIONS, DIM].mean().item()
-            losses = [
-                cross_entropy(of.logits[:, :-1].transpose(1, 2), case.ids[:, 1:]).item() for of in (expected, case.real)
-            ]
+            with torch.no_grad():
+                expected = model(case.ids, use_cache=False, output_hidden_states=True)
+            down[dose.dim, dose.neuron] = dose.weight
+            value = expected.hidden_states[LAYER + 1][[0, 1], POSITIONS, DIM].mean().item()
+            loss = cross_entropy(expected.logits[:, :-1].transpose(1, 2), case.ids[:, 1:]).item()
             assert dose.value.mean == pytest.approx(value, abs=1e-4)
-            assert dose.loss_change.mean == pytest.approx(losses[0] - losses[1], abs=2e-4)
+            assert dose.loss_change.mean == pytest.approx(loss - before, abs=2e-4)
 
 
 def test_random_scalars_are_as_large_and_elsewhere(case):

@@ -3,6 +3,7 @@ planted spikes; the verdict in every direction."""
 
 import copy
 import dataclasses
+import functools
 import re
 
 import numpy as np
@@ -39,10 +40,12 @@ from lib.model.models import LanguageModel
 from lib.report.result_files import Result
 from lib.run.errors import UserError
 from tests import every_type, mixtures
+from tests.cases import firsts
 from tests.conftest import SPIKE_TOKEN, language_model, planted_model, tiny_model, token_ids
 from tests.core.test_sweep import windows_of
 from tests.partial import partial
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 CALIBRATE, MEASURE = [0, 4], [1, 2, 3, 5]
 STREAM = ("c_attn", "c_fc", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 LABELS = [scheme.name for scheme in SCHEMES]
@@ -278,6 +281,7 @@ def spiked(family):
     return language_model(model, None), Windows(ids, 6, 0, "test")
 
 
+@functools.cache
 def measured(family):
     """(the results, what is done by hand)."""
     lm, windows = spiked(family)
@@ -432,6 +436,7 @@ def test_a_window_calibrates_and_another_is_measured(family, changed, tokenizer)
 
 
 @pytest.mark.slow
+@firsts
 def test_every_projection_of_every_architecture(case):
     model = copy.deepcopy(case.lm.model).double()
     lm = LanguageModel(model, Architecture(model), case.lm.tokenizer, {})
@@ -485,9 +490,7 @@ def test_what_a_hybrid_lacks_is_told(name, tokenizer):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_models_of_half_precision(dtype, tokenizer):
     lm = language_model(planted_model("llama").to(dtype), tokenizer)
-    windows = dataclasses.replace(spiked("llama")[1])
-    results = run(lm, windows)
-    full = run(language_model(planted_model("llama"), tokenizer), windows)
+    results, full = run(lm, spiked("llama")[1]), measured("llama")[0]
     for name in (name_of(where, SCHEMES[0], remedy) for where in WHERE for remedy in REMEDIES):
         got, expected = results.conditions[name], full.conditions[name]
         assert got.loss_change.mean == pytest.approx(expected.loss_change.mean, abs=0.05)

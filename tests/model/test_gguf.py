@@ -7,6 +7,7 @@ probabilities for these, and every architecture written by its own converter.
 import json
 import subprocess
 import sys
+import time
 
 import gguf
 import numpy as np
@@ -100,8 +101,9 @@ def test_the_packaged_model_is_what_is_in_its_gguf_file(monkeypatch, smollm2):
 
 
 @pytest.mark.slow
-def test_two_processes_dequantise_at_once(tiny_gguf, tmp_path):
-    """Both succeed, one complete folder remains, and it holds what is in the GGUF file. Neither begins alone."""
+def test_two_processes_dequantise_at_once(tiny_gguf, tmp_path, monkeypatch):
+    """This one and another: both succeed, one complete folder remains, and it holds what is in the GGUF file. Neither
+    begins alone."""
     script = """
 import sys, time
 from pathlib import Path
@@ -119,13 +121,24 @@ def together(*arguments):
 gguf_file.convert = together
 print(models._converted("m", "x", lambda: [gguf]))
 """
-    marks = [tmp_path / "one", tmp_path / "other"]
-    commands = [[sys.executable, "-c", script, *of, tiny_gguf] for of in (marks, marks[::-1])]
-    pair = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for command in commands]
-    said = [process.communicate()[0] for process in pair]
-    assert [process.returncode for process in pair] == [0, 0]
+    own, other, convert = tmp_path / "own", tmp_path / "other", gguf_file.convert
+    started = subprocess.Popen(
+        [sys.executable, "-c", script, other, own, tiny_gguf], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+
+    def together(*arguments):
+        own.touch()
+        while not other.exists():
+            assert started.poll() is None
+            time.sleep(0.01)
+        convert(*arguments)
+
+    monkeypatch.setattr(gguf_file, "convert", together)
+    made = models._converted("m", "x", lambda: [tiny_gguf])
+    said = started.communicate()[0]
+    assert started.returncode == 0
     (folder,) = (tmp_path / "cache" / "massive-activations").iterdir()
-    assert said[0].splitlines()[-1] == said[1].splitlines()[-1] == str(folder)
+    assert said.splitlines()[-1] == str(made) == str(folder)
     assert holds(folder, gguf_tensors(tiny_gguf, HIDDEN // HEADS))
 
 

@@ -529,7 +529,7 @@ def falsified(value):
 
 
 @pytest.mark.parametrize("field", check_controls.FIELDS)
-def test_a_false_truth_is_a_miss(monkeypatch, tmp_path, capsys, field):
+def test_a_false_truth_is_a_miss(monkeypatch, tmp_path, capsys, undrawn, field):
     built, diagnosis = diagnosed(*OTHERS.get(field, ("gpt2", "decoy")))
     visible = check_controls.visible_of(built.truth)
     false = visible | {field: falsified(visible[field])}
@@ -545,7 +545,7 @@ def test_a_false_truth_is_a_miss(monkeypatch, tmp_path, capsys, field):
 
 
 @pytest.mark.parametrize("broken", ["heads_off", "mlps_off"])
-def test_an_ablation_that_does_nothing_is_a_miss(monkeypatch, tmp_path, broken):
+def test_an_ablation_that_does_nothing_is_a_miss(monkeypatch, tmp_path, undrawn, few_draws, broken):
     """Both change nothing, so everything persists; only the models without anything massive stay right."""
     monkeypatch.setattr(check_controls, "FIELDS", ("generator",))
     monkeypatch.setattr(edits, broken, lambda arch, which: ExitStack())

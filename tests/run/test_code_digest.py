@@ -9,6 +9,11 @@ def test_what_does_not_measure_lies_where_it_is_said_to():
     assert [name for name in checkout.NOT_MEASURING if not (checkout.ROOT / "lib" / name).exists()] == []
 
 
+def digest_of_another_run():
+    checkout._digest.cache_clear()
+    return checkout.code_sha256()
+
+
 def test_the_digest_of_the_code_covers_what_measures(tmp_path, monkeypatch):
     """Wherever it lies; and nothing that only draws or judges."""
     measuring = ["script.py", "lib/stats.py", "lib/room/deep/hooks.py"]
@@ -20,12 +25,13 @@ def test_the_digest_of_the_code_covers_what_measures(tmp_path, monkeypatch):
         (tmp_path / name).write_text("1")
     monkeypatch.setattr(checkout, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "argv", ["/elsewhere/script.py"])
-    digests = [checkout.code_sha256()]
+    digests = [digest_of_another_run()]
     for name in files:
         (tmp_path / name).write_text("2")
-        digests.append(checkout.code_sha256())
+        assert checkout.code_sha256() == digests[-1], "the code that runs is still the same"
+        digests.append(digest_of_another_run())
     changed = 1 + len(measuring)
     assert len(set(digests[:changed])) == changed
     assert len(set(digests[changed - 1 :])) == 1
     (tmp_path / "lib/room/deep/hooks.py").rename(tmp_path / "lib/room/hooks.py")
-    assert checkout.code_sha256() != digests[-1]
+    assert digest_of_another_run() != digests[-1]

@@ -53,7 +53,7 @@ def model_of(out):
 
 
 def test_models_data_sets_and_revisions(hub, tmp_path):
-    """Then the same from the local cache alone, without a network and with --offline."""
+    """Then the same from the local cache alone, with --offline; without a network see the checkpoints below."""
     tiny, plain = ("--model", "org/tiny"), ("--dataset", "org/plain")
     commits = hub.repositories["models/org/tiny"].commits
     of_revision = {None: commits["main"], "main": commits["main"], "v1.0": commits["main"]}
@@ -99,16 +99,17 @@ def test_models_data_sets_and_revisions(hub, tmp_path):
     assert commits["step1000"][:12] in another.error
     assert again.code == 0, again.error
 
-    for arguments, endpoint in (((), NOWHERE), (("--offline",), hub.endpoint)):
-        asked = len(hub.requests)
-        environment = hub.environment(tmp_path / "home") | {"HF_ENDPOINT": endpoint}
-        lines = [layerwise(tmp_path / "again", *tiny, *arguments), layerwise(tmp_path / "x", "--model", "org/gated")]
-        cached, missing = our_hub.in_order([lines[0], [*lines[1], *arguments]], tmp_path, environment)
-        assert cached.code == 0, cached.error
-        assert model_of(tmp_path / "again")["revision"] == commits["main"]
-        assert missing.code == 2
-        assert "to run without it: --model smollm2-135m --dataset python-docs" in missing.error
-        assert len(hub.requests) == asked
+    asked = len(hub.requests)
+    lines = [
+        layerwise(tmp_path / "again", *tiny, "--offline"),
+        layerwise(tmp_path / "x", "--model", "org/gated", "--offline"),
+    ]
+    cached, missing = our_hub.in_order(lines, tmp_path, hub.environment(tmp_path / "home"))
+    assert cached.code == 0, cached.error
+    assert model_of(tmp_path / "again")["revision"] == commits["main"]
+    assert missing.code == 2
+    assert "to run without it: --model smollm2-135m --dataset python-docs" in missing.error
+    assert len(hub.requests) == asked
 
 
 def trained(out, *flags):
@@ -151,9 +152,11 @@ def test_checkpoints_by_name_and_all_of_them(hub, tmp_path):
 
     asked = len(hub.requests)
     environment |= {"HF_ENDPOINT": NOWHERE}
-    lines = [trained(tmp_path / "cached", "--revisions", "all")]
-    [cached] = our_hub.in_order(lines, tmp_path, environment)
+    lines = [trained(tmp_path / "cached", "--revisions", "all"), layerwise(tmp_path / "x", "--model", "org/gated")]
+    cached, never_seen = our_hub.in_order(lines, tmp_path, environment)
     assert cached.code == 0, cached.error
+    assert never_seen.code == 2
+    assert "to run without it: --model smollm2-135m --dataset python-docs" in never_seen.error
     assert json.loads((tmp_path / "cached" / "exp14_results.json").read_text())["results"] == results[0]["results"]
     assert len(hub.requests) == asked
     assert "step90 ..." not in cached.out

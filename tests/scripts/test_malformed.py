@@ -72,8 +72,13 @@ def measured(model, text_file):
     return True
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
-@pytest.mark.parametrize("folder", ["tiny_gpt2_folder", "tiny_llama_folder"])
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        *(("config.json", folder) for folder in ("tiny_gpt2_folder", "tiny_llama_folder")),
+        *((name, "tiny_gpt2_folder") for name in ("tokenizer.json", "tokenizer_config.json", "model.safetensors")),
+    ],
+)
 def test_model_folder(name, folder, text_file, tmp_path, request):
     whole, done = request.getfixturevalue(folder), []
     content = (whole / name).read_bytes()

@@ -13,10 +13,12 @@ from lib.run.cli import Options
 from tests import golden, pretend, transfers
 from tests.conftest import token_ids
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_draws")]
 
 
-@pytest.mark.parametrize(("planted", "experiment"), golden.PAIRS, indirect=["planted"])
+@pytest.mark.parametrize(
+    ("planted", "experiment"), [pair for pair in golden.PAIRS if pair[0] != "llama"], indirect=["planted"]
+)
 def test_a_pass_makes_few_transfers(experiment, planted, text):
     """However many layers; one of them is transformers' own."""
     passes, _inside, every = transfers.counted(catalogue.EXPERIMENTS[experiment].command, planted, text)

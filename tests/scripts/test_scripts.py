@@ -19,6 +19,7 @@ from lib.experiment import all_written, already_there, execute
 from lib.model import models
 from lib.report import figures
 from lib.run import checkout
+from tests import undrawn
 from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, planted_model, save
 
 pytestmark = pytest.mark.slow
@@ -184,7 +185,10 @@ def folder(request):
     [(script, of) for script in SCRIPTS for of in folders(script)],
     indirect=["folder"],
 )
-def test_script_writes_its_files_and_redraws_them(script, folder, text_file, tmp_path, capsys):
+def test_script_writes_its_files_and_redraws_them(script, folder, text_file, tmp_path, capsys, monkeypatch):
+    drawn = folder.name != "tiny-llama"  # to look at once; what is redrawn is a JSON, whatever model it is of
+    if not drawn:
+        monkeypatch.setattr(figures, "save", undrawn.put_away)
     own, names, json_name = SCRIPTS[script]
     names = [name.format(m=folder.name) for name in names]
     json_name = json_name.format(m=folder.name)
@@ -198,12 +202,12 @@ def test_script_writes_its_files_and_redraws_them(script, folder, text_file, tmp
     loaded = [step["source"] for step in payload["results"]["steps"]] if script in OF_CHECKPOINTS else []
     assert all(source["weights_sha256"] for source in loaded or [payload["provenance"]["model"]])
     for name in names:
-        if name.endswith(".png"):
+        if name.endswith(".png") and drawn:
             assert len(Image.open(out / name).convert("RGB").getcolors(1 << 24)) > 20, "an empty figure"
-        else:
+        elif not name.endswith(".png"):
             assert folder.name in (out / name).read_text()
 
-    if folder.name == "tiny-llama":  # what is redrawn is a JSON, whatever model it is of
+    if not drawn:
         return
     with nothing_loaded():
         assert run(script.split()[0], "--replot", out / json_name, "--savedir", tmp_path / "again") == 0

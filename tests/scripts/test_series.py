@@ -22,10 +22,13 @@ from tests.scripts.test_scripts import files, run
 FACTORS = {"step0": 0.0, "step5": 1e-3, "step10": 0.01, "step100": 1.0, "step1000": 1.1}
 BORN, NOT_YET = 100, 10
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_draws")]
 
 
-@pytest.fixture(scope="module", params=[("gpt2", "mlp"), ("llama", "head")], ids="-".join)
+COURSES = [("gpt2", "mlp"), ("llama", "head")]
+
+
+@pytest.fixture(scope="module", params=COURSES[:1], ids="-".join)
 def course(request, tmp_path_factory):
     """A planted course in a folder, its flags, and what was planted."""
     planted = planting.build(*request.param, seed=0)
@@ -45,6 +48,7 @@ def measured(course, out, *flags):
     return json.loads((out / "exp14_results.json").read_text())
 
 
+@pytest.mark.parametrize("course", COURSES, ids="-".join, indirect=True)
 def test_the_planted_birth_is_found(course, tmp_path, undrawn):
     payload = measured(course, tmp_path)
     conclusion, truth = payload["results"]["conclusion"], course.planted.truth
