@@ -742,6 +742,14 @@ def test_a_claim_goes_three_ways(row):
         assert open_.nearest.answer is None
 
 
+@pytest.mark.parametrize("row", ROWS)
+def test_experts_are_no_heads(row):
+    """Of a mixture they have the same numbers, and more."""
+    beside = [write_of(layer, "expert", number, 0.0) for layer in range(LAYERS) for number in range(2 * HEADS)]
+    found = after(row, lambda results: results["exp3"]["writes"].extend(beside))
+    assert (found.verdict, found.reason) == ("holds here", None)
+
+
 @pytest.mark.parametrize("row", UNTOLD)
 def test_what_results_cannot_tell_is_said(row):
     for apply, word in UNTOLD[row]:
