@@ -572,6 +572,15 @@ UNTOLD = {  # row: [(a change after which nothing can be judged, a word of the r
     ],
     "2c": [(change("exp3.conclusion.values.erasers", []), "nothing is sure to take")],
     "3": [(change("exp1.conclusion.verdict", "none found"), "nothing is massive")],
+    "3b": [
+        (
+            both(
+                change("exp1.conditions.baseline.layers", layers(TOP1[:1])),
+                change("exp1.changes.all_heads_off", [{"layer": 0, "top1": cell(1.0)}]),
+            ),
+            "one layer",
+        ),
+    ],
     "4": [(change("exp2a.conclusion.verdict", "none found"), "nothing is massive")],
     "4b": [(change("exp2a.conclusion.verdict", "none found"), "nothing is massive")],
     "5": [

@@ -208,6 +208,7 @@ def test_pages_of_planted_models(architecture, tmp_path):
         verdict = payload["results"].get("conclusion", {}).get("verdict")
         assert [answer.text for answer in section.every("strong", class_="answer")] == ([verdict] if verdict else [])
         assert not list(section.every("img"))
+    assert "windows of 64" not in next(document.every("main")).text  # of 32
     if architecture != "mixture":
         values = payloads(folder)[folder / "exp3.json"]["results"]["conclusion"]["values"]
         said = next(document.every("ul", class_="short")).text
