@@ -38,10 +38,7 @@ def write(folder: Path, words: Words = ENGLISH) -> Path:
     """Make the page of a folder; gives its path. Raises UserError if there are no results, or one that is not whole."""
     from lib.page.document import document
 
-    result_files.check_writable(folder, [words.file])
-    path = folder / words.file
-    if path.is_file() and b"page.py" not in path.read_bytes():
-        raise cli.UserError(f"{path} is no page of ours, and stays as it is; move it, or name another folder")
+    check_writable(folder, words)
     results = find(folder)
     if not results:
         raise cli.UserError(f"no results below {folder}")
@@ -51,8 +48,17 @@ def write(folder: Path, words: Words = ENGLISH) -> Path:
         _subject(model[0], called[model], shown, files.get(model[0], {}), words, key=f"model-{number}")
         for number, (model, shown) in enumerate(results.items(), 1)
     ]
+    path = folder / words.file
     result_files.write_text(path, document(subjects, words))
     return path
+
+
+def check_writable(folder: Path, words: Words = ENGLISH) -> None:
+    """Raise UserError if no page can be written into `folder`, which need not exist yet, or another lies there."""
+    result_files.check_writable(folder, [words.file])
+    path = folder / words.file
+    if path.is_file() and b"page.py" not in path.read_bytes():
+        raise cli.UserError(f"{path} is no page of ours, and stays as it is; move it, or name another folder")
 
 
 def _told_apart(models: Iterable[Identity]) -> dict[Identity, str]:

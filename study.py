@@ -62,7 +62,7 @@ def main() -> None:
     if options.replot:
         raise cli.UserError("a study has no figures of its own; --replot belongs to its scripts")
     folder = options.savedir or Path("results") / options.model_name
-    result_files.check_writable(folder)
+    page.check_writable(folder)
 
     from lib.claims.measured import birth_layer
     from lib.model import models

@@ -1,6 +1,7 @@
 """The TXT of an ablation: what is left of the massive activations, place by place."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from msgspec import UnsetType
 
@@ -9,6 +10,7 @@ from lib.core import definitions
 from lib.core.evidence import Average, Cell
 from lib.core.results import AblatedCondition, AblatedPlace, LayerChanges
 from lib.report import tables
+from lib.report.result_files import Result
 
 
 def summary(result: Stored, title: str, question: str) -> str:
@@ -20,7 +22,9 @@ def summary(result: Stored, title: str, question: str) -> str:
         parts.append(places_table(results.places, values.places) + first_tokens)
         parts += _experts_off(results, values)
     note = None if values is None else values.note
-    return "\n".join([*parts, conditions_table(results.conditions), tables.conclusion_text(result.conclusion, note)])
+    return "\n".join(
+        [*parts, conditions_table(result, results.conditions), tables.conclusion_text(result.conclusion, note)]
+    )
 
 
 def _experts_off(results: Results, values: Values) -> list[str]:
@@ -85,7 +89,7 @@ def condition_details(
     return "\n".join(parts)
 
 
-def conditions_table(conditions: Mapping[str, AblatedCondition]) -> str:
+def conditions_table(result: Result[Any, Any], conditions: Mapping[str, AblatedCondition]) -> str:
     rows = [
         [
             condition.label,
@@ -99,9 +103,8 @@ def conditions_table(conditions: Mapping[str, AblatedCondition]) -> str:
     heads = ["condition", "perplexity", "sink rate", "its change", "positions with a massive activation"]
     return tables.table(heads, rows) + (
         f"sink rate: share of all heads, off or on, with more than {definitions.SINK_EPSILON} of their attention on "
-        f"the first token in windows of {definitions.SINK_WINDOW} tokens (a head that is off writes nothing and still "
-        "looks somewhere); "
-        "change: paired\n"
+        f"the first token in windows of {tables.sink_window(result)} tokens (a head that is off writes nothing and "
+        "still looks somewhere); change: paired\n"
     )
 
 

@@ -14,7 +14,7 @@ def summarise(result: Stored) -> str:
             "",
             tables.massive_table(results.massive, results.definition),
             *(_places(result, name) for name in SETS if results.places[name]),
-            text.conditions_table(results.conditions),
+            text.conditions_table(result, results.conditions),
             tables.place_text(results.place),
             f"Absolute change after layer {results.place.plateau[1]}, relative to its size (windows with the spike),",
             "beside random heads of the same layers; p: the share of draws, the set among them, that change it as much",

@@ -65,8 +65,8 @@ def _summary(result: Stored | SingleStored, title: str, headline: str = "", why:
         _questions(results.changes.values()),
         "Loss: paired change in nats a token, with its 95 % interval",
         tables.table(["condition", "perplexity", "change of the loss", "cost"], costs),
-        "Sink rate: share of all heads with more than epsilon of their attention on the first token, in windows of 64",
-        "tokens; change: paired",
+        "Sink rate: share of all heads with more than epsilon of their attention on the first token, in windows of "
+        f"{tables.sink_window(result)}\ntokens; change: paired",
         tables.table(["condition", *epsilons], sinks),
         _left_table(results),
         headline + tables.conclusion_text(conclusion, why),

@@ -9,7 +9,7 @@ from lib.report.figures import draw_curve, label_layers, make_axes, make_title
 
 def layerwise(result: Stored) -> Figure:
     """Top-1, top-2, top-3 and median of |activation| over layers, logarithmic; below, the layers that each definition
-    of massive finds (results of older versions have one only)."""
+    of massive finds."""
     layers, compared = result.results.layers, result.results.compared
     if compared:
         figure, (ax, below) = make_axes(2, size=(8, 6.5), sharex=True, height_ratios=(4, 1))

@@ -24,8 +24,9 @@ def summarise(result: Stored) -> str:
             "found in the model as it is, so that ledgers of the same windows with different parts off compare",
             f"Condition: {results.condition.label}",
             "",
-            f"The {min(LISTED, len(largest))} largest of {len(largest)} writes into it, signed, mean over the windows "
-            "that have the spike [95 % interval]; share: of the peak",
+            f"The {min(LISTED, len(largest))} largest of {len(largest)} writes into it, signed, mean over "
+            f"{'the windows that have the spike' if place.massive else 'all windows'} [95 % interval]; share: of the "
+            "peak",
             tables.table(["layer", "component", "write", "share of the peak"], [_row(w) for w in largest[:LISTED]]),
             f"All writes add up to {tables.number(check.sum, True)}; the last block's output is "
             f"{tables.number(check.residual, True)}; relative error {check.relative_error:.1e}, {exact} "

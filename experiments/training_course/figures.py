@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from experiments.training_course import fit
 from experiments.training_course.results import FITTED, FORMULA, Birth, Step, Stored
 from experiments.training_course.text import by_share, largest_layer
-from lib.core.definitions import RELATIVE, SINK_EPSILON, SINK_WINDOW, SINKS
+from lib.core.definitions import RELATIVE, SINK_EPSILON, SINKS
 from lib.report.figures import MARKERS, PALETTE, PLAIN, SEQUENTIAL, add_legend, make_axes, make_title, shortened
+from lib.report.tables import sink_window
 
 STEPS = "optimiser step (logarithmic scale)"
 LABELS = 24  # at most, on the axis of steps and over bars
@@ -75,7 +76,7 @@ def sinks(result: Stored) -> Figure:
     rate.axhline(SINKS, color=PALETTE[3], lw=1, ls=":", label=f"{SINKS:.0%}: from here on there are sinks")
     _mark(rate, result.conclusion.values.sinks, "sinks")
     _limit(rate, [(step.sink_rate.ci95 or (0, step.sink_rate.mean))[1] for step in steps])
-    rate.set_ylabel(f"share of heads over {SINK_EPSILON:g} in\n{SINK_WINDOW} tokens (band: 95 %)")
+    rate.set_ylabel(f"share of heads over {SINK_EPSILON:g} in\n{sink_window(result)} tokens (band: 95 %)")
     rate.grid(axis="y", alpha=0.4)
     n_layers = len(steps[0].scores)
     colors = sns.color_palette(SEQUENTIAL, n_layers)

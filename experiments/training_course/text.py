@@ -1,7 +1,7 @@
 """The TXT of a course of training."""
 
 from experiments.training_course.results import FITTED, FORMULA, NAMES, TOO_FEW, Birth, Fit, Parameter, Step, Stored
-from lib.core.definitions import SINK_EPSILON, SINK_WINDOW
+from lib.core.definitions import SINK_EPSILON
 from lib.core.results import Head, LedgerWrite
 from lib.report import tables
 
@@ -14,8 +14,8 @@ def summarise(result: Stored) -> str:
             tables.header(result, "Experiment 14: when massive activations and sinks were born"),
             "ratio: mean over windows of top-1 / median of |block output|, in the layer where it is largest.",
             "massive: share of the windows that hold a massive activation. sink rate: share of all heads that give the",
-            f"first token more than {SINK_EPSILON} in windows of {SINK_WINDOW} tokens. highest head: by mean attention",
-            "to the first token. Intervals: 95 %.",
+            f"first token more than {SINK_EPSILON} in windows of {tables.sink_window(result)} tokens. highest head: by "
+            "mean attention\nto the first token. Intervals: 95 %.",
             "",
             tables.table(
                 ["step", "loss", "ratio", "layer", "massive", "sink rate", "highest head"],

@@ -3,7 +3,7 @@
 from experiments.ablation.results import Stored
 from lib.claims.cells import TOGETHER, all_within, in_parts_of, largest_of, less, retained, together, up_to
 from lib.claims.judging import Judged, claim
-from lib.claims.measured import Measured, documents, of_something
+from lib.claims.measured import CannotTellError, Measured, documents, of_something
 from lib.core import evidence
 from lib.core.definitions import COLLAPSES, LOST, PERSISTS, SLIGHTLY
 from lib.core.evidence import within
@@ -38,6 +38,8 @@ def _retained(result: Stored, bounds: tuple[float, float]) -> Judged:
 def layers_hardly_change(measured: Measured) -> Judged:
     results = measured.without_heads.results
     before, after = results.conditions["baseline"].layers[:-1], results.changes["all_heads_off"][:-1]
+    if not before:
+        raise CannotTellError("the model has one layer")
     changes = {
         layer.layer: in_parts_of(layer.top1.mean, change.top1) for layer, change in zip(before, after, strict=True)
     }

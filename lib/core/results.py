@@ -275,8 +275,8 @@ OF_MLP = "mlp", "expert", "shared expert"  # kinds of writes
 class LedgerWrite:
     """A lib.core.attribution.Write, over the windows that have the spike (over all, if none has).
 
-    average: signed; value: its mean. share: of the block output at the peak, along its sign, as ratio of sums, with
-    simultaneous intervals over all components.
+    head: a head's number in its layer, or an expert's. average: signed; value: its mean. share: of the block output at
+    the peak, along its sign, as ratio of sums, with simultaneous intervals over all components.
     """
 
     layer: int | None
@@ -289,7 +289,9 @@ class LedgerWrite:
 
     @property
     def of_head(self) -> Head | None:
-        return None if self.layer is None or self.head is None else Head(self.layer, self.head)
+        if self.kind != "head" or self.layer is None or self.head is None:
+            return None
+        return Head(self.layer, self.head)
 
     @property
     def component(self) -> str:

@@ -30,7 +30,12 @@ def plotly() -> str | None:
     if found is None or not found.submodule_search_locations:
         return None
     script = Path(found.submodule_search_locations[0]) / "package_data" / "plotly.min.js"
-    return base64.b64encode(gzip.compress(script.read_bytes(), mtime=0)).decode()
+    return _packed(script.read_bytes())
+
+
+def _packed(content: bytes) -> str:
+    """As page.js inflates it."""
+    return base64.b64encode(gzip.compress(content, mtime=0)).decode()
 
 
 def caption(draw: Any) -> str:
@@ -44,7 +49,8 @@ def figure(path: Path, said: str, about: str, views: list[View], words: Words) -
     image = tag(
         "img", src=picture, alt=f"{said} {about}".strip(), lang=words.foreign, width=str(width), height=str(height)
     )
-    boxes = [tag("div", class_="view", data_view=json.dumps(_data(view, words)), hidden=True) for view in views]
+    drawn = [_packed(json.dumps(_data(view, words)).encode()) for view in views]
+    boxes = [tag("div", class_="view", data_view=data, hidden=True) for data in drawn]
     turned = tag("div", boxes, class_="views") if views else []
     swap = tag("button", words.picture, type="button", aria_pressed="false")
     hint = [tag("span", f" {_hint(views[0], words)} ", swap, class_="hint", hidden=True)] if views else []

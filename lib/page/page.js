@@ -156,7 +156,7 @@ const hasWebGL = () => {
 
 async function draw(figure, stored) {
   const boxes = [...figure.querySelectorAll(".view")];
-  const views = boxes.map((box) => JSON.parse(box.dataset.view));
+  const views = await Promise.all(boxes.map(async (box) => JSON.parse(await inflate(box.dataset.view))));
   if (views.some((view) => view.kind === "lines in 3D") && !hasWebGL()) return;
   await load(stored);
   if (!boxes[0].dataset.drawn) {

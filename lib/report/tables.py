@@ -64,6 +64,12 @@ def header(result: Result[Any, Any], title: str) -> str:
     )
 
 
+def sink_window(result: Result[Any, Any]) -> int:
+    """The tokens of a window over which its sink rates are."""
+    tokens: int = result.provenance["data"]["seqlen"]
+    return min(definitions.SINK_WINDOW, tokens)
+
+
 def _documents(data: dict[str, Any]) -> str:
     """From how many documents the windows are: what intervals draw from."""
     if data.get("documents_drawn") is None:

@@ -574,6 +574,15 @@ UNTOLD = {  # row: [(a change after which nothing can be judged, a word of the r
     ],
     "2c": [(change("exp3.conclusion.values.erasers", []), "nothing is sure to take")],
     "3": [(change("exp1.conclusion.verdict", "none found"), "nothing is massive")],
+    "3b": [
+        (
+            both(
+                change("exp1.conditions.baseline.layers", layers(TOP1[:1])),
+                change("exp1.changes.all_heads_off", [{"layer": 0, "top1": cell(1.0)}]),
+            ),
+            "one layer",
+        ),
+    ],
     "4": [(change("exp2a.conclusion.verdict", "none found"), "nothing is massive")],
     "4b": [(change("exp2a.conclusion.verdict", "none found"), "nothing is massive")],
     "5": [
@@ -747,6 +756,14 @@ def test_a_claim_goes_three_ways(row):
         assert open_.reason
         assert open_.values
         assert open_.nearest.answer is None
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_experts_are_no_heads(row):
+    """Of a mixture they have the same numbers, and more."""
+    beside = [write_of(layer, "expert", number, 0.0) for layer in range(LAYERS) for number in range(2 * HEADS)]
+    found = after(row, lambda results: results["exp3"]["writes"].extend(beside))
+    assert (found.verdict, found.reason) == ("holds here", None)
 
 
 @pytest.mark.parametrize("row", UNTOLD)

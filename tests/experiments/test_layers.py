@@ -24,7 +24,7 @@ from lib.planted import blank, builder, kinds, planting
 from lib.report import tables
 from lib.report.upgrades import upgraded
 from tests import reference
-from tests.conftest import LAYERS, MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, token_ids
+from tests.conftest import LAYERS, MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, tiny_model, token_ids
 from tests.core.test_sweep import windows_of
 from tests.planted import test_planted
 
@@ -49,6 +49,14 @@ def spiking(request, tokenizer):
     where = torch.tensor([4, 0, 11])
     ids[torch.arange(3), where] = SPIKE_TOKEN
     return lm, ids, where
+
+
+def test_a_model_of_one_layer(tokenizer):
+    """Where a layer kept alone has nothing off, there is no such run."""
+    lm = language_model(tiny_model("gpt2", n_layer=1), tokenizer)
+    results = measure.run(lm, windows_of(token_ids(3, 16)), exp2b_mlp_layer_sweep.Options(batch_size=3))
+    for [layer] in results.kinds.values():
+        assert [*layer.runs] == ["alone", "from_front", "from_back"]
 
 
 def at_place(hidden, where):

@@ -2,6 +2,7 @@
 markup."""
 
 import base64
+import gzip
 import importlib.util
 import io
 import itertools
@@ -162,7 +163,8 @@ def test_figures_are_those_that_lie_there(folder, document):
 
 
 def views_of(section):
-    return [json.loads(view.attributes["data-view"]) for view in section.every("div", class_="view")]
+    packed = [base64.b64decode(view.attributes["data-view"]) for view in section.every("div", class_="view")]
+    return [json.loads(gzip.decompress(view)) for view in packed]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("plotly") is None, reason="plotly is not installed")
@@ -206,6 +208,7 @@ def test_pages_of_planted_models(architecture, tmp_path):
         verdict = payload["results"].get("conclusion", {}).get("verdict")
         assert [answer.text for answer in section.every("strong", class_="answer")] == ([verdict] if verdict else [])
         assert not list(section.every("img"))
+    assert "windows of 64" not in next(document.every("main")).text  # of 32
     if architecture != "mixture":
         values = payloads(folder)[folder / "exp3.json"]["results"]["conclusion"]["values"]
         said = next(document.every("ul", class_="short")).text
@@ -351,11 +354,14 @@ def test_a_folder_without_results(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_page_of_someone_else_stays(tmp_path, capsys):
+def test_a_page_of_someone_else_stays(tmp_path, capsys, monkeypatch):
+    """A study is refused before it has loaded its model."""
     folder = folders.smollm2(tmp_path / "x", "exp3")
     (folder / page.NAME).write_text("<html>mine</html>")
-    assert run("page.py", folder) == 2
-    assert f"{page.NAME} is no page of ours" in capsys.readouterr().err
+    monkeypatch.setattr("lib.model.models.load", lambda _options: pytest.fail("loaded"))
+    for command in (["page.py", folder], ["study.py", "--model", "gpt2", "--savedir", folder]):
+        assert run(*command) == 2
+        assert f"{page.NAME} is no page of ours" in capsys.readouterr().err
     assert (folder / page.NAME).read_text() == "<html>mine</html>"
     (folder / page.NAME).unlink()
     assert [run("page.py", folder, "--language", language) for language in ("zh", "en", "en")] == [0, 0, 0]
