@@ -164,8 +164,8 @@ SPECIAL = {
         **{"num_kv_shared_layers": 0, "altup_num_inputs": 2, "laurel_rank": 8},
         "activation_sparsity_pattern": [0.5, 0.0, 0.0],
     },
-    "gemma4_text": {**SLIDING, **PER_LAYER_INPUTS, "global_head_dim": 16},
-    "gemma4_unified_text": {**SLIDING, "global_head_dim": 16},
+    "gemma4_text": {**SLIDING, **PER_LAYER_INPUTS, "global_head_dim": 32},
+    "gemma4_unified_text": {**SLIDING, "global_head_dim": 32},
     "glm_moe_dsa": {**UNGROUPED, **mixed("full", "shared", "full", field="indexer_types")},
     "gpt_neo": {"attention_types": [[["global", "local"], 1], [["global"], 1]]},
     "granitemoehybrid": {**LINEAR, **SCALED},
@@ -286,10 +286,10 @@ def configuration(model_type, **changed):
     return config_class(**settings)
 
 
-def build(model_type):
+def build(model_type, **changed):
     """In eval mode, with the same random weights every time."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(configuration(model_type)).eval()
+    model = AutoModelForCausalLM.from_config(configuration(model_type, **changed)).eval()
     parameters = dict(model.named_parameters())
     noise = torch.Generator().manual_seed(0)
     for name, weight in model.state_dict().items():
@@ -340,9 +340,9 @@ def measured(lm):
     return tuple("all" if found and all(found) else "some" if any(found) else "none" for found in (heads, neurons))
 
 
-def loaded(model_type):
+def loaded(model_type, **changed):
     """The LanguageModel as a script has it. Raises UserError if it is refused."""
-    model = build(model_type)
+    model = build(model_type, **changed)
     lm = LanguageModel(model, Architecture(model), None, {})
     verify.verify(lm)
     return lm

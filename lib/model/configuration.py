@@ -94,7 +94,7 @@ def _parts(raw: dict[str, Any], config: PreTrainedConfig) -> Iterator[tuple[dict
     """What is said of a model, and made of it, then the same of what it holds: of its attention, or of its decoder."""
     yield raw, config
     for key, inside in raw.items():
-        parsed = getattr(config, key, None)
+        parsed = getattr(config, key, None) if isinstance(inside, dict) else None
         if isinstance(parsed, PreTrainedConfig) and (key == "attn_config" or parsed is config.get_text_config()):
             yield inside, parsed
 

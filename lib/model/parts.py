@@ -120,9 +120,10 @@ class Parts:
     def _with_shared(self, layer: Layer, experts_call: Call, mixture: Call, stream: Sequence[Tensor]) -> Layer:
         """With the shared expert; without any where the rest of the mixture is not that of one."""
         width = self.values.before.numel()
-        if experts_call.given is None or mixture.given is None or mixture.given.numel() != width:
+        values = [x for x in (experts_call.given, mixture.given) if x is not None and x.numel() == width]
+        if len(values) < 2:  # experts may work in fewer dims than the residual stream has
             return replace(layer, experts=None, experts_sum=None)
-        given, total = (x.cpu().double().view(-1, x.shape[-1]) for x in (experts_call.given, mixture.given))
+        given, total = (x.cpu().double().view(-1, x.shape[-1]) for x in values)
         bound = ROUNDINGS * self.values.epsilon * (given.abs() + total.abs()).amax()
         rest = total - given
         if (rest.abs() <= bound).all():
@@ -205,7 +206,7 @@ class Parts:
             return otherwise
         if given is None or given.numel() != call.given.numel():
             return otherwise
-        given = given.view(call.given.shape).flip(1).flatten()
+        given = given.view(*call.taken.shape[:2], -1).flip(1).flatten()  # mixtures may give all tokens in a row
         return torch.allclose(given, call.given.flatten(), rtol=1e-3, atol=1e-5)
 
     def _first_of(self, found: Found) -> Call:

@@ -278,11 +278,15 @@ def test_all_of_them():
 
 
 @pytest.mark.parametrize(
-    ("model_type", "why"),
-    [("llama", "$"), ("llama4_text", " whose experts can be told apart: feed_forward may be one$")],
+    ("model_type", "changed", "why"),
+    [
+        ("llama", {}, "$"),
+        ("inkling_text", {}, " whose experts can be told apart: mlp_sconv may be one$"),
+        ("nemotron_h", {"moe_latent_size": 32}, " whose experts can be told apart: no projection gives what"),
+    ],
 )
-def test_a_model_without_known_mixtures_is_refused(monkeypatch, model_type, why):
-    lm = every_type.loaded(model_type)
+def test_a_model_without_known_mixtures_is_refused(monkeypatch, model_type, changed, why):
+    lm = every_type.loaded(model_type, **changed)
     monkeypatch.setattr(hooks, "forward", None)
     with pytest.raises(UserError, match=f"this model has no mixture of experts{why}"):
         exp8_experts.run(lm, windows_of(IDS), OPTIONS)

@@ -27,7 +27,7 @@ IDS = torch.randint(3, 100, (2, 6), generator=torch.Generator().manual_seed(0))
 def models():
     words = WordLevel({str(token): token for token in range(128)}, unk_token="0")
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
-    names = ("jamba", "mixtral", "mamba", "falcon_h1", "llama4_text", "gpt_oss", "granitemoeshared")
+    names = ("jamba", "mixtral", "mamba", "falcon_h1", "llama4_text", "inkling_text", "gpt_oss", "granitemoeshared")
     return {name: dataclasses.replace(every_type.loaded(name), tokenizer=tokenizer) for name in names}
 
 
@@ -55,7 +55,8 @@ REFUSED = {
     ("jamba", "compare_3d"): "layer 0 has no attention heads",
     ("granitemoeshared", "exp2c"): "layer 0 has no neurons that can be told apart: several of its modules write",
     ("granitemoeshared", "exp4"): "layer 0 has no neurons that can be told apart: several of its modules write",
-    ("llama4_text", "exp5"): "layer 0 has no MLP: feed_forward may be one",
+    ("inkling_text", "exp5"): "layer 0 has no MLP: mlp_sconv may be one",
+    ("llama4_text", "exp4"): "layer 0 has no neurons that can be told apart: no projection gives what its MLP writes",
 }
 
 
@@ -70,8 +71,9 @@ def test_labels_say_what_stays_on(models):
     assert all_heads_off(models["jamba"].arch).label == "all heads off (2 of 3 layers have none)"
     assert all_heads_off(models["falcon_h1"].arch).label == "all heads off (mamba.out_proj stays on)"
     assert all_heads_off(models["mixtral"].arch).label == "all heads off"
-    with pytest.raises(UserError, match="layer 0 has no MLP: feed_forward may be one"):
-        all_mlps_off(models["llama4_text"].arch)
+    assert all_mlps_off(models["llama4_text"].arch).label == "all MLPs off"
+    with pytest.raises(UserError, match="layer 0 has no MLP: mlp_sconv may be one"):
+        all_mlps_off(models["inkling_text"].arch)
 
 
 def test_single_heads_of_a_hybrid(models):
