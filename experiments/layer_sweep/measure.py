@@ -59,7 +59,8 @@ def off_sets(kind: Kind, n_layers: int) -> dict[Run, dict[int, tuple[int, ...]]]
     }
     if kind != "mlp":
         del runs["only_with_first"]
-    return {run: {layer: off for layer, off in sets.items() if off} for run, sets in runs.items()}
+    off_in = {run: {layer: off for layer, off in sets.items() if off} for run, sets in runs.items()}
+    return {run: sets for run, sets in off_in.items() if sets}
 
 
 def _without(name: str, kind: Kind, layers: tuple[int, ...]) -> Condition:
