@@ -13,6 +13,7 @@ from experiments.sinks.results import NATURAL, REPEATED, Between, Head, Input, K
 from lib.core import data, sinks
 from lib.core.data import Windows
 from lib.core.definitions import SINK_EPSILON, SINK_QUERIES
+from lib.core.evidence import Average
 from lib.core.keys import ATTENDS, SPLIT, KeyMeans, LikeFirst
 from lib.core.massive import LayerStatistics
 from lib.core.stats import Draws, independent
@@ -70,6 +71,11 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
         learned_scores=sinks.by_head(learned.scores, first_draws) if learned else UNSET,
         learned_sink_rate=first_draws.averages(sinks.rates(learned.scores, epsilons[0])) if learned else UNSET,
     )
+
+
+def _known(ratios: list[Average]) -> list[Average | None]:
+    """None of a head whose values, or whose outputs, are zero in all windows, as one that was pruned has them."""
+    return [ratio if np.isfinite(ratio.mean) else None for ratio in ratios]
 
 
 def drawn(lm: LanguageModel, windows: Windows, repeated: bool, seed: int) -> torch.Tensor:
@@ -172,8 +178,8 @@ class Measured:
         known = np.flatnonzero(np.isfinite(every["value"]).all(0))
         some = {name: values[:, known] for name, values in every.items()}
         split: dict[str, list[Any]] = {
-            "value_ratio": draws.ratios(some["value"], some["value_others"], family=True),
-            "output_share": draws.ratios(some["from_first"], some["output"], family=True),
+            "value_ratio": _known(draws.ratios(some["value"], some["value_others"], family=True)),
+            "output_share": _known(draws.ratios(some["from_first"], some["output"], family=True)),
             **{name: draws.averages(some[name]) for name in ("cosine", "cosine_others")},
             **{name: some[name].mean(0).tolist() for name in ("query", "key", "key_others", "value", "value_others")},
         }

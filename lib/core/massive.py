@@ -162,7 +162,7 @@ class LayerStatistics:
 
     def layers(self, draws: Draws) -> list[LayerAverages]:
         rows = self.rows.array
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             table = draws.averages(np.concatenate([rows, rows[:, :, :1] / rows[:, :, 3:]], axis=2))
         return [
             LayerAverages(

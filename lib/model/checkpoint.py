@@ -156,7 +156,8 @@ def require_all_used(
         raise UserError(f"{tensor} of '{name}' is {in_file} in its files, {in_model} by its configuration")
     absent = sorted(loading["missing_keys"])
     if absent:
-        raise UserError(f"'{name}' has no weights for {listed(absent)}")
+        instead = f"; it has {listed(sorted(loading['unexpected_keys']))}" if loading["unexpected_keys"] else ""
+        raise UserError(f"'{name}' has no weights for {listed(absent)}{instead}")
     quantised = sorted(key for key, tensor in files.items() if tensor.dtype not in FLOATS and not _is_mask(key, tensor))
     if quantised:
         raise UserError(

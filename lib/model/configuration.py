@@ -69,7 +69,7 @@ def require_understood(
         raise UserError(
             f"the weights of '{name}' are quantised ({method}); measure the model as it was before, or dequantise it"
         )
-    for key in ("is_encoder_decoder", "add_cross_attention", "pruned_heads"):
+    for key in ("is_encoder_decoder", "add_cross_attention", "pruned_heads", "transformers_weights"):
         if raw.get(key):
             raise UserError(f"'{name}' is configured with {key}, which is not supported")
     for inside, parsed in parts:

@@ -73,6 +73,8 @@ def require_id(name: str, what: str = "model") -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    if "://" in name:
+        raise UserError(f"{name} is an address; a {what} of the hub is named by its id, {NAMES}")
     missing = "no such file" if what == "dataset" else f"no such {what} folder"
     if os.path.isfile(os.path.expanduser(name)):
         folder = os.path.dirname(name) or "."

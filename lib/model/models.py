@@ -24,6 +24,7 @@ from lib.run.errors import UserError, cause, listed
 from lib.run.packages import MODELS
 
 PLAIN = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
+WATCHED = ("eager", "sdpa")  # ways to compute attention; a configuration may name others, as FlashAttention
 KEPT_DAYS = 30  # a converted model of another version of the code
 
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # asks the hub for other files than there are
@@ -89,13 +90,15 @@ def load(options: Options) -> LanguageModel:
         if path is None:
             _require_no_adapter(options)
         config = transformers.AutoConfig.from_pretrained(name, **where)
+        for key, value in PLAIN.items():
+            setattr(config, key, value)
+        if config._attn_implementation not in WATCHED:
+            config._attn_implementation = None  # what transformers takes of itself
         families.require_right(config)
         configuration.require_understood(options.model, raw, config, options.trust_remote_code)
         if path is not None:
             n_bytes = sum(file.stat().st_size for file in checkpoint.weight_files(path))
             _require_room(options.model, config, n_bytes, options.trust_remote_code)
-        for key, value in PLAIN.items():
-            setattr(config, key, value)
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             name,
             config=config,
@@ -216,7 +219,7 @@ def _resolve(name: str, needs_tokenizer: bool) -> tuple[Path, dict[str, Any]] | 
         folder = _converted(name, MODELS[name].sha256, lambda: [packaged.gguf(name)])
         return folder, {"package": MODELS[name].package, "gguf_sha256": MODELS[name].sha256}
     path = Path(os.path.expanduser(name))
-    if path.suffix.lower() == ".gguf" and not os.path.isdir(path):
+    if path.suffix.lower() == ".gguf" and "://" not in name and not os.path.isdir(path):
         if not os.path.isfile(path):
             raise UserError(f"no such file: {path}")
         checkpoint.require_no_pointer(path)
@@ -292,7 +295,9 @@ def chosen_device(name: str) -> torch.device:
     if name == "cuda" and processes.size() > 1:
         name = f"cuda:{processes.local_rank() % max(1, torch.cuda.device_count())}"
     try:
-        return torch.empty(0, device=name).device
+        probe = torch.ones(1, device=name)
+        probe.item()  # which there may be no kernels for, or no values, as on "meta"
+        return probe.device
     except Exception as error:
         raise UserError(f"device '{name}' cannot be used: {cause(error)}") from error
 

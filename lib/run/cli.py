@@ -125,13 +125,17 @@ class Options:
     @property
     def model_name(self) -> str:
         """Short name for files: `openai-community/gpt2` and `models/gpt2/` are `gpt2`."""
-        path = Path(self.model)
+        path = self._path
         here = os.path.exists(path)
         return file_name(path.stem if path.suffix.lower() == ".gguf" else path.resolve().name if here else path.name)
 
+    @property
+    def _path(self) -> Path:
+        return Path(os.path.expanduser(self.model))
+
     def idle(self) -> dict[str, str]:
         """{field: why it would do nothing here}; typed, it is refused, or noted if it is OF_EVERY_SCRIPT."""
-        if self.model in packages.MODELS or Path(self.model).suffix.lower() == ".gguf" or os.path.isdir(self.model):
+        if self.model in packages.MODELS or self._path.suffix.lower() == ".gguf" or os.path.isdir(self._path):
             return {"revision": f"'{self.model}' is not on the hub"}
         return {}
 

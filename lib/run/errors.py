@@ -67,9 +67,8 @@ def _telling(error: BaseException) -> list[BaseException]:
 def _says(error: BaseException) -> str:
     """What one exception says, in one line."""
     name = type(error).__name__
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        package = error.name.split(".")[0]
-        return f"{package} is not installed; run: pip install {package}"
+    if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:  # a part of one that is there
+        return f"{error.name} is not installed; run: pip install {error.name}"
     if type(error).__module__ == "builtins" and isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     if isinstance(error, KeyError) and len(error.args) == 1 and isinstance(error.args[0], (str, int)):

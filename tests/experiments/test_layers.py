@@ -24,9 +24,10 @@ from lib.planted import blank, builder, kinds, planting
 from lib.report import tables
 from lib.report.upgrades import upgraded
 from tests import reference
-from tests.conftest import LAYERS, MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, tiny_model, token_ids
+from tests.conftest import LAYERS, MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, save, tiny_model, token_ids
 from tests.core.test_sweep import windows_of
 from tests.planted import test_planted
+from tests.scripts import test_scripts
 
 pytestmark = pytest.mark.usefixtures("few_draws")
 EVERY = set(range(LAYERS))
@@ -49,14 +50,6 @@ def spiking(request, tokenizer):
     where = torch.tensor([4, 0, 11])
     ids[torch.arange(3), where] = SPIKE_TOKEN
     return lm, ids, where
-
-
-def test_a_model_of_one_layer(tokenizer):
-    """Where a layer kept alone has nothing off, there is no such run."""
-    lm = language_model(tiny_model("gpt2", n_layer=1), tokenizer)
-    results = measure.run(lm, windows_of(token_ids(3, 16)), exp2b_mlp_layer_sweep.Options(batch_size=3))
-    for [layer] in results.kinds.values():
-        assert [*layer.runs] == ["alone", "from_front", "from_back"]
 
 
 def at_place(hidden, where):
@@ -272,6 +265,24 @@ def test_nothing_massive():
     results = sweep_of(planting.build("llama", "none", 3), n_whole=1)
     assert results["conclusion"]["verdict"] == "none found"
     assert results["conclusion"]["values"]["necessary"] == []
+
+
+def test_a_single_layer(tokenizer, text_file, tmp_path):
+    """There is no other to be off or kept."""
+    save(tmp_path / "model", tiny_model("llama", num_hidden_layers=1), tokenizer)
+    flags = [
+        "--model",
+        tmp_path / "model",
+        "--dataset",
+        text_file,
+        "--nsamples",
+        "2",
+        "--seqlen",
+        "8",
+        "--n_whole",
+        "1",
+    ]
+    assert test_scripts.run("exp2b_mlp_layer_sweep.py", *flags, "--savedir", tmp_path / "out") == 0
 
 
 def test_of_a_dim_that_is_zero_everywhere_nothing_is_retained():

@@ -16,7 +16,8 @@ from lib.planted import planting
 from lib.report.masks import FIRST, FIRST_OF, NO_RULE, TOKENS
 from lib.report.result_files import Result
 from tests import mixtures, reference
-from tests.conftest import SPIKE_TOKEN, language_model, planted_model, tiny_model, token_ids
+from tests.conftest import SPIKE_TOKEN, language_model, planted_model, save, tiny_model, token_ids
+from tests.scripts.test_scripts import run
 
 
 def lower_median(values, axis=None):
@@ -292,3 +293,14 @@ def test_the_text_says_what_each_is_and_where(tokenizer):
     assert max(map(len, printed.splitlines()[10:])) < 700
     older = Results(results.definition, results.layers, results.massive)
     assert "other definitions" not in text.summarise(Result("layerwise", provenance, {}, older, None, {}))
+
+
+def test_activations_that_are_all_zero(tokenizer, text_file, tmp_path, capsys):
+    """A median of zero has no multiple."""
+    model = tiny_model("llama")
+    for weight in model.parameters():
+        weight.zero_()
+    save(tmp_path / "zero", model, tokenizer)
+    flags = ["--model", tmp_path / "zero", "--dataset", text_file, "--nsamples", "2", "--seqlen", "8"]
+    assert run("main_llm.py --exp1 --exp2 --layer_id 0", *flags, "--savedir", tmp_path / "out") == 0
+    assert "divide" not in capsys.readouterr().err

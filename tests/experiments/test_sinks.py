@@ -164,6 +164,20 @@ def test_rates_are_those_of_eager_maps(tokenizer):
         assert average.mean == pytest.approx((means[..., key] > 0.3).double().mean().item())
 
 
+def test_heads_whose_values_are_zero_are_no_kind(tokenizer):
+    """As of a model from which they were pruned; the others keep theirs."""
+    lm, windows = language_model(planted_model("llama"), tokenizer), windows_of(token_ids(6, 16))
+    whole = measured(lm, windows, input=("natural",))
+    lm.model.model.layers[1].self_attn.v_proj.weight.zero_()
+    results = measured(lm, windows, input=("natural",))
+    ratios = [[head.value_ratio for head in layer] for layer in results.heads]
+    assert ratios[1] == [None] * len(ratios[1])
+    assert [ratio.mean for ratio in ratios[0]] == [head.value_ratio.mean for head in whole.heads[0]]
+    assert all(ratio.family95 is not None for ratio in ratios[0] + ratios[2])
+    assert "layer" in text.summarise(shown(results, windows))
+    figures.values(shown(results, windows))
+
+
 def test_random_and_repeated_tokens_stand_for_the_text(tokenizer, monkeypatch):
     lm = language_model(planted_model("llama"), tokenizer)
     ids = token_ids(3, 20)

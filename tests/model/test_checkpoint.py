@@ -285,7 +285,7 @@ def test_prefixes_of_wrappers(llama):
             tensors[f"_orig_mod.{name}"] = tensors.pop(name)
 
     change_weights(llama, wrapped)
-    refused(llama, "has no weights for")
+    refused(llama, r"has no weights for .*; it has _orig_mod\.")
 
 
 @pytest.mark.parametrize("name", ["model.norm.weight", "lm_head.weight", "model.layers.2.mlp.up_proj.weight"])
@@ -471,6 +471,7 @@ def test_pointers_of_git_lfs(name, llama):
         ({"add_cross_attention": True}, "add_cross_attention"),
         ({"is_encoder_decoder": True}, "is_encoder_decoder"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
+        ({"transformers_weights": "model.safetensors"}, "transformers_weights"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ({"residual_multiplier": 0.22}, "residual_multiplier"),
@@ -759,7 +760,20 @@ def test_a_model_whose_outputs_are_not_finite(llama):
     refused(llama, "non-finite values at layer 1", dtype="float16")
 
 
+@pytest.mark.parametrize("named", ["flash_attention_2", "flex_attention"])
+def test_another_way_to_compute_attention_is_that_of_everyone(named, llama):
+    """Not every machine has it, and it cannot be watched."""
+    change_json(llama / "config.json", attn_implementation=named)
+    assert load(llama).model.config._attn_implementation == "sdpa"
+
+
 # --- what is no model --------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["openai-community/gpt2", "x/y/resolve/main/model.gguf"])
+def test_an_address(end, llama):
+    refused(f"https://example.org/{end}", "is an address; a model of the hub is named by its id")
+    refused(llama, "is an address; a tokenizer of the hub", tokenizer=f"https://example.org/{end}")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])

@@ -122,8 +122,9 @@ def test_corrupt_gguf(tmp_path, monkeypatch):
 
 
 def test_unusable_device(tiny_gpt2_folder):
-    with pytest.raises(UserError, match="device 'cuda:99' cannot be used"):
-        models.load(Options(model=str(tiny_gpt2_folder), device="cuda:99"))
+    for name in ("cuda:99", "meta"):
+        with pytest.raises(UserError, match=f"device '{name}' cannot be used"):
+            models.load(Options(model=str(tiny_gpt2_folder), device=name))
 
 
 @pytest.mark.parametrize("offline", [False, True])

@@ -118,3 +118,8 @@ def test_values_that_cannot_be(flags, message):
 def test_the_home_folder_in_paths(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cli.parse(cli.Options, "", ["--savedir", "~/out"]).savedir == tmp_path / "out"
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to("model")
+    assert cli.parse(cli.Options, "", ["--model", "~/link"]).model_name == "model"
+    with pytest.raises(cli.UserError, match="--revision would do nothing"):
+        cli.parse(cli.Options, "", ["--model", "~/model", "--revision", "main"])

@@ -528,6 +528,7 @@ def cases():
         "memory": (MemoryError(), ["out of memory"]),
         "memory of torch": (raised(torch.empty, 10**15), ["out of memory"]),
         "package": (raised(__import__, "einops_nowhere.sub"), ["pip install einops_nowhere"]),
+        "part of a package": (raised(__import__, "torch.nowhere"), ["No module named 'torch.nowhere'"]),
         "nothing said": (RuntimeError(), ["RuntimeError"]),
         "one word": (ValueError("text"), ["ValueError: text"]),
         "colours and addresses": (
