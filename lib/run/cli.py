@@ -247,6 +247,7 @@ def main(script: Callable[[], object]) -> None:
     that leaves changes nothing: the files are the result.
     """
     terminal.begin()
+    os.environ["MPLBACKEND"] = "agg"  # figures are files; what a notebook names for its commands is not installed here
     try:
         with terminal.interruptible(), processes.quiet(), processes.failing_together():
             _run(script)

@@ -249,6 +249,14 @@ def test_other_programs_keep_their_signals():
 # figures
 
 
+def test_a_command_in_a_notebook(tmp_path):
+    """There the environment names a backend that is the notebook's own."""
+    result = checkout.ROOT / "results" / "smollm2-135m" / "exp3_lifecycle_ledger" / "exp3_results.json"
+    backend = {"MPLBACKEND": "inline-nowhere"}
+    arguments = ["--replot", result, "--savedir", tmp_path]
+    assert start(["exp3_lifecycle_ledger.py"], *arguments, environment=backend).wait() == 0
+
+
 def test_a_figure_that_cannot_be_drawn_costs_no_other_file(monkeypatch, tmp_path, capsys):
     heads = TRACKED / "analyze_heads_simple" / "smollm2-135m_head_analysis.json"
     payload = json.loads(heads.read_text())
