@@ -73,8 +73,8 @@ def watch_first_token(
     """Call `see(layer, probability, visible)` for the attention of each layer (default: of all).
 
     probability: (batch, heads, seq), of each query on the first token.
-    visible: (batch or 1, heads or 1, seq) bool, whether a query can see the first token (sliding windows: the later ones
-    cannot; sparse attention: those whose text is such).
+    visible: (batch or 1, heads or 1, seq) bool, whether a query can see the first token (sliding windows: the later
+    ones cannot; sparse attention: which can is the text's).
     """
 
     def attention(given: Arguments) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
