@@ -98,10 +98,10 @@ class Versions:
         self.losses = {name: rows["losses"].array for name, rows in self.rows.items()}
 
     def _see(self, layer: int, probability: Tensor, visible: Tensor) -> None:
-        sees = visible[self.half :]
         summed = exact(probability[:, :, self.half :]).sum(2)  # 0 where the first token is hidden
-        self.kept.keep(("attention", layer), summed.mean(1) / sees.sum().clamp(min=1))
-        self.kept.keep(("sees", layer), sees.sum())
+        sees = exact(visible[:, :, self.half :].sum(2).expand_as(summed)).mean(1)
+        self.kept.keep(("attention", layer), summed.mean(1) / torch.where(sees == 0, 1, sees))
+        self.kept.keep(("sees", layer), sees)
 
     def _run(self, together: Sequence[changes_of.Change], ids: Tensor, _rows: slice) -> None:
         with attention.watch_first_token(self.lm, self._see, self.wanted):
@@ -110,8 +110,7 @@ class Versions:
         means = np.full((len(ids), len(self.wanted)), np.nan)
         for column, layer in enumerate(self.wanted):
             require_finite(layer, taken["attention", layer])
-            if taken["sees", layer]:
-                means[:, column] = taken["attention", layer]
+            means[:, column] = np.where(taken["sees", layer] > 0, taken["attention", layer], np.nan)
         require_finite(self.lm.arch.n_layers - 1, taken["losses"])
         name = together[0].name if together else BASELINE
         self.rows[name]["attention"].extend(means)

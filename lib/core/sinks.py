@@ -66,12 +66,12 @@ class QueryMeans:
         self.attention.add(layer, probability, visible)
 
     def _look(self, layers: tuple[int, ...], probability: torch.Tensor, visible: torch.Tensor) -> None:
-        """probability: (layers, batch, heads, seq); visible: (layers, seq)."""
-        nth = visible.cumsum(1)
+        """probability: (layers, batch, heads, seq); visible: (layers, batch or 1, heads or 1, seq)."""
+        nth = visible.cumsum(3)
         chosen = {"scores": visible, "later": visible & (nth > 1), "window": visible & (nth <= SINK_WINDOW)}
         summed = exact(probability)
         for query in self.queries:
-            here = chosen[query][:, None, None]
+            here = chosen[query]
             self.kept.keep((query, layers), (summed * here).sum(3) / here.sum(3))
         self.seen.append(layers)
 

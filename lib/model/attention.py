@@ -73,7 +73,8 @@ def watch_first_token(
     """Call `see(layer, probability, visible)` for the attention of each layer (default: of all).
 
     probability: (batch, heads, seq), of each query on the first token.
-    visible: (seq,) bool, whether a query can see the first token (sliding windows: the later ones cannot).
+    visible: (batch or 1, heads or 1, seq) bool, whether a query can see the first token (sliding windows: the later
+    ones cannot; sparse attention: which can is the text's).
     """
 
     def attention(given: Arguments) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
@@ -109,7 +110,12 @@ def watch_first_token(
     def found(layer: int, probability: torch.Tensor, visible: torch.Tensor) -> None:
         n_heads = lm.arch.layers[layer].n_heads
         batch = len(probability) // n_heads if probability.ndim == 2 else len(probability)  # (batch x heads, seq)
-        see(layer, probability.reshape(batch, n_heads, -1), visible)
+        shape = batch, n_heads, probability.shape[-1]
+        see(
+            layer,
+            probability.reshape(shape),
+            visible.reshape(shape) if visible.numel() == probability.numel() else visible,
+        )
 
     return intercepted(lm, found, layers, attention, attention_map)
 
@@ -387,13 +393,15 @@ class _Replaced(TorchFunctionMode):
 
 
 def _not_masked(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
-    """(seq,) bool of a mask, or of scores with the mask added: True where the first key counts."""
+    """(batch or 1, heads or 1, seq) bool of a mask, or of scores with the mask added (or (1, batch x heads, seq)): True
+    where the first key counts."""
     if mask is None:
         return _all(query.shape[2], query.device)
-    first = mask[..., 0].reshape(-1, mask.shape[-2])[0]
+    first = mask[..., 0]
+    first = first.expand(*(1,) * (3 - first.ndim), *first.shape)
     return first if first.dtype == torch.bool else first > torch.finfo(first.dtype).min / 2
 
 
 @lru_cache(maxsize=1)
 def _all(n: int, device: torch.device) -> torch.Tensor:
-    return torch.ones(n, dtype=torch.bool, device=device)
+    return torch.ones(1, 1, n, dtype=torch.bool, device=device)

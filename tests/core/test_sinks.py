@@ -52,7 +52,7 @@ def test_scores_equal_means_over_attention_maps(long_lm, kernel, name, queries):
 
 def test_only_queries_that_can_see_the_first_token_count(long_lm):
     ids, visible = token_ids(1, 20), {}
-    with attention.watch_first_token(long_lm, lambda layer, _p, seen: visible.update({layer: seen.tolist()})):
+    with attention.watch_first_token(long_lm, lambda layer, _p, seen: visible.update({layer: seen[0, 0].tolist()})):
         hooks.forward(long_lm, ids)
     attentions = reference.observe(long_lm.model, ids).attentions
     for layer in range(LAYERS):
@@ -70,13 +70,24 @@ def test_sink_rate(lm):
     assert scores.sink_rates() == pytest.approx(np.array(expected))
 
 
+def test_sparse_attention_sees_the_first_token_as_each_window_lets_it():
+    lm, ids = every_type.loaded("glm_moe_dsa"), token_ids(3, 12) % 128
+    got = head_scores(lm, ids, batch_size=3).scores
+    lm.model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        maps = lm.model(ids, use_cache=False, output_attentions=True).attentions
+    first = torch.stack(maps, dim=1)[..., 0].double()  # (windows, layers, heads, queries)
+    assert len({tuple(row) for row in (first[:, 0, 0] > 0).tolist()}) > 1
+    assert got == pytest.approx((first.sum(3) / (first > 0).sum(3)).numpy(), abs=1e-4)
+
+
 def test_sink_rate_is_that_of_64_tokens():
     scores = sinks.HeadScores(language_model(tiny_model("gpt2")).arch)
     probability = torch.full((1, HEADS, 128), 0.4)
     probability[..., 64:] = 0
     probability[:, 0] = 0.29
     for layer in range(LAYERS):
-        scores.update(layer, probability, torch.ones(128, dtype=torch.bool))
+        scores.update(layer, probability, torch.ones(1, 1, 128, dtype=torch.bool))
     scores.end_batch()
     assert scores.sink_rates() == pytest.approx([0.75])
 
