@@ -545,7 +545,7 @@ def test_a_false_truth_is_a_miss(monkeypatch, tmp_path, capsys, undrawn, field):
 
 
 @pytest.mark.parametrize("broken", ["heads_off", "mlps_off"])
-def test_an_ablation_that_does_nothing_is_a_miss(monkeypatch, tmp_path, undrawn, few_draws, broken):
+def test_an_ablation_that_does_nothing_is_a_miss(monkeypatch, tmp_path, undrawn, broken):
     """Both change nothing, so everything persists; only the models without anything massive stay right."""
     monkeypatch.setattr(check_controls, "FIELDS", ("generator",))
     monkeypatch.setattr(edits, broken, lambda arch, which: ExitStack())

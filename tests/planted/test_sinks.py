@@ -15,7 +15,7 @@ from lib.run.cli import Options
 from tests.conftest import save
 from tests.planted.test_planted import block_outputs, blocks, massive_places
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_draws")]
+pytestmark = pytest.mark.slow
 OF_SINKS = sinks.KINDS | sinks.WITH_POSITIONS | sinks.WITH_QUERY_BIAS | sinks.ALL_LOOK
 EVERY = [(architecture, kind) for architecture, of in planting.KINDS.items() for kind in of if kind in OF_SINKS]
 AT_FIRST = "no_op", "broadcast", "mixed_sinks", "all_look"

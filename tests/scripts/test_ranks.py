@@ -23,7 +23,7 @@ from tests import mixtures
 from tests.conftest import SPIKE_TOKEN, TEXT, language_model, planted_model, save, tiny_model, token_ids
 from tests.scripts.test_scripts import NEEDS_EXPERTS, SCRIPTS, files, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_draws")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
