@@ -31,6 +31,7 @@ from lib.core import mlp
 from lib.core.results import NeuronName
 from lib.model import edits, hooks
 from lib.model.arch import Architecture
+from lib.report import tables
 
 QUESTIONS: dict[str | tuple[str, str], str] = {
     (NEURONS_OFF, THERE): "what if the neurons that write it had not done so there?",
@@ -123,8 +124,11 @@ class WriterOff:
 
     @property
     def label(self) -> str:
-        numbers = ", ".join(f"{len(names)} of MLP {layer}" for layer, names in (self.neurons or {}).items())
-        return f"{self.what} off {self.where}" + (f" ({numbers})" if numbers else "")
+        label = f"{self.what} off {self.where}"
+        if self.neurons is None:
+            return label
+        n = sum(map(len, self.neurons.values()))
+        return f"{label} ({n} of MLP{'s' * (len(self.neurons) > 1)} {tables.spans(self.neurons)})"
 
     @property
     def first_layer(self) -> int:

@@ -170,7 +170,7 @@ class Watched:
     def _attention(self, layer: int, attended: Attended) -> None:
         """Keep ("keys", layer): (batch, seq + 2) probability on each key, on the query's own and on the previous one,
         summed up over heads and later queries; ("sink", layer): (batch, heads) on the sink's, over all queries; and
-        ("seen", layer), how many queries see that."""
+        ("seen", layer), how many queries of each window and head, or of all alike, see that."""
         n, device, sink = attended.shape[2], attended.device, slice(self.position, self.position + 1)
         sums: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         for first, probability, visible in attended.rows(at_once(device)):
@@ -181,7 +181,7 @@ class Watched:
             others = pad((of_heads * ~(own | previous)).sum(1), (0, n - last))
             relative = [(of_heads * one).sum((1, 2))[:, None] for one in (own, previous)]
             on_keys = torch.cat([others, *relative], dim=1)
-            sums.append((on_keys, probability[..., sink].sum((2, 3)), visible[0, 0, :, sink].sum()))
+            sums.append((on_keys, probability[..., sink].sum((2, 3)), visible[..., sink].sum((2, 3))))
         on_keys, on_sink, seen = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
         self.kept.keep(("keys", layer), on_keys)
         self.kept.keep(("sink", layer), on_sink)
@@ -218,7 +218,7 @@ class Version:
             require_finite(layer, taken["value", layer])
             self.values[rows, layer] = taken["value", layer]
         run = [layer for layer in self.n_heads if layer >= layers[0]]
-        self.seen = {layer: int(taken["seen", layer]) for layer in run} if baseline is None else baseline.seen
+        self.seen = {layer: _alike(layer, taken["seen", layer]) for layer in run} if baseline is None else baseline.seen
         self.on_keys = {layer: taken["keys", layer].astype(np.float64) for layer in run}
         for layer in run:
             self.on_sink[rows, layer, : self.n_heads[layer]] = taken["sink", layer] / self.seen[layer]
@@ -234,6 +234,13 @@ class Version:
         own = [self.losses, self.values, self.on_sink, self.removed, self.gains]
         parts = zip(*processes.gather([[array[mine] for array in own]]), strict=True)
         self.losses, self.values, self.on_sink, self.removed, self.gains = map(np.concatenate, parts)
+
+
+def _alike(layer: int, seen: np.ndarray) -> int:
+    """Raises UserError for sparse attention, in which the text says what a query sees: edges are then not countable."""
+    if seen.min() != seen.max():
+        raise UserError(f"layer {layer}: which queries see the sink differs by window or head (sparse attention)")
+    return int(seen.max())
 
 
 class Reduced:
