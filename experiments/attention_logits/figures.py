@@ -13,11 +13,13 @@ def attention_logits(result: Stored, columns: int = 4) -> Figure:
     results = result.results
     heads = np.array([_triangle(head) for head in results.logits])
     rows = -(-len(heads) // columns)
-    figure = plt.figure(figsize=(13, max(5.0, 1.7 * rows + 0.8)), layout="constrained")
-    ((left, right),) = figure.subfigures(1, 2, squeeze=False, width_ratios=[1, 1.15])
-    ax = left.subplots()
+    heights = [5.0, 1.7 * rows]
+    figure = plt.figure(figsize=(8, sum(heights)), layout="constrained")
+    ((upper,), (lower,)) = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)
+    ax = upper.subplots()
     average = _triangle(results.mean)
-    annotate = {"annot": True, "fmt": ".1f", "annot_kws": {"size": 7}} if len(average) <= 16 else {}
+    said = average.round(1) + 0.0  # no -0.0
+    annotate = {"annot": said, "fmt": ".1f", "annot_kws": {"size": 7}} if len(average) <= 16 else {}
     limit = np.nanmax(np.abs(average)) or 1.0
     draw_heatmap(
         ax,
@@ -39,15 +41,16 @@ def attention_logits(result: Stored, columns: int = 4) -> Figure:
     ax.set_ylabel("query")
     ax.set_title(f"mean over {len(heads)} heads", fontsize=11)
     limit = np.nanmax(np.abs(heads)) or 1.0
-    small = right.subplots(rows, columns, squeeze=False)
+    small = lower.subplots(rows, columns, squeeze=False)
     for head, ax in enumerate(small.flat):
         ax.set_axis_off()
         if head < len(heads):
             image = ax.imshow(heads[head], cmap=DIVERGING, vmin=-limit, vmax=limit)
             ax.set_title(f"head {head}", fontsize=9)
-    right.colorbar(image, ax=small, label="attention logit, one scale for all heads", shrink=0.7)
+    lower.colorbar(image, ax=small, label="attention logit")
     figure.suptitle(
-        f"{result.config['model_name']}, layer {results.layer}: attention logits before softmax (blank: not visible)",
+        f"{result.config['model_name']}, layer {results.layer}: attention logits before softmax\n"
+        "(blank: not visible; one scale for all heads)",
         fontsize=11,
     )
     return figure

@@ -388,11 +388,12 @@ def test_any_name_and_token_is_drawn(path, change, tmp_path):
 def test_attention_logits_of_any_token_and_of_many(tmp_path):
     for tokens in (TOKENS, [f" word {i}" for i in range(200)]):
         rows = [[1.0] * (i + 1) for i in range(len(tokens))]
-        results = Results(layer=0, tokens=tokens, logits=[rows], mean=rows, first_token=[])
+        results = Results(layer=0, tokens=tokens, logits=[rows] * 4, mean=rows, first_token=[])
         result = result_files.Result("attention_logits", {}, {"model_name": NAME}, results, None, {})
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            report_figures.write(tmp_path / "logits.png", figures.attention_logits, result)
+            for width in (None, 7):
+                report_figures.write(tmp_path / "logits.png", figures.attention_logits, result, width=width)
 
 
 def test_what_has_no_glyph_is_escaped():
