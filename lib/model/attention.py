@@ -110,12 +110,9 @@ def watch_first_token(
     def found(layer: int, probability: torch.Tensor, visible: torch.Tensor) -> None:
         n_heads = lm.arch.layers[layer].n_heads
         batch = len(probability) // n_heads if probability.ndim == 2 else len(probability)  # (batch x heads, seq)
-        shape = batch, n_heads, probability.shape[-1]
-        see(
-            layer,
-            probability.reshape(shape),
-            visible.reshape(shape) if visible.numel() == probability.numel() else visible,
-        )
+        probability = probability.reshape(batch, n_heads, -1)  # of a single token groups may stand where queries do
+        each = visible.numel() == probability.numel()
+        see(layer, probability, visible.reshape(probability.shape) if each else visible[..., : probability.shape[2]])
 
     return intercepted(lm, found, layers, attention, attention_map)
 
