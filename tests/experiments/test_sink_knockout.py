@@ -42,6 +42,7 @@ from lib.planted import planting
 from lib.report.result_files import Result
 from lib.run.errors import UserError
 from tests import cases, every_type, reference
+from tests.conftest import token_ids
 from tests.core.test_sweep import windows_of
 from tests.partial import partial
 
@@ -338,6 +339,12 @@ def test_layers_without_attention_are_left_out(words):
     assert len(with_attention) < lm.arch.n_layers
     assert [*results.by_layer] == results.conditions[SINK].layers == with_attention
     drawn(shown(results, data))
+
+
+def test_sparse_attention_has_no_number_of_edges(words):
+    lm, ids = dataclasses.replace(every_type.loaded("glm_moe_dsa"), tokenizer=words), token_ids(3, 12) % 128
+    with pytest.raises(UserError, match=r"layer \d: which queries see the sink differs .*\(sparse attention\)"):
+        measure.run(lm, windows_of(ids), exp10_sink_knockout.Options(batch_size=3))
 
 
 def test_what_cannot_be_measured_is_refused_and_the_model_is_as_before(words, monkeypatch):
