@@ -30,7 +30,7 @@ def test_auto_takes_cuda_then_mps_then_cpu(cuda, mps, expected, monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    monkeypatch.setattr(torch, "empty", lambda _size, device: asked.append(device) or torch.zeros(0))
+    monkeypatch.setattr(torch, "ones", lambda _size, device: asked.append(device) or torch.zeros(1))
     models.chosen_device("auto")
     assert asked == [expected]
 
@@ -39,7 +39,7 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch, "empty", lambda _size, device: asked.append(device) or torch.zeros(0))
+    monkeypatch.setattr(torch, "ones", lambda _size, device: asked.append(device) or torch.zeros(1))
     monkeypatch.setenv("WORLD_SIZE", "4")
     for rank in range(4):
         monkeypatch.setenv("LOCAL_RANK", str(rank))
