@@ -13,7 +13,7 @@ from lib.core.evidence import CANNOT_TELL, NONE_FOUND
 from lib.core.results import FollowedPlace
 from lib.page.words import Words
 from lib.report.result_files import Result
-from lib.report.tables import interval, number, told
+from lib.report.tables import interval, number, spans, told
 
 Found = Mapping[str, Sequence[Result[Any, Any]]]  # by experiment, the one that counts first
 
@@ -109,13 +109,16 @@ def _needed(found: Found, words: Words) -> str | None:
     if "exp3" not in found or not found["exp3"][0].results.place.massive:
         return None
     layer = birth_layer(found["exp3"][0])
-    conclusions = [result.conclusion for result in found.get("exp5", []) if result.results.layer == layer]
-    if not conclusions or conclusions[0].values is None:
+    there = [result for result in found.get("exp5", []) if result.results.layer == layer]
+    if not there or there[0].conclusion.values is None:
         return None
-    off = conclusions[0].values.counterfactual
+    verdict, off, writers = there[0].conclusion.verdict, there[0].conclusion.values.counterfactual, there[0].results.mlp
+    written = words.written_by_mlp.format(layer=layer)
+    if writers is not None and writers.neurons:
+        written = words.written_by_neurons.format(n=len(writers.neurons), layers=spans(writers.by_layer))
     left = "" if off.left is None else words.left_there.format(left=number(off.left.mean))
     loss = interval(off.loss_change, True)
-    return words.needed.format(verdict=words.shown(conclusions[0].verdict), layer=layer, left=left, loss=loss)
+    return words.needed.format(verdict=words.shown(verdict), written=written, left=left, loss=loss)
 
 
 def _trained(found: Found, words: Words) -> str | None:

@@ -239,9 +239,10 @@ class Words:
     mlp: str = "MLP"
     fates: Mapping[str, str] = field(default_factory=lambda: FATES)
     needed: str = (
-        "Whether the model needs it: {verdict}. Without what mlp {layer} writes there{left} the loss changes by {loss} "
-        "nats a token."
+        "Whether the model needs it: {verdict}. Without {written}{left} the loss changes by {loss} nats a token."
     )
+    written_by_mlp: str = "what mlp {layer} writes there"
+    written_by_neurons: str = "what {n} of the neurons of mlp {layers} write there"
     left_there: str = " ({left} of it is left)"
     trained: str = "Over training, {verdict}."
 

@@ -108,16 +108,18 @@ def test_what_is_left_without_parts():
 
 
 def test_need_is_of_the_layer_of_the_birth():
-    def needed(layer, verdict="not needed", left=None):
+    def needed(layer, verdict="not needed", left=None, writers=()):
         values = {"counterfactual": {"loss_change": CI, "left": left}}
         conclusion = partial(InterventionsVerdict, {"verdict": verdict, "values": values})
-        return result("exp5", partial(Interventions, {"layer": layer}), conclusion)
+        neurons = [{"layer": writer, "neuron": 0} for writer in writers]
+        return result("exp5", partial(Interventions, {"layer": layer, "mlp": {"neurons": neurons}}), conclusion)
 
     assert sentences([ledger(), needed(5, "needed"), needed(3)])[-1] == (
         "Whether the model needs it: not needed. Without what mlp 3 writes there the loss changes by +0.5000 [+0.4000, "
         "+0.6000] nats a token."
     )
     assert "writes there (0.8200 of it is left) the loss" in sentences([ledger(), needed(3, left={"mean": 0.82})])[-1]
+    assert "Without what 3 of the neurons of mlp 1-3 write" in sentences([ledger(), needed(3, writers=(1, 2, 3))])[-1]
     assert len(sentences([ledger(), needed(5)])) == 2
 
 
