@@ -175,10 +175,8 @@ def _cells(spread, shown):
 
 
 def _of(target):
-    if target.value is None:
-        return ["-", "-"]
-    low, high = target.interval
-    return [f"{target.value:.2f}", f"[{low:.2f}, {high:.2f}]"]
+    value = "-" if target.value is None else f"{target.value:.2f}"
+    return [value, "-" if target.interval is None else "[{:.2f}, {:.2f}]".format(*target.interval)]
 
 
 def figures():

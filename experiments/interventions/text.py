@@ -61,7 +61,7 @@ def _summary(result: Stored | SingleStored, title: str, headline: str = "", why:
         f"Rule: {sites.rule}",
         f"Massive: {sites.definition}",
         _sites_table(sites),
-        *_writers(results.mlp, layer),
+        *_writers(results.mlp),
         _questions(results.changes.values()),
         "Loss: paired change in nats a token, with its 95 % interval",
         tables.table(["condition", "perplexity", "change of the loss", "cost"], costs),
@@ -116,7 +116,7 @@ def _sites_table(sites: ChangedSites) -> str:
     )
 
 
-def _writers(mlp: Writers | None, layer: int) -> list[str]:
+def _writers(mlp: Writers | None) -> list[str]:
     """Which neurons are off, and why, if none are."""
     if mlp is None:
         return []
@@ -124,7 +124,7 @@ def _writers(mlp: Writers | None, layer: int) -> list[str]:
         f"{row.name} of MLP {row.layer} ({tables.number(row.contribution, True)})" for row in mlp.neurons[:8]
     )
     more = f" and {len(mlp.neurons) - 8} more" if len(mlp.neurons) > 8 else ""
-    share = f"The MLPs up to layer {layer} write {tables.interval(mlp.share)} of the value. " if mlp.share else ""
+    share = f"The MLPs of the rule write {tables.interval(mlp.share)} of the value. " if mlp.share else ""
     neurons = f"no neurons are off: {mlp.left_out}" if mlp.left_out else f"Neurons that write it: {listed}{more}"
     return [f"{share}{neurons}", f"Rule: {mlp.rule}\n"]
 

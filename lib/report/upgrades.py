@@ -12,7 +12,9 @@ def readable(experiment: Any, version: Any) -> bool:
 
 def upgraded(experiment: str, version: int, results: dict[str, Any]) -> dict[str, Any]:
     """`results` of a readable JSON of this schema version, in today's."""
-    return TO_3[experiment](results) if version < 3 and experiment in TO_3 else results
+    if version < 3 and experiment in TO_3:
+        results = TO_3[experiment](results)
+    return SINCE_3[experiment](results) if experiment in SINCE_3 else results
 
 
 # Version 2 encoded what belongs together in one text, and a ratio to nothing as a cell without a mean.
@@ -87,3 +89,21 @@ TO_3 = {
     "exp7": _head_sweep,
     "intervention": _interventions,
 }
+
+
+# Version 3 has got since then: the layer of a neuron that writes, where all were of one; the interval of a target.
+
+
+def _writers(results: dict[str, Any]) -> dict[str, Any]:
+    mlp = results.get("mlp")
+    if not mlp:
+        return results
+    neurons = [{"layer": results["layer"], **neuron} for neuron in mlp["neurons"]]
+    return results | {"mlp": mlp | {"neurons": neurons}}
+
+
+def _targets(results: dict[str, Any]) -> dict[str, Any]:
+    return results | {"targets": [{"interval": None, **target} for target in results["targets"]]}
+
+
+SINCE_3 = {"exp5": _writers, "benchmark": _targets}

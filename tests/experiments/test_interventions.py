@@ -642,3 +642,11 @@ def test_a_factor_of_version_2_is_read_from_its_label():
         **conditions,
         "times_0.5_layer": {"set_to": "times 0.5", "factor": 0.5},
     }
+
+
+def test_neurons_of_older_results_are_of_the_layer_itself():
+    older = {"layer": 3, "conditions": {}, "mlp": {"share": None, "neurons": [{"neuron": 7}]}}
+    assert upgraded("exp5", 3, older)["mlp"]["neurons"] == [{"layer": 3, "neuron": 7}]
+    newer = {"layer": 3, "conditions": {}, "mlp": {"neurons": [{"layer": 2, "neuron": 7}]}}
+    assert upgraded("exp5", 3, newer) == newer
+    assert upgraded("exp5", 3, {"mlp": None}) == {"mlp": None}

@@ -5,6 +5,7 @@ import json
 import time
 from dataclasses import astuple, replace
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from lib.core import data
 from lib.experiment import execute
 from lib.model import models
 from lib.report import result_files
+from lib.report.upgrades import upgraded
 from lib.run.checkout import ROOT
 from lib.run.cli import Options, UserError
 from tests.conftest import token_ids
@@ -211,6 +213,16 @@ def test_stored_results_can_be_drawn_anew(path, tmp_path):
     assert {made.suffix for made in tmp_path.iterdir()} == {".txt", ".png"}
     memory = json.loads(path.read_text())["results"]["memory"]
     assert f"peak MiB, {memory}" in (tmp_path / f"{path.stem}.txt").read_text()
+
+
+def test_targets_of_older_results_have_no_interval():
+    stored = result(rows())
+    older = msgspec.to_builtins(stored.results, str_keys=True)
+    for target in older["targets"]:
+        del target["interval"]
+    read = msgspec.convert(upgraded("benchmark", 3, older), Results, str_keys=True)
+    assert [target.interval for target in read.targets] == [None, None]
+    assert "x BARE 1.10 - cannot tell" in " ".join(bench.summarise(replace(stored, results=read)).split())
 
 
 def test_an_entry_that_cannot_start_says_why():
