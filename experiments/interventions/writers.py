@@ -10,6 +10,7 @@ from lib.core.data import Windows
 from lib.core.definitions import CARRIED, WRITTEN
 from lib.core.massive import is_massive
 from lib.core.place import Place
+from lib.core.results import smallest_set
 from lib.model.models import LanguageModel
 
 NEURONS_RULE = (
@@ -50,8 +51,8 @@ def find_writers(
         untold = "".join(f"; the neurons of MLP {i} cannot be told apart: {why}" for i, why in unknown.items())
         return Writers(NEURONS_RULE, share, [], f"the MLPs up to it write {share.mean:.1%} of the value{untold}")
     ranked = sorted(found, key=lambda row: -abs(row.contribution))
-    reached = np.cumsum([row.contribution for row in ranked]) / written.mean() >= CARRIED
-    if not reached.any():
+    count = smallest_set(ranked, float(written.mean()), CARRIED)
+    if count is None:
         left_out = f"no set of neurons gives {CARRIED:.0%} of what the MLPs up to it write there"
         return Writers(NEURONS_RULE, share, [], left_out)
-    return Writers(NEURONS_RULE, share, ranked[: int(reached.argmax()) + 1], None)
+    return Writers(NEURONS_RULE, share, ranked[:count], None)

@@ -13,6 +13,6 @@ RULE = (
 
 
 def judge(results: Results) -> Verdict:
-    needed = smallest_set(results.contributions, results.contribution_check, MADE)
+    needed = smallest_set(results.contributions, results.contribution_check.output, MADE)
     verdict = "none" if needed is None else f"{needed} of {results.width} neurons"
     return conclusion(verdict, RULE, Values([row.name for row in results.contributions[: needed or 0]][:NAMED]))

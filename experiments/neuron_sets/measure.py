@@ -282,7 +282,7 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     }
     activation = values[mlp.neuron_output(lm.arch, layer)]
     contributions, check = mlp.at_place(lm.arch, layer, dim, values)
-    minimal_set = contributions[: smallest_set(contributions, check, CARRIED) or 0]
+    minimal_set = contributions[: smallest_set(contributions, check.output, CARRIED) or 0]
     chosen = [mlp.number_of(lm.arch, layer, row.name) for row in minimal_set]
     activity = activation.abs().mean(0).numpy()
     scaled = super_weights.changes(lm.arch, layer, dim, minimal_set, options.seed)

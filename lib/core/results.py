@@ -3,6 +3,7 @@
 No torch: whoever reads a stored result needs no model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -258,12 +259,12 @@ class ContributionCheck:
     relative_error: float | None
 
 
-def smallest_set(contributions: list[Neuron], check: ContributionCheck, share: float) -> int | None:
-    """How many of `contributions`, in their order, give `share` of the output; None if all do not reach it."""
+def smallest_set(contributions: Sequence[Neuron], output: float, share: float) -> int | None:
+    """How many of `contributions`, in their order, give `share` of `output`; None if all do not reach it."""
     total = 0.0
     for count, row in enumerate(contributions, 1):
         total += row.contribution
-        if check.output and total / check.output >= share:
+        if output and total / output >= share:
             return count
     return None
 
