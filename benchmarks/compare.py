@@ -60,11 +60,16 @@ def spreads(rows):
     }
 
 
+def by_round(row, other):
+    """One entry's times over another's, each pair of the same round."""
+    return np.divide(row.times, other.times)
+
+
 def ratios(row, other):
-    """`spread` of one entry's times over another's, each pair of the same round; None where there are none."""
+    """`spread` of them; None where there are none."""
     if row.error or other.error or not row.times:
         return None
-    return spread(np.divide(row.times, other.times))
+    return spread(by_round(row, other))
 
 
 def median_with_interval(values):
@@ -86,7 +91,7 @@ class AtMost:
         return _judged(
             f"{rows[self.entry].label}: at most {self.bound:g} x {rows[self.other].label}",
             [rows[self.entry], rows[self.other]],
-            lambda: median_with_interval(np.divide(rows[self.entry].times, rows[self.other].times)),
+            lambda: median_with_interval(by_round(rows[self.entry], rows[self.other])),
             lambda ratio: ratio <= self.bound,
         )
 
@@ -105,7 +110,7 @@ class Faster:
         return _judged(
             f"{ours.label}: at least {self.bound:.3g} x as fast as {self.tool}",
             [ours, *peers],
-            lambda: min(median_with_interval(np.divide(peer.times, ours.times)) for peer in peers),
+            lambda: min(median_with_interval(by_round(peer, ours)) for peer in peers),
             lambda ratio: ratio >= self.bound,
         )
 
