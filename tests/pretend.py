@@ -1,6 +1,7 @@
 """An accelerator that does not exist, to test device code without one: its tensors are computed on the CPU.
 
-They mix with no others, there is no float64 (as on MPS), and what the host reads is counted:
+They mix with no others, there is no float64 and nothing that PyTorch has no kernel for on MPS, and what the host reads
+is counted:
 
     with pretend.device() as transfers:
         model.to(pretend.DEVICE)(ids.to(pretend.DEVICE)).logits.argmax(-1).tolist()
@@ -9,9 +10,13 @@ They mix with no others, there is no float64 (as on MPS), and what the host read
 
 from collections import Counter
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from unittest import mock
 
 import torch
+import torchgen
+import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
@@ -79,6 +84,8 @@ class _Device(TorchDispatchMode):
         hosts, options = _each_tensor((args, kwargs or {}), lambda tensor: tensors.append(tensor) or _host(tensor))
         ours = {id(tensor.host): tensor for tensor in tensors if isinstance(tensor, Tensor)}
         name = operation.overloadpacket.__name__
+        if ours and not Tensor.has_float64 and not _has_kernel(operation.name().removeprefix("aten::")):
+            raise NotImplementedError(f"{operation} has no kernel for MPS")
         target = args[0].device if name == "copy_" else options.get("device") or (DEVICE if ours else CPU)
         if ours:
             _require_together(name, tensors)
@@ -90,6 +97,33 @@ class _Device(TorchDispatchMode):
             return result
         # what works in place returns the very tensor that it got
         return _each_tensor(result, lambda host: ours[id(host)] if id(host) in ours else Tensor(host))
+
+
+@cache
+def _kernels():
+    """{operation: (types of devices that have a kernel of its own, the operation that is run in its place or None)}."""
+    listed = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
+    functions = yaml.load(listed.read_text(), yaml.CSafeLoader)
+    return {
+        function["func"].partition("(")[0]: (
+            {kind for kinds in function.get("dispatch", ()) for kind in kinds.split(", ")},
+            function.get("structured_delegate"),
+        )
+        for function in functions
+    }
+
+
+@cache
+def _has_kernel(name):
+    """Whether MPS has one of this operation, if the CPU has; what is made of other operations has none of its own."""
+    kinds, instead = _kernels()[name]
+    if instead is not None:
+        return _has_kernel(instead)
+    if not kinds & {"CPU", "MPS"}:  # perhaps it only makes room for its result, for another of the same name to fill
+        own = f"{name.partition('.')[0]}."
+        named = [kinds for other, (kinds, _instead) in _kernels().items() if f"{other}.".startswith(own)]
+        kinds = set().union(*(kinds for kinds in named if "CPU" in kinds))
+    return "CPU" not in kinds or bool(kinds & {"MPS", "CompositeExplicitAutograd"})
 
 
 def _each_tensor(value, change):

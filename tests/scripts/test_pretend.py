@@ -109,6 +109,14 @@ def test_there_is_no_float64(widen):
         assert widen(torch.ones(3, device=pretend.DEVICE)).dtype == torch.float64
 
 
+@pytest.mark.parametrize("call", [lambda x: torch.linalg.lstsq(x, x), torch.linalg.eigh, torch.frexp])
+def test_what_has_no_kernel_on_mps_does_not_run(call):
+    with pretend.device(), pytest.raises(NotImplementedError, match="has no kernel for MPS"):
+        call(torch.eye(2, device=pretend.DEVICE))
+    with pretend.device(float64=True):
+        call(torch.eye(2, device=pretend.DEVICE))
+
+
 def test_nothing_is_left_of_it():
     inference_mode = torch.inference_mode
     with suppress(ZeroDivisionError), pretend.device():
