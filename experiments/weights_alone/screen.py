@@ -113,9 +113,7 @@ def norm_of(arch: Architecture, layer: int, role: str, like: Tensor) -> Norm:
     signs = torch.ones(arch.hidden_size)
     signs[1::2] = -1
     any_one = torch.randn(arch.hidden_size, generator=torch.Generator().manual_seed(0))
-    probes = 64 * torch.stack(
-        [signs, -signs, torch.ones_like(signs), any_one]
-    )  # 64: a norm's epsilon is nothing beside
+    probes = 64 * torch.stack([signs, -signs, torch.ones_like(signs), any_one])  # a norm's epsilon is nothing beside 64
     dtype = next((weight.dtype for weight in module.parameters()), like.dtype)
     with torch.no_grad():
         given, opposite, constant, other = wide(module(probes.to(like.device, dtype)[:, None])[:, 0])
