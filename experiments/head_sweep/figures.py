@@ -7,11 +7,22 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
 from experiments.head_sweep.results import VALUE_EFFECTS, Effect, Kind, Level, Results, Stored, Values, kinds_of
 from lib.core.results import Head
-from lib.report.figures import DIVERGING, LINES, MARKERS, NAMED, PALETTE, PLAIN, add_legend, make_axes, make_title
+from lib.report.figures import (
+    DIVERGING,
+    LINES,
+    MARKERS,
+    NAMED,
+    PALETTE,
+    PLAIN,
+    WholeNumbers,
+    add_legend,
+    make_axes,
+    make_title,
+)
 from lib.report.tables import number
 
 
@@ -102,8 +113,8 @@ def _head_changes(
             ax.plot(named.head, named.layer, color="black", **NAMED)
         ax.set_title(f"{results.effects[effect].name},\n{'zero' if kind == 'zero' else 'its mean'}", fontsize=9)
         ax.set_xlabel("head")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.yaxis.set_major_locator(MaxNLocator(nbins=15, integer=True))
+        ax.xaxis.set_major_locator(WholeNumbers())
+        ax.yaxis.set_major_locator(WholeNumbers(nbins=15))
     ticks = [side * limit / step for side, step in ((-1, 1), (-1, 10), (-1, 100), (0, 1), (1, 100), (1, 10), (1, 1))]
     signed = FuncFormatter(lambda x, _position: number(x, signed=True))
     bar = figure.colorbar(image, ax=list(axes), ticks=ticks, format=signed, label=f"{label}\n(symmetric log scale)")

@@ -22,6 +22,7 @@ from experiments.quantisation.results import (
 from lib.model import hooks, queries
 from lib.model.arch import SHARED, Architecture
 from lib.model.models import LanguageModel
+from lib.model.parts import has_matrix
 
 See = Callable[[int, Tensor], Tensor | None]
 ROLES = {  # of the modules that read a kind of site
@@ -86,6 +87,8 @@ def _readers(arch: Architecture, layer: int) -> dict[str, str]:
     }
     if arch.layers[layer].attention_module is None:
         return kinds
+    if has_matrix(write := arch.module(layer, "attention_write")):  # also where its heads cannot be told apart
+        kinds[path_of[write]] = ATTENTION_OUT
     inside = (path for path, module in queries.candidates(arch, layer) if not isinstance(module, torch.nn.Embedding))
     return dict.fromkeys(inside, ATTENTION_IN) | kinds
 

@@ -4,13 +4,22 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from experiments.sink_knockout.results import CONTROLS, RECENT, SINK, SINK_SECOND, Moved, Stored
 from experiments.sink_knockout.text import named
 from lib.core.definitions import COST
 from lib.core.evidence import Interval
-from lib.report.figures import MARKERS, PALETTE, PLAIN, add_legend, make_axes, make_title, shortened, write_beside
+from lib.report.figures import (
+    MARKERS,
+    PALETTE,
+    PLAIN,
+    WholeNumbers,
+    add_legend,
+    make_axes,
+    make_title,
+    shortened,
+    write_beside,
+)
 from lib.report.tables import number, spans
 
 KINDS = "sink's key masked", "control", "sink alone, or values set"
@@ -90,7 +99,7 @@ def layers(result: Stored) -> Figure:
     mass.set_ylabel("attention of the sink's key,\nof a head and query")
     mass.set_xlabel("layer in which it is masked")
     mass.set_xlim(-0.5, len(results.heads) - 0.5)
-    mass.xaxis.set_major_locator(MaxNLocator(nbins=15, integer=True))
+    mass.xaxis.set_major_locator(WholeNumbers(nbins=15))
     figure.suptitle(make_title(result, "The sink's key masked in one layer alone (lines: 95 % intervals)"), fontsize=11)
     return figure
 

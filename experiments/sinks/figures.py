@@ -5,13 +5,22 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from experiments.sinks.judge import KINDS
 from experiments.sinks.results import Head, Key, Stored
 from lib.core.definitions import ALIKE, BROADCASTS, DRAINED
 from lib.core.evidence import CANNOT_TELL
-from lib.report.figures import LINES, MARKERS, PALETTE, SEQUENTIAL, add_legend, make_axes, make_title, shortened
+from lib.report.figures import (
+    LINES,
+    MARKERS,
+    PALETTE,
+    SEQUENTIAL,
+    WholeNumbers,
+    add_legend,
+    make_axes,
+    make_title,
+    shortened,
+)
 
 NO_SINK = "no sink at key 0"
 STYLES = ((0.75, 0.75, 0.75), "."), (PALETTE[0], "o"), (PALETTE[1], "s"), (PALETTE[2], "^"), (PALETTE[3], "x")
@@ -45,8 +54,8 @@ def positions(result: Stored) -> Figure:
         image.set_xlabel("key")
         for ax in (curve, image):
             ax.axvline(results.n_listed - 0.5, color="black", lw=1, ls=":")
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        image.yaxis.set_major_locator(MaxNLocator(nbins=15, integer=True))
+            ax.xaxis.set_major_locator(WholeNumbers())
+        image.yaxis.set_major_locator(WholeNumbers(nbins=15))
     grid[0, 0].set_ylabel("share of all heads\n(linear up to 0.01, then log)")
     grid[1, 0].set_ylabel("layer")
     figure.colorbar(drawn, ax=list(grid[1]), label="share of the layer's heads")
@@ -74,7 +83,7 @@ def tokens(result: Stored) -> Figure:
         drawn = ax.imshow(shares, cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         ax.set_yticks(range(len(keys)), [_named(key) for key in keys], fontsize=8)
         ax.set_xlabel("layer")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(WholeNumbers())
         ax.set_title(f"{name}: {len(keys)} of {measured.n_keys:,} tokens", fontsize=10)
         if not keys:
             ax.text(0.5, 0.5, "none", transform=ax.transAxes, ha="center")
@@ -159,7 +168,7 @@ def secondary(result: Stored) -> Figure:
         ax.set_yticks(range(len(rows)), names, fontsize=8)
         ax.set_ylim(most - 0.4, -0.6)
         ax.set_xlim(-0.5, n_layers - 0.5)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(WholeNumbers())
         ax.set_xlabel("layer (block output)")
         ax.grid(axis="x", alpha=0.4)
         ax.set_title(f"{name}: {len(rows)} of {results.inputs[name].n_secondary:,}", fontsize=10)

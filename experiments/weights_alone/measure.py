@@ -47,8 +47,10 @@ AT_ONCE = 512  # tokens
 
 
 def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
-    """Raises UserError for non-finite values."""
+    """Raises UserError for a model whose MLPs tell no forecast, and for non-finite values."""
     foreseen = foresee(lm)
+    if not foreseen.screened:
+        raise UserError(f"no MLP of this model tells a forecast: {foreseen.left_out[0].why}")
     best = foreseen.best[:LISTED]
     forecast = [one.told(tokens) for one, tokens in zip(best, pointing(lm, best), strict=True)]
     return Results(
@@ -203,7 +205,9 @@ def foresee(lm: LanguageModel) -> Foreseen:
                 progress.update()
 
     found = [*screened(known())]
-    return Foreseen(arch, processes.gather(found), processes.gather(left_out))
+    left_out += dict.fromkeys(LeftOut(one.layer, why) for one in found if (why := one.why_not))
+    told = [one for one in found if not one.why_not]
+    return Foreseen(arch, processes.gather(told), sorted(processes.gather(left_out), key=lambda left: left.layer))
 
 
 def pointing(lm: LanguageModel, candidates: list[Candidate]) -> list[list[Pointing]]:

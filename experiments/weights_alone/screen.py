@@ -34,6 +34,7 @@ SQUARINGS = 24  # of a matrix whose largest eigenvalue is looked for
 AT_ONCE = 64  # MLPs whose numbers go to the host together
 EXHAUSTED = 1e-5  # of the largest step: what is left of a new one where no direction is new
 BLOCK = 1024  # neurons that are paired with all others at once
+NEARLY = 0.05  # of the largest value: within this a norm is a scale and a bias
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Mlp:
     """(width, hidden) first and second: the projections that enter the activation function and that are multiplied with
     it, of the normed stream before the norm's weights; without second, the first with the function's slope. down:
     (hidden, width), with the weights of a norm that follows. centred: whether the norm before takes the mean away.
-    expert: its number, SHARED_EXPERT, or None of a dense MLP."""
+    folds: whether its norms are no more than what is folded in. expert: its number, SHARED_EXPERT, or None of a dense
+    MLP."""
 
     layer: int
     expert: int | str | None
@@ -49,6 +51,7 @@ class Mlp:
     second: Tensor | None
     down: Tensor
     centred: Tensor
+    folds: Tensor
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Screened:
     expert: int | str | None
     gated: bool
     centred: np.ndarray
+    folds: np.ndarray
     norms: np.ndarray
     dims: np.ndarray
     values: np.ndarray
@@ -73,14 +77,25 @@ class Screened:
     left: np.ndarray
     right: np.ndarray
 
+    @property
+    def why_not(self) -> str | None:
+        """Why it says nothing, where it does not."""
+        if not self.folds:
+            return f"layer {self.layer}: a norm of its MLP is more than a scale and a bias of a normalised vector"
+        if not self.gated and self.singular[0] and not self.norms.any():
+            return f"layer {self.layer}: its activation function is flat around what the biases give"
+        return None
+
 
 @dataclass(frozen=True)
 class Norm:
-    """What a norm does to a normalised vector: x scale + bias, after its mean is taken away if centred, () bool."""
+    """What a norm does to a normalised vector: x scale + bias, after its mean is taken away if centred, () bool.
+    folds: () bool, whether that is all, as it is not where a gate follows."""
 
     scale: Tensor
     bias: Tensor
     centred: Tensor
+    folds: Tensor
 
     def folded(self, weight: Tensor) -> Tensor:
         """(out, hidden) weights that read what comes before scale and bias."""
@@ -93,16 +108,22 @@ def norm_of(arch: Architecture, layer: int, role: str, like: Tensor) -> Norm:
     module = arch.module(layer, role) if layer in arch.with_role(role) else None
     if module is None or not is_norm(module):
         one = torch.ones_like(wide(like[:, 0].detach()))
-        return Norm(one, torch.zeros_like(one), torch.zeros_like(one[0], dtype=torch.bool))
+        centred = torch.zeros_like(one[0], dtype=torch.bool)
+        return Norm(one, torch.zeros_like(one), centred, ~centred)
     signs = torch.ones(arch.hidden_size)
     signs[1::2] = -1
-    probes = 64 * torch.stack([signs, -signs, torch.ones(arch.hidden_size)])  # 64: a norm's epsilon is nothing beside
+    any_one = torch.randn(arch.hidden_size, generator=torch.Generator().manual_seed(0))
+    probes = 64 * torch.stack([signs, -signs, torch.ones_like(signs), any_one])  # a norm's epsilon is nothing beside 64
     dtype = next((weight.dtype for weight in module.parameters()), like.dtype)
     with torch.no_grad():
-        given, opposite, constant = wide(module(probes.to(like.device, dtype)[:, None])[:, 0])
+        given, opposite, constant, other = wide(module(probes.to(like.device, dtype)[:, None])[:, 0])
     scale = (given - opposite) / 2 * signs.to(given)
     bias = (given + opposite) / 2
-    return Norm(scale, bias, (constant - bias).abs().sum() < scale.abs().sum() / 2)
+    centred = (constant - bias).abs().sum() < scale.abs().sum() / 2
+    taken = any_one.to(given)
+    taken = taken - centred * taken.mean()
+    expected = taken / taken.square().mean().sqrt() * scale + bias
+    return Norm(scale, bias, centred, (other - expected).abs().amax() <= NEARLY * other.abs().amax())
 
 
 def mlps(arch: Architecture, layer: int) -> Iterator[Mlp]:
@@ -138,14 +159,15 @@ def _made(
     up, down = wide(stored.up.detach()), wide(stored.down.detach())
     before, after = (norm_of(arch, layer, role, stored.down) for role in ("mlp_norm", "mlp_write"))
     down = down * after.scale[:, None] * arch.scale(layer, "mlp_write")
+    folds = before.folds & after.folds
     if stored.gate is not None:
         first, second = before.folded(stored.gate), before.folded(up)
-        return Mlp(layer, expert, first, second, down, before.centred)
+        return Mlp(layer, expert, first, second, down, before.centred, folds)
     entered = up @ before.bias + (0 if stored.bias is None else wide(stored.bias.detach()))
     with torch.enable_grad():
         entered = entered.clone().requires_grad_()
         (slope,) = torch.autograd.grad(function(entered).sum(), entered)
-    return Mlp(layer, expert, slope[:, None] * before.folded(up), None, down, before.centred)
+    return Mlp(layer, expert, slope[:, None] * before.folded(up), None, down, before.centred, folds)
 
 
 def screened(mlps: Iterable[Mlp]) -> Iterator[Screened]:
@@ -203,6 +225,7 @@ def screen(mlp: Mlp) -> Found:
         second is not None,
         {
             "centred": mlp.centred,
+            "folds": mlp.folds,
             "norms": norms,
             "dims": dims,
             "values": values,

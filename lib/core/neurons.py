@@ -59,11 +59,12 @@ def checkpoints_at_place(
     """{checkpoint of mlp.checkpoints_of, or of mlp.Routed: (windows, width) float64} of one layer, at the place's
     positions.
 
-    Windows are cut after the place: by causality no later token can change it. Raises UserError for inf or nan.
+    Windows are cut after the place where no later token can change it (Architecture.prefix). Raises UserError for inf
+    or nan.
     """
     points, routed = mlp.checkpoints_of(lm.arch, layer), mlp.Routed(lm.arch, layer)
     kept: dict[str, list[torch.Tensor]] = {name: [] for name in (*(name for name, *_ in points), *routed.names)}
-    length = int(place.positions.max()) + 1
+    length = lm.arch.prefix(int(place.positions.max()) + 1, windows.ids.shape[1])
     for rows, ids in processes.batches(windows.ids[:, :length], batch_size):
         positions, here = torch.from_numpy(place.positions[rows]).to(lm.device), OnDevice()
 

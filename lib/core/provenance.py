@@ -26,7 +26,7 @@ def whole(options: Options, lm: "LanguageModel", windows: "Windows", seconds: fl
         **of_model(options, lm),
         "data": windows.provenance,
         "seed": options.seed,
-        "attention": lm.model.config._attn_implementation,
+        "attention": lm.model.config.get_text_config()._attn_implementation,
         "device": models.device_name(lm.device),
         **({"device_map": lm.devices} if len(lm.devices) > 1 else {}),
     }

@@ -14,6 +14,7 @@ from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.place import Place, vectors_at
 from lib.core.versions import BASELINE, applied, each_batch, sharing_a_pass
 from lib.model import attention, hooks
+from lib.model.arch import Architecture
 from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
 from lib.run import processes
@@ -74,15 +75,15 @@ def values_at_place(
 ) -> dict[str, np.ndarray]:
     """{name: (windows, layers) values} at the place, of the baseline and of each change.
 
-    Windows are cut after the place: by causality no later token can change it. Changes of one layer that can
-    share a pass, which holds no more tokens than `batch_size` windows have; so values are those of `measure` but for
-    the order in which float32 products are summed up.
+    Windows are cut after the place where no later token can change it (Architecture.prefix). Changes of one layer that
+    can share a pass, which holds no more tokens than `batch_size` windows have; so values are those of `measure` but
+    for the order in which float32 products are summed up.
     """
     values: dict[str, list[np.ndarray]] = {name: [] for name in (BASELINE, *(change.name for change in changes))}
     budget = batch_size * windows.ids.shape[1]
     mine = processes.own(len(windows.ids), batch_size)
     with processes.progress(len(windows.ids), batch_size, "place", len(changes)) as progress:
-        for rows, ids in _up_to_the_place(windows.ids, place.positions, mine, budget):
+        for rows, ids in _up_to_the_place(lm.arch, windows.ids, place.positions, mine, budget):
             kept: dict[int, Any] = {}
             before = _Column(lm, place.positions[rows], place.dim)
             with hooks.keep_block_outputs(lm.arch, kept), hooks.watch_outputs(lm.arch, "block", before.see):
@@ -106,16 +107,21 @@ def values_at_place(
 
 
 def _up_to_the_place(
-    ids: torch.Tensor, positions: np.ndarray, mine: slice, budget: int
+    arch: Architecture, ids: torch.Tensor, positions: np.ndarray, mine: slice, budget: int
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """(slice of the windows, their ids up to the last place) of batches of at most `budget` tokens, or one window, of
     the windows `mine`."""
+
+    def length(rows: slice) -> int:
+        return arch.prefix(int(positions[rows].max()) + 1, ids.shape[1])
+
     start = mine.start
     while start < mine.stop:
         stop = start + 1
-        while stop < mine.stop and (stop + 1 - start) * (positions[start : stop + 1].max() + 1) <= budget:
+        while stop < mine.stop and (stop + 1 - start) * length(slice(start, stop + 1)) <= budget:
             stop += 1
-        yield slice(start, stop), ids[start:stop, : positions[start:stop].max() + 1]
+        rows = slice(start, stop)
+        yield rows, ids[rows, : length(rows)]
         start = stop
 
 

@@ -1,7 +1,7 @@
 """One model's blocks and their parts, by role: modules, weights, how many there are."""
 
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate.utils import align_module_device
@@ -40,6 +40,7 @@ class Architecture:
         text = model.config.get_text_config()
         longest = (getattr(text, name, None) for name in LONGEST)
         self.n_positions: int | None = next((n for n in longest if isinstance(n, int) and n > 0), None)
+        self.n_short = _short(getattr(text, "rope_parameters", None) or {})
         found = discovery.discover(model, self.n_positions)
         base = model.base_model
         self.blocks = list(cast(torch.nn.ModuleList, base.get_submodule(found.blocks)))
@@ -55,6 +56,11 @@ class Architecture:
         self.outputs_stay = all(map(parts.same, map(first_output, found.seen.returned), found.seen.given))
         # as verify.py finds it: the implementation that looks attention up by name (see attention.around_calls)
         self.looks_up: str | None = None
+
+    def prefix(self, n: int, length: int) -> int:
+        """How many tokens of so many tell what is at the first n: by causality these; all, where rotary embeddings of
+        longer sequences are others."""
+        return length if self.n_short is not None and n <= self.n_short < length else n
 
     @cached_property
     def head_dims(self) -> dict[int, int]:
@@ -205,3 +211,13 @@ class Architecture:
     def check_dim(self, dim: int) -> None:
         if not 0 <= dim < self.hidden_size:
             raise UserError(f"dim {dim} is out of range: this model has dims 0 to {self.hidden_size - 1}")
+
+
+def _short(ropes: dict[str, Any]) -> int | None:
+    """How many tokens a sequence has at most that is rotated as a short one; None where the length makes no difference.
+
+    ropes: a configuration's rope_parameters, or those of each kind of layer.
+    """
+    every = ropes.values() if all(isinstance(rope, dict) for rope in ropes.values()) else [ropes]
+    ends = [rope["original_max_position_embeddings"] for rope in every if rope.get("rope_type") == "longrope"]
+    return min(ends, default=None)

@@ -126,10 +126,11 @@ def _ids(lm: LanguageModel, n: int) -> Tensor:
 
 def candidates(arch: Architecture, layer: int) -> Iterator[tuple[str, torch.nn.Module]]:
     """The modules with a matrix in the part of the block that attention is in, but the output projection."""
-    part = (arch.layers[layer].attention_module or "").partition(".")[0]
+    parts = arch.layers[layer]
+    part = (parts.attention_module or "").partition(".")[0]
     for path, module in arch.blocks[layer].named_modules():
         inside = not part or path.partition(".")[0] == part
-        if inside and has_matrix(module) and path != arch.layers[layer].head_projection:
+        if inside and has_matrix(module) and path not in (parts.head_projection, parts.attention_write):
             yield path, module
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
 
 from lib.model import attention, hooks
 from lib.model.trace import ATTENTION, SOFTMAX, is_attention
@@ -151,12 +152,14 @@ def _side_by_side(value: Tensor, off: Tensor) -> bool:
 
 @contextmanager
 def _eager(lm: LanguageModel) -> Iterator[None]:
-    own = lm.model.config._attn_implementation
+    parts = [part.config for part in lm.model.modules() if isinstance(part, PreTrainedModel)]
+    own = [config._attn_implementation for config in parts]
     lm.model.set_attn_implementation("eager")
     try:
         yield
     finally:
-        lm.model.set_attn_implementation(own)
+        for config, name in zip(parts, own, strict=True):  # a config sets those of its parts, which come later
+            config._attn_implementation = name
 
 
 def _require_same(lm: LanguageModel, layer: int, got: Tensor, expected: Tensor, of_layer: _Map, what: str) -> None:

@@ -1,6 +1,7 @@
 """Figures, each drawn from a result JSON's payload; no model is needed."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,10 +97,13 @@ def draw_curve(ax: Axes, averages: Sequence[Cell], style: int, label: str) -> No
         ax.fill_between(np.arange(len(means)), low, high, color=color, alpha=0.25, linewidth=0)
 
 
+WholeNumbers = partial(MaxNLocator, integer=True, min_n_ticks=1)  # else fractions fill an axis of a single layer
+
+
 def label_layers(ax: Axes, n: int) -> None:
     ax.set_xlabel("layer (block output, before the final norm)")
     ax.set_xlim(-0.5, n - 0.5)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=15, integer=True))
+    ax.xaxis.set_major_locator(WholeNumbers(nbins=15))
     ax.grid(axis="y", alpha=0.4)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from experiments.mlp_internal import measure
-from lib.core import ablation, place, sweep
+from lib.core import ablation, neurons, place, sweep
 from lib.core.ablation import Condition
 from lib.core.data import Windows
 from lib.core.heads import HeadsSet
@@ -17,7 +17,7 @@ from lib.model import hooks
 from lib.planted import planting
 from lib.run import unfinished
 from lib.run.cli import Options, UserError
-from tests import reference
+from tests import every_type, reference
 from tests.cases import close, some, without
 from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, token_ids
 
@@ -41,6 +41,21 @@ def changes_of(case):
         "mlp": (Condition("mlp", "", mlps=(1,)), {"mlps": [1]}),
         "from the start": (Condition("from the start", "", mlps=(0, 2)), {"mlps": [0, 2]}),
     }
+
+
+def test_where_the_length_of_a_window_matters_it_is_not_cut(tokenizer):
+    """Another rotation for sequences of more than 8 tokens: at position 3 not what windows of 4 tokens have."""
+    rope = {"rope_type": "longrope", "rope_theta": 100.0, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    lengths = {"original_max_position_embeddings": 8, "max_position_embeddings": 64}
+    lm = replace(every_type.loaded("phi3", rope_parameters=rope | lengths, **lengths), tokenizer=tokenizer)
+    assert [lm.arch.prefix(4, length) for length in (6, 8, 9)] == [4, 4, 9]
+    windows = windows_of(token_ids(2, 12) % 100)
+    at = place.find(lm, windows, 1, DIM, 3)
+    np.testing.assert_allclose(sweep.values_at_place(lm, windows, at, [], 1)[sweep.BASELINE], at.values, rtol=1e-4)
+    seen = neurons.checkpoints_at_place(lm, windows, at, 2, 1)["block_output"][:, DIM]
+    np.testing.assert_allclose(seen, at.values[:, 2], rtol=1e-4)
+    lm.arch.n_short = None
+    assert not np.allclose(sweep.values_at_place(lm, windows, at, [], 1)[sweep.BASELINE], at.values, rtol=1e-2)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import exp13_quantisation
 from experiments.quantisation import changes, figures, judge, schemes, text
 from experiments.quantisation.results import (
     AS_IT_IS,
+    ATTENTION_OUT,
     BLOCKS,
     CLAMPED,
     EXPERTS,
@@ -30,6 +31,7 @@ from experiments.quantisation.results import (
     Scheme,
     name_of,
 )
+from experiments.quantisation.sites import find
 from lib import catalogue
 from lib.core.data import Windows
 from lib.core.definitions import COST
@@ -473,6 +475,11 @@ def test_a_mixture_of_experts():
     assert [left.what for left in results.left_out] == ["inside the experts, what their last projections read"]
     assert EXPERTS in {site.kind for site in results.ranges}
     assert results.of(BLOCKS, scheme, KEPT) is not None
+
+
+def test_what_attention_writes_is_no_key_where_its_heads_cannot_be_told_apart():
+    sites = find(every_type.loaded("diffllama"), token_ids(1, 2) % 100)
+    assert [site.kind for site in sites if "self_attn.o_proj" in site.modules] == [ATTENTION_OUT] * 3
 
 
 @pytest.mark.parametrize("name", ["jamba", "mamba", "falcon_h1", "gpt_oss", "granitemoeshared", "deepseek_v3"])

@@ -16,6 +16,7 @@ from lib.core.evidence import CANNOT_TELL, NONE_FOUND, Average
 from lib.model.arch import Architecture
 from lib.planted import planting
 from lib.report.result_files import Result
+from lib.run.errors import UserError
 from tests import every_type, mixtures
 from tests.conftest import HIDDEN, language_model, tiny_model
 from tests.partial import partial
@@ -269,6 +270,25 @@ def test_layers_without_known_neurons_are_left_out_and_said(monkeypatch):
     assert "left out: layer" in text.summarise(shown(results, built.windows))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "layers", "why"),
+    [
+        ("axk2", [1, 2], "more than a scale and a bias"),  # a gate follows the norm
+        ("arcee", [0, 1, 2], "is flat"),  # a squared ReLU, without biases
+    ],
+)
+def test_what_weights_alone_do_not_tell_is_left_out(model_type, layers, why):
+    foreseen = measure.foresee(every_type.loaded(model_type))
+    assert [left.layer for left in foreseen.left_out] == layers
+    assert all(why in left.why for left in foreseen.left_out)
+    assert {one.layer for one in foreseen.screened} == {0, 1, 2} - {*layers}
+
+
+def test_a_model_whose_mlps_tell_no_forecast_is_one_line():
+    with pytest.raises(UserError, match="no MLP of this model tells a forecast: layer 0"):
+        measure.run(every_type.loaded("arcee"), None, None)
+
+
 def shown(results, windows):
     told = dict.fromkeys(("dtype", "device", "seed", "time", "command"), "")
     data = {"windows": len(windows.ids), "seqlen": windows.ids.shape[1], "dataset": "test", "bos": 0}
@@ -323,7 +343,7 @@ def test_roles_turn_at_an_even_share():
         direction = np.full(HIDDEN, 0.0)
         direction[[0, 1]] = np.sqrt([own / HIDDEN, 1 - own / HIDDEN])
         zeros = np.zeros(1)
-        found = screen.Screened(0, None, True, zeros, zeros, zeros.astype(int), *[direction[None]] * 2, *[zeros] * 5)
+        found = screen.Screened(0, None, True, *[zeros] * 3, zeros.astype(int), *[direction[None]] * 2, *[zeros] * 5)
         assert measure.Candidate(found, 0).role == role
 
 

@@ -9,6 +9,7 @@ import transformers
 from lib.model import attention, verify
 from lib.model.arch import Architecture
 from lib.run.errors import UserError
+from tests import every_type
 from tests.conftest import language_model, tiny_model
 
 
@@ -30,6 +31,11 @@ def test_nothing_is_wrong(model_type, dtype):
     verify.verify(lm)
     assert lm.arch.layers == before
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_parts_that_compute_attention_otherwise_than_the_whole_still_do():
+    config = every_type.loaded("got_ocr2").model.config
+    assert (config._attn_implementation, config.text_config._attn_implementation) == ("eager", "sdpa")
 
 
 def test_heads_that_are_not_side_by_side():

@@ -201,3 +201,10 @@ def test_no_width(width, tmp_path, capsys):
     ended, _folder = replotted(tmp_path, "exp12_weights_alone", "--width", width)
     assert ended == 2
     assert f"--width must be from 2 to 20 inches, not {width}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("n", "ticks"), [(1, [0]), (3, [0, 1, 2])])
+def test_layers_are_whole_numbers(n, ticks):
+    _figure, ax = figures.make_axes()
+    figures.label_layers(ax, n)
+    assert [tick for tick in ax.get_xticks() if -0.5 <= tick <= n - 0.5] == ticks
