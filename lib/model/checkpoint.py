@@ -15,7 +15,8 @@ from lib.model.configuration import dicts
 from lib.run.errors import IS_POINTER, LFS_POINTER, UserError, cause, listed
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.gguf")
+OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack")
+GGUF = "*.[gG][gG][uU][fF]"
 BELOW = ("*", "snapshots/*", "*/snapshots/*")  # of a folder with models: one each, of the hub's cache one or many
 FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
 MERGE = (
@@ -62,13 +63,13 @@ def require_no_pointer(path: Path) -> None:
 def require_model(folder: Path) -> None:
     """Raise UserError, with what to give instead, if a folder does not hold a model."""
     config, adapter = folder / "config.json", folder / "adapter_config.json"
-    if adapter.is_file():
-        raise UserError(_adapter(folder, _json(adapter)))
+    if adapter.is_file() or [*folder.glob("adapter_model.*")]:
+        raise UserError(_adapter(folder, _json(adapter) if adapter.is_file() else {}))
     if config.is_file():
         require_no_pointer(config)
         _json(config)
         return
-    inside = sorted(folder.glob("*.[gG][gG][uU][fF]"))
+    inside = sorted(folder.glob(GGUF))
     inside += [path.parent for below in BELOW for path in sorted(folder.glob(f"{below}/config.json"))]
     instead = f"; give one of: {', '.join(map(str, inside[:3]))}" if inside else ""
     raise UserError(f"'{folder}' holds no model: it has no config.json{instead}")
@@ -95,6 +96,8 @@ def weight_files(folder: Path) -> list[Path]:
     if found is None:
         others = [path.name for ending in OTHER_WEIGHTS for path in sorted(folder.glob(ending))]
         instead = f"; it has {listed(others)}, which cannot be read as such" if others else ""
+        if ggufs := sorted(map(str, folder.glob(GGUF))):
+            instead = f"; give one of: {listed(ggufs)}"
         raise UserError(f"'{folder}' has no weights: no {WEIGHTS[0]} and no {WEIGHTS[2]}{instead}")
     index = found if found.suffix == ".json" else found.with_name(f"{found.name}.index.json")
     files = _shards(index) if index.is_file() else []

@@ -298,6 +298,8 @@ def chosen_device(name: str) -> torch.device:
         probe = torch.ones(1, device=name)
         probe.item()  # which there may be no kernels for, or no values, as on "meta"
         return probe.device
+    except NotImplementedError as error:  # said at length
+        raise UserError(f"device '{name}' cannot be used: PyTorch has nothing for it on this machine") from error
     except Exception as error:
         raise UserError(f"device '{name}' cannot be used: {cause(error)}") from error
 

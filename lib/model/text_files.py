@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,10 +80,18 @@ def _decoded(data: bytes, encoding: str | None) -> str:
         line = 1 + data[: error.start].decode(codec, "ignore").count("\n")
         place = f"line {line} holds byte 0x{data[error.start]:02x} (at offset {error.start:,})"
         raise UserError(
-            f"{place}, which is not {codec} ({error.reason}); name the file's encoding, for example --encoding latin-1"
+            f"{place}, which is not {codec} ({error.reason}); name the file's encoding, for example --encoding "
+            "cp1252 (Western Europe) or gb18030 (Chinese)"
         ) from error
     except (LookupError, ValueError) as error:
         raise UserError(f"unknown --encoding '{encoding}'") from error
+    stray = re.search("[\x80-\x9f]", text) if codecs.lookup(codec).name.startswith("iso8859") else None
+    if stray:  # latin-1 takes every byte, and text has none of its control characters
+        line = 1 + text[: stray.start()].count("\n")
+        raise UserError(
+            f"line {line} holds byte 0x{ord(stray[0]):02x}, which is no letter of {encoding}: the file is of another "
+            "encoding, for example cp1252 (Western Europe) or gb18030 (Chinese)"
+        )
     if "\0" in text:
         line = 1 + text[: text.index("\0")].count("\n")
         raise UserError(

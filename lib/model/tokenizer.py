@@ -49,7 +49,7 @@ def load(name: str, trust_remote_code: bool, **where: Any) -> transformers.PreTr
     model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if model is not None and getattr(model, "dropout", None):  # which training is for: other ids at every call
         model.dropout = None
-    tokenizer("0")  # a configuration of wrong types fails here
+    tokenizer("")  # a configuration of wrong types fails here
     return tokenizer
 
 

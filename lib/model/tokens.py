@@ -103,7 +103,10 @@ def _in_pieces(backend: Tokenizer, text: str) -> np.ndarray:
         todo = [span for span in pieces + seams if span not in done]
         for start in range(0, len(todo), AT_ONCE):
             spans = todo[start : start + AT_ONCE]
-            encodings = backend.encode_batch_fast([text[slice(*span)] for span in spans], add_special_tokens=False)
+            try:
+                encodings = backend.encode_batch_fast([text[slice(*span)] for span in spans], add_special_tokens=False)
+            except Exception as error:  # what is in no token, where there is none for the unknown
+                raise UserError(f"the tokenizer cannot tokenise the text: {cause(error)}") from error
             done |= {
                 span: np.array(encoding.ids, dtype=np.int32) for span, encoding in zip(spans, encodings, strict=True)
             }

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NoReturn
 from lib.run.errors import UserError, cause
 
 if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
     from _typeshed import ReadableBuffer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,7 +107,8 @@ def last_words(number: int) -> str:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """In the block Ctrl-C and `kill` raise KeyboardInterrupt(number); a second one ends the process where it is."""
+    """In the block Ctrl-C and `kill` raise KeyboardInterrupt(number); a second one, or one that is heard where Python
+    cannot raise it (in __del__, for example), ends the process where it is."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -119,12 +122,19 @@ def interruptible() -> Iterator[None]:
         first = False
         raise KeyboardInterrupt(number)
 
+    def unraisable(lost: "UnraisableHookArgs") -> None:
+        if isinstance(lost.exc_value, KeyboardInterrupt):
+            end(*lost.exc_value.args)
+        told(lost)
+
+    told, sys.unraisablehook = sys.unraisablehook, unraisable
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, stop)
     try:
         yield
     finally:
+        sys.unraisablehook = told
         for number, handler in before.items():  # of a script that ends anyway, no other signal need be heard
             signal.signal(number, handler if first or handler is not end else signal.SIG_IGN)
 

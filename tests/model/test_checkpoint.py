@@ -401,10 +401,13 @@ def test_what_is_beside_a_model_does_not_matter(name, llama):
     load(llama)
 
 
-@pytest.mark.parametrize("name", ["model.fp16.safetensors", "consolidated.00.pth", "tf_model.h5"])
-def test_weights_of_another_kind_are_named(name, llama):
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [*((name, "it has ") for name in ("model.fp16.safetensors", "consolidated.00.pth")), ("m.gguf", "give one of: .*")],
+)
+def test_weights_of_another_kind_are_named(name, told, llama):
     (llama / "model.safetensors").rename(llama / name)
-    refused(llama, f"has no weights.*it has {name}")
+    refused(llama, f"has no weights.*{told}{name}")
 
 
 @pytest.mark.parametrize("content", ["", "<html>", "[]", "{"])
@@ -451,6 +454,8 @@ def test_an_adapter_alone(tmp_path):
 
 
 def test_an_adapter_beside_a_model(llama):
+    (llama / "adapter_model.safetensors").touch()
+    refused(llama, "adapter of a model that it does not name; merge it")
     (llama / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "x"}))
     refused(llama, "adapter of x; merge it")
 

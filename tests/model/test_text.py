@@ -132,7 +132,7 @@ def test_bytes_that_the_encoding_does_not_have(tmp_path, data, options, where, e
     path.write_bytes(data)
     message = refusal(path, **options)
     assert message.startswith(f"{path}: {where}")
-    assert "--encoding latin-1" in message
+    assert "--encoding cp1252 (Western Europe) or gb18030 (Chinese)" in message
 
 
 @pytest.mark.parametrize(
@@ -147,6 +147,7 @@ def test_bytes_that_the_encoding_does_not_have(tmp_path, data, options, where, e
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"some\ntext\x00\x01\x02", "line 2 holds a zero byte"),
         ("no mark".encode("utf-16-le"), "--encoding utf-16-le"),
+        ("\n“quoted”".encode("cp1252"), "cp1252 (Western Europe)"),
     ],
 )
 @pytest.mark.parametrize("ending", [".txt", ".jsonl", ".csv.gz"])
@@ -154,7 +155,7 @@ def test_files_that_are_not_text(tmp_path, data, what, ending):
     path = tmp_path / f"a{ending}"
     path.write_bytes(_gzip(data) if ending.endswith(".gz") else data)
     assert what in refusal(path)
-    if what == "a PDF":
+    if what in ("a PDF", "cp1252 (Western Europe)"):
         assert what in refusal(path, encoding="latin-1")
 
 

@@ -10,6 +10,7 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from lib.model import tokens
+from lib.model.tokenizer import load
 from lib.planted import blank
 from lib.run.cli import UserError
 from tests.conftest import END, TEXT, make_tokenizer
@@ -203,6 +204,17 @@ def test_whole_word_models():
     words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "a": 2}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     assert tokens.ids_of(fast(words, bos_token="<s>", unk_token="<unk>"), "a <s> a <unk>").tolist() == [2, 0, 2, 0]
+
+
+def test_a_vocabulary_without_a_token_for_the_unknown(tmp_path):
+    """It is loaded, whichever words it has, and takes what is made of these."""
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1}))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast(words).save_pretrained(tmp_path)
+    loaded = load(str(tmp_path), trust_remote_code=False)
+    assert tokens.ids_of(loaded, "b a b").tolist() == [1, 0, 1]
+    with pytest.raises(UserError, match="cannot tokenise the text: WordLevel error"):
+        tokens.ids_of(loaded, "b a c")
 
 
 def test_a_text_token_that_is_also_the_padding():

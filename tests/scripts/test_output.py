@@ -203,6 +203,24 @@ def test_a_signal_while_a_figure_is_drawn(sent, code, said, heard, stored, tmp_p
     assert signal.getsignal(sent) == before
 
 
+DEAF = """
+import os, signal
+from lib.report import tables
+class Deaf:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        list(map(str, range(9)))
+tables.header = lambda *_arguments: Deaf() and ""
+"""
+
+
+def test_a_signal_where_python_cannot_raise(tmp_path):
+    """In __del__ and in callbacks of weak references it would print the exception, and go on."""
+    started = start(["-c", DEAF + STORED, "--exp2"], "--savedir", tmp_path, stderr=subprocess.PIPE)
+    assert started.communicate()[1] == f"terminated: written: {tmp_path / NAMES[1]}\n".encode()
+    assert started.returncode == 143
+
+
 @pytest.mark.parametrize("writes", [("figures", "write"), ("result_files", "write_text")])
 def test_nothing_of_an_earlier_result_stands_beside_a_new_one(writes, heard, stored, tmp_path, monkeypatch):
     """A run that ends before its TXT or its figures, or draws in another format, leaves none of an earlier run's."""
