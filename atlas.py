@@ -136,8 +136,7 @@ def main() -> None:
     args = parser.parse_args()
     drawing = cli.Options(**{name: value for name, value in vars(args).items() if name in cli.DRAWING})
     for folder in args.folders:
-        if not folder.is_dir():
-            raise cli.UserError(f"no such folder: {folder}")
+        result_files.require_folder(folder)
     savedir = args.savedir or args.folders[0]
     result_files.check_writable(savedir)
     results, pages = collect(args.folders)

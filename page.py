@@ -151,8 +151,7 @@ def main() -> None:
     parser.add_argument("folder", type=cli.path, help="folder of results, as results/gpt2")
     parser.add_argument("--language", choices=LANGUAGES, default=ENGLISH.language, help="of the page (default: en)")
     args: Any = parser.parse_args()
-    if not args.folder.is_dir():
-        raise cli.UserError(f"no such folder: {args.folder}")
+    result_files.require_folder(args.folder)
     print(write(args.folder, LANGUAGES[args.language]))
 
 

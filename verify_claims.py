@@ -346,8 +346,7 @@ def main() -> None:
     parser.add_argument("folder", type=cli.path, nargs="?", default=Path("results"), help="default: results")
     parser.add_argument("--model", help="short name of the model, as in the file names, or its --model (default: all)")
     args = parser.parse_args()
-    if not args.folder.is_dir():
-        raise cli.UserError(f"no such folder: {args.folder}")
+    result_files.require_folder(args.folder)
     result_files.check_writable(args.folder)
     found = find(args.folder)
     if not found and not args.model:

@@ -96,8 +96,8 @@ def random_heads(arch: Architecture, sets: Sets, name: str, seed: int) -> tuple[
         free[layer] = [head for head in range(arch.layers[layer].n_heads) if (layer, head) not in taken]
         if len(free[layer]) < wanted[layer]:
             raise UserError(
-                f"layer {layer} has only {len(free[layer])} heads outside TOP and BOTTOM to draw random heads from; "
-                "name others by --top and --bottom"
+                f"layer {layer} has too few heads outside TOP and BOTTOM to draw random heads from, "
+                f"{len(free[layer])}; name others by --top and --bottom"
             )
     possible = prod(comb(len(others), wanted[layer]) for layer, others in free.items())
     if possible <= NULL:

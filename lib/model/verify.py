@@ -59,8 +59,11 @@ class _HeadsOff(TorchFunctionMode):
 def verify(lm: LanguageModel) -> None:
     """Take the heads away from layers in which they cannot be told apart.
 
-    Raises UserError if probabilities on the first token or what attention writes are not those of eager attention.
+    Raises UserError if probabilities on the first token or what attention writes are not those of eager attention, or
+    if code of a checkpoint's own gives no logits, or others each time.
     """
+    if not type(lm.model).__module__.startswith("transformers."):
+        _require_logits(lm)
     layers = lm.arch.with_role("attention_module")
     if not layers:
         return
@@ -99,6 +102,18 @@ def verify(lm: LanguageModel) -> None:
     for layer, of_layer in maps.items():
         first = of_layer.first.reshape(probabilities[layer].shape)
         _require_same(lm, layer, probabilities[layer], first, of_layer, "attention to the first token")
+
+
+def _require_logits(lm: LanguageModel) -> None:
+    """Raise UserError if the model does not give the same logits twice."""
+    ids = lm.arch.seen.ids.to(lm.device)
+    with torch.inference_mode():
+        one, other = (getattr(lm.model(input_ids=ids, use_cache=False), "logits", None) for _ in range(2))
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor) or one.shape[:2] != ids.shape:
+        raise UserError("its own code gives no 'logits' of (batch, seq, vocabulary), as models of transformers do")
+    error, scale = (one.float() - other.float()).abs().amax().item(), one.float().abs().amax().item()
+    if not error <= ATOL * scale:
+        raise UserError(f"its own code gives other logits each time, by {error:.1g}: perhaps dropout that is always on")
 
 
 @dataclass(frozen=True)

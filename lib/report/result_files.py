@@ -41,6 +41,14 @@ class Result(Generic[Results, Conclusion]):
     files: dict[str, Any]
 
 
+def require_folder(path: Path) -> None:
+    """Raise UserError if there is no such folder."""
+    if path.is_file():
+        raise UserError(f"{path} is a file; give a folder of results, as {path.parent}")
+    if not path.is_dir():
+        raise UserError(f"no such folder: {path}")
+
+
 def check_writable(folder: Path, names: Iterable[str] = ()) -> None:
     """Raise UserError if no files of these names can be written into `folder`, which need not exist yet."""
     try:

@@ -172,6 +172,20 @@ def test_code_that_exists_nowhere(folder):
         close(off, lm.model(ids).logits)
 
 
+@pytest.mark.parametrize(
+    ("line", "instead", "why"),
+    [
+        ("CausalLMOutput(logits=self.head(self.inner(input_ids).last_hidden_state))", "input_ids", "gives no 'logits'"),
+        ("self.words(input_ids)", "self.words(input_ids) + torch.randn(())", "other logits each time, by"),
+    ],
+)
+def test_code_that_gives_no_logits_or_others_each_time(line, instead, why, folder):
+    assert CODE.count(line) == 1
+    (folder / "odd.py").write_text(CODE.replace(line, instead))
+    with pytest.raises(UserError, match=why):
+        loaded(folder)
+
+
 def test_an_activation_function_that_is_no_module(folder):
     """As in much code: F.gelu(x)."""
     code = CODE.replace("one * self.bend(other)", "one * F.silu(other)")

@@ -346,7 +346,8 @@ def test_a_broken_file_is_one_line(how, tmp_path, capsys):
 
 
 def test_a_folder_without_results(tmp_path, capsys):
-    for given, said in ((tmp_path, "no results below"), (tmp_path / "none", "no such folder")):
+    refusals = {tmp_path: "no results below", tmp_path / "none": "no such folder", __file__: f"{__file__} is a file"}
+    for given, said in refusals.items():
         assert run("page.py", given) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"error: {said}")
