@@ -35,6 +35,8 @@ MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":", "-.")
 NAMED: dict[str, Any] = {"marker": "o", "ms": 4, "mfc": "white"}
 PLAIN = FuncFormatter(lambda x, _position: f"{x:,.10g}")
+SIGNED = FuncFormatter(lambda x, _position: number(x, signed=x != 0))
+LINEAR = 0.1  # of a change of the loss: up to it an axis is linear
 # text of vector figures stays text, which can be searched and edited, and the same figure is the same file
 VECTOR: Any = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "figure"}
 UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
@@ -101,6 +103,26 @@ def label_layers(ax: Axes, n: int) -> None:
     ax.set_xlim(-0.5, n - 0.5)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=15, integer=True))
     ax.grid(axis="y", alpha=0.4)
+
+
+def loss_axis(ax: Axes) -> None:
+    """Changes of the loss, already drawn, along x."""
+    ax.margins(x=0.06)
+    ax.set_xscale("symlog", linthresh=LINEAR)
+    ax.autoscale_view()  # before, its margins were of a linear scale
+    ax.xaxis.set_major_formatter(PLAIN)
+    ax.set_xlabel(f"change of the loss, nats a token (linear up to {LINEAR:g}, then log)")
+
+
+def draw_cumulative(ax: Axes, share: Sequence[float], label: str | None = None) -> None:
+    """What the first neurons give together, in parts of all; 0 and 1 are on the axis, with room above."""
+    ax.plot(np.arange(1, len(share) + 1), share, color=PALETTE[2], marker="o", ms=3, label=label)
+    ax.set_xscale("log")
+    ax.set_xlim(0.8, 1.25 * len(share))
+    ax.xaxis.set_major_formatter(PLAIN)
+    low, high = np.nanmin(share, initial=0), np.nanmax(share, initial=1)
+    ax.set_ylim(low, high + 0.05 * (high - low))
+    ax.set_xlabel("neurons, largest contribution first (log scale)")
 
 
 def add_legend(figure: Figure, *axes: Axes, columns: int = 4) -> None:
