@@ -19,7 +19,8 @@ ONE_SCALE = Scheme(INT8, STATIC)
 )
 def spike_costs(measured: Measured) -> Judged:
     conclusion = _something(measured).conclusion
-    return [Said("exp13", conclusion, COSTS)], {test.what: Cell(test.mean, test.interval) for test in conclusion.tests}
+    costs = {test.what: Cell(test.mean, test.interval) for test in conclusion.tests if test.mean is not None}
+    return [Said("exp13", conclusion, COSTS)], costs
 
 
 @claim(

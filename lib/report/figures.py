@@ -114,7 +114,7 @@ def loss_axis(ax: Axes) -> None:
     ax.set_xlabel(f"change of the loss, nats a token (linear up to {LINEAR:g}, then log)")
 
 
-def draw_cumulative(ax: Axes, share: Sequence[float], label: str | None = None) -> None:
+def draw_cumulative(ax: Axes, share: np.ndarray, label: str | None = None) -> None:
     """What the first neurons give together, in parts of all; 0 and 1 are on the axis, with room above."""
     ax.plot(np.arange(1, len(share) + 1), share, color=PALETTE[2], marker="o", ms=3, label=label)
     ax.set_xscale("log")
