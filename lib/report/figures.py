@@ -1,5 +1,6 @@
 """Figures, each drawn from a result JSON's payload; no model is needed."""
 
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +37,7 @@ LINES = ("-", "--", ":", "-.")
 NAMED: dict[str, Any] = {"marker": "o", "ms": 4, "mfc": "white"}
 PLAIN = FuncFormatter(lambda x, _position: f"{x:,.10g}")
 SIGNED = FuncFormatter(lambda x, _position: number(x, signed=x != 0))
+TITLE = 46  # letters of a line of a title: what the narrowest figure has room for
 LINEAR = 0.1  # of a change of the loss: up to it an axis is linear
 # text of vector figures stays text, which can be searched and edited, and the same figure is the same file
 VECTOR: Any = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "figure"}
@@ -79,7 +81,8 @@ def make_axes(rows: int = 1, columns: int = 1, size: tuple[float, float] = (8, 5
 
 
 def make_title(result: Result[Any, Any], text: str) -> str:
-    return f"{text}\n{result.config['model_name']}, {_data(result)}"
+    said = f"{result.config['model_name']}, {_data(result)}"
+    return f"{text}\n{textwrap.fill(said, TITLE, break_long_words=False, break_on_hyphens=False)}"
 
 
 def _data(result: Result[Any, Any]) -> str:
