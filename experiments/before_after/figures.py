@@ -4,7 +4,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from experiments.before_after.results import Stored
 from lib.report.figures import (
@@ -12,6 +11,7 @@ from lib.report.figures import (
     LINES,
     MARKERS,
     PALETTE,
+    SIGNED,
     dims_to_label,
     draw_heatmap,
     draw_surface,
@@ -19,7 +19,6 @@ from lib.report.figures import (
     make_axes,
     tick_tokens,
 )
-from lib.report.tables import number
 
 
 def before_after(result: Stored) -> Figure:
@@ -57,7 +56,7 @@ def difference(result: Stored, columns: int = 12) -> Figure:
         cbar_kws={
             "label": "after \u2212 before (symmetric log scale)",
             "ticks": [sign * limit / step for sign, step in ((-1, 1), (-1, 10), (0, 1), (1, 10), (1, 1))],
-            "format": FuncFormatter(lambda x, _position: number(x, signed=True)),
+            "format": SIGNED,
         },
     )
     tick_tokens(local.yaxis, results.tokens)

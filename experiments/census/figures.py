@@ -81,9 +81,11 @@ def triggers(result: Stored) -> Figure:
     for ax in axes.flat:
         if ax in (moved, repeated) or (ax is swapped and there):
             ax.set_xlabel("p, tokens before it")
+        ax.yaxis.set_major_formatter(PLAIN)
+        if not ax.has_data():  # a text stands there
+            continue
         ordinary = ax.axhline(results.ordinary.value.mean, color="black", lw=1)
         spike = ax.axhline(results.spike.sign * results.spike.threshold, color="black", lw=1, ls="--")
-        ax.yaxis.set_major_formatter(PLAIN)
     lines = {"windows as they are": ordinary, "threshold of a spike": spike}
     figure.legend(lines.values(), lines, frameon=False, fontsize=9, ncols=2, loc="outside lower center")
     for ax in axes[:, 0]:

@@ -47,7 +47,7 @@ def head_ranking(result: Stored) -> Figure:
     by_layer.plot(layer_means, color=PALETTE[1], marker="s", markersize=4, label="mean of the layer")
     by_layer.axhline(results.uniform, color=PALETTE[7], ls="--", lw=1, label="uniform attention")
     by_layer.set_ylabel("mean attention probability on the first token")
-    by_layer.set_ylim(0, 1)
+    by_layer.set_ylim(-0.03, 1.03)
     label_layers(by_layer, n_layers)
     by_layer.set_xlabel("layer")
     by_layer.legend(frameon=False, fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.13))
@@ -59,7 +59,7 @@ def head_ranking(result: Stored) -> Figure:
         cell = results.scores[r.layer][r.head]
         if cell.ci95:
             by_rank.plot(cell.ci95, [row, row], color="black", lw=1.5)
-    by_rank.set_xlim(0, 1)
+    by_rank.set_xlim(0, 1.03)
     by_rank.set_xlabel("score (black: 95 % interval over windows)")
     by_rank.set_title(f"the {len(top)} highest heads", fontsize=11)
     by_rank.tick_params(axis="y", labelsize=8)

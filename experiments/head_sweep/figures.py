@@ -7,7 +7,6 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter
 
 from experiments.head_sweep.results import VALUE_EFFECTS, Effect, Kind, Level, Results, Stored, Values, kinds_of
 from lib.core.results import Head
@@ -18,12 +17,12 @@ from lib.report.figures import (
     NAMED,
     PALETTE,
     PLAIN,
+    SIGNED,
     WholeNumbers,
     add_legend,
     make_axes,
     make_title,
 )
-from lib.report.tables import number
 
 
 def head_sweep_place(result: Stored) -> Figure:
@@ -31,7 +30,7 @@ def head_sweep_place(result: Stored) -> Figure:
     results = result.results
     place, values = results.place, result.conclusion.values
     effects = [effect for effect in VALUE_EFFECTS if effect in results.shown]
-    figure, axes = _head_panels(results, len(effects) * 2)
+    figure, axes = _head_panels(results, 2, len(effects))
     label = "change of the value,\nnegative: smaller spike"
     _head_changes(figure, axes, results, values, effects, label, place.sign)
     title = f"Single heads removed: dim {place.dim} at its place"
@@ -44,9 +43,9 @@ def head_sweep_place(result: Stored) -> Figure:
 def head_sweep_model(result: Stored) -> Figure:
     """Heatmaps layers x heads: change of the sink rate and of the loss, heads zero."""
     results, values = result.results, result.conclusion.values
-    figure, axes = _head_panels(results, 2)
-    _head_changes(figure, axes[:1], results, values, ["sink_rate"], "change of the sink rate")
-    _head_changes(figure, axes[1:], results, values, ["loss"], "change of the loss (nats a token)")
+    figure, axes = _head_panels(results, 1, 2)
+    _head_changes(figure, axes[:, :1], results, values, ["sink_rate"], "change of the sink rate")
+    _head_changes(figure, axes[:, 1:], results, values, ["loss"], "change of the loss (nats a token)")
     title = f"Single heads removed: sink rate and loss {_in_windows(results.baseline.loss.n)}"
     figure.suptitle(make_title(result, title), fontsize=11)
     return figure
@@ -57,11 +56,11 @@ def _in_windows(n: int) -> str:
     return f"in {n} of the windows"
 
 
-def _head_panels(results: Results, n: int) -> tuple[Figure, np.ndarray]:
+def _head_panels(results: Results, rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     n_layers, n_heads = _shape(results)
     unequal = len(results.heads) < n_layers * n_heads
-    size = (2.2 + n * max(1.9, 0.24 * n_heads), 2.6 + 0.17 * n_layers)
-    figure, axes = make_axes(1, n, size=size, sharey=True)
+    size = (2.2 + columns * max(1.9, 0.24 * n_heads), 1.8 + rows * (0.8 + 0.17 * n_layers))
+    figure, axes = make_axes(rows, columns, size=size, sharex=True, sharey=True, squeeze=False)
     named = Line2D([], [], color="black", ls="", **NAMED, label="named by the rule")
     figure.legend(
         handles=[
@@ -78,7 +77,10 @@ def _head_panels(results: Results, n: int) -> tuple[Figure, np.ndarray]:
         frameon=False,
         fontsize=9,
     )
-    axes[0].set_ylabel("layer of the head")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("layer of the head")
+    for ax in axes[-1]:
+        ax.set_xlabel("head")
     return figure, axes
 
 
@@ -96,7 +98,7 @@ def _head_changes(
     label: str,
     sign: int = 1,
 ) -> None:
-    """One panel an effect and a kind of removal in which it is measured, on one symmetric scale; `sign` multiplies."""
+    """A column an effect, a row a kind of removal in which it is measured, on one symmetric scale, times `sign`."""
     panels = [(effect, kind) for effect in effects for kind in kinds_of(effect)]
     means = np.full((len(panels), *_shape(results)), np.nan)
     for i, (effect, kind) in enumerate(panels):
@@ -106,18 +108,16 @@ def _head_changes(
                 means[i, head.layer, head.head] = sign * change.mean
     limit = float(np.nanmax(np.abs(means), initial=0)) or 1.0
     norm = SymLogNorm(limit / 1000, vmin=-limit, vmax=limit)
-    for ax, (effect, kind), cells in zip(axes, panels, means, strict=True):
+    for ax, (effect, kind), cells in zip(axes.T.flat, panels, means, strict=True):
         ax.patch.set(facecolor="0.9", edgecolor="0.5", hatch="////")
         image = ax.imshow(cells, cmap=DIVERGING, norm=norm, aspect="auto", interpolation="nearest")
         for named in _heads_named(values, effect, kind):
             ax.plot(named.head, named.layer, color="black", **NAMED)
         ax.set_title(f"{results.effects[effect].name},\n{'zero' if kind == 'zero' else 'its mean'}", fontsize=9)
-        ax.set_xlabel("head")
         ax.xaxis.set_major_locator(WholeNumbers())
         ax.yaxis.set_major_locator(WholeNumbers(nbins=15))
     ticks = [side * limit / step for side, step in ((-1, 1), (-1, 10), (-1, 100), (0, 1), (1, 100), (1, 10), (1, 1))]
-    signed = FuncFormatter(lambda x, _position: number(x, signed=True))
-    bar = figure.colorbar(image, ax=list(axes), ticks=ticks, format=signed, label=f"{label}\n(symmetric log scale)")
+    bar = figure.colorbar(image, ax=axes, ticks=ticks, format=SIGNED, label=f"{label}\n(symmetric log scale)")
     bar.ax.minorticks_off()
     bar.ax.tick_params(labelsize=8)
 
@@ -162,9 +162,8 @@ def head_sweep_cumulative(result: Stored) -> Figure:
         ax.set_ylabel(label)
         ax.set_title(_in_windows(n), fontsize=9)
         ax.grid(axis="y", alpha=0.4)
+    axes[0].yaxis.set_major_formatter(PLAIN)
     axes[2].set_yscale("log")
-    for ax in (axes[0], axes[2]):
-        ax.yaxis.set_major_formatter(PLAIN)
     axes[1].set_ylim(-0.03, 1.03)
     add_legend(figure, axes[1])
     figure.suptitle(make_title(result, "Heads removed together (bands: 95 % intervals)"), fontsize=11)

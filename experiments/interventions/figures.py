@@ -9,7 +9,7 @@ from experiments.interventions.judge import nearest_epsilon
 from experiments.interventions.results import LAYER, ONWARD, Change, Results, SingleStored, Stored
 from lib.core.definitions import COST
 from lib.core.evidence import Average
-from lib.report.figures import PALETTE, PLAIN, add_legend, draw_curve, label_layers, make_axes, write_beside
+from lib.report.figures import PALETTE, PLAIN, add_legend, draw_curve, label_layers, loss_axis, make_axes, write_beside
 from lib.report.tables import number
 
 OFF = "off"
@@ -44,9 +44,7 @@ def interventions(result: Stored) -> Figure:
         ax.grid(axis="x", alpha=0.4)
     loss.axvline(0, color="black", lw=0.8, ls="--", label="baseline")
     loss.axvline(COST, color="black", lw=0.8, ls=":", label=f"costs: above {COST:g}")
-    loss.set_xscale("symlog", linthresh=0.1)
-    loss.xaxis.set_major_formatter(PLAIN)
-    loss.set_xlabel("change of the loss, nats a token (linear up to 0.1, then log)")
+    loss_axis(loss)
     baseline = results.baseline.sink_rates[epsilon]
     sinks.axvline(baseline.mean, color="black", lw=0.8, ls="--")
     if baseline.ci95:
@@ -89,7 +87,7 @@ def interventions_over_layers(result: Stored | SingleStored) -> Figure:
     place, baseline = results.place, results.baseline
     kinds = [kind for kind in KINDS if _of_kind(results, kind)]
     panels: list[str | None] = [*kinds] or [None]
-    figure, axes = make_axes(1, len(panels), size=(6.2 * len(panels), 5.4), squeeze=False, sharey=True)
+    figure, axes = make_axes(1, len(panels), size=(5 * len(panels), 5.4), squeeze=False, sharey=True)
     for ax, kind in zip(axes[0], panels, strict=True):
         changes = _of_kind(results, kind)
         named = [(change.label if kind == OFF else change.set_to, change) for change in changes]

@@ -3,10 +3,19 @@
 import numpy as np
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from experiments.ledger.results import Stored
-from lib.report.figures import DIVERGING, PALETTE, PLAIN, draw_curve, draw_heatmap, label_layers, make_axes, make_title
+from lib.report.figures import (
+    DIVERGING,
+    PALETTE,
+    PLAIN,
+    SIGNED,
+    draw_curve,
+    draw_heatmap,
+    label_layers,
+    make_axes,
+    make_title,
+)
 from lib.report.tables import number
 
 
@@ -86,7 +95,7 @@ def ledger_writes(result: Stored, annotated: float = 0.01) -> Figure:
             "ticks": [
                 sign * limit / step for sign, step in ((-1, 1), (-1, 10), (-1, 100), (0, 1), (1, 100), (1, 10), (1, 1))
             ],
-            "format": FuncFormatter(lambda x, _position: number(x, signed=True)),
+            "format": SIGNED,
         },
     )
     for column in (index for index, (_kind, head) in enumerate(components) if head is None):

@@ -11,7 +11,7 @@ from msgspec import UNSET
 from experiments.mlp_internal.results import Stored
 from lib.core.definitions import MADE
 from lib.core.results import Neuron
-from lib.report.figures import PALETTE, PLAIN, add_legend, make_axes, make_title, write_beside
+from lib.report.figures import PALETTE, PLAIN, add_legend, draw_cumulative, make_axes, make_title, write_beside
 from lib.report.tables import fraction, number
 
 
@@ -54,12 +54,8 @@ def dimension_analysis(result: Stored, top: int = 12) -> Figure:
     bars.set_xlabel(f"{activation} \u00d7 weight to dim {results.followed.dim}")
     bars.set_title("largest contributions", fontsize=11)
     share = np.cumsum([row.contribution for row in contributions]) / (output or np.nan)
-    cumulative.plot(np.arange(1, len(share) + 1), share, color=PALETTE[2], marker="o", ms=3)
+    draw_cumulative(cumulative, share)
     cumulative.axhline(1, color="black", lw=0.8, ls="--")
-    cumulative.set_xscale("log")
-    cumulative.set_xlim(0.8, 1.25 * len(share))
-    cumulative.set_ylim(bottom=0)
-    cumulative.set_xlabel("neurons, largest contribution first (log scale)")
     cumulative.set_ylabel("cumulative share of the output")
     cumulative.set_title(f"{100 * MADE:.0f} % of {number(output, True)}: {result.conclusion.verdict}", fontsize=11)
     _neuron_bars(weights, results.by_weight, [row.weight for row in results.by_weight], PALETTE[7])
@@ -103,6 +99,7 @@ def activation_function_impact(result: Stored) -> Figure:
     loss.set_ylabel("perplexity (black: 95 %)")
     for ax in (place, loss):
         ax.set_xticks(range(len(labels)), labels)
+        ax.margins(y=0.12)  # the number stands beyond its bar
     which = "Another" if len(replaced) > 1 else "No other"
     title = make_title(result, f"{which} activation function in the MLP of layer {results.layer}")
     figure.suptitle(title, fontsize=11)

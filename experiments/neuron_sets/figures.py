@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from experiments.neuron_sets.results import Scaled, Stored
 from lib.core.evidence import Average
-from lib.report.figures import PALETTE, PLAIN, add_legend, make_axes, make_title, write_beside
+from lib.report.figures import PALETTE, PLAIN, add_legend, draw_cumulative, make_axes, make_title, write_beside
 from lib.report.tables import number
 
 
@@ -19,16 +19,10 @@ def neuron_sets(result: Stored) -> Figure:
     results, conclusion = result.results, result.conclusion
     size, dim, wanted = len(results.minimal_set), results.place.dim, conclusion.values.share
     figure, (curve, place) = make_axes(1, 2, size=(13, 4.8), width_ratios=[1, 1.25])
-    share = np.array(results.cumulative, dtype=float)
-    curve.plot(np.arange(1, len(share) + 1), share, color=PALETTE[2], marker="o", ms=3, label="cumulative share")
+    draw_cumulative(curve, np.array(results.cumulative, dtype=float), "cumulative share")
     curve.axhline(wanted, color="black", lw=0.8, ls="--", label=f"{wanted:.0%} of the output")
     if size:
         curve.axvline(size, color=PALETTE[1], lw=1.5, ls=":", label=f"smallest set: {size} of {results.width}")
-    curve.set_xscale("log")
-    curve.set_xlim(0.8, 1.25 * len(share))
-    curve.xaxis.set_major_formatter(PLAIN)
-    curve.set_ylim(bottom=min(0, np.nanmin(share, initial=0)))
-    curve.set_xlabel("neurons, largest contribution first (log scale)")
     output, activation = "down projection", "activation"
     if results.mixture is not UNSET:
         output, activation = "mixture", "routing weight \u00d7 activation"

@@ -6,13 +6,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from experiments.quantisation.results import BLOCKS, KINDS, PROJECTIONS, REMEDIES, SCHEMES, Condition, Results, Stored
+from experiments.quantisation.results import BLOCKS, KINDS, PROJECTIONS, REMEDIES, SCHEMES, Condition, Stored
 from experiments.quantisation.text import NAMES
 from lib.core.definitions import COST, FLOAT16_MAX
-from lib.report.figures import LINES, MARKERS, PALETTE, PLAIN, add_legend, label_layers, make_axes
+from lib.report.figures import LINES, MARKERS, PALETTE, PLAIN, add_legend, label_layers, loss_axis, make_axes
 
 TITLES = {PROJECTIONS: "what projections read is quantised", BLOCKS: "what blocks give is quantised"}
-LINEAR = 0.1
 APART = 0.15  # rows between the remedies of a scheme
 
 
@@ -33,10 +32,9 @@ def remedies(result: Stored) -> Figure:
             ax.axhline(row - 0.5, color="0.85", lw=0.8)
         ax.axvline(0, color="black", lw=0.8, ls="--", label="not quantised")
         ax.axvline(COST, color="black", lw=0.8, ls=":", label=f"costs: above {COST:g}")
-        ax.set_xscale("symlog", linthresh=LINEAR)
-        ax.xaxis.set_major_formatter(PLAIN)
-        ax.set_xlim(right=1.4 * ax.get_xlim()[1])  # room for the last interval
-        ax.set_xlabel(f"change of the loss, nats a token (linear up to {LINEAR:g}, then log){_edge(results, where)}")
+        loss_axis(ax)
+        if any(cell.loss_change is None for cell in results.conditions.values() if cell.where == where):
+            ax.set_xlabel(f"{ax.get_xlabel()}\nopen, at the edge: overflows")
         ax.set_title(TITLES[where], fontsize=11)
         ax.grid(axis="x", alpha=0.4)
         if all(results.of(where, scheme, remedy) is None for scheme in SCHEMES for remedy in REMEDIES[1:]):
@@ -47,11 +45,6 @@ def remedies(result: Stored) -> Figure:
     title = f"Quantised activations: {result.conclusion.verdict} (lines: 95 % intervals)"
     figure.suptitle(_measured_title(result, title), fontsize=11)
     return figure
-
-
-def _edge(results: Results, where: str) -> str:
-    over = any(cell.loss_change is None for cell in results.conditions.values() if cell.where == where)
-    return "\nopen, at the edge: overflows" if over else ""
 
 
 def _draw(ax: Axes, cells: list[tuple[float, Condition]], style: int, label: str) -> None:

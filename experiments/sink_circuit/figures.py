@@ -9,9 +9,7 @@ from matplotlib.figure import Figure
 from experiments.sink_circuit.results import Edit, Measured, Stored
 from experiments.sink_circuit.text import DOSED
 from lib.core.evidence import Average
-from lib.report.figures import LINES, MARKERS, PALETTE, PLAIN, add_legend, label_layers, make_axes, make_title
-
-LINEAR = 0.1
+from lib.report.figures import LINES, MARKERS, PALETTE, add_legend, label_layers, loss_axis, make_axes, make_title
 
 
 def edits(result: Stored) -> Figure:
@@ -38,11 +36,7 @@ def edits(result: Stored) -> Figure:
     attention.set_ylim(len(results.edits) - 0.5, -0.5)
     attention.set_xlim(0, 1.08 * attention.get_xlim()[1])
     attention.set_xlabel(f"mean attention to position 0, layers {results.layers[0]} to {results.layers[-1]}")
-    loss.margins(x=0.1)
-    loss.set_xscale("symlog", linthresh=LINEAR)
-    loss.autoscale_view()
-    loss.xaxis.set_major_formatter(PLAIN)
-    loss.set_xlabel(f"change of the loss, nats a token (linear up to {LINEAR:g}, then log)")
+    loss_axis(loss)
     for ax in (attention, loss):
         ax.grid(axis="x", alpha=0.4)
     add_legend(figure, attention)

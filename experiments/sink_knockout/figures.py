@@ -12,9 +12,9 @@ from lib.core.evidence import Interval
 from lib.report.figures import (
     MARKERS,
     PALETTE,
-    PLAIN,
     WholeNumbers,
     add_legend,
+    loss_axis,
     make_axes,
     make_title,
     shortened,
@@ -23,7 +23,6 @@ from lib.report.figures import (
 from lib.report.tables import number, spans
 
 KINDS = "sink's key masked", "control", "sink alone, or values set"
-LINEAR = 0.1
 MOST = 5  # keys to which attention moves
 
 
@@ -47,7 +46,9 @@ def knockout(result: Stored) -> Figure:
         mass.plot([cell.mass.mean for _row, cell in with_edges], [row for row, _cell in with_edges], **style)
         for row, cell in with_edges:
             _interval(mass, row, cell.mass.ci95, kind)
-    _loss_axis(loss)
+    loss.axvline(0, color="black", lw=0.8, ls="--", label="as it is")
+    loss.axvline(COST, color="black", lw=0.8, ls=":", label=f"costs: above {COST:g}")
+    loss_axis(loss)
     mass.set_xlim(-0.03, 1.03)
     mass.set_xlabel("attention that the edges had,\nof a head and query")
     for ax in (loss, mass):
@@ -67,14 +68,6 @@ def _kind(name: str) -> int:
 def _interval(ax: Axes, row: float, ci95: Interval | None, kind: int) -> None:
     if ci95:
         ax.plot(ci95, [row, row], color=PALETTE[kind], lw=2)
-
-
-def _loss_axis(ax: Axes) -> None:
-    ax.axvline(0, color="black", lw=0.8, ls="--", label="as it is")
-    ax.axvline(COST, color="black", lw=0.8, ls=":", label=f"costs: above {COST:g}")
-    ax.set_xscale("symlog", linthresh=LINEAR)
-    ax.xaxis.set_major_formatter(PLAIN)
-    ax.set_xlabel(f"change of the loss, nats a token (linear up to {LINEAR:g}, then log)")
 
 
 def layers(result: Stored) -> Figure:

@@ -20,9 +20,10 @@ class Mechanism:
     """Of the followed place, None where there is no result that says it.
 
     found: whether anything is massive there. peak: signed, in layer peak_layer; ratio: the largest top-1 / median of
-    all layers. depth: the share of the blocks that have run when it is born. neurons: of the MLP that gives birth, as
-    experiment 4 names them, or 2C. left: of the value without any head, without any MLP. cost: nats a token without it.
-    cosine: of the direction that the weights alone forecast with the normed stream at the place.
+    all layers. verdict: of experiment 3, where no component is sure to be the birth. depth: the share of the blocks
+    that have run when it is born. neurons: of the MLP that gives birth, as experiment 4 names them, or 2C. left: of the
+    value without any head, without any MLP. cost: nats a token without it. cosine: of the direction that the weights
+    alone forecast with the normed stream at the place.
     """
 
     n_layers: int | None = None
@@ -34,6 +35,7 @@ class Mechanism:
     peak_layer: int | None = None
     ratio: float | None = None
     birth: str | None = None
+    verdict: str | None = None
     depth: float | None = None
     generators: list[str] | None = None
     plateau: tuple[int, int] | None = None

@@ -112,6 +112,7 @@ def _ledger(measured: Measured) -> dict[str, Any]:
         "peak_layer": place.peak_layer,
         "birth": birth.name if birth else None,
         "depth": None if birth is None or birth.layer is None else (birth.layer + 1) / n,
+        "verdict": None if birth else verdict.verdict,
         "generators": [write.name for write in values.generators],
         "plateau": values.plateau,
         "erasers": [write.name for write in values.erasers],

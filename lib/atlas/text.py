@@ -39,7 +39,7 @@ PROPERTIES: dict[str, Callable[[Mechanism], str]] = {
     "position": lambda m: "-" if m.position is None else str(m.position),
     "most frequent token there": lambda m: "-" if m.token is None else repr(m.token),
     "peak": lambda m: tables.told(m.peak, True),
-    "born in": lambda m: m.birth or ("no single component" if m.generators is not None else "-"),
+    "born in": lambda m: m.birth or m.verdict or "-",
     "depth of the birth": lambda m: tables.number(m.depth),
     "generators": lambda m: listed(m.generators),
     "its neurons": lambda m: listed(m.neurons),

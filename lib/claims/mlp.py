@@ -1,8 +1,11 @@
 """Claims about MLPs: which is the source, and what happens inside."""
 
+from operator import itemgetter
+
 from msgspec import UNSET
 
 from experiments.mlp_internal.results import Replaced
+from experiments.mlp_internal.results import Results as MlpInternal
 from experiments.neuron_sets.results import Stored as NeuronSets
 from lib.claims.cells import HIGHEST, counted, together, up_to
 from lib.claims.judging import Judged, claim
@@ -79,16 +82,18 @@ def one_suffices(measured: Measured) -> Judged:
 @claim(
     "7b",
     "What is removed is made good downstream: compensation",
-    f"without the MLP that writes most before the end of the plateau, more than {REPAIRS:.0%} of its write is made "
-    f"good at the place, at that end, or a massive activation appears elsewhere in more than {MOST:.0%} of the windows "
-    "that had the spike; erasers, which write later, are not looked at",
+    f"without the MLP that writes most of the value before the end of the plateau, more than {REPAIRS:.0%} of its "
+    "write is made good at the place, at that end, or a massive activation appears elsewhere in more than "
+    f"{MOST:.0%} of the windows that had the spike; erasers are not looked at",
 )
 def compensation(measured: Measured) -> Judged:
     of_something(measured.layer_sweep.conclusion)
-    able = [(row, row.repair) for row in measured.layer_sweep.results.kinds["mlp"] if row.repair]
+    results = measured.layer_sweep.results
+    writes = [(row.write.mean * results.place.sign, row) for row in results.kinds["mlp"]]
+    able = [(write, row, row.repair) for write, row in writes if row.repair and write > 0]
     if not able:
         raise CannotTellError(f"no MLP before the end of the plateau writes {WRITES:.0%} of the peak")
-    row, repair = max(able, key=lambda pair: abs(pair[0].write.mean))
+    _write, row, repair = max(able, key=itemgetter(0))
     ratio = together({"": repair.ratio}, documents(measured.layer_sweep))[""]
     removed = f"what MLP {row.layer} writes removed"
     tests = [Test(f"self-repair ratio, {removed}", ratio, "above", REPAIRS)]
@@ -116,12 +121,8 @@ def _one_is_enough(tests: list[Test]) -> list[Test]:
     "|weight| to the dim, however many they are",
 )
 def heaviest_contribute_most(measured: Measured) -> Judged:
-    sets, inside = measured.neuron_sets, measured.mlp_internal.results
-    smallest = _confirmed(sets)
+    smallest, inside = _confirmed(measured.neuron_sets), _followed(measured)
     chosen = {row.name for row in smallest}
-    dim, other = sets.results.place.dim, inside.followed.dim
-    if dim != other:
-        raise CannotTellError(f"experiment 2C follows dim {other}, 4 dim {dim}")
     heaviest = sorted(inside.contributions, key=lambda row: -abs(row.weight))[: len(chosen)]
     others = [row.name for row in heaviest if row.name not in chosen]
     values = {
@@ -129,6 +130,15 @@ def heaviest_contribute_most(measured: Measured) -> Judged:
         "largest weights": " ".join(str(row.name) for row in heaviest[:HIGHEST]),
     }
     return [Test("of the largest weights, outside the set", evidence.exact(len(others)), "below", 0.5)], values
+
+
+def _followed(measured: Measured) -> MlpInternal:
+    """Experiment 2C, which follows an MLP's largest output. Raises CannotTellError if that is not what it writes into
+    the place: behind a norm another dim may be the largest."""
+    inside, dim = measured.mlp_internal.results, measured.place.dim
+    if inside.followed.dim != dim:
+        raise CannotTellError(f"experiment 2C follows dim {inside.followed.dim}, 3 dim {dim}")
+    return inside
 
 
 def _confirmed(sets: NeuronSets) -> list[Neuron]:
@@ -157,9 +167,9 @@ def many_add_up(measured: Measured) -> Judged:
     return [Test("share of the neurons", evidence.exact(n / sets.width), "above", MANY)], values
 
 
-def _replaced(measured: Measured) -> list[Replaced]:
-    """Runs of experiment 2C with another activation function. Raises CannotTellError if there are none."""
-    runs = [run for name, run in measured.mlp_internal.results.replaced.items() if name != "actual"]
+def _replaced(inside: MlpInternal) -> list[Replaced]:
+    """Runs with another activation function. Raises CannotTellError if there are none."""
+    runs = [run for name, run in inside.replaced.items() if name != "actual"]
     if not runs:
         raise CannotTellError("the activation function of these experts cannot be replaced")
     return runs
@@ -172,7 +182,7 @@ def _replaced(measured: Measured) -> list[Replaced]:
     f"{HARDLY:.0%}",
 )
 def activation_has_no_part(measured: Measured) -> Judged:
-    changes = {run.label: run.mlp_output_change for run in _replaced(measured) if run.mlp_output_change}
+    changes = {run.label: run.mlp_output_change for run in _replaced(_followed(measured)) if run.mlp_output_change}
     if not changes:
         raise CannotTellError("the MLP writes nothing there")
     tests = [test for name, cell in changes.items() for test in within(f"change by {name}", cell, up_to(HARDLY))]
@@ -185,7 +195,7 @@ def activation_has_no_part(measured: Measured) -> Judged:
     f"with it replaced by the identity and by ReLU, the loss rises by less than {COST} nats a token (paired)",
 )
 def activation_does_not_matter(measured: Measured) -> Judged:
-    rises = {f"{run.label}, loss": run.loss_change for run in _replaced(measured)}
+    rises = {f"{run.label}, loss": run.loss_change for run in _replaced(measured.mlp_internal.results)}
     return [Test(name, cell, "below", COST) for name, cell in rises.items()], rises
 
 
@@ -209,7 +219,7 @@ def one_value_runs_through(measured: Measured) -> Judged:
     f"at the place the largest activation of a neuron is below {MANY:.0%} of the MLP's output in the dim",
 )
 def explodes_at_the_end(measured: Measured) -> Judged:
-    inside = measured.mlp_internal.results
+    inside = _followed(measured)
     share, largest = inside.largest_activation, max(inside.contributions, key=lambda row: abs(row.activation))
     if share is None:
         raise CannotTellError("the MLP writes nothing there")

@@ -2,6 +2,7 @@
 
 from experiments.quantisation.judge import COSTS
 from experiments.quantisation.results import AS_IT_IS, INT8, KEPT, PREFIX, PROJECTIONS, STATIC, Scheme, Stored
+from experiments.quantisation.text import NAMES
 from lib.claims.judging import Judged, Said, claim
 from lib.claims.measured import CannotTellError, Measured
 from lib.core.definitions import COST
@@ -17,7 +18,9 @@ ONE_SCALE = Scheme(INT8, STATIC)
     "read or in what blocks give",
 )
 def spike_costs(measured: Measured) -> Judged:
-    return [Said("exp13", _something(measured).conclusion, COSTS)], _changes(measured)
+    conclusion = _something(measured).conclusion
+    costs = {test.what: Cell(test.mean, test.interval) for test in conclusion.tests if test.mean is not None}
+    return [Said("exp13", conclusion, COSTS)], costs
 
 
 @claim(
@@ -27,22 +30,15 @@ def spike_costs(measured: Measured) -> Judged:
     f"loss rises by less than {COST} nats a token",
 )
 def one_scale_is_enough(measured: Measured) -> Judged:
-    changes = _changes(measured)
-    if PREFIX not in changes:
+    results = _something(measured).results
+    cells = {remedy: results.of(PROJECTIONS, ONE_SCALE, remedy) for remedy in (AS_IT_IS, KEPT, PREFIX)}
+    changes = {NAMES[remedy]: cell.loss_change for remedy, cell in cells.items() if cell and cell.loss_change}
+    if NAMES[PREFIX] not in changes:
         raise CannotTellError("what projections read overflows with the first token kept")
-    return [Test("loss with the first token kept", changes[PREFIX], "below", COST)], changes
+    return [Test("loss with the first token kept", changes[NAMES[PREFIX]], "below", COST)], changes
 
 
 def _something(measured: Measured) -> Stored:
     if measured.quantisation.conclusion.verdict == NONE_FOUND:
         raise CannotTellError("nothing is massive in this model")
     return measured.quantisation
-
-
-def _changes(measured: Measured) -> dict[str, Cell]:
-    """By remedy, of ONE_SCALE at projections, what the loss gains."""
-    results = _something(measured).results
-    cells = {remedy: results.of(PROJECTIONS, ONE_SCALE, remedy) for remedy in (AS_IT_IS, KEPT, PREFIX)}
-    return {
-        remedy: cell.loss_change for remedy, cell in cells.items() if cell is not None and cell.loss_change is not None
-    }

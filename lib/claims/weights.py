@@ -16,10 +16,10 @@ from lib.claims.measured import Measured, of_something
 def named_alone(measured: Measured) -> Judged:
     conclusion = measured.weights_alone.conclusion
     values = of_something(conclusion)
-    named = {"forecast": values.forecast, "measured": values.measured}
+    named = {"forecast": _text(values.forecast, "nothing"), "measured": _text(values.measured, values.birth)}
     said = Said("exp12", conclusion, HIT, f"birth: {values.birth}")
-    return [said], {what: _text(one) for what, one in named.items()}
+    return [said], named
 
 
-def _text(named: Named | None) -> str:
-    return "nothing" if named is None else f"{named.what}, dim {named.dim}"
+def _text(named: Named | None, otherwise: str) -> str:
+    return otherwise if named is None else f"{named.what}, dim {named.dim}"

@@ -106,7 +106,7 @@ def _provenance(shown: Shown) -> Html:
         "JSON": shown.below,
         "command": p.get("command"),
         "model": ", ".join(f"{key} {value}" for key, value in p["model"].items()),
-        "data": ", ".join(f"{key} {value}" for key, value in data.items()),
+        "data": ", ".join(f"{key} {_visible(value)}" for key, value in data.items()),
         "run": ", ".join(str(p.get(key)) for key in ("dtype", "device", "attention", "time") if p.get(key)),
         "seed": p.get("seed"),
         "commit": ", ".join(f"{key} {value}" for key, value in git.items()),
@@ -115,3 +115,8 @@ def _provenance(shown: Shown) -> Html:
     }
     rows = [[tag("dt", name), tag("dd", str(value))] for name, value in facts.items() if value not in (None, "")]
     return tag("dl", rows)
+
+
+def _visible(value: object) -> str:
+    """What joins documents may be a line break."""
+    return str(value) if str(value).isprintable() else repr(value)

@@ -57,8 +57,8 @@ EXPERIMENTS = {
         "interactions of three and more, but for those along the two cumulative orders",
     ),
     "exp2c": Said(
-        "Which neurons make it, inside one MLP?",
-        "which neurons make the value, exactly: activation \u00d7 weight",
+        "Inside one MLP, which neurons make its largest output?",
+        "which neurons make the largest output of an MLP, exactly: activation \u00d7 weight",
         "why they fire",
     ),
     "compare_3d": Said(
@@ -186,8 +186,8 @@ class Words:
     numbers: str = "rests on"
     no_verdict: str = "measured; no verdict"
     counted: str = (
-        "{counts}. Each is judged by its own rule. What cannot be told has no result here, or an interval that holds a "
-        "threshold. What does not hold here may hold elsewhere."
+        "{counts}. Each is judged by its own rule. What cannot be told has no result here, an interval that holds a "
+        "threshold, or the reason that stands beside it. What does not hold here may hold elsewhere."
     )
     count: str = "{verdict}: {n}"
     not_gpt2: str = "Results of this model do not refute the seed study's figures, which are of GPT-2."

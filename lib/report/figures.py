@@ -1,5 +1,6 @@
 """Figures, each drawn from a result JSON's payload; no model is needed."""
 
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,9 @@ MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":", "-.")
 NAMED: dict[str, Any] = {"marker": "o", "ms": 4, "mfc": "white"}
 PLAIN = FuncFormatter(lambda x, _position: f"{x:,.10g}")
+SIGNED = FuncFormatter(lambda x, _position: number(x, signed=x != 0))
+TITLE = 46  # letters of a line of a title: what the narrowest figure has room for
+LINEAR = 0.1  # of a change of the loss: up to it an axis is linear
 # text of vector figures stays text, which can be searched and edited, and the same figure is the same file
 VECTOR: Any = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "figure"}
 UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
@@ -78,7 +82,8 @@ def make_axes(rows: int = 1, columns: int = 1, size: tuple[float, float] = (8, 5
 
 
 def make_title(result: Result[Any, Any], text: str) -> str:
-    return f"{text}\n{result.config['model_name']}, {_data(result)}"
+    said = f"{result.config['model_name']}, {_data(result)}"
+    return f"{text}\n{textwrap.fill(said, TITLE, break_long_words=False, break_on_hyphens=False)}"
 
 
 def _data(result: Result[Any, Any]) -> str:
@@ -105,6 +110,26 @@ def label_layers(ax: Axes, n: int) -> None:
     ax.set_xlim(-0.5, n - 0.5)
     ax.xaxis.set_major_locator(WholeNumbers(nbins=15))
     ax.grid(axis="y", alpha=0.4)
+
+
+def loss_axis(ax: Axes) -> None:
+    """Changes of the loss, already drawn, along x."""
+    ax.margins(x=0.06)
+    ax.set_xscale("symlog", linthresh=LINEAR)
+    ax.autoscale_view()  # before, its margins were of a linear scale
+    ax.xaxis.set_major_formatter(PLAIN)
+    ax.set_xlabel(f"change of the loss, nats a token (linear up to {LINEAR:g}, then log)")
+
+
+def draw_cumulative(ax: Axes, share: np.ndarray, label: str | None = None) -> None:
+    """What the first neurons give together, in parts of all; 0 and 1 are on the axis, with room above."""
+    ax.plot(np.arange(1, len(share) + 1), share, color=PALETTE[2], marker="o", ms=3, label=label)
+    ax.set_xscale("log")
+    ax.set_xlim(0.8, 1.25 * len(share))
+    ax.xaxis.set_major_formatter(PLAIN)
+    low, high = np.nanmin(share, initial=0), np.nanmax(share, initial=1)
+    ax.set_ylim(low, high + 0.05 * (high - low))
+    ax.set_xlabel("neurons, largest contribution first (log scale)")
 
 
 def add_legend(figure: Figure, *axes: Axes, columns: int = 4) -> None:

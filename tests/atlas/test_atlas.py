@@ -225,6 +225,19 @@ def test_nothing_massive(tmp_path):
     assert row["mechanism"]["birth"] is None
 
 
+def test_where_no_birth_is_sure_the_verdict_stands_in_its_place(tmp_path):
+    stored = json.loads((golden.FOLDER / "gpt2.json").read_text())["exp3"]
+    mlps = [write for write in stored["writes"] if write["kind"] == "mlp"]
+    first = max(mlps, key=lambda write: write["share"]["mean"])
+    second = next(write for write in mlps if write["layer"] == first["layer"] - 1)
+    second["share"] = first["share"]
+    write(tmp_path, "exp3.json", "exp3", {key: value for key, value in stored.items() if key != "conclusion"})
+    [row] = atlas_of(tmp_path)["models"]
+    said = row["verdicts"]["exp3"]
+    assert said.startswith("cannot tell: ")
+    assert ["born in", said] in next(iter(parse(tmp_path / "atlas.html").every("table"))).rows()
+
+
 @pytest.mark.parametrize("n", [1, 9, 30])
 def test_figures_of_few_and_of_many_models(n):
     """Every cell has its sign, every model its column."""

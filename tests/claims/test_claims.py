@@ -44,6 +44,7 @@ NONE = {"mean": 0.0, "std": None, "ci95": None, "n": 1}
 PLACE = {
     "massive": True,
     "dim": 9,
+    "sign": 1,
     "plateau": [1, 6],
     "peak_layer": 5,
     "values": [cell(m) for m in (5.0, 2500, 2800, 2900, 3000, 3010, 3000, 450.0)],
@@ -130,11 +131,12 @@ HOLDS = {
     "exp2a": {"conclusion": judged("collapses", 0.05)},
     "exp2b": {
         "conclusion": told("", necessary=[["mlp", 1]], sufficient=[["mlp", 1], ["mlp", 3]], cannot_tell=[]),
+        "place": PLACE,
         "kinds": {
             "mlp": [
                 {
                     "layer": i,
-                    "write": cell(2400.0 if i == 1 else 300.0),
+                    "write": cell({1: 2400.0, 2: -2600.0}.get(i, 300.0)),  # 2 erases
                     "repair": {"ratio": family(0.5), "elsewhere": {"share": cell(0.0)}} if i in (1, 2) else None,
                     "alone": {"retained": family(0.05)},
                     "only": {"retained": family(0.95)},
@@ -609,11 +611,14 @@ UNTOLD = {  # row: [(a change after which nothing can be judged, a word of the r
         ),
         (both(change(BIRTH, None), change("exp3.conclusion.verdict", "no single component")), "no single component"),
     ],
-    **{
-        row: [(HEAD_BORN, "no MLP is sure to"), (change("exp2c.replaced", ACTUAL), "cannot be replaced")]
-        for row in ("9", "9b")
-    },
-    **{row: [(HEAD_BORN, "no MLP is sure to")] for row in ("10", "10b")},
+    "9": [
+        (HEAD_BORN, "no MLP is sure to"),
+        (change("exp2c.replaced", ACTUAL), "cannot be replaced"),
+        (change("exp2c.followed.dim", 3), "follows dim 3"),
+    ],
+    "9b": [(HEAD_BORN, "no MLP is sure to"), (change("exp2c.replaced", ACTUAL), "cannot be replaced")],
+    "10": [(HEAD_BORN, "no MLP is sure to")],
+    "10b": [(HEAD_BORN, "no MLP is sure to"), (change("exp2c.followed.dim", 3), "follows dim 3")],
     "11": [(NOTHING, "nothing is massive"), (change("exp3.drop", None), "nothing to drop")],
     "12": [(NOTHING, "nothing is massive")],
     "13": [(NOTHING, "nothing is massive")],

@@ -184,6 +184,8 @@ def test_a_print_has_all_of_it(opened, tmp_path):
     assert tab.locator(".view:visible").count() == 0
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert tab.locator("details:not([open])").count() == 0
+    tab.set_viewport_size({"width": 1032, "height": 700})  # what the margins leave of a sheet: all would shrink to fit
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 1032
     tab.evaluate("dispatchEvent(new Event('afterprint'))")
     assert tab.locator("details[open]").count() == 0
     tab.pdf(path=tmp_path / "page.pdf")

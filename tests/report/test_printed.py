@@ -3,6 +3,7 @@
 import itertools
 import re
 import shutil
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -208,3 +209,24 @@ def test_layers_are_whole_numbers(n, ticks):
     _figure, ax = figures.make_axes()
     figures.label_layers(ax, n)
     assert [tick for tick in ax.get_xticks() if -0.5 <= tick <= n - 0.5] == ticks
+
+
+@pytest.mark.parametrize("largest", [0.02, 1.9, 19.0])
+def test_an_axis_of_losses_has_room_at_both_ends(largest):
+    drawn, ax = figures.make_axes()
+    ax.plot([-0.01, largest], [0, 1])
+    ax.axvline(0)
+    figures.loss_axis(ax)
+    ends = ax.transAxes.inverted().transform(ax.transData.transform([(-0.01, 0), (largest, 0)]))[:, 0]
+    plt.close(drawn)
+    assert 0.03 < ends[0] < ends[1] < 0.97
+    assert figures.SIGNED(0.0) == "0"
+
+
+def test_a_long_name_breaks_the_line_of_a_title():
+    name = "a-model-whose-name-is-\u2026letters-and-then-some"
+    data = {"windows": 8, "seqlen": 32}
+    result = SimpleNamespace(config={"model_name": name}, provenance={"data": data})
+    assert figures.make_title(result, "Title") == f"Title\n{name},\n8 windows of 32 tokens"
+    result.config["model_name"] = "qwen2.5-coder-0.5b"
+    assert figures.make_title(result, "Title").count("\n") == 1
