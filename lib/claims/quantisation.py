@@ -13,7 +13,7 @@ ONE_SCALE = Scheme(INT8, STATIC)
 
 @claim(
     "int8",
-    "Massive activations are what activations lose in int8 with one scale per tensor",
+    "With activations in int8, one scale per tensor, massive activations cost the model loss",
     "experiment 13's verdict: with the massive places kept in full precision the loss is lower, in what projections "
     "read or in what blocks give",
 )

@@ -92,7 +92,7 @@ def test_the_tracked_atlas_is_that_of_the_tracked_results():
     ("verdicts", "kind", "verdict"),
     [
         ({"a": HOLDS, "b": HOLDS}, agreement.ALL, HOLDS),
-        ({"a": HOLDS, "b": HOLDS, "c": CANNOT_TELL}, agreement.ALL, HOLDS),
+        ({"a": HOLDS, "b": HOLDS, "c": CANNOT_TELL, "d": f"{CANNOT_TELL}: mlp 3 or mlp 2"}, agreement.ALL, HOLDS),
         ({"a": HOLDS, "b": FAILS, "c": FAILS}, agreement.SOME, None),
         ({"a": FAILS, "b": CANNOT_TELL}, agreement.ONE, FAILS),
         ({"a": CANNOT_TELL, "b": CANNOT_TELL}, agreement.NOBODY, None),
