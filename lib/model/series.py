@@ -60,7 +60,8 @@ def find(options: Options, names: Sequence[str]) -> list[Checkpoint]:
             raise UserError(f"name checkpoints of '{options.model}': --revisions step0 step1000 ..., or {ALL}")
         found = _on_hub(chosen, options)
     if not found:
-        raise UserError(f"'{options.model}' has no checkpoints; {NAMES}")
+        what = "subfolders with a config.json (adapters have none)" if folder.is_dir() else "branches or tags"
+        raise UserError(f"'{options.model}' has no checkpoints, which are {what}; {NAMES}")
     series = sorted(found, key=lambda checkpoint: checkpoint.step)
     for one, other in pairwise(series):
         if one.step == other.step:
