@@ -34,6 +34,7 @@ from lib.experiment import IncompleteError, all_written, already_there, execute
 from lib.report import identity, result_files
 from lib.run import cli
 from lib.run.command import carried_out
+from lib.run.errors import LackingError
 
 if TYPE_CHECKING:
     from lib.model.models import LanguageModel
@@ -76,12 +77,15 @@ def main() -> None:
     layers: dict[str, int] = {}
     done: set[tuple[str, ...]] = set()
     print(f"{len(steps)} runs on {options.model_name}, into {folder}: what each finds, then a page of all", flush=True)
-    failed = []
+    failed: list[str] = []
     for number, step in enumerate(steps, 1):
         try:
             file, *own = step.format_map(layers).split()
         except KeyError as layer:
-            failed.append(f"{step} (no {layer.args[0]} layer: an earlier step failed)")
+            if failed:
+                failed.append(f"{step} (no {layer.args[0]} layer: an earlier step failed)")
+            else:
+                print(f"{step} is left out: no {layer.args[0]} layer")
             continue
         name = file.removesuffix(".py")
         script = importlib.import_module(name)
@@ -93,6 +97,9 @@ def main() -> None:
         print(f"\n[{number}/{len(steps)}] python {shlex.join(command)}", flush=True)
         try:
             payload = carry_out(script, command, lm, options.force)
+        except LackingError as why:
+            print(f"{step} is left out: {why}")
+            continue
         except cli.UserError as error:
             print(f"error: {error}", file=sys.stderr)
             failed.append(step)
@@ -119,7 +126,7 @@ def left_out(step: str, lm: LanguageModel) -> bool:
         return False
     try:
         getattr(lm.arch, f"require_{needs}")()
-    except cli.UserError as why:
+    except LackingError as why:
         print(f"{step} is left out: {why}")
         return True
     return False

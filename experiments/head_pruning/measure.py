@@ -19,7 +19,7 @@ from lib.core.results import FirstTokens, Head
 from lib.model.arch import Architecture
 from lib.model.models import LanguageModel
 from lib.report import identity
-from lib.run.errors import UserError
+from lib.run.errors import LackingError
 
 NULL = 200  # draws of random heads
 SEED_STUDY = Sets(
@@ -87,7 +87,7 @@ def random_heads(arch: Architecture, sets: Sets, name: str, seed: int) -> tuple[
     """(draws, how many are possible) of as many heads in the same layers, none in either set, in random order: all that
     are possible, or NULL different ones.
 
-    Raises UserError if a layer has too few other heads for one draw.
+    Raises LackingError if a layer has too few other heads for one draw.
     """
     rng = np.random.default_rng([seed, name == "bottom"])
     taken = {*sets.top, *sets.bottom}
@@ -95,7 +95,7 @@ def random_heads(arch: Architecture, sets: Sets, name: str, seed: int) -> tuple[
     for layer in sorted(wanted):
         free[layer] = [head for head in range(arch.layers[layer].n_heads) if (layer, head) not in taken]
         if len(free[layer]) < wanted[layer]:
-            raise UserError(
+            raise LackingError(
                 f"layer {layer} has too few heads outside TOP and BOTTOM to draw random heads from, "
                 f"{len(free[layer])}; name others by --top and --bottom"
             )

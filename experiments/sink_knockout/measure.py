@@ -59,7 +59,7 @@ from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
 from lib.run import processes
-from lib.run.errors import UserError
+from lib.run.errors import LackingError, UserError
 
 LISTED = 5  # keys to which attention moves
 COMMON = 0.5  # of the windows: in so many a token must be to be named
@@ -237,9 +237,9 @@ class Version:
 
 
 def _alike(layer: int, seen: np.ndarray) -> int:
-    """Raises UserError for sparse attention, in which the text says what a query sees: edges are then not countable."""
+    """Raises LackingError for sparse attention, where the text says what a query sees: edges cannot be counted."""
     if seen.min() != seen.max():
-        raise UserError(f"layer {layer}: which queries see the sink differs by window or head (sparse attention)")
+        raise LackingError(f"layer {layer}: which queries see the sink differs by window or head (sparse attention)")
     return int(seen.max())
 
 

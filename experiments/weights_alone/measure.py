@@ -38,7 +38,7 @@ from lib.model.attention_rows import wide
 from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
 from lib.run import processes
-from lib.run.errors import UserError
+from lib.run.errors import LackingError, UserError
 
 LISTED = 40
 TOKENS = 5  # of each direction
@@ -47,10 +47,10 @@ AT_ONCE = 512  # tokens
 
 
 def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
-    """Raises UserError for a model whose MLPs tell no forecast, and for non-finite values."""
+    """Raises LackingError for a model whose MLPs tell no forecast, UserError for non-finite values."""
     foreseen = foresee(lm)
     if not foreseen.screened:
-        raise UserError(f"no MLP of this model tells a forecast: {foreseen.left_out[0].why}")
+        raise LackingError(f"no MLP of this model tells a forecast: {foreseen.left_out[0].why}")
     best = foreseen.best[:LISTED]
     forecast = [one.told(tokens) for one, tokens in zip(best, pointing(lm, best), strict=True)]
     return Results(

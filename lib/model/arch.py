@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from lib.model import discovery, experts, families, parts
 from lib.model.layer import Layer
 from lib.model.trace import first_output
-from lib.run.errors import UserError
+from lib.run.errors import LackingError, UserError
 
 ATTENTION = ("attention_module", "head_projection", "attention_write")
 MISSING = dict.fromkeys(ATTENTION, "attention") | {
@@ -70,7 +70,7 @@ class Architecture:
 
     @property
     def heads(self) -> list[tuple[int, int]]:
-        """Every (layer, head). Raises UserError if there are none, or a layer's cannot be told apart."""
+        """Every (layer, head). Raises LackingError if there are none, or a layer's cannot be told apart."""
         self.require_attention()
         layers = [layer for layer, parts in enumerate(self.layers) if parts.n_heads]
         for layer in layers:
@@ -79,10 +79,10 @@ class Architecture:
 
     @property
     def mlps(self) -> list[int]:
-        """Every layer with an MLP. Raises UserError if there are none, or a layer's is not one module."""
+        """Every layer with an MLP. Raises LackingError if there are none, or a layer's is not one module."""
         layers = [layer for layer, parts in enumerate(self.layers) if parts.mlp_write or parts.inner or parts.others]
         if not layers:
-            raise UserError("this model has no MLPs")
+            raise LackingError("this model has no MLPs")
         for layer in layers:
             self.module(layer, "mlp_write")
         return layers
@@ -125,14 +125,14 @@ class Architecture:
         """The module of `layer` in a `role`: "block", the name of a field of Layer, for example "down", "shared down"
         for that of its shared expert, or "other 0" for the first of its `others`.
 
-        Raises UserError if the layer has none.
+        Raises LackingError if the layer has none.
         """
         path = self._path(layer, role)
         if path is None:
             raise self._missing(layer, role)
         return self.blocks[layer].get_submodule(path)
 
-    def _missing(self, layer: int, role: str) -> UserError:
+    def _missing(self, layer: int, role: str) -> LackingError:
         """Says which part the layer lacks, and why."""
         parts = self.layers[layer]
         if role in ATTENTION:
@@ -141,31 +141,31 @@ class Architecture:
             missing, why = "MLP", f"{', '.join(parts.others)} may be one" if parts.others else None
         else:
             missing, why = MISSING[role], parts.inner
-        return UserError(f"layer {layer} has no {missing}" + ("" if why is None else f": {why}"))
+        return LackingError(f"layer {layer} has no {missing}" + ("" if why is None else f": {why}"))
 
     def require_attention(self) -> None:
-        """Raise UserError if no layer has attention heads."""
+        """Raise LackingError if no layer has attention heads."""
         if not self.n_heads:
             why = next((f" that can be measured: {parts.heads}" for parts in self.layers if parts.heads), None)
-            raise UserError("this model has no attention heads" + (why or ": nothing attends to the first token"))
+            raise LackingError("this model has no attention heads" + (why or ": nothing attends to the first token"))
 
     def require_experts(self) -> None:
-        """Raise UserError if no layer has a mixture of experts."""
+        """Raise LackingError if no layer has a mixture of experts."""
         if not self.with_role("experts"):
             unknown = [parts for parts in self.layers if parts.inner or (parts.others and parts.mlp_write is None)]
             why = [parts.inner or f"{', '.join(parts.others)} may be one" for parts in unknown]
             known = f" whose experts can be told apart: {why[0]}" if why else ""
-            raise UserError(f"this model has no mixture of experts{known}")
+            raise LackingError(f"this model has no mixture of experts{known}")
 
     def require_neurons(self, layer: int) -> None:
-        """Raise UserError if the layer is out of range, or has no MLP whose neurons are known."""
+        """Raise UserError if the layer is out of range, LackingError if it has no MLP whose neurons are known."""
         self.check_layer(layer)
         if self.layers[layer].inner is not None:
             raise self._missing(layer, "down")
         self.module(layer, "down" if self.layers[layer].experts is None else "experts")
 
     def require_in_every_layer(self, role: str) -> None:
-        """Raise UserError if a layer has no module in this role."""
+        """Raise LackingError if a layer has no module in this role."""
         for layer in range(self.n_layers):
             self.module(layer, role)
 
@@ -201,12 +201,10 @@ class Architecture:
 
     def check_head(self, layer: int, head: int) -> None:
         self.check_layer(layer)
+        self.module(layer, "head_projection")
         n_heads = self.layers[layer].n_heads
-        if n_heads:
-            self.module(layer, "head_projection")
         if not 0 <= head < n_heads:
-            here = f"has heads 0 to {n_heads - 1}" if n_heads else "has no attention heads"
-            raise UserError(f"head {head} is out of range: layer {layer} {here}")
+            raise UserError(f"head {head} is out of range: layer {layer} has heads 0 to {n_heads - 1}")
 
     def check_dim(self, dim: int) -> None:
         if not 0 <= dim < self.hidden_size:

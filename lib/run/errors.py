@@ -28,6 +28,10 @@ class UserError(Exception):
     """A mistake in the input; its message is one line and the exit code is 2."""
 
 
+class LackingError(UserError):
+    """The model has not what is asked of it: no mistake where a study asks every experiment of every model."""
+
+
 def cause(error: BaseException) -> str:
     """One line, of at most LONGEST characters: what an exception says and, where that gives no reason or was said to
     come of another, what that one says."""

@@ -117,7 +117,7 @@ def test_two_of_the_same_step(trained):
 
 
 def test_a_folder_without_any(tiny_gpt2_folder):
-    with pytest.raises(UserError, match="has no checkpoints, which are subfolders .*; names are as step1000"):
+    with pytest.raises(UserError, match=r"has no checkpoints, which are subfolders .*; names are as step1000"):
         series.find(Options(model=str(tiny_gpt2_folder)), ())
 
 

@@ -111,15 +111,24 @@ def test_study(tmp_path, monkeypatch, capsys, undrawn):
 
 
 def test_a_step_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch, capsys):
-    """In this model the lowest heads take up a layer, which leaves no random heads beside them."""
+    """In this model the lowest heads take up a layer, which leaves no random heads beside them: that is no failure."""
     flags, _truth = planted_study(tmp_path, seed=1)
-    steps = ("test_head_pruning_on_massive.py", "main_llm.py --exp1 --layer_id {born}", "main_llm.py --exp2")
-    monkeypatch.setattr(study, "STEPS", [(step, True) for step in steps])
-    monkeypatch.setattr("sys.argv", ["study.py", *map(str, flags)])
-    with pytest.raises(UserError, match=r"test_head_pruning_on_massive.py, main_llm.py .* \(no born layer"):
+    lacking, born = "test_head_pruning_on_massive.py", "main_llm.py --exp1 --layer_id {born}"
+    failing = "main_llm.py --exp1 --layer_id 99"
+
+    def with_steps(*steps):
+        monkeypatch.setattr(study, "STEPS", [(step, True) for step in steps])
+        monkeypatch.setattr("sys.argv", ["study.py", *map(str, flags)])
         study.main()
-    assert "to draw random heads from" in capsys.readouterr().err
+
+    with pytest.raises(UserError, match=rf"^without a whole result: {failing}, main_llm.py .* \(no born layer"):
+        with_steps(lacking, failing, born, "main_llm.py --exp2")
+    told = capsys.readouterr()
+    assert f"{lacking} is left out: layer " in told.out
+    assert "layer 99 is out of range" in told.err
     assert {of["row"]: of["verdict"] for of in claims_of(tmp_path / "out")}["size"] != "cannot tell"
+    with_steps(lacking, born)
+    assert f"{born} is left out: no born layer" in capsys.readouterr().out
 
 
 def test_the_born_layer_is_the_ledgers(tmp_path, monkeypatch):
