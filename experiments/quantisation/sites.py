@@ -125,6 +125,8 @@ def left_out(arch: Architecture) -> list[LeftOut]:
         reasons = [*(f"{path}, which writes beside attention and MLP" for path in parts.others)]
         if parts.attention_module is None and parts.attention_write is not None:
             reasons.append(f"what mixes tokens without attention, up to {parts.attention_write}")
+        if parts.attention_module is not None and ATTENTION_OUT not in _readers(arch, layer).values():
+            reasons.append("attention, as far as its projections are not known: no single matrix gives what it writes")
         if parts.experts is not None:
             reasons.append("inside the experts, what their last projections read")
         elif parts.inner is not None:

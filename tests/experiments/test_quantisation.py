@@ -31,7 +31,7 @@ from experiments.quantisation.results import (
     Scheme,
     name_of,
 )
-from experiments.quantisation.sites import find
+from experiments.quantisation.sites import find, left_out
 from lib import catalogue
 from lib.core.data import Windows
 from lib.core.definitions import COST
@@ -492,6 +492,11 @@ def test_what_a_hybrid_lacks_is_told(name, tokenizer):
     told = text.summarise(result) + text.details(result)
     assert all(left.what in told for left in results.left_out)
     figures.remedies(result), figures.ranges(result)
+
+
+@pytest.mark.parametrize(("name", "told"), [("jetmoe", True), ("diffllama", False)])
+def test_attention_that_writes_by_no_one_matrix_is_told(name, told):
+    assert any(left.what.startswith("attention") for left in left_out(every_type.loaded(name).arch)) == told
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
