@@ -38,7 +38,7 @@ demo:
 	@echo "This sets up .venv if it is not there, then measures SmolLM2-135M on Python's documentation with the"
 	@echo "seed study's seven scripts and a ledger of who writes what: about five minutes on two cores, once set up."
 	@$(MAKE) --silent setup
-	@$(RUN) study.py $(SMOLLM) --short --nsamples 8 --seqlen 512 --savedir results/demo
+	@$(RUN) study.py $(SMOLLM) --short --nsamples 8 --seqlen 256 --savedir results/demo
 
 # every experiment in order, then the verdicts on the claims: make study MODEL=gpt2 DATASET=wikitext [FORCE=1]
 study: $(READY)
