@@ -63,7 +63,7 @@ def require_no_pointer(path: Path) -> None:
 def require_model(folder: Path) -> None:
     """Raise UserError, with what to give instead, if a folder does not hold a model."""
     config, adapter = folder / "config.json", folder / "adapter_config.json"
-    if adapter.is_file() or [*folder.glob("adapter_model.*")]:
+    if adapter.is_file() or any(folder.glob("adapter_model.*")):
         raise UserError(_adapter(folder, _json(adapter) if adapter.is_file() else {}))
     if config.is_file():
         require_no_pointer(config)

@@ -16,6 +16,7 @@ from lib.run.errors import IS_POINTER, LFS_POINTER, UserError, cause
 
 TEXT_COLUMN = "text"
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
+OTHERS = "cp1252 (Western Europe) or gb18030 (Chinese)"  # encodings of files that are not UTF-8
 MARKS = {  # the longer first: UTF-32's begins as UTF-16's
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
@@ -80,8 +81,7 @@ def _decoded(data: bytes, encoding: str | None) -> str:
         line = 1 + data[: error.start].decode(codec, "ignore").count("\n")
         place = f"line {line} holds byte 0x{data[error.start]:02x} (at offset {error.start:,})"
         raise UserError(
-            f"{place}, which is not {codec} ({error.reason}); name the file's encoding, for example --encoding "
-            "cp1252 (Western Europe) or gb18030 (Chinese)"
+            f"{place}, which is not {codec} ({error.reason}); name the file's encoding, for example --encoding {OTHERS}"
         ) from error
     except (LookupError, ValueError) as error:
         raise UserError(f"unknown --encoding '{encoding}'") from error
@@ -90,7 +90,7 @@ def _decoded(data: bytes, encoding: str | None) -> str:
         line = 1 + text[: stray.start()].count("\n")
         raise UserError(
             f"line {line} holds byte 0x{ord(stray[0]):02x}, which is no letter of {encoding}: the file is of another "
-            "encoding, for example cp1252 (Western Europe) or gb18030 (Chinese)"
+            f"encoding, for example {OTHERS}"
         )
     if "\0" in text:
         line = 1 + text[: text.index("\0")].count("\n")

@@ -62,7 +62,7 @@ def verify(lm: LanguageModel) -> None:
     Raises UserError if probabilities on the first token or what attention writes are not those of eager attention, or
     if code of a checkpoint's own gives no logits, or others each time.
     """
-    if not type(lm.model).__module__.startswith("transformers."):
+    if lm.source.get("own_code") == "run":
         _require_logits(lm)
     layers = lm.arch.with_role("attention_module")
     if not layers:
