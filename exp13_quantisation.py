@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options(cli.Options):
-    nsamples: int = cli.flag(32, f"number of token windows, of which one of {CALIBRATES} calibrates")
+    nsamples: int = cli.flag(16, f"number of token windows, of which one of {CALIBRATES} calibrates")
     seqlen: int | None = cli.flag(48, "tokens in a window")
 
 
