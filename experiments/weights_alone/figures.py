@@ -1,4 +1,4 @@
-"""Norms by layer, with what was measured; and by layer and dim."""
+"""How far dims stand out of their layer, with what was measured; and by layer and dim."""
 
 import numpy as np
 from matplotlib.colors import LogNorm
@@ -15,31 +15,29 @@ STYLES = ((GENERATOR, "o", PALETTE[0]), (ERASER, "v", PALETTE[1]))
 
 
 def norms(result: Stored) -> Figure:
-    """The dims with the largest norms of each layer by role, over the median of all dims."""
+    """The dims with the largest norms of each layer by role, in parts of the mean of all dims."""
     results = result.results
     layers = results.layers
     figure, ax = make_axes(size=(9, 5))
     for role, marker, color in STYLES:
-        found = [(layer.layer, one.norm) for layer in layers for one in layer.largest if one.role == role]
+        found = [(layer.layer, one.norm / layer.mean) for layer in layers for one in layer.largest if one.role == role]
         ax.plot(*np.array(found).reshape(-1, 2).T, marker, ms=5, mfc="none", color=color, label=role)
-    ax.plot(
-        [one.layer for one in layers], [one.median for one in layers], "--", color="grey", label="median of all dims"
-    )
+    ax.axhline(1, ls="--", color="grey", label="mean of all dims")
     for one in _labelled(results):
         where = {"xytext": (-13, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
-        ax.annotate(f"dim {one.dim}", (one.layer, one.norm), fontsize=9, **where)
+        ax.annotate(f"dim {one.dim}", (one.layer, one.times_mean), fontsize=9, **where)
     first, compared = first_generator(results.forecast), results.measured.compared
     if first is not None:
         label = f"first generator forecast: dim {first.dim}, layer {first.layer}"
-        ax.plot(first.layer, first.norm, "*", ms=13, color=PALETTE[2], label=label)
+        ax.plot(first.layer, first.times_mean, "*", ms=13, color=PALETTE[2], label=label)
     if compared is not None:
         label = f"measured: dim {compared.dim}, layer {compared.layer}"
-        ax.plot(compared.layer, compared.norm, "o", ms=18, mfc="none", mew=2, color=PALETTE[3], label=label)
-    label_layers(ax, len(next(iter(results.norms.values()), [0])))
+        ax.plot(compared.layer, compared.times_mean, "o", ms=18, mfc="none", mew=2, color=PALETTE[3], label=label)
+    label_layers(ax, len(next(iter(results.times_mean.values()), [0])))
     ax.set_xlabel("layer of the MLP")
     if layers:
         ax.set_yscale("log")
-    ax.set_ylabel("norm of the form that writes a dim")
+    ax.set_ylabel("norm of the form that writes a dim\n(x the mean of its layer)")
     ax.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     ax.set_title(make_title(result, "What the weights alone can blow up"), fontsize=11)
     return figure
@@ -47,18 +45,20 @@ def norms(result: Stored) -> Figure:
 
 def _labelled(results: Results, at_most: int = 4) -> list[Forecast]:
     """The first of the forecast, those that would be written over one another left out."""
-    n_layers = len(next(iter(results.norms.values()), []))
+    n_layers = len(next(iter(results.times_mean.values()), []))
     kept: list[Forecast] = []
     for one in results.forecast[:at_most]:
-        if all(abs(one.layer - other.layer) > n_layers / 8 or other.norm > 1.4 * one.norm for other in kept):
+        if all(
+            abs(one.layer - other.layer) > n_layers / 8 or other.times_mean > 1.4 * one.times_mean for other in kept
+        ):
             kept.append(one)
     return kept
 
 
 def dims(result: Stored) -> Figure:
-    """Heatmap of the norms of the first dims of the forecast, in every layer; the measured one in a frame."""
+    """Heatmap of the first dims of the forecast, in every layer; the measured one in a frame."""
     results = result.results
-    rows = np.array([*results.norms.values()], dtype=float)
+    rows = np.array([*results.times_mean.values()], dtype=float)
     figure, ax = make_axes(size=(9, 1.8 + 0.35 * max(1, len(rows))))
     ax.set_title(make_title(result, "Norms of the first dims of the forecast"), fontsize=11)
     if not len(rows):
@@ -70,12 +70,15 @@ def dims(result: Stored) -> Figure:
         np.where(rows > 0, rows, np.nan),
         cmap=SEQUENTIAL,
         norm=LogNorm(positive.min(), positive.max()),
-        yticklabels=[*results.norms],
-        cbar_kws={"label": "norm (log scale; blank: 0)", "format": FuncFormatter(lambda x, _position: number(x))},
+        yticklabels=[*results.times_mean],
+        cbar_kws={
+            "label": "norm, x the mean of its layer (log scale; blank: 0)",
+            "format": FuncFormatter(lambda x, _position: number(x)),
+        },
     )
     compared = results.measured.compared
-    if compared is not None and compared.dim in results.norms:
-        corner = compared.layer, [*results.norms].index(compared.dim)
+    if compared is not None and compared.dim in results.times_mean:
+        corner = compared.layer, [*results.times_mean].index(compared.dim)
         ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec=PALETTE[3], lw=3))
     ax.set_xlabel("layer of the MLP")
     ax.set_ylabel("dim")

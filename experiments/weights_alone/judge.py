@@ -6,15 +6,18 @@ from lib.core.definitions import OWN_DIM, WRITES
 from lib.core.evidence import CANNOT_TELL, NONE_FOUND, conclusion
 from lib.core.results import OF_MLP, LedgerWrite
 
-HIT, OTHER_DIM, MISS, NOTHING = "hit", "right layer, another dim", "miss", "nothing forecast"
+HIT, MISS, NOTHING = "hit", "miss", "nothing forecast"
+OTHER_DIM, OTHER_SOURCE = "right layer, another dim", "right dim, another source"
 RULE = (
-    "forecast: the generator with the largest norm of all MLPs; an eraser is what has more than "
-    f"{OWN_DIM:g} x an even share (1 / hidden) of its direction's squared length on the dim that it writes, a "
-    "generator what has not. measured: the dim of the place, and the birth by experiment 3's rule (the largest "
-    f"component that gives over {WRITES:.0%} of the peak, if its interval lies above that of the next). {HIT}: the "
-    f"birth is the MLP of the forecast's layer, and the dim is the same; {OTHER_DIM}: it is the MLP of that layer; "
-    f"{MISS}: it is something else, or no single component; {CANNOT_TELL}: which of several is the birth, that layer's "
-    f"MLP among them; {NONE_FOUND}: nothing massive is measured; {NOTHING}: no MLP has a generator"
+    "forecast: the generator whose norm is the most times the mean norm of its layer's dims; an eraser is what has "
+    f"more than {OWN_DIM:g} x an even share (1 / hidden) of its direction's squared length on the dim that it writes, "
+    "with the sign opposite to what some earlier layer is forecast to write there, a generator any other. measured: "
+    "the dim of the place, and the birth by experiment 3's rule (the largest component that gives over "
+    f"{WRITES:.0%} of the peak, if its interval lies above that of the next). {HIT}: the birth is the MLP of the "
+    f"forecast's layer, and the dim is the same; {OTHER_DIM}: it is the MLP of that layer; {OTHER_SOURCE}: the dim is "
+    f"the same, but the birth is something else, or no single component; {MISS}: neither; {CANNOT_TELL}: which of "
+    f"several is the birth, that layer's MLP among them; {NONE_FOUND}: nothing massive is measured; {NOTHING}: no MLP "
+    "has a generator"
 )
 
 
@@ -31,7 +34,7 @@ def judge(results: Results) -> Verdict:
     if first is None:
         verdict = NOTHING
     elif first.layer not in possible or (born.write and _layer(born.write) != first.layer):
-        verdict = MISS
+        verdict = OTHER_SOURCE if first.dim == place.dim else MISS
     elif born.write is None and not (born.generators and possible == {first.layer}):
         verdict = CANNOT_TELL
     else:

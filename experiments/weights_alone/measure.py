@@ -52,14 +52,14 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     if not foreseen.screened:
         raise LackingError(f"no MLP of this model tells a forecast: {foreseen.left_out[0].why}")
     best = foreseen.best[:LISTED]
-    forecast = [one.told(tokens) for one, tokens in zip(best, pointing(lm, best), strict=True)]
+    forecast = [one.told(foreseen.role(one), tokens) for one, tokens in zip(best, pointing(lm, best), strict=True)]
     return Results(
         hidden=lm.arch.hidden_size,
         forecast=forecast,
         n_forecast=len(foreseen.best),
         n_generators=len(foreseen.generators),
         layers=foreseen.layers(),
-        norms=foreseen.by_dim(),
+        times_mean=foreseen.by_dim(),
         left_out=foreseen.left_out,
         measured=measure(lm, windows, options, foreseen),
     )
@@ -67,10 +67,11 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of the dims of a Screened: its index there."""
+    """One of the dims of a Screened: its index there. mean: of the norms of all dims of its layer."""
 
     screened: Screened
     index: int
+    mean: float
 
     @property
     def layer(self) -> int:
@@ -85,6 +86,18 @@ class Candidate:
         return float(self.screened.norms[self.dim])
 
     @property
+    def times_mean(self) -> float:
+        return self.norm / self.mean
+
+    @property
+    def value(self) -> float:
+        return float(self.screened.values[self.index])
+
+    @property
+    def sign(self) -> str:
+        return "-" if self.value < 0 else "+"
+
+    @property
     def direction(self) -> np.ndarray:
         """(hidden,) unit vector."""
         return self.screened.directions[self.index]
@@ -92,10 +105,6 @@ class Candidate:
     @property
     def own(self) -> float:
         return float(self.direction[self.dim] ** 2 * len(self.direction))
-
-    @property
-    def role(self) -> str:
-        return ERASER if self.own > OWN_DIM else GENERATOR
 
     @property
     def carriers(self) -> list[Carrier]:
@@ -114,15 +123,15 @@ class Candidate:
         numbers = [carrier.neuron for carrier in self.carriers]
         return [*numbers] if expert is None else [OfExpert(expert, number) for number in numbers]
 
-    def told(self, tokens: list[Pointing]) -> Forecast:
-        value = float(self.screened.values[self.index])
+    def told(self, role: str, tokens: list[Pointing]) -> Forecast:
         return Forecast(
             layer=self.layer,
             dim=self.dim,
-            role=self.role,
+            role=role,
             norm=self.norm,
-            eigenvalue=value,
-            sign="-" if value < 0 else "+",
+            times_mean=self.times_mean,
+            eigenvalue=self.value,
+            sign=self.sign,
             own=self.own,
             neurons=self.carriers,
             tokens=tokens,
@@ -140,13 +149,29 @@ class Foreseen:
 
     @cached_property
     def best(self) -> list[Candidate]:
-        """The largest norm first; nothing where all weights are 0."""
-        every = [Candidate(found, index) for found in self.screened for index in range(len(found.dims))]
-        return sorted((one for one in every if one.norm), key=lambda one: (-one.norm, one.layer, one.dim))
+        """What stands out most of its layer first; nothing where all weights are 0."""
+        every = [
+            Candidate(found, index, self.means[found.layer])
+            for found in self.screened
+            for index in range(len(found.dims))
+        ]
+        return sorted((one for one in every if one.norm), key=lambda one: (-one.times_mean, one.layer, one.dim))
 
     @cached_property
     def generators(self) -> list[Candidate]:
-        return [candidate for candidate in self.best if candidate.role == GENERATOR]
+        return [candidate for candidate in self.best if self.role(candidate) == GENERATOR]
+
+    def role(self, candidate: Candidate) -> str:
+        """As judge.RULE has it."""
+        opposite = "-" if candidate.sign == "+" else "+"
+        follows = self._earliest.get((candidate.dim, opposite), candidate.layer) < candidate.layer
+        return ERASER if follows and candidate.own > OWN_DIM else GENERATOR
+
+    @cached_property
+    def _earliest(self) -> dict[tuple[int, str], int]:
+        """{(dim, sign): the first layer that is forecast to write it so}."""
+        deepest_first = sorted(self.best, key=lambda one: -one.layer)
+        return {(one.dim, one.sign): one.layer for one in deepest_first}
 
     @cached_property
     def norms(self) -> dict[int, np.ndarray]:
@@ -156,16 +181,23 @@ class Foreseen:
             found[one.layer] = np.maximum(found.get(one.layer, 0), one.norms)
         return found
 
+    @cached_property
+    def means(self) -> dict[int, float]:
+        return {layer: float(norms.mean()) for layer, norms in self.norms.items()}
+
+    @cached_property
+    def times_mean(self) -> dict[int, np.ndarray]:
+        """{layer: (hidden,)}."""
+        return {layer: norms / (self.means[layer] or 1) for layer, norms in self.norms.items()}
+
     def by_dim(self) -> dict[int, list[float | None]]:
         dims = [*dict.fromkeys(candidate.dim for candidate in self.best)][:IN_FIGURE]
-        return {
-            dim: [float(self.norms[i][dim]) if i in self.norms else None for i in range(self.arch.n_layers)]
-            for dim in dims
-        }
+        layers = range(self.arch.n_layers)
+        return {dim: [float(self.times_mean[i][dim]) if i in self.times_mean else None for i in layers] for dim in dims}
 
     def layers(self) -> list[ScreenedLayer]:
         found = []
-        for layer, norms in self.norms.items():
+        for layer in self.norms:
             here = [candidate for candidate in self.best if candidate.layer == layer]
             of_layer = [one for one in self.screened if one.layer == layer]
             first = max(of_layer, key=lambda one: one.singular[0])
@@ -175,8 +207,8 @@ class Foreseen:
                 ScreenedLayer(
                     layer=layer,
                     form="quadratic" if first.gated else "linear",
-                    median=float(np.median(norms)),
-                    largest=[DimNorm(one.dim, one.norm, one.role) for one in largest],
+                    mean=self.means[layer],
+                    largest=[DimNorm(one.dim, one.norm, self.role(one)) for one in largest],
                     singular=[
                         Singular(float(value), int(dim), float(vector[dim] ** 2), int(neuron))
                         for value, vector, neuron in zip(first.singular, first.left, first.right, strict=True)
@@ -257,12 +289,12 @@ def compare(
     values = neurons.checkpoints_at_place(lm, windows, place, layer, options.batch_size)
     there = {name: value[torch.from_numpy(place.spiking)] for name, value in values.items()}
     rows, _check = mlp.at_place(lm.arch, layer, place.dim, there)
-    norm = foreseen.norms[layer][place.dim]
-    rank = 1 + sum(int((norms > norm).sum()) for norms in foreseen.norms.values())
+    norm, times_mean = (float(of[layer][place.dim]) for of in (foreseen.norms, foreseen.times_mean))
+    rank = 1 + sum(int((of_layer > times_mean).sum()) for of_layer in foreseen.times_mean.values())
     found = next((one for one in foreseen.best if (one.layer, one.dim) == (layer, place.dim)), None)
     if found is None:
         names = [str(row.name) for row in rows[:NEURONS]]
-        return Compared(layer, place.dim, float(norm), rank, None, None, [], names, None, None)
+        return Compared(layer, place.dim, norm, times_mean, rank, None, None, [], names, None, None)
     stream = there["residual"].numpy()
     stream = stream - float(found.screened.centred) * stream.mean(1, keepdims=True)
     cosines = stream @ found.direction / np.linalg.norm(stream, axis=1).clip(1e-30)
@@ -271,9 +303,10 @@ def compare(
     return Compared(
         layer=layer,
         dim=place.dim,
-        norm=float(norm),
+        norm=norm,
+        times_mean=times_mean,
         rank=rank,
-        role=found.role,
+        role=foreseen.role(found),
         generator=_rank(foreseen.generators, found),
         neurons=[*map(str, found.neurons)],
         measured=[*map(str, measured)],

@@ -31,7 +31,8 @@ class Pointing:
 class Forecast:
     """That the MLP of a layer, or an expert of it, blows up a dim.
 
-    norm: of the dim's form; eigenvalue: its largest, whose eigenvector is the direction. sign: of what is written.
+    norm: of the dim's form; times_mean: over the mean norm of all dims of its layer. eigenvalue: the form's largest,
+    whose eigenvector is the direction. sign: of what is written.
     own: the share of the direction's squared length that lies on the dim itself, in parts of 1 / hidden. neurons: the
     fewest that carry the eigenvalue, measure.NEURONS at most. tokens: those whose stream points along the direction
     most.
@@ -41,6 +42,7 @@ class Forecast:
     dim: int
     role: str
     norm: float
+    times_mean: float
     eigenvalue: float
     sign: str
     own: float
@@ -74,12 +76,12 @@ class Singular:
 
 @dataclass(frozen=True)
 class ScreenedLayer:
-    """form: "quadratic" of gated MLPs, "linear" of plain ones. median: of the norms of all dims. largest: the dims with
+    """form: "quadratic" of gated MLPs, "linear" of plain ones. mean: of the norms of all dims. largest: the dims with
     the largest norms; of a mixture of any expert, and `singular` of the one with the largest."""
 
     layer: int
     form: str
-    median: float
+    mean: float
     largest: list[DimNorm]
     singular: list[Singular]
     experts: int | UnsetType = UNSET
@@ -96,15 +98,17 @@ class Compared:
     """The forecast of what was measured: of the layer of the birth, or of the largest of those between which it cannot
     be told, and of the dim of the place.
 
-    norm, rank: among all dims of all screened MLPs by norm, the largest is 1. role: as it was forecast; None of what is
-    not among the dims with its layer's largest norms. generator: the rank among generators that were forecast, None of
-    anything else. overlap: how many of the forecast's neurons are among as many with the largest contributions at the
-    place; cosine: of the direction with the normed stream there; None where there is no role.
+    norm, times_mean: as in Forecast; rank: by times_mean among all dims of all screened MLPs, the largest is 1. role:
+    as it was forecast; None of what is not among the dims with its layer's largest norms. generator: the rank among
+    generators that were forecast, None of anything else. overlap: how many of the forecast's neurons are among as many
+    with the largest contributions at the place; cosine: of the direction with the normed stream there; None where there
+    is no role.
     """
 
     layer: int
     dim: int
     norm: float
+    times_mean: float
     rank: int
     role: str | None
     generator: int | None
@@ -126,9 +130,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Results:
-    """forecast: the largest norms of all, the best first; n_forecast: how many there were, n_generators: of these.
+    """forecast: what stands out most, the best first; n_forecast: how many there were, n_generators: of these.
 
-    hidden: dims of the stream. norms: {dim: of each layer, None where it has no screened MLP} of the first dims.
+    hidden: dims of the stream. times_mean: {dim: of each layer, None where it has no screened MLP} of the first dims.
     """
 
     hidden: int
@@ -136,7 +140,7 @@ class Results:
     n_forecast: int
     n_generators: int
     layers: list[ScreenedLayer]
-    norms: dict[int, list[float | None]]
+    times_mean: dict[int, list[float | None]]
     left_out: list[LeftOut]
     measured: Measured
 

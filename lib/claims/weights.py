@@ -10,8 +10,8 @@ from lib.claims.measured import Measured, of_something
     "weights alone",
     "The weights alone name the layer that makes the largest massive activation, and its dim (the screen of arXiv "
     "2603.05498)",
-    "experiment 12's verdict is a hit: the MLP with the largest norm that its rule calls a generator is experiment 3's "
-    "birth, and its dim that of the place",
+    "experiment 12's verdict is a hit: the MLP that its rule forecasts is experiment 3's birth, and its dim that of "
+    "the place",
 )
 def named_alone(measured: Measured) -> Judged:
     conclusion = measured.weights_alone.conclusion

@@ -318,15 +318,17 @@ def results_of(*forecast, writes=(("mlp", 3, SURE),), massive=True):
         (results_of((9, 5, ERASER), (3, 5, GENERATOR)), judge.HIT),
         (results_of((3, 5, GENERATOR), writes=[("expert", 3, SURE), ("mlp", 1, SMALL)]), judge.HIT),
         (results_of((3, 6, GENERATOR), (3, 5, GENERATOR)), judge.OTHER_DIM),
-        (results_of((2, 5, GENERATOR), (3, 5, GENERATOR)), judge.MISS),
-        (results_of((3, 5, GENERATOR), writes=[("head", 3, SURE)]), judge.MISS),
-        (results_of((3, 5, GENERATOR), writes=[("head", 3, SURE), ("mlp", 3, (0.2, 0.3))]), judge.MISS),
-        (results_of((3, 5, GENERATOR), writes=[("mlp", 3, SMALL)]), judge.MISS),
+        (results_of((2, 5, GENERATOR), (3, 5, GENERATOR)), judge.OTHER_SOURCE),
+        (results_of((2, 6, GENERATOR), (3, 5, GENERATOR)), judge.MISS),
+        (results_of((3, 5, GENERATOR), writes=[("head", 3, SURE)]), judge.OTHER_SOURCE),
+        (results_of((3, 6, GENERATOR), writes=[("head", 3, SURE)]), judge.MISS),
+        (results_of((3, 5, GENERATOR), writes=[("head", 3, SURE), ("mlp", 3, (0.2, 0.3))]), judge.OTHER_SOURCE),
+        (results_of((3, 5, GENERATOR), writes=[("mlp", 3, SMALL)]), judge.OTHER_SOURCE),
         (results_of((3, 5, GENERATOR), writes=[("mlp", 3, OPEN)]), CANNOT_TELL),
         (results_of((3, 5, GENERATOR), writes=[("mlp", 3, SURE), ("mlp", 2, SURE)]), CANNOT_TELL),
         (results_of((3, 6, GENERATOR), writes=[("mlp", 3, SURE), ("mlp", 2, SURE)]), CANNOT_TELL),
-        (results_of((1, 5, GENERATOR), writes=[("mlp", 3, SURE), ("mlp", 2, SURE)]), judge.MISS),
-        (results_of((1, 5, GENERATOR), writes=[("mlp", 3, OPEN), ("mlp", 1, SMALL)]), judge.MISS),
+        (results_of((1, 5, GENERATOR), writes=[("mlp", 3, SURE), ("mlp", 2, SURE)]), judge.OTHER_SOURCE),
+        (results_of((1, 5, GENERATOR), writes=[("mlp", 3, OPEN), ("mlp", 1, SMALL)]), judge.OTHER_SOURCE),
         (results_of((3, 5, GENERATOR), writes=[("expert", 3, SURE), ("expert", 3, SURE)]), judge.HIT),
         (results_of((3, 5, ERASER)), judge.NOTHING),
         (results_of(), judge.NOTHING),
@@ -337,14 +339,45 @@ def test_the_verdict(results, verdict):
     assert judge.judge(results).verdict == verdict
 
 
-def test_roles_turn_at_an_even_share():
-    """Of the squared length of a direction, on the dim itself."""
-    for own, role in ((0.9, GENERATOR), (1.1, ERASER)):
-        direction = np.full(HIDDEN, 0.0)
+def foreseen(*of):
+    """of: (layer, its scale, own, value) each, of an MLP that writes dim 0 three times as much as dim 1; own: in parts
+    of an even share."""
+    found = []
+    for layer, scale, own, value in of:
+        direction = np.zeros(HIDDEN)
         direction[[0, 1]] = np.sqrt([own / HIDDEN, 1 - own / HIDDEN])
-        zeros = np.zeros(1)
-        found = screen.Screened(0, None, True, *[zeros] * 3, zeros.astype(int), *[direction[None]] * 2, *[zeros] * 5)
-        assert measure.Candidate(found, 0).role == role
+        norms = np.zeros(HIDDEN)
+        norms[[0, 1]] = [3 * scale, scale]
+        empty = [np.zeros(1)] * 5
+        found.append(
+            screen.Screened(
+                layer, None, True, *[np.ones(1)] * 2, norms, np.array([0]), np.array([value]), direction[None], *empty
+            )
+        )
+    return measure.Foreseen(None, found, [])
+
+
+@pytest.mark.parametrize(
+    ("own", "value", "earlier", "role"),
+    [
+        (1.1, -1, 1, ERASER),
+        (0.9, -1, 1, GENERATOR),  # it reads something else
+        (1.1, 1, 1, GENERATOR),  # it adds to what is there
+        (1.1, -1, None, GENERATOR),  # nothing is there to erase
+    ],
+)
+def test_an_eraser_reads_its_dim_and_writes_against_an_earlier_layer(own, value, earlier, role):
+    layers = [(2, 1, own, value)] + ([] if earlier is None else [(1, 1, 0, earlier), (3, 1, 0, earlier)])
+    found = foreseen(*layers)
+    (last,) = (one for one in found.best if one.layer == 2)
+    assert found.role(last) == role
+
+
+def test_layers_of_another_scale_are_compared_by_what_stands_out():
+    found = foreseen((0, 1000, 0, 1), (1, 1, 0, 1))
+    found.screened[1].norms[0] = 5
+    assert [(one.layer, one.norm) for one in found.best] == [(1, 5), (0, 3000)]
+    assert found.best[1].times_mean == 3 * HIDDEN / 4
 
 
 def test_text_and_figures():
