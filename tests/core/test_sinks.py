@@ -114,7 +114,7 @@ def test_a_short_pass_has_few_more_operations_in_each_layer(lm):
             hooks.forward(lm, token_ids(1, 16))
         counts.append(counted.n)
     bare, measured = counts
-    assert measured - bare <= 4 * LAYERS
+    assert measured - bare < 5 * LAYERS
 
 
 def test_watching_changes_nothing(lm, kernel):
