@@ -157,7 +157,7 @@ def layers_heads(options):
     def measure(ids):
         kept = OnDevice()
         found, heads = LayerStatistics(lm.arch, lm.tokenizer, kept), sinks.HeadScores(lm.arch, kept)
-        with attention.watch_first_token(lm, heads.update):
+        with attention.watch_parts(lm, heads.update):
             taken = found.run(ids, lambda: hooks.forward(lm, ids))
         heads.end_batch(taken)
         return {"layers": found.rows.array, "heads": heads.scores}

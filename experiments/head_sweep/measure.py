@@ -92,7 +92,7 @@ def survey(lm: LanguageModel, windows: Windows, place: Place, batch_size: int) -
                 return lambda block, value: kept.keep((name, block), vectors_at(value, positions)[:, dim])
 
             with (
-                attention.watch_first_token(lm, scores.update),
+                attention.watch_parts(lm, scores.update),
                 hooks.watch_inputs(arch, "head_projection", heads),
                 hooks.watch_outputs(arch, "head_projection", into("projected")),
                 hooks.watch_outputs(arch, "attention_write", into("written")),

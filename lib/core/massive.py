@@ -219,15 +219,15 @@ def seen_in(
     median = medians(magnitude.flatten(1))
     rows, positions = rows_of(magnitude, peaks, at_most)
     largest, places = largest_of(rows, positions, at_most)
-    threshold = median[:, None]
+    limit = (RELATIVE * median).clamp(min=ABSOLUTE)[:, None]  # is_massive in one comparison
     seen = {
         "largest": largest,
         "places": places,
         "values": values.flatten(1).gather(1, places),
         "median": median,
-        "massive": is_massive(largest, threshold),
-        "n positions": is_massive(peaks, threshold).sum(1),
-        "n values": is_massive(rows, threshold[:, :, None]).sum((1, 2)),
+        "massive": largest > limit,
+        "n positions": (peaks > limit).sum(1),
+        "n values": (rows.flatten(1) > limit).sum(1),
     }
     return seen if further is None else seen | further(magnitude, peaks, median)
 

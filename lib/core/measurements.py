@@ -51,7 +51,7 @@ class Measurements:
 
         def forward() -> None:
             with (
-                attention.watch_first_token(lm, self.heads.update, range(first, lm.arch.n_layers)),
+                attention.watch_parts(lm, self.heads.update, range(first, lm.arch.n_layers)),
                 hooks.watch_outputs(lm.arch, "block", see),
             ):
                 self.kept.keep("losses", exact(hooks.token_losses(lm, ids)).mean(1))

@@ -53,17 +53,23 @@ def sees_only_itself(lm: LanguageModel, ids: torch.Tensor) -> bool:
 class QueryMeans:
     """Of one pass, the mean probability on the first token over these of QUERIES.
 
-    Feed `update` to lib.model.attention.watch_first_token.
+    Feed `update` to lib.model.attention.watch_parts.
     """
 
     def __init__(self, kept: OnDevice, queries: Iterable[str] = QUERIES) -> None:
         """kept: whose `take` is given to `taken`."""
         self.kept, self.queries = kept, tuple(queries)
-        self.attention = kept.stack(self._look)
+        self.parts = kept.stack(self._multiply)
+        self.attention = kept.stack(self._look)  # of more layers at once than their parts
         self.seen: list[tuple[int, ...]] = []  # layers that were looked at together
 
-    def update(self, layer: int, probability: torch.Tensor, visible: torch.Tensor) -> None:
-        self.attention.add(layer, probability, visible)
+    def update(self, layer: int, visible: torch.Tensor, *parts: torch.Tensor) -> None:
+        self.parts.add(layer, visible, *parts)
+
+    def _multiply(self, layers: tuple[int, ...], visible: torch.Tensor, *parts: torch.Tensor) -> None:
+        """Of several layers, each with a leading axis for these."""
+        for values in zip(layers, attention.probability(*parts), visible, strict=True):
+            self.attention.add(*values)
 
     def _look(self, layers: tuple[int, ...], probability: torch.Tensor, visible: torch.Tensor) -> None:
         """probability: (layers, batch, heads, seq); visible: (layers, batch or 1, heads or 1, seq)."""
@@ -114,7 +120,7 @@ class _ByHead:
 
 class HeadScores(_ByHead):
     """Per-sequence means of the probability on the first token; feed `update` to
-    lib.model.attention.watch_first_token.
+    lib.model.attention.watch_parts.
 
     Three arrays of (sequences, layers, heads), NaN where a layer has fewer heads than others. Each is a mean over the
     queries that can see the first token: `scores` over all queries, the first (always 1) included; `later` without it;
@@ -215,7 +221,7 @@ def measure(
     stop = nullcontext() if last_layer is None else hooks.stop_after(lm.arch, last_layer)
     with (
         processes.progress(len(windows.ids), batch_size, "attention") as progress,
-        attention.watch_first_token(lm, scores.update),
+        attention.watch_parts(lm, scores.update),
         nullcontext() if learned is None else attention.watch_learned_sinks(lm, learned.update),
         stop,
     ):

@@ -173,7 +173,7 @@ class Passes:
         means = sinks.QueryMeans(kept, ["window"])
         layers = range(first, arch.n_layers)
         with (
-            attention.watch_first_token(self.lm, means.update, layers),
+            attention.watch_parts(self.lm, means.update, layers),
             hooks.watch_outputs(arch, "block", column.see, layers),
         ):
             kept.keep("losses", exact(hooks.token_losses(self.lm, ids)).mean(1))

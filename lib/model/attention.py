@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -72,12 +72,33 @@ def watch_first_token(
 ) -> AbstractContextManager[None]:
     """Call `see(layer, probability, visible)` for the attention of each layer (default: of all).
 
-    probability: (batch, heads, seq), of each query on the first token.
+    probability: (batch, heads, seq), of each query on the first token; visible: as in `watch_parts`.
+    """
+    return watch_parts(lm, lambda layer, visible, *parts: see(layer, probability(*parts), visible), layers)
+
+
+def probability(log_sum: torch.Tensor, *factors: torch.Tensor) -> torch.Tensor:
+    """(..., batch, heads, seq) on the first token, of the `parts` of one layer, or of several stacked."""
+    if not factors:
+        return log_sum
+    query, first = factors
+    by_key = query.to(first.dtype).unflatten(-3, (first.shape[-3], -1))
+    logit = torch.linalg.vecdot(by_key, first.unsqueeze(-3)).flatten(-3, -2)
+    return logit.sub_(log_sum).exp_()
+
+
+def watch_parts(
+    lm: LanguageModel, see: Callable[..., None], layers: Iterable[int] | None = None
+) -> AbstractContextManager[None]:
+    """Call `see(layer, visible, *parts)` for the attention of each layer (default: of all).
+
     visible: (batch or 1, heads or 1, seq) bool, whether a query can see the first token (sliding windows: the later
     ones cannot; sparse attention: which can is the text's).
+    parts: what `probability` takes, which is cheaper for several short layers at once: log sum exp(QK), the queries and
+    the first token's scaled keys; or only what it gives.
     """
 
-    def attention(given: Arguments) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    def attention(given: Arguments) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         query, key, value, attn_mask, dropout_p, is_causal, scale, _enable_gqa = given
         width = value.shape[-1]  # may be another than the query's
         visible = _not_masked(attn_mask, query)
@@ -92,27 +113,27 @@ def watch_first_token(
             output, log_sum = kernel(query, key, value, mask, is_causal, scale)
             if mask is not None:
                 log_sum = log_sum - mask[..., 0]
-            first = key[:, :, :1].to(log_sum.dtype).mul(scale)[:, :, None]
-            by_key = query.to(log_sum.dtype).unflatten(1, (key.shape[1], -1))
-            logit = torch.linalg.vecdot(by_key, first).flatten(1, 2)
-            return output, (logit.sub_(log_sum).exp_(), visible)
+            return output, (visible, log_sum, query, key[:, :, :1].to(log_sum.dtype).mul(scale))
         query, key, value = (pad(x, (0, EXTRA_COLUMNS)) for x in (query, key, value))
         value[:, :, 0, width] = 1
         output = scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
-        return output[..., :width], (output[..., width], visible)
+        return output[..., :width], (visible, output[..., width])
 
     def attention_map(
         softmax: Softmax, scores: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
         weights = softmax(scores, *args, **kwargs)
-        return weights, (weights[..., 0], _not_masked(scores, scores))
+        return weights, (_not_masked(scores, scores), weights[..., 0])
 
-    def found(layer: int, probability: torch.Tensor, visible: torch.Tensor) -> None:
+    def found(layer: int, visible: torch.Tensor, *parts: torch.Tensor) -> None:
         n_heads = lm.arch.layers[layer].n_heads
-        batch = len(probability) // n_heads if probability.ndim == 2 else len(probability)  # (batch x heads, seq)
-        probability = probability.reshape(batch, n_heads, -1)  # of a single token groups may stand where queries do
-        each = visible.numel() == probability.numel()
-        see(layer, probability, visible.reshape(probability.shape) if each else visible[..., : probability.shape[2]])
+        if parts[0].shape[1:-1] != (n_heads,):
+            given = probability(*parts)
+            batch = len(given) // n_heads if given.ndim == 2 else len(given)  # (batch x heads, seq)
+            given = given.reshape(batch, n_heads, -1)  # of a single token groups may stand where queries do
+            each = visible.numel() == given.numel()
+            visible, parts = visible.reshape(given.shape) if each else visible[..., : given.shape[2]], (given,)
+        see(layer, visible, *parts)
 
     return intercepted(lm, found, layers, attention, attention_map)
 
@@ -196,17 +217,17 @@ def watch_learned_sinks(lm: LanguageModel, see: Callable[[int, torch.Tensor], No
     keys, whose probability goes nowhere (gpt-oss). probability: (batch, heads, seq), of each query on it."""
 
     def watched(layer: int) -> _Replaced:
-        def seen_of(softmax: Softmax) -> Softmax:
-            def call(*args: Any, **kwargs: Any) -> torch.Tensor:
-                weights = softmax(*args, **kwargs)
-                n_heads, n_queries = lm.arch.layers[layer].n_heads, weights.shape[-2]
-                if is_attention(args, kwargs, n_heads) and weights.shape[-1] == n_queries + 1:
-                    see(layer, weights[..., -1].reshape(-1, n_heads, n_queries))
-                return weights
+        n_heads = lm.arch.layers[layer].n_heads
 
-            return call
+        def instead(function: Softmax, args: Any, kwargs: Any) -> Any:
+            output = function(*args, **kwargs)
+            if function in SOFTMAX and is_attention(args, kwargs, n_heads):
+                n_queries = output.shape[-2]
+                if output.shape[-1] == n_queries + 1:
+                    see(layer, output[..., -1].reshape(-1, n_heads, n_queries))
+            return output
 
-        return _Replaced({softmax: seen_of(softmax) for softmax in SOFTMAX})
+        return _Replaced(instead)
 
     with around_calls(lm, watched):
         yield
@@ -265,21 +286,19 @@ def intercepted(
     """
 
     def watched(layer: int) -> _Replaced:
-        def seen_of(function: Instead, otherwise: Softmax | None = None) -> Callable[..., torch.Tensor]:
-            def call(*args: Any, **kwargs: Any) -> torch.Tensor:
-                if otherwise is not None and not is_attention(args, kwargs, lm.arch.layers[layer].n_heads):
-                    return otherwise(*args, **kwargs)
-                output, seen = function(*args, **kwargs)
-                if layer in waiting:
-                    waiting.remove(layer)
-                    see(layer, *seen)
-                return output
+        def instead(function: Softmax, args: Any, kwargs: Any) -> Any:
+            if function is scaled_dot_product_attention:
+                output, seen = attention(Arguments(*args, **kwargs))
+            elif function in SOFTMAX and is_attention(args, kwargs, lm.arch.layers[layer].n_heads):
+                output, seen = attention_map(function, *args, **kwargs)
+            else:
+                return function(*args, **kwargs)
+            if layer in waiting:
+                waiting.remove(layer)
+                see(layer, *seen)
+            return output
 
-            return call
-
-        maps = {softmax: seen_of(partial(attention_map, softmax), softmax) for softmax in SOFTMAX}
-        product = seen_of(lambda *args, **kwargs: attention(Arguments(*args, **kwargs)))
-        return _Replaced({scaled_dot_product_attention: product, **maps})
+        return _Replaced(instead)
 
     waiting: set[int] = set()
     with around_attention(lm, watched, waiting, layers):
@@ -369,7 +388,7 @@ class _AtCall:
 def _called_inside(*args: Any, **kwargs: Any) -> torch.Tensor:
     managers = _AtCall.entered.managers
     if len(managers) == 1 and isinstance(managers[0], _Replaced):  # nobody else is to see it
-        return managers[0].instead[scaled_dot_product_attention](*args, **kwargs)
+        return managers[0].instead(scaled_dot_product_attention, args, kwargs)
     with ExitStack() as stack:
         for manager in managers:
             stack.enter_context(manager)
@@ -377,16 +396,16 @@ def _called_inside(*args: Any, **kwargs: Any) -> torch.Tensor:
 
 
 class _Replaced(TorchFunctionMode):
-    """Calls others in the place of some of PyTorch's functions."""
+    """Calls `instead(function, args, kwargs)` in the place of each of PyTorch's functions."""
 
-    def __init__(self, instead: dict[Callable[..., Any], Callable[..., Any]]) -> None:
+    def __init__(self, instead: Callable[[Callable[..., Any], Any, Any], Any]) -> None:
         super().__init__()
         self.instead = instead
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return self.instead.get(function, function)(*args, **(kwargs or {}))
+        return self.instead(function, args, kwargs or {})
 
 
 def _not_masked(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,12 @@
 """Attention to the first token without attention maps equals what the maps say."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lib.core import sinks
@@ -25,7 +28,7 @@ def long_lm(family, tokenizer):
 
 def head_scores(lm, ids, batch_size):
     scores = sinks.HeadScores(lm.arch)
-    with attention.watch_first_token(lm, scores.update):
+    with attention.watch_parts(lm, scores.update):
         for batch in ids.split(batch_size):
             hooks.forward(lm, batch)
             scores.end_batch()
@@ -87,9 +90,31 @@ def test_sink_rate_is_that_of_64_tokens():
     probability[..., 64:] = 0
     probability[:, 0] = 0.29
     for layer in range(LAYERS):
-        scores.update(layer, probability, torch.ones(1, 1, 128, dtype=torch.bool))
+        scores.update(layer, torch.ones(1, 1, 128, dtype=torch.bool), probability)
     scores.end_batch()
     assert scores.sink_rates() == pytest.approx([0.75])
+
+
+class Counted(TorchDispatchMode):
+    """n: how many of PyTorch's operations ran."""
+
+    n = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.n += 1
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_short_pass_has_few_more_operations_in_each_layer(lm):
+    """Each costs more than its work; what is left is done for all layers together."""
+    scores, counts = sinks.HeadScores(lm.arch), []
+    for watched in (nullcontext(), attention.watch_parts(lm, scores.update)):
+        with watched, torch.inference_mode(), Counted() as counted:
+            hooks.forward(lm, token_ids(1, 16))
+        counts.append(counted.n)
+    bare, measured = counts
+    assert measured - bare < 5 * LAYERS
 
 
 def test_watching_changes_nothing(lm, kernel):

@@ -104,7 +104,7 @@ def test_attention_to_the_first_token(lm, peer):
 
     def see(layer, probability, visible):
         seen[layer] = probability
-        scores.update(layer, probability, visible)
+        scores.update(layer, visible, probability)
 
     with attention.watch_first_token(lm, see):
         hooks.forward(lm, IDS)

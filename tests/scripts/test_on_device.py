@@ -80,7 +80,7 @@ def layers_and_heads(model, ids):
     lm = models.LanguageModel(model, arch, None, {})
     verify.verify(lm)
     found, heads = massive.LayerStatistics(arch, None), sinks.HeadScores(arch)
-    with attention.watch_first_token(lm, heads.update):
+    with attention.watch_parts(lm, heads.update):
         found.run(ids, lambda: hooks.forward(lm, ids))
     heads.end_batch()
     return {"layers": found.rows.array, "scores": heads.scores, "later": heads.later, "window": heads.window}
