@@ -46,6 +46,11 @@ def pytest_collection_finish():
     gc.freeze()  # or every collection would look through all that was imported
 
 
+def exhaustive_unless(kept, *case):
+    """A case of a parametrisation, which `make test` runs if it is kept, and otherwise `make test-exhaustive` alone."""
+    return pytest.param(*case, marks=[] if kept else pytest.mark.exhaustive)
+
+
 END = "<|end|>"
 TEXT = "\n\n".join(topics[name] for name in sorted(topics))[:20_000]
 VOCABULARY = 320
