@@ -51,6 +51,15 @@ def exhaustive_unless(kept, *case):
     return pytest.param(*case, marks=[] if kept else pytest.mark.exhaustive)
 
 
+def by_turns(firsts, seconds):
+    """Every pair of two lists; every other one is exhaustive, so that each of either list is kept."""
+    return [
+        exhaustive_unless((i + j) % 2 == 0, first, second)
+        for i, first in enumerate(firsts)
+        for j, second in enumerate(seconds)
+    ]
+
+
 END = "<|end|>"
 TEXT = "\n\n".join(topics[name] for name in sorted(topics))[:20_000]
 VOCABULARY = 320

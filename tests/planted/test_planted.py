@@ -17,7 +17,7 @@ from lib.planted import blank, planting
 from lib.planted import kinds as planted_kinds
 from lib.planted import truth as planted_truth
 from lib.run.cli import Options
-from tests.conftest import exhaustive_unless, save
+from tests.conftest import by_turns, exhaustive_unless, save
 
 pytestmark = pytest.mark.slow
 SEEDS = (0, 1234)
@@ -29,12 +29,7 @@ SETTINGS = [
     for architecture, first in zip(blank.ARCHITECTURES, SEEDS, strict=True)
     for seed, kept in ((seed, seed == first) for seed in SEEDS)
 ]
-ALTERNATING = [
-    exhaustive_unless((i + j) % 2 == 0, architecture, kind)
-    for i, architecture in enumerate(blank.ARCHITECTURES)
-    for j, kind in enumerate(planted_kinds.KINDS)
-]
-
+BY_TURNS = by_turns(blank.ARCHITECTURES, planted_kinds.KINDS)
 
 build = functools.cache(planting.build)  # no test here changes a model but in a copy
 
@@ -125,7 +120,7 @@ def of_kind(setting):
     return of
 
 
-@pytest.mark.parametrize(("architecture", "kind"), ALTERNATING)
+@pytest.mark.parametrize(("architecture", "kind"), BY_TURNS)
 def test_saved_and_reloaded(tmp_path, architecture, kind):
     built = build(architecture, kind, 0)
     folder = save(tmp_path / "model", built.lm.model, built.lm.tokenizer)
@@ -446,7 +441,7 @@ def test_none_fails_either_half_of_the_definition():
     assert min(sizes) < 100 < max(sizes)
 
 
-@pytest.mark.parametrize(("architecture", "kind"), ALTERNATING)
+@pytest.mark.parametrize(("architecture", "kind"), BY_TURNS)
 def test_no_weight_is_zero(architecture, kind):
     for name, parameter in planting.build(architecture, kind, 3).lm.model.named_parameters():
         assert (parameter != 0).all(), name

@@ -21,7 +21,7 @@ from lib.model import attention, hooks, models, verify
 from lib.model.arch import Architecture
 from lib.run.cli import Options
 from tests import golden
-from tests.conftest import exhaustive_unless, token_ids
+from tests.conftest import by_turns, exhaustive_unless, token_ids
 from tests.experiments.test_golden import differences
 
 pytestmark = pytest.mark.slow
@@ -133,14 +133,7 @@ def test_a_model_is_loaded_there(model, request, elsewhere, tmp_path, monkeypatc
     assert_close(there, here, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("model", "name"),
-    [
-        exhaustive_unless((i + j) % 2 == 0, model, name)
-        for i, model in enumerate(("tiny_gpt2_folder", "tiny_llama_folder"))
-        for j, name in enumerate(OWN)
-    ],
-)
+@pytest.mark.parametrize(("model", "name"), by_turns(["tiny_gpt2_folder", "tiny_llama_folder"], OWN))
 def test_benchmark_entries_give_what_they_give_on_the_cpu(name, model, request, elsewhere, monkeypatch):
     monkeypatch.setattr(entries, "MANY", 20)
     path, ids = str(request.getfixturevalue(model)), token_ids(2, 40)
