@@ -20,7 +20,7 @@ from lib.model import models
 from lib.report import figures
 from lib.run import checkout
 from tests import undrawn
-from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, exhaustive_unless, planted_model, save, tiny_model
+from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, exhaustive_unless, planted_model, save
 
 pytestmark = pytest.mark.slow
 ABLATION_FIGURES = ("top1_comparison", "critical_dimensions", "percentage_change_heatmap")
@@ -241,30 +241,6 @@ def test_same_command_same_json(tiny_gpt2_folder, text_file, tmp_path, undrawn):
         del payload["provenance"]["time"], payload["provenance"]["seconds"]
         texts.append(json.dumps(payload))
     assert texts[0] == texts[1]
-
-
-def test_peak_memory_does_not_grow_with_nsamples(tokenizer, tmp_path):
-    layers, width, length = 8, 256, 64
-    model = save(tmp_path / "model", tiny_model("gpt2", n_layer=layers, n_embd=width, n_inner=64), tokenizer)
-    code = (
-        "import resource, sys\n"
-        "from lib.report import figures\n"
-        "from tests import undrawn\n"
-        "from tests.scripts.test_scripts import run\n"
-        "figures.save = undrawn.put_away\n"
-        "for nsamples in (2, 34):\n"
-        "    assert run('exp1_feasibility_test.py', *sys.argv[1:], '--nsamples', nsamples) == 0\n"
-        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
-    )
-    text = tmp_path / "text.txt"
-    text.write_text("Summer is warm. Winter is cold. " * 1000)  # few first tokens
-    flags = ["--model", model, "--dataset", text, "--seqlen", str(length), "--batch_size", "1", "--savedir", tmp_path]
-    child = [sys.executable, "-c", code, *flags]
-    done = subprocess.run(child, cwd=checkout.ROOT, capture_output=True, text=True, check=True)
-    first, second = (int(line) for line in done.stdout.splitlines() if line.isdigit())
-    kept = 32 * length * layers * width * 4 / 2**10  # KiB, were 32 windows to keep their block outputs
-    assert second - first < kept / 2
-    assert json.loads((tmp_path / "comparison" / "exp1_results.json").read_text())["config"]["nsamples"] == 34
 
 
 def test_help_needs_no_torch():

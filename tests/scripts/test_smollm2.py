@@ -1,5 +1,8 @@
 """The scripts' own run() on SmolLM2-135M, against a naive eager implementation and against independent figures."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +20,7 @@ from experiments.mlp_internal import judge as mlp_internal_judge
 from experiments.mlp_internal import measure as mlp_internal_measure
 from experiments.neuron_sets import measure as neuron_sets_measure
 from lib.core import data
+from lib.run import checkout
 from tests import reference
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -107,3 +111,28 @@ def test_head_scores_agree_with_eager_maps(smollm2, naive):
         for head in range(9):
             scores = [of[layer][0, head, :, 0].mean().item() for of in maps]
             assert result.scores[layer][head].mean == pytest.approx(np.mean(scores), abs=1e-4)
+
+
+@pytest.mark.exhaustive
+def test_peak_memory_does_not_grow_with_nsamples(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Summer is warm. Winter is cold. " * 400)  # few first tokens
+    code = (
+        "import resource, runpy\n"
+        "runpy.run_path('exp1_feasibility_test.py', run_name='__main__')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    flags = ["--model", "smollm2-135m", "--dataset", text, "--seqlen", "32", "--batch_size", "1", "--savedir", tmp_path]
+    peaks = []
+    for nsamples in (2, 18):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *flags, "--nsamples", str(nsamples)],
+            cwd=checkout.ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        peaks.append(int(done.stdout.split()[-1]))
+    kept = 16 * 32 * 30 * 576 * 4 / 2**10  # KiB, were 16 windows of 32 tokens to keep their block outputs
+    assert peaks[1] - peaks[0] < kept / 2
+    assert json.loads((tmp_path / "comparison" / "exp1_results.json").read_text())["config"]["nsamples"] == 18
