@@ -81,16 +81,21 @@ reproduce-gpt2: $(READY)
 # two workers: CI has two cores
 PYTEST := $(RUN) -m pytest --numprocesses 2 --dist worksteal
 
+# all that is not exhaustive
 test: $(READY)
-	$(PYTEST) -m "not slow and not peer"
+	$(PYTEST)
 
-# the rest: whole commands, real and planted models, every architecture
-test-slow: $(READY)
-	$(PYTEST) -m "slow and not peer"
+# without whole commands, real and planted models, every architecture
+test-quick: $(READY)
+	$(PYTEST) -m "not slow and not peer and not exhaustive"
+
+# what `make test` proves, of more seeds, families, formats and scripts
+test-exhaustive: $(READY)
+	$(PYTEST) -m exhaustive
 
 # every script, every way to a model and the benchmark's entries on a GPU, as `make test` runs them on a pretended device
 test-cuda: $(READY)
-	$(RUN) -m pytest tests/scripts/test_on_device.py --device cuda
+	$(RUN) -m pytest tests/scripts/test_on_device.py -m "not peer" --device cuda
 
 # the same weights in TransformerLens and llama.cpp, in an environment of its own
 test-peers: $(PEERS_READY)
@@ -133,5 +138,5 @@ clean:
 	rm -rf .venv .venv-peers .venv-bench .pytest_cache .ruff_cache results/demo $(BENCH_GPT2)
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
-.PHONY: setup models demo study results results-others readme reproduce-gpt2 test test-slow test-cuda test-peers test-page bench \
-	train-small lint clean
+.PHONY: setup models demo study results results-others readme reproduce-gpt2 test test-quick test-exhaustive test-cuda test-peers \
+	test-page bench train-small lint clean

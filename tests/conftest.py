@@ -46,6 +46,20 @@ def pytest_collection_finish():
     gc.freeze()  # or every collection would look through all that was imported
 
 
+def exhaustive_unless(kept, *case):
+    """A case of a parametrisation, which `make test` runs if it is kept, and otherwise `make test-exhaustive` alone."""
+    return pytest.param(*case, marks=[] if kept else pytest.mark.exhaustive)
+
+
+def by_turns(firsts, seconds):
+    """Every pair of two lists; every other one is exhaustive, so that each of either list is kept."""
+    return [
+        exhaustive_unless((i + j) % 2 == 0, first, second)
+        for i, first in enumerate(firsts)
+        for j, second in enumerate(seconds)
+    ]
+
+
 END = "<|end|>"
 TEXT = "\n\n".join(topics[name] for name in sorted(topics))[:20_000]
 VOCABULARY = 320

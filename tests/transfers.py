@@ -8,6 +8,7 @@ accelerator wait.
 
 import tempfile
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from lib import catalogue
@@ -15,8 +16,18 @@ from lib.report import tables
 from tests import golden, pretend
 
 
-def counted(command, planted, text):
-    """(forward passes, transfers in them by kind, transfers in all by kind) of one script of the catalogue."""
+@dataclass(frozen=True)
+class Counted:
+    """passes: how often the model ran; inside, in_all: transfers by kind, in these and in all."""
+
+    passes: int
+    inside: Counter
+    in_all: Counter
+    results: dict
+
+
+def counted(command, planted, text, **flags):
+    """Of one script of the catalogue on the pretended device."""
     begun, inside = [], Counter()
     with pretend.device() as transfers:
         there = golden.moved(planted, pretend.DEVICE)
@@ -24,8 +35,8 @@ def counted(command, planted, text):
         blocks = there.lm.model.base_model
         blocks.register_forward_pre_hook(lambda *_args: begun.append(transfers.copy()))
         blocks.register_forward_hook(lambda *_args: inside.update(transfers - begun[-1]), always_call=True)
-        golden.results(command, there, text, batch_size=4)
-    return len(begun), inside, transfers
+        results = golden.results(command, there, text, **flags)
+    return Counted(len(begun), inside, transfers, results)
 
 
 def main():
@@ -35,9 +46,9 @@ def main():
             planted = golden.build(architecture)
             text = golden.write_text(planted, Path(folder))
             for command in (catalogue.EXPERIMENTS[name].command for name in golden.MEASURED[architecture]):
-                n, inside, in_all = counted(command, planted, text)
-                each = (_a_pass(kinds, n) for kinds in (inside, in_all - inside))
-                rows.append([f"{command} ({architecture})", n, *each])
+                of = counted(command, planted, text, batch_size=4)
+                each = (_a_pass(kinds, of.passes) for kinds in (of.inside, of.in_all - of.inside))
+                rows.append([f"{command} ({architecture})", of.passes, *each])
     print(tables.table(["script", "passes", "in a pass", "between passes"], rows), end="")
 
 

@@ -22,7 +22,7 @@ from tests import golden
 from tests.claims.test_claims import write
 from tests.page.parsed import parse
 from tests.partial import partial
-from tests.scripts.test_scripts import run
+from tests.scripts.test_scripts import SMALL, run
 
 
 def study_of(folder, architecture, name, source=None, only=None, **config):
@@ -44,7 +44,7 @@ def two(tmp_path):
 
 
 def atlas_of(folder, *flags):
-    assert run("atlas.py", folder, *flags) == 0
+    assert run("atlas.py", folder, *flags, *SMALL) == 0
     return json.loads((folder / "atlas.json").read_text())["results"]
 
 

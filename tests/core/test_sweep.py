@@ -19,7 +19,7 @@ from lib.run import unfinished
 from lib.run.cli import Options, UserError
 from tests import every_type, reference
 from tests.cases import close, some, without
-from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, token_ids
+from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, exhaustive_unless, language_model, planted_model, token_ids
 
 DIM = 3
 
@@ -130,7 +130,7 @@ def test_whole_windows_of_many_heads_in_a_pass_equal_one_pass_each(case):
     assert len({mine.losses[0] for mine in alone.values()}) == 1 + len(changes)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("batch_size", [exhaustive_unless(False, 1), 2])
 def test_sweep_equals_zeroed_copies(case, zeroed, batch_size):
     at = fixed_place([0, 9], case.lm.arch.n_layers)
     changes = changes_of(case)

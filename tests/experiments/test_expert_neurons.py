@@ -27,6 +27,7 @@ from lib.model.models import LanguageModel
 from lib.report import figures, result_files
 from lib.run.errors import UserError
 from tests import every_type, pretend
+from tests.conftest import by_turns
 from tests.core.test_sweep import fixed_place, windows_of
 
 pytestmark = pytest.mark.usefixtures("few_draws")
@@ -339,8 +340,9 @@ def stored(script, found):
     return catalogue.concluded(payload)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe", "gpt_oss", "jamba"])
+@pytest.mark.parametrize(
+    ("model_type", "dtype"), by_turns(["mixtral", "qwen2_moe", "gpt_oss", "jamba"], [torch.float32, torch.bfloat16])
+)
 def test_a_planted_neuron_is_the_set(model_type, dtype):
     lm, layer = planted(model_type, dtype)
     found = results(exp4_neuron_sets, lm, layer_id=layer, n_whole=2, n_random=3)

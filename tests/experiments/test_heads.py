@@ -26,7 +26,7 @@ from lib.planted import blank, planting
 from lib.report import result_files
 from tests import reference
 from tests.cases import captured
-from tests.conftest import HEADS, LAYERS, MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, token_ids
+from tests.conftest import HEADS, LAYERS, MASSIVE_DIM, SPIKE_TOKEN, by_turns, language_model, planted_model, token_ids
 from tests.core.test_sweep import DIM, fixed_place, windows_of
 
 
@@ -264,8 +264,7 @@ def sweep_of(architecture, kind, seed, n=3):
     )
 
 
-@pytest.mark.parametrize("seed", [0, 3])
-@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "seed"), by_turns(blank.ARCHITECTURES, [0, 3]))
 def test_planted_heads_are_named_and_no_other(architecture, seed):
     truth, result = sweep_of(architecture, "head", seed)
     values, planted_head = result["conclusion"]["values"], [truth.layer, truth.head]

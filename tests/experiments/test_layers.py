@@ -32,7 +32,7 @@ from tests.scripts import test_scripts
 pytestmark = pytest.mark.usefixtures("few_draws")
 EVERY = set(range(LAYERS))
 # of others check_controls.py tells the same
-ELSEWHERE = {"none", "sinks", *test_planted.SOME["gpt2"], *test_planted.SOME["llama"]}
+ELSEWHERE = {"none", "sinks"}.union(*(kinds for of, kinds in test_planted.SOME if of in blank.ARCHITECTURES))
 MASSIVE = [kind for kind in kinds.KINDS if kind not in ELSEWHERE]
 
 

@@ -18,7 +18,16 @@ from lib.core.evidence import CANNOT_TELL
 from lib.core.stats import independent
 from lib.planted import blank, kinds, planting
 from tests.cases import close, without
-from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, save, tiny_model, token_ids
+from tests.conftest import (
+    MASSIVE_DIM,
+    SPIKE_TOKEN,
+    by_turns,
+    language_model,
+    planted_model,
+    save,
+    tiny_model,
+    token_ids,
+)
 from tests.core.test_sweep import DIM, fixed_place, windows_of
 from tests.partial import partial
 from tests.reference import matrix, silence
@@ -172,8 +181,7 @@ def name_of(layer, head):
     return f"mlp {layer}" if head is None else f"head {layer}.{head}"
 
 
-@pytest.mark.parametrize("kind", kinds.KINDS)
-@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "kind"), by_turns(blank.ARCHITECTURES, kinds.KINDS))
 def test_names_what_was_planted(architecture, kind):
     built = planting.build(architecture, kind, 2)
     truth, found = built.truth, conclude(built)

@@ -29,7 +29,7 @@ from lib.report import figures, result_files
 from lib.run import checkout
 from tests import reference
 from tests.cases import LAYER, by_hand, captured, close, observe_and_spoil, some
-from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, language_model, planted_model, token_ids
+from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, by_turns, language_model, planted_model, token_ids
 from tests.core.test_sweep import DIM, windows_of
 from tests.reference import matrix
 
@@ -61,8 +61,7 @@ def flag_dims(built):
     return set(trigger.abs().topk(2).indices.tolist())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("architecture", blank.ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "kind"), by_turns(blank.ARCHITECTURES, KINDS))
 def test_planted_neurons(architecture, kind):
     built = planting.build(architecture, kind, 0)
     truth = built.truth

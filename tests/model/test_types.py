@@ -12,8 +12,9 @@ from lib.core.ablation import Condition
 from lib.model import edits, hooks, models
 from lib.run.cli import Options
 from lib.run.errors import UserError
-from tests import every_type
+from tests import architectures, every_type
 from tests.cases import close
+from tests.conftest import exhaustive_unless
 from tests.core.test_sweep import fixed_place, windows_of
 from tests.mixtures import tokenizer
 
@@ -69,6 +70,9 @@ NOT_AS_SAVED = {  # what transformers loads of it is not what it has saved
 }
 
 
+@pytest.mark.parametrize(
+    "model_type", [exhaustive_unless(of in architectures.TESTED, of) for of in every_type.TYPES], indirect=True
+)
 def test_it_is_loaded_from_its_files(lm, model_type, tmp_path):
     if model_type in NOT_AS_SAVED:
         pytest.skip(NOT_AS_SAVED[model_type])

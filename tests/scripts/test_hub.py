@@ -37,13 +37,6 @@ def hub(tmp_path_factory, tokenizer):
         yield served
 
 
-@pytest.fixture
-def well(hub):
-    """A hub that is as it was when the test is over."""
-    yield hub
-    hub.status = None
-
-
 def layerwise(out, *flags):
     return ["main_llm.py", "--exp2", "--nsamples", "2", "--seqlen", "16", *map(str, flags), "--savedir", str(out)]
 
@@ -52,8 +45,9 @@ def model_of(out):
     return json.loads((out / "tiny_layerwise.json").read_text())["provenance"]["model"]
 
 
-def test_models_data_sets_and_revisions(hub, tmp_path):
-    """Then the same from the local cache alone, with --offline; without a network see the checkpoints below."""
+def test_models_data_sets_and_revisions(hub, text_file, tmp_path, monkeypatch):
+    """Then the same from the local cache alone, with --offline and where the hub is not well; without a network see the
+    checkpoints below."""
     tiny, plain = ("--model", "org/tiny"), ("--dataset", "org/plain")
     commits = hub.repositories["models/org/tiny"].commits
     of_revision = {None: commits["main"], "main": commits["main"], "v1.0": commits["main"]}
@@ -111,6 +105,14 @@ def test_models_data_sets_and_revisions(hub, tmp_path):
     assert "to run without it: --model smollm2-135m --dataset python-docs" in missing.error
     assert len(hub.requests) == asked
 
+    monkeypatch.setattr(hub, "status", 503)
+    lines = [layerwise(tmp_path / "x", "--dataset", text_file, "--model", name) for name in ("org/tiny", "org/course")]
+    cached, without = our_hub.in_order(lines, tmp_path, hub.environment(tmp_path / "home"))
+    assert (cached.code, without.code) == (0, 2), cached.error
+    assert without.error.startswith("error: unknown model 'org/course'")
+    assert "we cannot reach the Hugging Face hub (it answers 503)" in without.error
+    assert without.error.count("\n") == 1
+
 
 def trained(out, *flags):
     short = ["--nsamples", "2", "--seqlen", "16", "--model", "org/course"]
@@ -162,27 +164,14 @@ def test_checkpoints_by_name_and_all_of_them(hub, tmp_path):
     assert "step90 ..." not in cached.out
 
 
-def test_a_hub_that_is_not_well(well, text_file, tmp_path):
-    flags = ["--dataset", text_file, "--model"]
-    line, missing = (layerwise(tmp_path / "out", *flags, name) for name in ("org/tiny", "org/gated"))
-    environment = well.environment(tmp_path / "home")
-    [loaded] = our_hub.in_order([line], tmp_path, environment)
-    well.status = 503
-    cached, without = our_hub.in_order([line, missing], tmp_path, environment)
-    assert (loaded.code, cached.code, without.code) == (0, 0, 2)
-    assert without.error.startswith("error: unknown model 'org/gated'")
-    assert "we cannot reach the Hugging Face hub (it answers 503)" in without.error
-    assert without.error.count("\n") == 1
-
-
-def test_retries_are_silent_unless_they_wait_long(well, monkeypatch, caplog):
+def test_retries_are_silent_unless_they_wait_long(hub, monkeypatch, caplog):
     from huggingface_hub import constants
     from huggingface_hub.utils import _http
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    well.status = 503
+    monkeypatch.setattr(hub, "status", 503)
     with pytest.raises(Exception, match="503"):
-        _http.http_backoff("HEAD", well.endpoint, max_retries=1, base_wait_time=0)
+        _http.http_backoff("HEAD", hub.endpoint, max_retries=1, base_wait_time=0)
     _http.logger.warning("Rate limited. Waiting 170.0s before retry [Retry 1/5].")
     assert [of.getMessage()[:12] for of in caplog.records] == ["Rate limited"]
 

@@ -71,7 +71,7 @@ def lines_of(target, *variables):
 
 
 def with_samples(line, **counts):
-    """The line with these sample counts, in place of its own or appended."""
+    """The line with these numbers, in place of its own or appended."""
     line = list(line)
     for name, count in counts.items():
         flag = f"--{name}"
@@ -95,7 +95,8 @@ def test_make_reproduce_gpt2(hub, home, tmp_path):
     lines = lines_of("reproduce-gpt2")
     assert [line[0] for line in lines][-1] == "verify_claims.py"
     assert len(lines) == 11
-    sampled = [line if line[0] == "verify_claims.py" else with_samples(line, nsamples=2, seqlen=32) for line in lines]
+    small = {"nsamples": 2, "seqlen": 32, "dpi": 40}
+    sampled = [line if line[0] == "verify_claims.py" else with_samples(line, **small) for line in lines]
     printed = carried_out(sampled, tmp_path, hub.environment(home), drawn=True)
     for name in SEED_FILES:
         assert (tmp_path / name).stat().st_size > 100, name

@@ -15,7 +15,7 @@ from lib.core import data
 from lib.model import models
 from lib.report import result_files
 from lib.run.cli import UserError
-from tests.scripts.test_scripts import SAMPLE, files, run
+from tests.scripts.test_scripts import SAMPLE, SMALL, files, run
 
 pytestmark = pytest.mark.slow
 WRONG = [None, True, "", "x\ny", [], {}, [[]], 0, -1, 3, 1.5, -1e300, 10**30, float("nan"), float("inf"), "../../x"]
@@ -156,7 +156,7 @@ REPLOTTED = {"main_llm.py --exp2": "{}_layerwise.json", "analyze_heads_simple.py
 def result(request, tiny_gpt2_folder, text_file, tmp_path_factory):
     """(script, path of the JSON of a whole run)."""
     out = tmp_path_factory.mktemp("whole")
-    arguments = ["--model", tiny_gpt2_folder, "--dataset", text_file, *SAMPLE, "--savedir", out]
+    arguments = ["--model", tiny_gpt2_folder, "--dataset", text_file, *SAMPLE, *SMALL, "--savedir", out]
     assert run(request.param, *arguments) == 0
     return request.param.split()[0], out / REPLOTTED[request.param].format(tiny_gpt2_folder.name)
 
@@ -166,7 +166,7 @@ def redrawn(script, content, folder, capsys):
     path, out = folder / "result.json", folder / "out"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     shutil.rmtree(out, ignore_errors=True)
-    code, error = run(script, "--replot", path, "--savedir", out), capsys.readouterr().err
+    code, error = run(script, "--replot", path, "--savedir", out, *SMALL), capsys.readouterr().err
     assert sorted(p.name for p in folder.iterdir() if p != out) == ["result.json"]
     if code == 0:
         return {name: (out / name).read_bytes() for name in files(out) if name.endswith(".png")}

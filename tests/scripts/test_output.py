@@ -26,6 +26,7 @@ from lib.report import figures as report_figures
 from lib.report import result_files
 from lib.run import checkout
 from lib.run.cli import Options, UserError
+from tests.conftest import exhaustive_unless
 from tests.scripts.test_scripts import SAMPLE, files, run
 
 pytestmark = pytest.mark.slow
@@ -95,7 +96,7 @@ TERMINALS = {  # how: (stdout, stderr, environment, exit code, what stderr begin
 }
 
 
-@pytest.mark.parametrize("how", TERMINALS)
+@pytest.mark.parametrize("how", [exhaustive_unless(how != "nobody reads either", how) for how in TERMINALS])
 def test_output_that_goes_nowhere(how, tmp_path):
     stdout, stderr, environment, code, said = TERMINALS[how]
     streams = {"stdout": stdout(), "stderr": stderr() if stderr else subprocess.PIPE}
@@ -308,7 +309,7 @@ def test_a_figure_that_cannot_be_drawn_costs_no_other_file(monkeypatch, tmp_path
     [
         ("main_llm.py", "main_llm/smollm2-135m_layerwise.json", ["layer (block output, before the final norm)"]),
         ("main_llm.py", "main_llm/smollm2-135m_layer11_3d.json", ["dim", "Summer"]),
-        ("exp7_head_sweep.py", "exp7_head_sweep/exp7_results.json", ["head"]),
+        exhaustive_unless(False, "exp7_head_sweep.py", "exp7_head_sweep/exp7_results.json", ["head"]),
     ],
 )
 def test_figures_in_other_formats(script, path, words, tmp_path):
@@ -404,13 +405,13 @@ def test_any_name_and_token_is_drawn(path, change, tmp_path):
 
 
 def test_attention_logits_of_any_token_and_of_many(tmp_path):
-    for tokens in (TOKENS, [f" word {i}" for i in range(200)]):
+    for tokens, widths in ((TOKENS, (None, 7)), ([f" word {i}" for i in range(200)], (7,))):
         rows = [[1.0] * (i + 1) for i in range(len(tokens))]
         results = Results(layer=0, tokens=tokens, logits=[rows] * 4, mean=rows, first_token=[])
         result = result_files.Result("attention_logits", {}, {"model_name": NAME}, results, None, {})
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            for width in (None, 7):
+            for width in widths:
                 report_figures.write(tmp_path / "logits.png", figures.attention_logits, result, width=width)
 
 
@@ -457,7 +458,7 @@ def test_a_font_of_this_machine_that_has_the_glyph_is_used(tmp_path, monkeypatch
 
 
 @pytest.mark.filterwarnings("error:.*[Gg]lyph")
-@pytest.mark.parametrize("name", [NAME, "-x", ".hidden", "é" * 126, "a\nb"])
+@pytest.mark.parametrize("name", [NAME, "-x", *(exhaustive_unless(False, of) for of in (".hidden", "é" * 126, "a\nb"))])
 def test_a_model_folder_of_any_name(name, tiny_gpt2_folder, text_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiment, "_misfit", lambda *_: None)  # random weights fit no text
     monkeypatch.chdir(tmp_path)

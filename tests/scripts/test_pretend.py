@@ -1,4 +1,4 @@
-"""The pretended device itself, and how few transfers the scripts make there."""
+"""The pretended device itself, and how transfers are counted there; test_on_device.py counts those of every script."""
 
 from contextlib import suppress
 
@@ -7,23 +7,12 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from benchmarks.entries import ENTRIES, REGIME_ENTRIES
-from lib import catalogue
 from lib.core import massive
 from lib.run.cli import Options
-from tests import golden, pretend, transfers
+from tests import pretend, transfers
 from tests.conftest import token_ids
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_draws")]
-
-
-@pytest.mark.parametrize(
-    ("planted", "experiment"), [pair for pair in golden.PAIRS if pair[0] != "llama"], indirect=["planted"]
-)
-def test_a_pass_makes_few_transfers(experiment, planted, text):
-    """However many layers; one of them is transformers' own."""
-    passes, _inside, every = transfers.counted(catalogue.EXPERIMENTS[experiment].command, planted, text)
-    assert passes
-    assert every.total() <= 3 * passes
 
 
 @pytest.mark.parametrize("name", REGIME_ENTRIES)
@@ -44,9 +33,9 @@ def test_a_value_that_a_hook_reads_is_seen(planted, text, monkeypatch):
         update(self, layer, hidden)
 
     monkeypatch.setattr(massive.LayerStatistics, "update", reading)
-    passes, inside, every = transfers.counted("main_llm.py --exp2", planted, text)
-    assert inside["item"] == passes * (1 + planted.lm.arch.n_layers)
-    assert every.total() > 3 * passes
+    of = transfers.counted("main_llm.py --exp2", planted, text, batch_size=4)
+    assert of.inside["item"] == of.passes * (1 + planted.lm.arch.n_layers)
+    assert of.in_all.total() > 3 * of.passes
 
 
 TRANSFERS = {

@@ -21,7 +21,7 @@ from lib.report import result_files
 from lib.run import checkout, cli, processes
 from tests import mixtures
 from tests.conftest import SPIKE_TOKEN, TEXT, language_model, planted_model, save, tiny_model, token_ids
-from tests.scripts.test_scripts import NEEDS_EXPERTS, SCRIPTS, files, run
+from tests.scripts.test_scripts import NEEDS_EXPERTS, SCRIPTS, SMALL, files, run
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +81,7 @@ def experiment_of(script):
     return (module.EXPERIMENTS[flags[0].strip("-")] if flags else module.EXPERIMENT), options
 
 
+@pytest.mark.usefixtures("few_draws")
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in ONE_SENTENCE])
 def test_same_results_to_the_bit(script, in_threads, tokenizer):
     """Five windows in batches of two, for two processes: shares are unequal, and some parts leave one without."""
@@ -147,7 +148,7 @@ def test_torchrun(tokenizer, tmp_path):
     windows = len(tokenizer(text.read_text())["input_ids"]) // 32
 
     def jobs(out):
-        sample = ["--dataset", str(text), "--seqlen", "32", "--batch_size", "1"]
+        sample = ["--dataset", str(text), "--seqlen", "32", "--batch_size", "1", *SMALL]
         for i, (script, model, n) in enumerate(
             [
                 ("main_llm.py --exp1 --exp2", planted, "5"),

@@ -20,7 +20,7 @@ from lib.model import models
 from lib.report import figures
 from lib.run import checkout
 from tests import undrawn
-from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, planted_model, save
+from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, exhaustive_unless, planted_model, save
 
 pytestmark = pytest.mark.slow
 ABLATION_FIGURES = ("top1_comparison", "critical_dimensions", "percentage_change_heatmap")
@@ -150,6 +150,7 @@ NEEDS_EXPERTS = [of.command for of in catalogue.EXPERIMENTS.values() if of.needs
 OF_CHECKPOINTS = ("exp14_training.py",)
 DENSE, MIXTURE, SERIES = ("tiny_gpt2_folder", "tiny_llama_folder"), ("tiny_mixture_folder",), ("tiny_series_folder",)
 SAMPLE = ["--nsamples", "3", "--seqlen", "32"]
+SMALL = ["--dpi", "40"]  # figures
 
 
 def folders(script):
@@ -182,9 +183,10 @@ def folder(request):
 
 @pytest.mark.parametrize(
     ("script", "folder"),
-    [(script, of) for script in SCRIPTS for of in folders(script)],
+    [exhaustive_unless(of != "tiny_llama_folder", script, of) for script in SCRIPTS for of in folders(script)],
     indirect=["folder"],
 )
+@pytest.mark.usefixtures("few_draws")
 def test_script_writes_its_files_and_redraws_them(script, folder, text_file, tmp_path, capsys, monkeypatch):
     drawn = folder.name != "tiny-llama"  # to look at once; what is redrawn is a JSON, whatever model it is of
     if not drawn:
@@ -193,7 +195,7 @@ def test_script_writes_its_files_and_redraws_them(script, folder, text_file, tmp
     names = [name.format(m=folder.name) for name in names]
     json_name = json_name.format(m=folder.name)
     out = tmp_path / "out"
-    assert run(script, "--model", folder, "--dataset", text_file, *SAMPLE, *own, "--savedir", out) == 0
+    assert run(script, "--model", folder, "--dataset", text_file, *SAMPLE, *own, *SMALL, "--savedir", out) == 0
     assert files(out) == sorted([*names, json_name])
     printed = capsys.readouterr().out
     assert all(str(out / name) in printed for name in [*names, json_name])
@@ -210,7 +212,7 @@ def test_script_writes_its_files_and_redraws_them(script, folder, text_file, tmp
     if not drawn:
         return
     with nothing_loaded():
-        assert run(script.split()[0], "--replot", out / json_name, "--savedir", tmp_path / "again") == 0
+        assert run(script.split()[0], "--replot", out / json_name, *SMALL, "--savedir", tmp_path / "again") == 0
     for name in (name for name in names if name.endswith(".png")):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
 
@@ -230,7 +232,7 @@ def test_a_figure_that_is_new_is_drawn_from_stored_results(tiny_gpt2_folder, tex
     assert all_written(more, options)
 
 
-def test_same_command_same_json(tiny_gpt2_folder, text_file, tmp_path):
+def test_same_command_same_json(tiny_gpt2_folder, text_file, tmp_path, undrawn):
     texts = []
     for _ in range(2):
         arguments = ["--model", tiny_gpt2_folder, "--dataset", text_file, *SAMPLE, "--savedir", tmp_path]
@@ -267,7 +269,7 @@ def nothing_loaded():
         yield
 
 
-def test_pruning_takes_the_configuration_that_the_head_analysis_wrote(tiny_llama_folder, text_file, tmp_path):
+def test_pruning_takes_the_configuration_that_the_head_analysis_wrote(tiny_llama_folder, text_file, tmp_path, undrawn):
     shared = ["--model", tiny_llama_folder, "--dataset", text_file, *SAMPLE, "--savedir", tmp_path]
     assert run("analyze_heads_simple.py", *shared) == 0
     analysis = json.loads((tmp_path / "tiny-llama_head_analysis.json").read_text())
@@ -283,7 +285,7 @@ def test_pruning_takes_the_configuration_that_the_head_analysis_wrote(tiny_llama
         assert results["sets"]["bottom"] == bottom == results["conditions"]["bottom"]["heads_off"]
 
 
-def test_random_heads_match_the_layers_and_avoid_the_sets(tiny_gpt2_folder, text_file, tmp_path):
+def test_random_heads_match_the_layers_and_avoid_the_sets(tiny_gpt2_folder, text_file, tmp_path, undrawn):
     own, _names, json_name = SCRIPTS["test_head_pruning_on_massive.py"]
     arguments = ["--model", tiny_gpt2_folder, "--dataset", text_file, *SAMPLE, *own, "--savedir", tmp_path]
     assert run("test_head_pruning_on_massive.py", *arguments) == 0

@@ -59,6 +59,7 @@ def test_two_neurons_of_mlp_11(smollm2):
     assert mlp_internal_judge.judge(result).verdict == "2 of 1536 neurons"
 
 
+@pytest.mark.exhaustive
 def test_two_neurons_alone_carry_it(smollm2):
     options = exp4_neuron_sets.Options(**SAMPLE, n_random=1)
     result = neuron_sets_measure.run(smollm2, data.load(options, smollm2), options)
@@ -72,7 +73,7 @@ def test_two_neurons_alone_carry_it(smollm2):
 @pytest.fixture(scope="module")
 def naive(smollm2):
     """(windows, naive results of the baseline and both ablations)."""
-    options = main_llm.Options(**SAMPLE)
+    options = main_llm.Options(**SAMPLE | {"seqlen": 32})
     windows = replace(data.load(options, smollm2), counts=None)  # all first tokens of the text would take a minute
     heads = [(layer, head) for layer in range(30) for head in range(9)]
     conditions = {"all_heads_off": {"heads": heads}, "all_mlps_off": {"mlps": range(30)}}
@@ -112,6 +113,7 @@ def test_head_scores_agree_with_eager_maps(smollm2, naive):
             assert result.scores[layer][head].mean == pytest.approx(np.mean(scores), abs=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_peak_memory_does_not_grow_with_nsamples(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("Summer is warm. Winter is cold. " * 400)  # few first tokens
