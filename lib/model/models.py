@@ -29,7 +29,7 @@ KEPT_DAYS = 30  # a converted model of another version of the code
 
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # asks the hub for other files than there are
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-transformers.logging.set_verbosity_error()
+transformers.logging.set_verbosity(transformers.logging.CRITICAL)  # what matters is told in one line
 transformers.logging.disable_progress_bar()
 
 # PyTorch's default, but where the environment has TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, as NVIDIA's containers do: CUDA
@@ -92,6 +92,8 @@ def load(options: Options) -> LanguageModel:
         config = transformers.AutoConfig.from_pretrained(name, **where)
         for key, value in PLAIN.items():
             setattr(config, key, value)
+        if not getattr(config, "quantization_config", True):  # an empty one, which transformers takes for quantised
+            del config.quantization_config
         if config._attn_implementation not in WATCHED:
             config._attn_implementation = None  # what transformers takes of itself
         families.require_right(config)
@@ -298,8 +300,6 @@ def chosen_device(name: str) -> torch.device:
         probe = torch.ones(1, device=name)
         probe.item()  # which there may be no kernels for, or no values, as on "meta"
         return probe.device
-    except NotImplementedError as error:  # said at length
-        raise UserError(f"device '{name}' cannot be used: PyTorch has nothing for it on this machine") from error
     except Exception as error:
         raise UserError(f"device '{name}' cannot be used: {cause(error)}") from error
 
