@@ -294,6 +294,20 @@ plt.bar(["a", "b"], [1, 2])
     assert start(["-c", code], environment={"MPLBACKEND": "svg"}).wait() == 0
 
 
+def test_another_model_that_was_faster_is_not_overwritten(monkeypatch, tmp_path, capsys):
+    """Both began before either had written."""
+    path = TRACKED / "exp3_lifecycle_ledger" / "exp3_results.json"
+    payload = json.loads(path.read_text())
+    monkeypatch.setattr(
+        experiment, "_measure", lambda *_: payload | {"provenance": payload["provenance"] | {"dtype": "?"}}
+    )
+    shutil.copy(path, tmp_path)
+    assert run("exp3_lifecycle_ledger.py", "--savedir", tmp_path) == 2
+    assert "is of another model" in capsys.readouterr().err
+    assert files(tmp_path) == [path.name]
+    assert (tmp_path / path.name).read_text() == path.read_text()
+
+
 def test_a_figure_that_cannot_be_drawn_costs_no_other_file(monkeypatch, tmp_path, capsys):
     heads = TRACKED / "analyze_heads_simple" / "smollm2-135m_head_analysis.json"
     payload = json.loads(heads.read_text())
