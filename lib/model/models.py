@@ -241,13 +241,13 @@ def _resolve(name: str, needs_tokenizer: bool) -> tuple[Path, dict[str, Any]] | 
 def _converted(stem: str, sha256: str, parts: Callable[[], list[Path]], needs_tokenizer: bool = True) -> Path:
     """The folder that holds a GGUF file's model as transformers loads it: kept from an earlier run, or made now.
 
-    It appears complete or not at all, also when two processes do this at once.
+    It appears complete or not at all, also when two processes do this at once; one that is damaged is made anew.
 
     sha256: of the file. parts: finds its files, where they are wanted.
     """
     own = f"{stem[:80]}-{sha256[:16]}"
     kept = storage.find(f"{own}-{gguf_file.converter()[:16]}{'' if needs_tokenizer else '-without-tokenizer'}")
-    if kept.is_dir():
+    if gguf_file.is_whole(kept):
         return kept
     files = parts()
     print(f"dequantising {files[0].name} once, for later runs ...", flush=True)
@@ -264,9 +264,10 @@ def _converted(stem: str, sha256: str, parts: Callable[[], list[Path]], needs_to
             ) from error
         try:
             ready.rename(kept)
-        except OSError:  # another process was faster
-            if not kept.is_dir():
-                raise
+        except OSError:  # another process was faster, unless what is there is damaged
+            if not gguf_file.is_whole(kept):
+                kept.rename(Path(unfinished) / "damaged")
+                ready.rename(kept)
     return kept
 
 
