@@ -59,11 +59,11 @@ def main() -> None:
         raise cli.UserError("submitit is not installed; run: pip install -r requirements-cluster.txt") from error
 
     savedir = args.savedir.resolve()
-    executor = submitit.AutoExecutor(folder=savedir / "jobs", cluster=args.executor)
     given = dict(pair.split("=", 1) for pair in args.parameters)
     try:
+        executor = submitit.AutoExecutor(folder=savedir / "jobs", cluster=args.executor)
         executor.update_parameters(**{"timeout_min": 60} | {key: number_or_text(value) for key, value in given.items()})
-    except (NameError, TypeError, ValueError) as error:
+    except (NameError, TypeError, ValueError, RuntimeError) as error:
         raise cli.UserError(f"submitit: {cli.cause(error)}") from error
     named = list(commands(args.over, args.script, savedir))
     with executor.batch():

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lib import catalogue
 from lib.core import provenance
 from lib.report import identity, result_files
-from lib.run import processes
+from lib.run import atomic, processes
 from lib.run.cli import FORMATS, Options, require_only_replot
 from lib.run.errors import UserError, cause
 from lib.series import One, Series
@@ -88,13 +88,17 @@ def execute(experiment: Experiment, options: Options, lm: LanguageModel | None =
         if processes.rank() > 0:
             return
         files = payload["files"]
-        _remove_earlier(experiment, payload["config"], options, made.folder)
-        made.add(files["json"], result_files.write_json, payload)
-        result = catalogue.concluded(payload)
-        made.add(files["txt"], _write_summary, experiment, result)
-        for name, make in zip(files["extra"], experiment.extra.values(), strict=True):
-            made.add(name, lambda path, make=make: result_files.write_text(path, make(result)))
-        _draw(experiment, result, payload, options, made, f"(redraw it with --replot {made.folder / files['json']})")
+        with atomic.alone(made.folder):  # several runs may end at once, and each has files that belong together
+            identity.require_same(made.folder / files["json"], payload["provenance"])
+            _remove_earlier(experiment, payload["config"], options, made.folder)
+            made.add(files["json"], result_files.write_json, payload)
+            result = catalogue.concluded(payload)
+            made.add(files["txt"], _write_summary, experiment, result)
+            for name, make in zip(files["extra"], experiment.extra.values(), strict=True):
+                made.add(name, lambda path, make=make: result_files.write_text(path, make(result)))
+            _draw(
+                experiment, result, payload, options, made, f"(redraw it with --replot {made.folder / files['json']})"
+            )
         print(experiment.summary(result))
     for path in made.paths:
         print(path)

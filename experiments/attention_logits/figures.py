@@ -1,11 +1,10 @@
 """Attention logits of one layer, queries x keys: the mean over heads, and every head."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.attention_logits.results import Stored
-from lib.report.figures import DIVERGING, draw_heatmap, tick_tokens
+from lib.report.figures import DIVERGING, draw_heatmap, make_figure, tick_tokens
 
 
 def attention_logits(result: Stored, columns: int = 4) -> Figure:
@@ -14,7 +13,7 @@ def attention_logits(result: Stored, columns: int = 4) -> Figure:
     heads = np.array([_triangle(head) for head in results.logits])
     rows = -(-len(heads) // columns)
     heights = [5.0, 1.7 * rows]
-    figure = plt.figure(figsize=(8, sum(heights)), layout="constrained")
+    figure = make_figure((8, sum(heights)))
     ((upper,), (lower,)) = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)
     ax = upper.subplots()
     average = _triangle(results.mean)

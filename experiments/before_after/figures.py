@@ -1,6 +1,5 @@
 """One text before and after a head is off: the layer in 3D, and the change there and downstream."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
@@ -17,6 +16,7 @@ from lib.report.figures import (
     draw_surface,
     label_layers,
     make_axes,
+    make_figure,
     tick_tokens,
 )
 
@@ -28,7 +28,7 @@ def before_after(result: Stored) -> Figure:
     top = max(before.max(), after.max())
     here = [entry for entry in results.massive if entry.layer == results.layer]
     dims = dims_to_label(here, before)
-    figure = plt.figure(figsize=(13, 5.4), layout="constrained")
+    figure = make_figure((13, 5.4))
     for column, (values, label) in enumerate(
         [(before, "before"), (after, f"after removing head {results.head} of layer {results.layer}")], 1
     ):

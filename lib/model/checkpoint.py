@@ -64,10 +64,10 @@ def require_model(folder: Path) -> None:
     """Raise UserError, with what to give instead, if a folder does not hold a model."""
     config, adapter = folder / "config.json", folder / "adapter_config.json"
     if adapter.is_file() or any(folder.glob("adapter_model.*")):
-        raise UserError(_adapter(folder, _json(adapter) if adapter.is_file() else {}))
+        raise UserError(_adapter(folder, json_object(adapter) if adapter.is_file() else {}))
     if config.is_file():
         require_no_pointer(config)
-        _json(config)
+        json_object(config)
         return
     inside = sorted(folder.glob(GGUF))
     inside += [path.parent for below in BELOW for path in sorted(folder.glob(f"{below}/config.json"))]
@@ -80,7 +80,7 @@ def _adapter(name: Path, config: dict[str, Any]) -> str:
     return f"'{name}' is or has an adapter of {base}; {MERGE}"
 
 
-def _json(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -113,7 +113,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     """The files that an index names."""
-    named = _json(index).get("weight_map")
+    named = json_object(index).get("weight_map")
     if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
         raise UserError(f"{index} names no files")
     return [index.parent / name for name in sorted(set(named.values()))]

@@ -29,7 +29,7 @@ KEPT_DAYS = 30  # a converted model of another version of the code
 
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # asks the hub for other files than there are
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-transformers.logging.set_verbosity_error()
+transformers.logging.set_verbosity(transformers.logging.CRITICAL)  # what matters is told in one line
 transformers.logging.disable_progress_bar()
 
 # PyTorch's default, but where the environment has TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, as NVIDIA's containers do: CUDA
@@ -92,6 +92,8 @@ def load(options: Options) -> LanguageModel:
         config = transformers.AutoConfig.from_pretrained(name, **where)
         for key, value in PLAIN.items():
             setattr(config, key, value)
+        if not getattr(config, "quantization_config", True):  # an empty one, which transformers takes for quantised
+            del config.quantization_config
         if config._attn_implementation not in WATCHED:
             config._attn_implementation = None  # what transformers takes of itself
         families.require_right(config)
@@ -239,13 +241,13 @@ def _resolve(name: str, needs_tokenizer: bool) -> tuple[Path, dict[str, Any]] | 
 def _converted(stem: str, sha256: str, parts: Callable[[], list[Path]], needs_tokenizer: bool = True) -> Path:
     """The folder that holds a GGUF file's model as transformers loads it: kept from an earlier run, or made now.
 
-    It appears complete or not at all, also when two processes do this at once.
+    It appears complete or not at all, also when two processes do this at once; one that is damaged is made anew.
 
     sha256: of the file. parts: finds its files, where they are wanted.
     """
     own = f"{stem[:80]}-{sha256[:16]}"
     kept = storage.find(f"{own}-{gguf_file.converter()[:16]}{'' if needs_tokenizer else '-without-tokenizer'}")
-    if kept.is_dir():
+    if gguf_file.is_whole(kept):
         return kept
     files = parts()
     print(f"dequantising {files[0].name} once, for later runs ...", flush=True)
@@ -262,9 +264,10 @@ def _converted(stem: str, sha256: str, parts: Callable[[], list[Path]], needs_to
             ) from error
         try:
             ready.rename(kept)
-        except OSError:  # another process was faster
-            if not kept.is_dir():
-                raise
+        except OSError:  # another process was faster, unless what is there is damaged
+            if not gguf_file.is_whole(kept):
+                kept.rename(Path(unfinished) / "damaged")
+                ready.rename(kept)
     return kept
 
 
@@ -298,8 +301,6 @@ def chosen_device(name: str) -> torch.device:
         probe = torch.ones(1, device=name)
         probe.item()  # which there may be no kernels for, or no values, as on "meta"
         return probe.device
-    except NotImplementedError as error:  # said at length
-        raise UserError(f"device '{name}' cannot be used: PyTorch has nothing for it on this machine") from error
     except Exception as error:
         raise UserError(f"device '{name}' cannot be used: {cause(error)}") from error
 

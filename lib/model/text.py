@@ -110,8 +110,9 @@ def _of_file(options: Options, path: Path) -> Corpus:
         known = ", ".join(text_files.READERS)
         raise UserError(f"cannot tell what {path} holds; known are files in {known}, each also with .gz")
     given = _flags(options, f"a {ending} file", *text_files.READERS[ending].flags)
+    name = f"{path.name} in {options.encoding}" if options.encoding else path.name
     try:
-        return Corpus(path.name, text_files.texts(path.read_bytes(), ending, compressed, given))
+        return Corpus(name, text_files.texts(path.read_bytes(), ending, compressed, given))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or cause(error)}") from error
     except UserError as error:

@@ -16,7 +16,8 @@ from lib.run.errors import IS_POINTER, LFS_POINTER, UserError, cause
 
 TEXT_COLUMN = "text"
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
-OTHERS = "cp1252 (Western Europe) or gb18030 (Chinese)"  # encodings of files that are not UTF-8
+# encodings of files that are not UTF-8
+OTHERS = "cp1252 (Western Europe), gb18030 (Chinese), cp932 (Japanese), cp1251 or koi8-r (Russian)"
 MARKS = {  # the longer first: UTF-32's begins as UTF-16's
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",

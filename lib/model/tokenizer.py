@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Container
+from pathlib import Path
 from typing import Any
 
 import sentencepiece
@@ -10,9 +11,11 @@ from tokenizers import models, normalizers
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
+from lib.model import checkpoint
 from lib.model.gguf_tokenizer import SPACE, require_order
 from lib.run.errors import UserError
 
+FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "special_tokens_map.json", "added_tokens.json")
 PROBES = ("x  5", " a ", "It's 12,345.60 (or so)", "one\ntwo\n\n\tthree", "Ünïcode ﬁ ½ – “…”", "日本語 🙂")  # noqa: RUF001
 
 
@@ -24,8 +27,22 @@ def load(name: str, trust_remote_code: bool, **where: Any) -> transformers.PreTr
     in GPT-2's. Code of the checkpoint's own runs only with `trust_remote_code`.
 
     where: `revision` of a hub id. Raises UserError: code that is not trusted, a vocabulary that is empty or lacks its
-    merges; whatever transformers raises for files that it cannot read.
+    merges, a file that is damaged; whatever else transformers raises for files that it cannot read.
     """
+    try:
+        return _load(name, trust_remote_code, **where)
+    except UserError:
+        raise
+    except Exception:
+        for file in FILES:
+            if path := cached_file(
+                name, file, _raise_exceptions_for_missing_entries=False, local_files_only=True, **where
+            ):
+                checkpoint.json_object(Path(path))
+        raise
+
+
+def _load(name: str, trust_remote_code: bool, **where: Any) -> transformers.PreTrainedTokenizerBase:
     settings = get_tokenizer_config(name, **where)
     code = settings.get("auto_map")
     code = code.get("AutoTokenizer") if isinstance(code, dict) else code  # a list, in old ones

@@ -1,13 +1,13 @@
 """Figures, each drawn from a result JSON's payload; no model is needed."""
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -28,7 +28,6 @@ from lib.report.tables import number
 from lib.run.cli import Options
 from lib.run.errors import UserError
 
-matplotlib.use("Agg")
 Drawn = TypeVar("Drawn")
 PALETTE = sns.color_palette("colorblind")
 DIVERGING = "PuOr_r"
@@ -43,20 +42,31 @@ LINEAR = 0.1  # of a change of the loss: up to it an axis is linear
 # text of vector figures stays text, which can be searched and edited, and the same figure is the same file
 VECTOR: Any = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "figure"}
 UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-matplotlib.rcdefaults()  # figures are the same whatever matplotlibrc there is
-sns.set_theme(style="ticks", palette=PALETTE, font=FAMILY)
-for text in (str, np.str_, bytes, np.bytes_):  # no axis is of words: a text among the numbers is a mistake
-    matplotlib.units.registry.pop(text, None)
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """In which figures are drawn and written: the same whatever matplotlibrc there is, or whoever else draws in this
+    process, who then goes on as before."""
+    registry = dict(matplotlib.units.registry)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        sns.set_theme(style="ticks", palette=PALETTE, font=FAMILY, color_codes=False)
+        for text in (str, np.str_, bytes, np.bytes_):  # no axis is of words: a text among the numbers is a mistake
+            matplotlib.units.registry.pop(text, None)
+        try:
+            yield
+        finally:
+            matplotlib.units.registry.update(registry)
 
 
 def write(
     path: Path, draw: Callable[[Drawn], Figure], result: Drawn, dpi: int = Options.dpi, width: float | None = None
 ) -> None:
     """Draw a result into a file of the format that its suffix names: one of cli.FORMATS. width: in inches, at most."""
-    with result_file(path) as temporary:
+    with result_file(path) as temporary, style():
         figure = draw(legible(result))
         if width is not None and not fit(figure, width):
-            plt.close(figure)
             raise UserError(f"cannot make {path}: what it shows needs more than {width:g} inches")
         save(figure, temporary, dpi)
 
@@ -67,18 +77,24 @@ def save(figure: Figure, path: str | Path, dpi: int = Options.dpi) -> None:
     if suffix != ".png":
         with matplotlib.rc_context(VECTOR):
             figure.savefig(path, dpi=dpi, metadata=UNDATED[suffix])
-        plt.close(figure)
         return
-    assert isinstance(figure.canvas, FigureCanvasAgg)  # the backend chosen above
+    assert isinstance(figure.canvas, FigureCanvasAgg)
     figure.set_dpi(dpi)
     figure.canvas.draw()
     pixels = Image.fromarray(np.asarray(figure.canvas.buffer_rgba()))
-    plt.close(figure)
     pixels.convert("RGB").quantize(256).save(path, optimize=True)
 
 
+def make_figure(size: tuple[float, float]) -> Figure:
+    """An empty one of so many inches, without pyplot, which would show it in a notebook."""
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def make_axes(rows: int = 1, columns: int = 1, size: tuple[float, float] = (8, 5), **kwargs: Any) -> tuple[Figure, Any]:
-    return plt.subplots(rows, columns, figsize=size, layout="constrained", **kwargs)
+    figure = make_figure(size)
+    return figure, figure.subplots(rows, columns, **kwargs)
 
 
 def make_title(result: Result[Any, Any], text: str) -> str:

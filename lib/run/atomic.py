@@ -1,11 +1,12 @@
 """Files that appear complete or not at all."""
 
+import fcntl
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from lib.run.errors import UserError, cause
@@ -29,6 +30,18 @@ def complete_file(path: Path) -> Iterator[str]:
             Path(temporary).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or cause(error)}") from error
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block for `folder`, where the file system can tell."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def remove_leftovers(folder: Path, pattern: str = f"{UNFINISHED}*", days: float = 1) -> None:

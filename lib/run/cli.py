@@ -247,7 +247,8 @@ def main(script: Callable[[], object]) -> None:
     that leaves changes nothing: the files are the result.
     """
     terminal.begin()
-    os.environ["MPLBACKEND"] = "agg"  # figures are files; what a notebook names for its commands is not installed here
+    if "IPython" not in sys.modules:  # a notebook names its own to the commands that it starts, where it may be unknown
+        os.environ.pop("MPLBACKEND", None)
     try:
         with terminal.interruptible(), processes.quiet(), processes.failing_together():
             _run(script)

@@ -16,6 +16,9 @@ MEANT = {
     r"did not match any variant of untagged enum": "damaged, or of a newer version of tokenizers",
     r"an't allocate memory|annot allocate memory|nable to allocate|out of memory": "out of memory",
     r"CERTIFICATE_VERIFY_FAILED": "set SSL_CERT_FILE to a file of the certificates that are to be trusted",
+    r"Could not run 'aten::": "PyTorch has nothing for it on this machine",
+    r"^property '\w+' of '\w+' object has no setter": "its config.json sets what is not set there; take it out",
+    r"^Unrecognized configuration class": "transformers knows no decoder of this type that takes text alone",
     r"requires the SentencePiece|have sentencepiece or tiktoken": "run: pip install sentencepiece tiktoken",
 }
 
@@ -82,7 +85,7 @@ def _says(error: BaseException) -> str:
     text = " ".join(lines)
     for pattern, meant in MEANT.items():
         if re.search(pattern, text):
-            return f"{meant} ({text})"
+            return f"{meant} ({_cut(text, LONGEST // 2)})"
     if isinstance(error, MemoryError):
         return f"out of memory ({text})" if text else "out of memory"
     return text if " " in text else f"{name}: {text}" if text else name

@@ -21,7 +21,7 @@ from lib.model import edits, hooks
 from lib.model.arch import Architecture
 from lib.model.models import LanguageModel
 from lib.planted import blank, kinds, planting
-from lib.report import figures, result_files, tables
+from lib.report import result_files, tables
 from lib.run.cli import UserError
 from tests import reference
 from tests.cases import close, observe, some
@@ -473,7 +473,7 @@ def text_and_figures(result):
     payload = result_files.payload("exp6", {"model_name": "tiny"}, provenance | rest, result, {})
     stored = catalogue.concluded(json.loads(json.dumps(payload)))
     for draw in exp6_trigger_census.EXPERIMENT.figures().values():
-        figures.plt.close(draw(stored))
+        draw(stored)
     return text.summarise(stored)
 
 

@@ -24,7 +24,7 @@ from lib.core.results import OfExpert
 from lib.model import edits, hooks
 from lib.model.arch import Architecture
 from lib.model.models import LanguageModel
-from lib.report import figures, result_files
+from lib.report import result_files
 from lib.run.errors import UserError
 from tests import every_type, pretend
 from tests.conftest import by_turns
@@ -366,7 +366,7 @@ def test_a_planted_neuron_is_the_set(model_type, dtype):
     assert "\n   2.5 " in said
     assert "mean |routing weight x activation|" in said
     for draw in exp4_neuron_sets.figures().values():
-        figures.plt.close(draw(again))
+        draw(again)
 
 
 def neurons_there(lm, layer):
@@ -392,7 +392,7 @@ def test_inside(model_type):
     assert ("Not with another activation function" in said) == (model_type == "gpt_oss")
     assert ("biases of the down projections" in said) == (model_type == "gpt_oss")
     for draw in exp2c_mlp_internal_analysis.figures().values():
-        figures.plt.close(draw(again))
+        draw(again)
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe"])

@@ -25,7 +25,7 @@ from lib.core.evidence import Average
 from lib.core.results import ContributionCheck, Neuron
 from lib.model import hooks
 from lib.planted import blank, planting
-from lib.report import figures, result_files
+from lib.report import result_files
 from lib.run import checkout
 from tests import reference
 from tests.cases import LAYER, by_hand, captured, close, observe_and_spoil, some
@@ -278,7 +278,7 @@ def test_the_inside_of_an_mlp_that_writes_nothing(family, tokenizer):
     stored = catalogue.concluded(payload_of("exp2c", family, result))
     assert "in parts of the output: -\n" in mlp_internal_text.summarise(stored)
     for draw in exp2c_mlp_internal_analysis.figures().values():
-        figures.plt.close(draw(stored))
+        draw(stored)
     nothing = {"mean": None, "std": None, "ci95": None, "n": 3}
     replaced = {name: function | {"mlp_output_change": nothing} for name, function in result["replaced"].items()}
     older = payload_of("exp2c", family, result | {"largest_activation": nothing, "replaced": replaced})
@@ -335,7 +335,7 @@ def test_verdicts(family, layer, gain, verdict, tokenizer):
     share = " (they give at least 95% of the MLP's output)\n" if "neurons" in verdict else "\n"
     assert f"Conclusion: {result['conclusion']['verdict']}{share}" in text.summarise(stored)
     for draw in exp4_neuron_sets.figures().values():
-        figures.plt.close(draw(stored))
+        draw(stored)
 
 
 @some

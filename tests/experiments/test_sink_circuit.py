@@ -4,7 +4,6 @@ and the rule comes out in every direction."""
 import copy
 from types import SimpleNamespace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -449,4 +448,3 @@ def test_the_figure_shows_what_softmax_sees(model):
         np.testing.assert_allclose(curves[label].get_ydata(), [at_0 - others for at_0, others in pairs])
         low, high = sorted(curves[label].get_ydata())[:: len(pairs) - 1]
         assert (high - low) / np.ptp(apart.get_ylim()) > 0.2
-    plt.close(drawn)

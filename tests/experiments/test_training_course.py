@@ -15,7 +15,7 @@ from experiments.training_course import fit, judge, measure, text
 from experiments.training_course.results import DIVERGES, FITTED, NAMES, TOO_FEW, Results
 from lib import catalogue
 from lib.core.definitions import MOST, SINKS
-from lib.report import figures, result_files
+from lib.report import result_files
 from lib.run.errors import UserError
 from tests import architectures, every_type
 from tests.cases import case_of
@@ -162,7 +162,7 @@ def test_hybrids_and_mixtures_are_drawn_and_told(hybrids, name, n):
     assert [len(row) for row in result.results.steps[0].scores] == heads
     assert "highest head" in text.summarise(result)
     for draw in exp14_training.figures().values():
-        figures.plt.close(draw(result))
+        draw(result)
     if n == 1:
         assert result.conclusion.verdict == "massive activations: cannot tell; sinks: cannot tell"
 

@@ -204,6 +204,13 @@ def test_an_unused_entry_beyond_the_model_is_no_error(llama):
     assert len(load(llama).tokenizer) == 350
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_file_of_a_tokenizer_is_named(name, gpt2):
+    content = (gpt2 / name).read_text()
+    (gpt2 / name).write_text(content[: len(content) // 2])
+    refused(gpt2, f"cannot read .*/{name}: ")
+
+
 def test_an_empty_vocabulary(gpt2):
     for path in gpt2.glob("tokenizer*"):
         path.unlink()
@@ -505,6 +512,7 @@ def test_pointers_of_git_lfs(name, llama):
         ({"n_heads": 8}, "n_heads = 8"),
         ({"rope_scaling": {"type": "brand-new", "factor": 2.0}}, "brand-new"),
         ({"rope_scaling": {"factor": 2.0}}, "factor"),
+        ({"use_return_dict": False}, "take it out .*'use_return_dict'"),
     ],
 )
 def test_what_a_configuration_says_and_transformers_ignores(values, match, llama):
@@ -531,6 +539,8 @@ def test_what_a_configuration_says_and_transformers_ignores(values, match, llama
         {"flash_rotary": True, "fused_rotary": True, "use_rotary": True, "n_heads": 4, "norm_eps": 1e-6},
         {"is_decoder": True, "attention_softmax_in_fp32": True, "partial_rotary_factor": 1.0, "causal": True},
         {"gradient_checkpointing": True},
+        {"quantization_config": {}},
+        {"quantization_config": None},
     ],
 )
 def test_what_changes_nothing(values, llama):

@@ -142,6 +142,30 @@ print(models._converted("m", "x", lambda: [gguf]))
     assert holds(folder, gguf_tensors(tiny_gguf, HIDDEN // HEADS))
 
 
+def cut(folder):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-200])
+
+
+def flip(folder):
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-100] ^= 64
+    (folder / "model.safetensors").write_bytes(content)
+
+
+def replace(folder):
+    folder.rename(folder.with_name("elsewhere"))
+    folder.write_text("")
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lambda folder: (folder / "config.json").unlink(), replace])
+def test_a_damaged_folder_in_the_cache_is_made_anew(damage, tiny_gguf):
+    made = models._converted("m", "x", lambda: [tiny_gguf])
+    damage(made)
+    assert models._converted("m", "x", lambda: [tiny_gguf]) == made
+    assert holds(made, gguf_tensors(tiny_gguf, HIDDEN // HEADS))
+
+
 @pytest.mark.parametrize("name", ["blk.1.ffn_down.weight", "output_norm.weight", "token_embd.weight"])
 def test_a_missing_tensor(name, tiny_gguf, tmp_path):
     refused(rewritten(tiny_gguf, tmp_path / "m.gguf", without=[name]), name)

@@ -5,7 +5,6 @@ import re
 import shutil
 from types import SimpleNamespace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
@@ -16,6 +15,12 @@ from lib.run.checkout import ROOT
 from tests.scripts.test_scripts import run
 
 LONG = "what is drawn here, in words that are too long for one panel of two"
+
+
+@pytest.fixture(autouse=True)
+def _style():
+    with figures.style():
+        yield
 
 
 @pytest.fixture
@@ -32,8 +37,7 @@ def figure():
     axes[0].legend(frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     drawn.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     drawn.suptitle(f"{LONG}, {LONG}\nsecond line", fontsize=11)
-    yield drawn
-    plt.close(drawn)
+    return drawn
 
 
 def labels(drawn):
@@ -68,7 +72,6 @@ def test_words_below_an_axis_are_turned():
     assert printed.fit(drawn, 3.3)
     assert [label.get_text() for label in ax.get_xticklabels()] == names
     assert {label.get_rotation() for label in ax.get_xticklabels()} == {90}
-    plt.close(drawn)
 
 
 def test_panels_without_room_stand_below_each_other():
@@ -91,7 +94,6 @@ def test_panels_without_room_stand_below_each_other():
         assert " ".join(labels[0].get_text().split()) == LONG
         assert all(label.get_visible() and label.get_fontsize() < 9 for label in labels)
         assert min(label.get_window_extent().x0 for label in labels) > 0
-    plt.close(drawn)
 
 
 def test_as_many_panels_beside_each_other_as_have_room():
@@ -103,7 +105,6 @@ def test_as_many_panels_beside_each_other_as_have_room():
     assert first.y0 == pytest.approx(third.y0)
     assert fourth.x0 == pytest.approx(first.x0)
     assert fourth.y1 < first.y0
-    plt.close(drawn)
 
 
 @pytest.mark.parametrize(("columns", "left"), [(3, 6), (40, 0)])
@@ -115,12 +116,11 @@ def test_numbers_wider_than_the_cells_of_a_heat_map_are_left_out(columns, left):
     assert printed.fit(drawn, 5)
     assert len(ax.texts) == left + 1
     assert above in ax.texts
-    plt.close(drawn)
 
 
 def test_a_surface_has_room():
     """With the label of its values, beside which there is none."""
-    drawn = plt.figure(figsize=(8, 5.6), layout="constrained")
+    drawn = figures.make_figure((8, 5.6))
     ax = drawn.add_subplot(projection="3d", computed_zorder=False)
     values = np.full((4, 300), 20_000.0)
     figures.draw_surface(ax, values, ["a", "b", "c", "d"], [100], values.max())
@@ -128,12 +128,11 @@ def test_a_surface_has_room():
     drawn.draw_without_rendering()
     [label] = [text for text in ax.texts if text.get_text() == "|activation|"]
     assert label.get_window_extent().x1 < drawn.bbox.width
-    plt.close(drawn)
 
 
 def test_numbers_of_a_heat_map_stand_out_from_their_cells():
     """By the WCAG's measure, 4.5 at least."""
-    drawn, ax = figures.make_axes()
+    _drawn, ax = figures.make_axes()
     values = np.linspace(-1, 1, 100).reshape(10, 10)
     values[3, 4] = np.nan
     figures.draw_heatmap(ax, values, annot=True, cmap=figures.DIVERGING)
@@ -142,7 +141,6 @@ def test_numbers_of_a_heat_map_stand_out_from_their_cells():
     for text, cell in zip(ax.texts, cells, strict=True):
         dark, light = sorted(map(luminance, (text.get_color(), cell)))
         assert (light + 0.05) / (dark + 0.05) > 4.5
-    plt.close(drawn)
 
 
 def luminance(color):
@@ -161,7 +159,6 @@ def test_rows_whose_names_lie_over_one_another_have_no_room():
     drawn, ax = figures.make_axes(size=(8, 4))
     ax.set_yticks(range(40), [f"row {i}" for i in range(40)])
     assert not printed.fit(drawn, 3.3)
-    plt.close(drawn)
 
 
 def test_what_has_no_room_is_told(figure):
@@ -213,12 +210,11 @@ def test_layers_are_whole_numbers(n, ticks):
 
 @pytest.mark.parametrize("largest", [0.02, 1.9, 19.0])
 def test_an_axis_of_losses_has_room_at_both_ends(largest):
-    drawn, ax = figures.make_axes()
+    _drawn, ax = figures.make_axes()
     ax.plot([-0.01, largest], [0, 1])
     ax.axvline(0)
     figures.loss_axis(ax)
     ends = ax.transAxes.inverted().transform(ax.transData.transform([(-0.01, 0), (largest, 0)]))[:, 0]
-    plt.close(drawn)
     assert 0.03 < ends[0] < ends[1] < 0.97
     assert figures.SIGNED(0.0) == "0"
 

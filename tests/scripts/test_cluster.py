@@ -26,9 +26,11 @@ def test_commands_are_all_combinations(tmp_path):
         (["--over", "model", "a", "--", "nowhere.py"], "no such script"),
         (["--over", "model", "a", "--parameters", "fast", "--", "main_llm.py"], "KEY=VALUE"),
         (["--over", "model", "a", "--parameters", "speed=9", "--", "main_llm.py"], "submitit"),
+        (["--executor", "slurm", "--over", "model", "a", "--", "main_llm.py"], "srun"),
     ],
 )
-def test_bad_input_is_one_line(arguments, expected, tmp_path, capsys):
+def test_bad_input_is_one_line(arguments, expected, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm
     assert run("cluster.py", "--savedir", tmp_path / "out", *arguments) == 2
     error = capsys.readouterr().err
     assert expected in error

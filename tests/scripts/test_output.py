@@ -276,6 +276,39 @@ def test_a_command_in_a_notebook(tmp_path):
     assert start(["exp3_lifecycle_ledger.py"], *arguments, environment=backend).wait() == 0
 
 
+def test_a_notebook_goes_on_as_it_was(tmp_path):
+    """After %run, which runs a script in the notebook's own process."""
+    result = TRACKED / "exp3_lifecycle_ledger" / "exp3_results.json"
+    code = f"""
+import runpy, sys, types
+sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: None, version_info=(9, 0))
+import matplotlib
+from matplotlib.colors import to_rgb
+before = dict(matplotlib.rcParams)
+sys.argv = ["exp3_lifecycle_ledger.py", "--replot", {str(result)!r}, "--savedir", {str(tmp_path)!r}]
+runpy.run_path(sys.argv[0], run_name="__main__")
+import matplotlib.pyplot as plt
+assert dict(matplotlib.rcParams) == before
+assert plt.get_backend() == "svg" and not plt.get_fignums() and to_rgb("g") == (0, 0.5, 0)
+plt.bar(["a", "b"], [1, 2])
+"""
+    assert start(["-c", code], environment={"MPLBACKEND": "svg"}).wait() == 0
+
+
+def test_another_model_that_was_faster_is_not_overwritten(monkeypatch, tmp_path, capsys):
+    """Both began before either had written."""
+    path = TRACKED / "exp3_lifecycle_ledger" / "exp3_results.json"
+    payload = json.loads(path.read_text())
+    monkeypatch.setattr(
+        experiment, "_measure", lambda *_: payload | {"provenance": payload["provenance"] | {"dtype": "?"}}
+    )
+    shutil.copy(path, tmp_path)
+    assert run("exp3_lifecycle_ledger.py", "--savedir", tmp_path) == 2
+    assert "is of another model" in capsys.readouterr().err
+    assert files(tmp_path) == [path.name]
+    assert (tmp_path / path.name).read_text() == path.read_text()
+
+
 def test_a_figure_that_cannot_be_drawn_costs_no_other_file(monkeypatch, tmp_path, capsys):
     heads = TRACKED / "analyze_heads_simple" / "smollm2-135m_head_analysis.json"
     payload = json.loads(heads.read_text())
@@ -447,7 +480,7 @@ def test_a_font_of_this_machine_that_has_the_glyph_is_used(tmp_path, monkeypatch
     assert fonts.legible(only_there) == only_there.encode("unicode_escape").decode()
     manager.fontManager.addfont(shutil.copy(own, tmp_path))
     assert fonts.legible(only_there) == only_there
-    figure, ax = report_figures.plt.subplots()
+    figure, ax = report_figures.make_axes()
     ax.set_title(only_there)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
