@@ -22,9 +22,8 @@ def norms(result: Stored) -> Figure:
     for role, marker, color in STYLES:
         found = [(layer.layer, one.norm) for layer in layers for one in layer.largest if one.role == role]
         ax.plot(*np.array(found).reshape(-1, 2).T, marker, ms=5, mfc="none", color=color, label=role)
-    ax.plot(
-        [one.layer for one in layers], [one.median for one in layers], "--", color="grey", label="median of all dims"
-    )
+    medians = [one.median for one in layers]
+    ax.plot([one.layer for one in layers], medians, ".--", color="grey", label="median of all dims")
     for one in _labelled(results):
         where = {"xytext": (-13, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
         ax.annotate(f"dim {one.dim}", (one.layer, one.norm), fontsize=9, **where)
