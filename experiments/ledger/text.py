@@ -22,6 +22,7 @@ def summarise(result: Stored) -> str:
             f"Place: dim {place.dim} (windows by position: {', '.join(positions[:5])}{others}; most frequent token "
             f"{place.token!r}),",
             "found in the model as it is, so that ledgers of the same windows with different parts off compare",
+            *tables.spread_at_0(place).splitlines(),
             f"Condition: {results.condition.label}",
             "",
             f"The {min(LISTED, len(largest))} largest of {len(largest)} writes into it, signed, mean over "

@@ -25,7 +25,7 @@ TALLEST = 9.0  # inches of a figure whose panels were moved below each other
 PADDING = 3  # pixels of a line of text that its letters seldom reach
 ROWS = 0.36  # of a figure's width that names of rows may take
 LEAST = 0.7  # inches of a panel without its labels
-PASSES = 6  # what is wrapped leaves others less room
+PASSES = 6  # what is wrapped leaves others less room; where a figure stays as wide as it is, two are enough
 
 
 def fit(figure: Figure, width: float | None) -> bool:
@@ -57,10 +57,11 @@ def fit(figure: Figure, width: float | None) -> bool:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="constrained_layout not applied")
         try:
-            for left in reversed(range(PASSES)):
+            passes = PASSES if width < wide else 2
+            for left in reversed(range(passes)):
                 figure.draw_without_rendering()
                 _make_room(figure, said)
-                if left < PASSES / 2:  # what is wrapped by then leaves panels all their room
+                if left < passes / 2:  # what is wrapped by then leaves panels all their room
                     _clear(figure)
             figure.draw_without_rendering()
         except UserWarning:

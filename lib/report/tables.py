@@ -207,12 +207,12 @@ def place_text(place: FollowedPlace) -> str:
         f"Followed: dim {place.dim}, most often token {place.token!r}{found}; windows: {positions}\n"
         f"peak {interval(values[place.peak_layer], True)} at layer {place.peak_layer}, "
         f"plateau layers {first} to {last}\n"
-        f"Rule: {place.rule}\n" + _first_tokens(place)
+        f"Rule: {place.rule}\n" + spread_at_0(place)
     )
 
 
-def _first_tokens(place: FollowedPlace) -> str:
-    """What the spread of values at position 0 is of."""
+def spread_at_0(place: FollowedPlace) -> str:
+    """Of a place at position 0: what the spread of its values is of."""
     if place.first_tokens is None:
         return ""
     draws = f"all windows begin with {place.token!r}, so that it is the same in all"
@@ -247,7 +247,9 @@ def first_tokens_text(largest: AblatedPlace, exact: FirstTokens | None) -> str:
     """What the windows' spread at position 0 is of, and the exact numbers over all first tokens, if there are any."""
     if largest.position != "first":
         return ""
-    draws = "all windows begin with the same" if exact is not None and exact.tokens == 1 else _draws(largest.windows)
+    draws = (
+        "all windows begin with the same token" if exact is not None and exact.tokens == 1 else _draws(largest.windows)
+    )
     text = f"At position 0 a value depends on the first token alone: {draws}.\n"
     return text if exact is None else text + exact_text(exact)
 

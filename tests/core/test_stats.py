@@ -270,8 +270,8 @@ def test_what_rounding_leaves_is_printed_as_nothing():
 )
 def test_what_position_0_hangs_on_is_said(first_tokens, said):
     followed = SimpleNamespace(first_tokens=first_tokens, token="the", values=[Average(1, None, None, 8)])
-    assert said in tables._first_tokens(followed)
-    assert bool(said) == bool(tables._first_tokens(followed))
+    assert said in tables.spread_at_0(followed)
+    assert bool(said) == bool(tables.spread_at_0(followed))
 
 
 def test_one_of_a_thing_is_no_plural():
