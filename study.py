@@ -76,7 +76,8 @@ def main() -> None:
             identity.require_same(path, this)
     layers: dict[str, int] = {}
     done: set[tuple[str, ...]] = set()
-    print(f"{len(steps)} runs on {options.model_name}, into {folder}: what each finds, then a page of all", flush=True)
+    print(f"{len(steps)} runs on {options.model_name}, into {folder}: what each finds, then a page of all")
+    print("If it is interrupted, the same command goes on from there", flush=True)
     failed: list[str] = []
     for number, step in enumerate(steps, 1):
         try:

@@ -57,7 +57,7 @@ def places_table(places: Sequence[AblatedPlace], words: Sequence[PlaceWord], at_
         for place, judged in list(zip(places, words, strict=True))[:at_most]
     ]
     heads = ["position", "most frequent token", "dim", "windows", "after layer", "value", "ablated", "retained"]
-    more = f"and {len(places) - at_most} more places, in the JSON\n" if len(places) > at_most else ""
+    more = f"and {tables.counted(len(places) - at_most, 'more place')}, in the JSON\n" if len(places) > at_most else ""
     return (
         "What is left of each place (position 0 or the later ones, and a dim), largest first, after the end of its "
         "plateau, in the windows that have it:\n"

@@ -190,7 +190,8 @@ class Effects:
         later, of_later = "causality: they run later", "a head changes only the attention of later layers"
 
         def described(name: str, note: str | None, reach: int, why: str) -> EffectOnModel:
-            return EffectOnModel(name, note, reach, None if reach == last else f"heads of layers after {reach}: {why}")
+            without = f"heads of layers after {reach}" if reach >= 0 else "all heads"
+            return EffectOnModel(name, note, reach, None if reach == last else f"{without}: {why}")
 
         self.effects: dict[Effect, EffectOnModel] = {
             "birth": described(f"value at layer {first}", "first of the plateau", first, later),

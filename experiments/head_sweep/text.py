@@ -56,7 +56,7 @@ def _largest(results: Results, effect: Effect, at_most: int = 8) -> str:
         rows.append(row)
     heading = (
         f"{described.label}: {tables.interval(baseline, True)} with all heads, mean of "
-        f"{baseline.n} windows; largest changes of {len(able)} single heads\n"
+        f"{tables.counted(baseline.n, 'window')}; largest changes of {tables.counted(len(able), 'single head')}\n"
     )
     impossible = f"impossible: {described.impossible}\n" if described.impossible else ""
     relative = ["relative"] if any(changes[0].relative for _head, changes in able) else []

@@ -7,10 +7,19 @@ from matplotlib.figure import Figure
 
 from experiments.interventions.judge import nearest_epsilon
 from experiments.interventions.results import LAYER, ONWARD, Change, Results, SingleStored, Stored
-from lib.core.definitions import COST
 from lib.core.evidence import Average
-from lib.report.figures import PALETTE, PLAIN, add_legend, draw_curve, label_layers, loss_axis, make_axes, write_beside
-from lib.report.tables import number
+from lib.report.figures import (
+    PALETTE,
+    PLAIN,
+    add_legend,
+    draw_curve,
+    label_layers,
+    loss_axis,
+    make_axes,
+    mark_costs,
+    write_beside,
+)
+from lib.report.tables import counted, number
 
 OFF = "off"
 KINDS = (OFF, LAYER, ONWARD)
@@ -42,8 +51,7 @@ def interventions(result: Stored) -> Figure:
                 ax.plot(average.mean, row, "Dos"[style], color=color, ms=6, label=None if i else label)
                 write_beside(ax, row, number(average.mean, signed))
         ax.grid(axis="x", alpha=0.4)
-    loss.axvline(0, color="black", lw=0.8, ls="--", label="baseline")
-    loss.axvline(COST, color="black", lw=0.8, ls=":", label=f"costs: above {COST:g}")
+    mark_costs(loss.axvline, "baseline")
     loss_axis(loss)
     baseline = results.baseline.sink_rates[epsilon]
     sinks.axvline(baseline.mean, color="black", lw=0.8, ls="--")
@@ -87,7 +95,7 @@ def interventions_over_layers(result: Stored | SingleStored) -> Figure:
     place, baseline = results.place, results.baseline
     kinds = [kind for kind in KINDS if _of_kind(results, kind)]
     panels: list[str | None] = [*kinds] or [None]
-    figure, axes = make_axes(1, len(panels), size=(5 * len(panels), 5.4), squeeze=False, sharey=True)
+    figure, axes = make_axes(1, len(panels), size=(5 * len(panels), 7.4), squeeze=False, sharey=True)
     for ax, kind in zip(axes[0], panels, strict=True):
         changes = _of_kind(results, kind)
         named = [(change.label if kind == OFF else change.set_to, change) for change in changes]
@@ -108,4 +116,4 @@ def interventions_over_layers(result: Stored | SingleStored) -> Figure:
 
 def _measured_title(result: Stored | SingleStored, text: str) -> str:
     n, seqlen = result.results.sites.windows, result.provenance["data"]["seqlen"]
-    return f"{text}\n{result.config['model_name']}, {n} measured window{'s' * (n > 1)} of {seqlen} tokens"
+    return f"{text}\n{result.config['model_name']}, {counted(n, 'measured window')} of {seqlen} tokens"

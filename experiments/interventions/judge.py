@@ -39,6 +39,8 @@ RULE = (
 )
 SINGLE_RULE = f"{COST_RULE}; {NONE_FOUND} if there is no site to change"
 WORDS = {True: "costs", False: "free", None: CANNOT_TELL}
+CONSTANT = "needed, a constant is enough"
+SAME = "it is one beforehand: all windows begin with the same token, on which alone it depends"
 HELD = (ZERO, MEAN, ORDINARY, RESAMPLED)
 
 
@@ -51,6 +53,8 @@ def judge(results: Results) -> Verdict:
     name = names.get((NEURONS_OFF, THERE)) or names[MLP_OFF, THERE]
     put_back = changes[names[PUT_BACK, THERE]]
     verdict, why, tests = _verdict(changes[name], put_back, costs[name], costs[names[MEAN, ONWARD]])
+    if verdict == CONSTANT and _is_constant(results):
+        why = SAME
     layer, onward = (
         HeldLosses(*(changes[names[set_to, where]].loss_change for set_to in HELD)) for where in (LAYER, ONWARD)
     )
@@ -72,6 +76,11 @@ def judge_single(results: Results) -> SingleVerdict:
     ((name, test),) = _costs(changes).items()
     word = WORDS[test.answer]
     return conclusion(word, SINGLE_RULE, SingleValues(changes[name].loss_change, {name: word}), [test])
+
+
+def _is_constant(results: Results) -> bool:
+    """Whether causality makes the changed values the same in all windows."""
+    return results.place.first_tokens == 1 and all(pair.position == "first" for pair in results.sites.dims)
 
 
 def nearest_epsilon(results: Results) -> float:
@@ -119,5 +128,5 @@ def _verdict(
     if not missed.answer:
         why = "the value put back does not recover the loss: what is missed is what else is written with it"
         return CANNOT_TELL, reasons([missed]) or why, tests
-    verdict = {True: "needed as it is", False: "needed, a constant is enough", None: CANNOT_TELL}[constant.answer]
+    verdict = {True: "needed as it is", False: CONSTANT, None: CANNOT_TELL}[constant.answer]
     return verdict, reasons([constant]) or None, tests

@@ -184,7 +184,7 @@ class HeldLosses:
 @dataclass(frozen=True)
 class Values:
     """layer, onward: set at the layer, or from it on. costs: of every change by name, "costs", "free" or "cannot tell".
-    why: the verdict cannot be told, or None."""
+    why: the verdict cannot be told, or what of it was certain beforehand; else None."""
 
     counterfactual: Counterfactual
     layer: HeldLosses

@@ -13,7 +13,7 @@ def summarise(result: Stored) -> str:
     results, conclusion = result.results, result.conclusion
     place, check, values = results.place, results.check, conclusion.values
     positions = [f"{n} at {position}" for position, n in place.positions.items()]
-    others = f" and {len(positions) - 5} more positions" if positions[5:] else ""
+    others = f" and {tables.counted(len(positions) - 5, 'more position')}" if positions[5:] else ""
     largest = sorted(results.writes, key=lambda write: -abs(write.value))
     exact = "below" if check.relative_error < check.tolerance else "NOT below"
     return "\n".join(
@@ -22,6 +22,7 @@ def summarise(result: Stored) -> str:
             f"Place: dim {place.dim} (windows by position: {', '.join(positions[:5])}{others}; most frequent token "
             f"{place.token!r}),",
             "found in the model as it is, so that ledgers of the same windows with different parts off compare",
+            *tables.spread_at_0(place).splitlines(),
             f"Condition: {results.condition.label}",
             "",
             f"The {min(LISTED, len(largest))} largest of {len(largest)} writes into it, signed, mean over "

@@ -48,8 +48,8 @@ def summarise(result: Stored) -> str:
             f"{tables.number(check.sum + check.bias, True)}; output of the {output} "
             f"{tables.number(check.output, True)}; relative error {tables.number(check.relative_error)}",
             "",
-            f"Sets of {len(results.minimal_set)} neurons alone or off, in every position; share: of the baseline's "
-            "value, sums over the windows where it is massive there",
+            f"Sets of {tables.counted(len(results.minimal_set), 'neuron')} alone or off, in every position; share: of "
+            "the baseline's value, sums over the windows where it is massive there",
             f"{_null(null, _others(results), activation)}Perplexity and sink rate: of {windows.whole} whole windows",
             tables.table(
                 ["run", f"layer {layer}", "share", f"layer {end}", "share", "perplexity", "sink rate"],
@@ -80,7 +80,7 @@ def _null(null: Null, others: float, activation: str = "activation") -> str:
     draws = null.draws
     if not draws:
         return ""
-    drawn = f"all {null.possible} that are possible" if null.enumerated else f"{len(draws)} different ones"
+    drawn = f"all {null.possible} that are possible" if null.enumerated else tables.counted(len(draws), "different one")
     active = [draw.activity for draw in draws]
     alone, without = ([share.mean for share in shares] for shares in null.shares)
     kept = ""

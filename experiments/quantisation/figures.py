@@ -8,8 +8,19 @@ from matplotlib.ticker import PercentFormatter
 
 from experiments.quantisation.results import BLOCKS, KINDS, PROJECTIONS, REMEDIES, SCHEMES, Condition, Stored
 from experiments.quantisation.text import NAMES
-from lib.core.definitions import COST, FLOAT16_MAX
-from lib.report.figures import LINES, MARKERS, PALETTE, PLAIN, add_legend, label_layers, loss_axis, make_axes
+from lib.core.definitions import FLOAT16_MAX
+from lib.report.figures import (
+    LINES,
+    MARKERS,
+    PALETTE,
+    PLAIN,
+    add_legend,
+    label_layers,
+    loss_axis,
+    make_axes,
+    mark_costs,
+)
+from lib.report.tables import counted
 
 TITLES = {PROJECTIONS: "what projections read is quantised", BLOCKS: "what blocks give is quantised"}
 APART = 0.15  # rows between the remedies of a scheme
@@ -30,8 +41,7 @@ def remedies(result: Stored) -> Figure:
             _draw(ax, cells, i, NAMES[remedy])
         for row in range(1, n):
             ax.axhline(row - 0.5, color="0.85", lw=0.8)
-        ax.axvline(0, color="black", lw=0.8, ls="--", label="not quantised")
-        ax.axvline(COST, color="black", lw=0.8, ls=":", label=f"costs: above {COST:g}")
+        mark_costs(ax.axvline, "not quantised")
         loss_axis(ax)
         if any(cell.loss_change is None for cell in results.conditions.values() if cell.where == where):
             ax.set_xlabel(f"{ax.get_xlabel()}\nopen, at the edge: overflows")
@@ -98,4 +108,4 @@ def ranges(result: Stored) -> Figure:
 
 def _measured_title(result: Stored, text: str) -> str:
     n, seqlen = result.results.measured, result.provenance["data"]["seqlen"]
-    return f"{text}\n{result.config['model_name']}, {n} measured window{'s' * (n > 1)} of {seqlen} tokens"
+    return f"{text}\n{result.config['model_name']}, {counted(n, 'measured window')} of {seqlen} tokens"

@@ -25,7 +25,7 @@ def summarise(result: Stored) -> str:
     results = result.results
     parts = [
         tables.header(result, "Experiment 13: what massive activations cost where activations are quantised"),
-        f"{results.calibration} windows calibrate, {results.measured} others are measured; of these "
+        f"Windows that calibrate: {results.calibration}; others, which are measured: {results.measured}; of these "
         f"{tables.interval(results.spiking)} have something massive in a block's output",
         f"As it is: loss {tables.interval(results.loss)} nats a token",
         *(f"Rule: {rule}" for rule in results.rules),
@@ -69,7 +69,7 @@ def _loss(cell: Condition | None) -> str:
     if cell is None:
         return "-"
     if cell.loss_change is None:
-        return f"overflows ({cell.overflowing} windows)"
+        return f"overflows ({tables.counted(cell.overflowing, 'window')})"
     return tables.interval(cell.loss_change, True)
 
 

@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 
 from experiments.sink_knockout.results import CONTROLS, RECENT, SINK, SINK_SECOND, Moved, Stored
 from experiments.sink_knockout.text import named
-from lib.core.definitions import COST
 from lib.core.evidence import Interval
 from lib.report.figures import (
     MARKERS,
@@ -17,6 +16,7 @@ from lib.report.figures import (
     loss_axis,
     make_axes,
     make_title,
+    mark_costs,
     shortened,
     write_beside,
 )
@@ -46,8 +46,7 @@ def knockout(result: Stored) -> Figure:
         mass.plot([cell.mass.mean for _row, cell in with_edges], [row for row, _cell in with_edges], **style)
         for row, cell in with_edges:
             _interval(mass, row, cell.mass.ci95, kind)
-    loss.axvline(0, color="black", lw=0.8, ls="--", label="as it is")
-    loss.axvline(COST, color="black", lw=0.8, ls=":", label=f"costs: above {COST:g}")
+    mark_costs(loss.axvline, "as it is")
     loss_axis(loss)
     mass.set_xlim(-0.03, 1.03)
     mass.set_xlabel("attention that the edges had,\nof a head and query")
@@ -84,8 +83,7 @@ def layers(result: Stored) -> Figure:
         ax.grid(axis="y", alpha=0.4)
     first, last = results.place.plateau
     loss.axvspan(first - 0.5, last + 0.5, color="0.92", zorder=0, label="plateau of the massive activation")
-    loss.axhline(0, color="black", lw=0.8, ls="--", label="as it is")
-    loss.axhline(COST, color="black", lw=0.8, ls=":", label=f"costs: above {COST:g}")
+    mark_costs(loss.axhline, "as it is")
     loss.set_ylabel("change of the loss,\nnats a token")
     add_legend(figure, loss, columns=3)
     mass.set_ylim(-0.03, 1.03)

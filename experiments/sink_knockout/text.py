@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
-from experiments.sink_knockout.results import SINK, Moved, Results, Stored
+from experiments.sink_knockout.results import ITSELF, PREVIOUS, SINK, Moved, Results, Stored
 from lib.core.evidence import Cell
 from lib.report import tables
 
+NAMES = {ITSELF: "the query itself", PREVIOUS: "the previous token"}
 MOST = 3  # keys to which attention moves
 
 
@@ -50,7 +51,7 @@ def _headline(result: Stored) -> str:
 
 def _losses(results: Results, costs: dict[str, str]) -> str:
     rows = [
-        [name, tables.interval(cell.loss_change, True), costs[name], tables.interval(cell.beyond, True)]
+        [cell.label, tables.interval(cell.loss_change, True), costs[name], tables.interval(cell.beyond, True)]
         for name, cell in results.together.items()
     ]
     return tables.table(["condition", "loss", "cost", "beyond"], rows)
@@ -59,16 +60,16 @@ def _losses(results: Results, costs: dict[str, str]) -> str:
 def _after(results: Results) -> str:
     rows = [
         [
-            *(name, tables.number(cell.edges), tables.interval(cell.mass), tables.interval(cell.sink_rate_after)),
+            *(cell.label, tables.number(cell.edges), tables.interval(cell.mass), tables.interval(cell.sink_rate_after)),
             *(tables.mean(cell.value, True), tables.interval(cell.retained)),
         ]
-        for name, cell in results.together.items()
+        for cell in results.together.values()
     ]
     return tables.table(["condition", "edges", "mass", "sink rate", "value", "retained"], rows)
 
 
 def _moves(results: Results) -> str:
-    rows = [[name, *_moved(moved)] for name, cell in results.together.items() for moved in cell.moved_to[:MOST]]
+    rows = [[cell.label, *_moved(moved)] for cell in results.together.values() for moved in cell.moved_to[:MOST]]
     return tables.table(["condition", "attention moves to", "gain"], rows)
 
 
@@ -78,7 +79,7 @@ def _moved(moved: Moved) -> tuple[str, str]:
 
 def named(moved: Moved, quoted: Callable[[str], str] = repr) -> str:
     if moved.position is None:
-        return f"token {quoted(moved.token)}" if moved.token else moved.key
+        return f"token {quoted(moved.token)}" if moved.token else NAMES.get(moved.key, moved.key)
     return _position(moved.position, moved.token, quoted)
 
 

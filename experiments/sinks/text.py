@@ -73,7 +73,8 @@ def _epsilons(results: Results) -> list[str]:
 
 
 def _keys(name: str, measured: Input) -> str:
-    heading = f"Listed keys, {name}: {measured.n_keys:,} different ones (the first key, and tokens at later ones)\n"
+    n_keys = tables.counted(measured.n_keys, "different one")
+    heading = f"Listed keys, {name}: {n_keys} (the first key, and tokens at later ones)\n"
     if not measured.keys:
         return heading
     rows = [
@@ -124,10 +125,13 @@ def _secondary(results: Results) -> str:
         "for a head of a layer that reads this state; a token that no head looks at may be as like the first\n"
     )
     for name, measured in results.inputs.items():
-        where = [f"{b.first} to {b.last} ({b.windows} windows)" for b in results.between if b.input == name]
+        where = [
+            f"{b.first} to {b.last} ({tables.counted(b.windows, 'window')})" for b in results.between if b.input == name
+        ]
         text += (
             f"{name}: {tables.interval(measured.secondary)} of {results.seqlen - 1} later tokens in a window, "
-            f"{measured.n_secondary:,} different ones, in layers {', '.join(where[:EARLY])}{_beside(measured)}\n"
+            f"{tables.counted(measured.n_secondary, 'different one')}, in layers {', '.join(where[:EARLY])}"
+            f"{_beside(measured)}\n"
         )
     rows = [
         [name, one.position, repr(one.token), one.times, one.first_layer, one.layers]

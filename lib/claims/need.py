@@ -1,5 +1,6 @@
 """Claims about what the massive activations are for and what makes the first token special."""
 
+from experiments.interventions.judge import CONSTANT, SAME
 from lib.claims.cells import in_parts_of
 from lib.claims.judging import Judged, Said, claim
 from lib.claims.measured import CannotTellError, Measured, of_something
@@ -18,11 +19,11 @@ def as_a_constant(measured: Measured) -> Judged:
     conclusion = measured.interventions.conclusion
     told = of_something(conclusion)
     listed = {
-        "verdict": conclusion.verdict,
+        "verdict": f"{conclusion.verdict} ({SAME})" if told.why == SAME else conclusion.verdict,
         f"loss, {told.counterfactual.condition.replace('_', ' ')}": told.counterfactual.loss_change,
         "loss, mean": told.onward.mean,
     }
-    return [Said("exp5", conclusion, "needed, a constant is enough", told.why)], listed
+    return [Said("exp5", conclusion, CONSTANT, told.why)], listed
 
 
 @claim(

@@ -1,11 +1,12 @@
 """The whole page of a folder of results: one HTML file that asks for nothing else."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lib import catalogue
 from lib.claims.judging import VERDICTS, JudgedClaim
 from lib.core.definitions import ABSOLUTE, RELATIVE
 from lib.page import figures, txt
@@ -81,6 +82,7 @@ def _subject(subject: Subject, words: Words, alone: bool) -> Html:
         else [],
         tag("h2", words.answers),
         _answers(subject.results, words),
+        _not_measured({shown.result.experiment for shown in subject.results}, words),
         _claims(subject, words),
         tag("h2", words.experiments_heading),
         sections,
@@ -126,6 +128,16 @@ def _answers(results: Sequence[Shown], words: Words) -> Html:
         for shown in results
     ]
     return txt.html_table(Table([words.experiment, words.question, words.answer], rows, [False] * 3), whole=True)
+
+
+def _not_measured(found: Collection[str], words: Words) -> Html:
+    """What a study of any model runs and is not there: it was interrupted, was --short, or is none."""
+    missing = [
+        entry.command
+        for name, entry in catalogue.EXPERIMENTS.items()
+        if entry.study and not entry.needs and name not in found
+    ]
+    return tag("p", words.not_measured.format(scripts=words.list_and.join(missing))) if missing else Html("")
 
 
 def _claims(subject: Subject, words: Words) -> Html:

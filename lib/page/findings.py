@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from experiments.interventions.judge import SAME
 from experiments.ledger.results import NamedWrite
 from experiments.ledger.results import Results as Ledger
 from lib.claims.cells import retained
@@ -112,13 +113,16 @@ def _needed(found: Found, words: Words) -> str | None:
     there = [result for result in found.get("exp5", []) if result.results.layer == layer]
     if not there or there[0].conclusion.values is None:
         return None
-    verdict, off, writers = there[0].conclusion.verdict, there[0].conclusion.values.counterfactual, there[0].results.mlp
+    values, writers = there[0].conclusion.values, there[0].results.mlp
+    verdict, off = words.shown(there[0].conclusion.verdict), values.counterfactual
+    if values.why == SAME:
+        verdict += words.one_beforehand
     written = words.written_by_mlp.format(layer=layer)
     if writers is not None and writers.neurons:
         written = words.written_by_neurons.format(n=len(writers.neurons), layers=spans(writers.by_layer))
     left = "" if off.left is None else words.left_there.format(left=number(off.left.mean))
     loss = interval(off.loss_change, True)
-    return words.needed.format(verdict=words.shown(verdict), written=written, left=left, loss=loss)
+    return words.needed.format(verdict=verdict, written=written, left=left, loss=loss)
 
 
 def _trained(found: Found, words: Words) -> str | None:

@@ -185,6 +185,10 @@ class Words:
     claim: str = "claim"
     numbers: str = "rests on"
     no_verdict: str = "measured; no verdict"
+    not_measured: str = (
+        "Not measured here: {scripts}. study.py, given the same model, text and folder, leaves alone what is there and "
+        "measures what is missing, or says why it does not."
+    )
     counted: str = (
         "{counts}. Each is judged by its own rule. What cannot be told has no result here, an interval that holds a "
         "threshold, or the reason that stands beside it. What does not hold here may hold elsewhere."
@@ -241,6 +245,7 @@ class Words:
     needed: str = (
         "Whether the model needs it: {verdict}. Without {written}{left} the loss changes by {loss} nats a token."
     )
+    one_beforehand: str = ", which it is beforehand, as all windows begin with the same token"
     written_by_mlp: str = "what mlp {layer} writes there"
     written_by_neurons: str = "what {n} of the neurons of mlp {layers} write there"
     left_there: str = " ({left} of it is left)"

@@ -14,17 +14,19 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from mpl_toolkits.mplot3d import Axes3D
 from PIL import Image
 
+from lib.core.definitions import COST
 from lib.core.evidence import Cell
 from lib.core.results import MassiveActivation
 from lib.report.fonts import FAMILY, legible
 from lib.report.printed import fit
 from lib.report.result_files import Result, result_file
-from lib.report.tables import number
+from lib.report.tables import counted, number
 from lib.run.cli import Options
 from lib.run.errors import UserError
 
@@ -66,7 +68,7 @@ def write(
     """Draw a result into a file of the format that its suffix names: one of cli.FORMATS. width: in inches, at most."""
     with result_file(path) as temporary, style():
         figure = draw(legible(result))
-        if width is not None and not fit(figure, width):
+        if not fit(figure, width) and width is not None:
             raise UserError(f"cannot make {path}: what it shows needs more than {width:g} inches")
         save(figure, temporary, dpi)
 
@@ -104,8 +106,7 @@ def make_title(result: Result[Any, Any], text: str) -> str:
 
 def _data(result: Result[Any, Any]) -> str:
     data = result.provenance["data"]
-    windows = "window" if data["windows"] == 1 else "windows"
-    return f"{data['windows']} {windows} of {data['seqlen']} tokens"
+    return f"{counted(data['windows'], 'window')} of {data['seqlen']} tokens"
 
 
 def draw_curve(ax: Axes, averages: Sequence[Cell], style: int, label: str) -> None:
@@ -135,6 +136,13 @@ def loss_axis(ax: Axes) -> None:
     ax.autoscale_view()  # before, its margins were of a linear scale
     ax.xaxis.set_major_formatter(PLAIN)
     ax.set_xlabel(f"change of the loss, nats a token (linear up to {LINEAR:g}, then log)")
+
+
+def mark_costs(line: Callable[..., Line2D], unchanged: str) -> None:
+    """No change of the loss, and from where on one costs. line: axvline or axhline of the axes. unchanged: the name of
+    the first."""
+    line(0, color="black", lw=0.8, ls="--", label=unchanged)
+    line(COST, color="black", lw=0.8, ls=":", label=f"costs: above {COST:g}")
 
 
 def draw_cumulative(ax: Axes, share: np.ndarray, label: str | None = None) -> None:

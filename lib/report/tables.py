@@ -130,6 +130,11 @@ def percent(before: float, after: float) -> str:
     return "-" if not before else f"{100 * (after - before) / abs(before):+.1f} %"
 
 
+def counted(n: int, what: str) -> str:
+    """1, "window" -> "1 window"; else with an s at its end."""
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
 def fraction(value: float | None) -> str:
     """A share in per cent; `-` of None: there is nothing to share."""
     return "-" if value is None else f"{100 * value:.1f} %"
@@ -172,7 +177,7 @@ def massive_table(massive: Iterable[MassiveActivation], definition: str, at_most
         "x median",
     ]
     more = len(peaks) - len(rows)
-    return text + table(heads, rows) + (f"and {more} more places, in the JSON\n" if more else "")
+    return text + table(heads, rows) + (f"and {counted(more, 'more place')}, in the JSON\n" if more else "")
 
 
 def spans(numbers: Iterable[int]) -> str:
@@ -202,19 +207,22 @@ def place_text(place: FollowedPlace) -> str:
         f"Followed: dim {place.dim}, most often token {place.token!r}{found}; windows: {positions}\n"
         f"peak {interval(values[place.peak_layer], True)} at layer {place.peak_layer}, "
         f"plateau layers {first} to {last}\n"
-        f"Rule: {place.rule}\n" + _first_tokens(place)
+        f"Rule: {place.rule}\n" + spread_at_0(place)
     )
 
 
-def _first_tokens(place: FollowedPlace) -> str:
-    """What the spread of values at position 0 is of."""
+def spread_at_0(place: FollowedPlace) -> str:
+    """Of a place at position 0: what the spread of its values is of."""
     if place.first_tokens is None:
         return ""
-    n = place.values[0].n
-    return (
-        f"At position 0 a value depends on the first token alone: {n} windows are {n} draws of a token, "
-        f"{place.first_tokens} different ones here\n"
-    )
+    draws = f"all windows begin with {place.token!r}, so that it is the same in all"
+    if place.first_tokens > 1:
+        draws = f"{_draws(place.values[0].n)}, {place.first_tokens} different ones here"
+    return f"At position 0 a value depends on the first token alone: {draws}\n"
+
+
+def _draws(windows: int) -> str:
+    return "1 window is 1 draw of a token" if windows == 1 else f"{windows} windows are {windows} draws of a token"
 
 
 def tests_table(tests: Iterable[StoredTest]) -> str:
@@ -239,16 +247,23 @@ def first_tokens_text(largest: AblatedPlace, exact: FirstTokens | None) -> str:
     """What the windows' spread at position 0 is of, and the exact numbers over all first tokens, if there are any."""
     if largest.position != "first":
         return ""
-    n = largest.windows
-    text = f"At position 0 a value depends on the first token alone: {n} windows are {n} draws of a token.\n"
+    draws = (
+        "all windows begin with the same token" if exact is not None and exact.tokens == 1 else _draws(largest.windows)
+    )
+    text = f"At position 0 a value depends on the first token alone: {draws}.\n"
     return text if exact is None else text + exact_text(exact)
 
 
 def exact_text(exact: FirstTokens) -> str:
     still = "" if exact.still_massive is None else f", still massive {exact.still_massive:.1%}"
+    tokens = (
+        "The first token of all windows"
+        if exact.tokens == 1
+        else f"All {exact.tokens:,} first tokens that the text could give, each as often as the text has it, "
+        f"{exact.share:.1%} of which have the spike"
+    )
     return (
-        f"All {exact.tokens:,} first tokens that the text could give, each as often as the text has it, "
-        f"{exact.share:.1%} of which have the spike, exactly: dim {exact.dim} after layer {exact.layer} "
+        f"{tokens}, exactly: dim {exact.dim} after layer {exact.layer} "
         f"{number(exact.value, True)} -> {number(exact.ablated, True)}, retained {number(exact.retained)}, "
         f"|change| / |value| {number(exact.absolute_change)}{still}\n"
         "Token by token, it " + ", ".join(f"{fate} for {share:.1%}" for fate, share in exact.shares.items()) + "\n"

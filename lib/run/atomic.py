@@ -1,6 +1,5 @@
 """Files that appear complete or not at all."""
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -36,7 +35,9 @@ def complete_file(path: Path) -> Iterator[str]:
 def alone(folder: Path) -> Iterator[None]:
     """Wait until no other process is in such a block for `folder`, where the file system can tell."""
     with ExitStack() as stack:
-        with suppress(OSError):
+        with suppress(OSError, ImportError):
+            import fcntl  # which Windows has not
+
             folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, handle)

@@ -3,6 +3,7 @@
 import math
 import random
 import statistics
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -261,3 +262,17 @@ def test_what_rounding_leaves_is_printed_as_nothing():
     noise = Cell(1.9e-18, (-0.0027, -4.4e-18))
     assert tables.interval(noise, True) == "+0 [-0.0027, +0]"
     assert (tables.number(-1.9e-18), tables.number(2e-12), tables.number(None)) == ("0", "2.0e-12", "-")
+
+
+@pytest.mark.parametrize(
+    ("first_tokens", "said"),
+    [(None, ""), (1, "all windows begin with 'the', so that it is the same in all\n"), (3, "8 draws of a token, 3 d")],
+)
+def test_what_position_0_hangs_on_is_said(first_tokens, said):
+    followed = SimpleNamespace(first_tokens=first_tokens, token="the", values=[Average(1, None, None, 8)])
+    assert said in tables.spread_at_0(followed)
+    assert bool(said) == bool(tables.spread_at_0(followed))
+
+
+def test_one_of_a_thing_is_no_plural():
+    assert [tables.counted(n, "other key") for n in (0, 1, 2000)] == ["0 other keys", "1 other key", "2,000 other keys"]

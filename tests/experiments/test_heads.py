@@ -264,6 +264,14 @@ def sweep_of(architecture, kind, seed, n=3):
     )
 
 
+def test_what_no_head_can_change_is_said_of_a_single_layer():
+    """Its attention is that of the embeddings."""
+    followed = SimpleNamespace(plateau=(0, 0), values=np.zeros((2, 1)), draws=SimpleNamespace(of=lambda _rows: None))
+    effects = head_sweep_measure.Effects({}, {}, followed, slice(2)).effects
+    assert effects["sink_rate"].impossible == "all heads: a head changes only the attention of later layers"
+    assert effects["loss"].impossible is None
+
+
 @pytest.mark.parametrize(("architecture", "seed"), by_turns(blank.ARCHITECTURES, [0, 3]))
 def test_planted_heads_are_named_and_no_other(architecture, seed):
     truth, result = sweep_of(architecture, "head", seed)

@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -552,16 +553,32 @@ def condition_of(set_to, where, loss, **more):
     )
 
 
-def results_of(conditions):
-    """Results of these conditions, and a baseline."""
+def results_of(conditions, first_tokens=2, positions=("first",)):
+    """Of these conditions and a baseline. first_tokens: with how many the windows begin. positions: of the sites."""
     rates = {0.2: cell(0, 0), 0.4: cell(0.1, 0.3)}
     baseline = Condition(label="baseline", perplexity=Perplexity(1.0, None, 8), sink_rates=rates, values=[])
-    return Results(
-        place=None, layer=1, epsilons=[0.2, 0.4], sites=None, mlp=None, conditions={"baseline": baseline} | conditions
-    )
+    place = SimpleNamespace(first_tokens=first_tokens)
+    sites = SimpleNamespace(dims=[SimpleNamespace(position=position) for position in positions])
+    changed = {"baseline": baseline} | conditions
+    return Results(place=place, layer=1, epsilons=[0.2, 0.4], sites=sites, mlp=None, conditions=changed)
 
 
 GONE, FREE, COSTS, EITHER = cell(-0.01, 0.02), cell(-0.2, 0.04), cell(0.06, 2.0), cell(0.01, 0.4)
+
+
+def conditions_of(writer, changed):
+    """All conditions, as the verdict's rule wants them for a constant, but for what is changed."""
+    cells = {"off": COSTS, "left": GONE, "back": GONE, "recovered": COSTS, "mean": FREE, "zero": COSTS} | changed
+    back = cells["back"] and ComesBack(5, cells["back"])
+    held = {
+        f"{set_to}_{where}": condition_of(set_to, where, cells.get(set_to, FREE))
+        for where in ("layer", "onward")
+        for set_to in judge.HELD
+    }
+    off = condition_of(f"{writer} off", "there", cells["off"], left=cells["left"], comes_back=back)
+    put_back = condition_of("put back", "there", FREE, recovered=cells["recovered"])
+    conditions = {"mlp_off_there": condition_of("mlp off", "there", FREE), f"{writer}_off_there": off}
+    return conditions | {"put_back": put_back} | held
 
 
 @pytest.mark.parametrize(
@@ -587,22 +604,23 @@ GONE, FREE, COSTS, EITHER = cell(-0.01, 0.02), cell(-0.2, 0.04), cell(0.06, 2.0)
 )
 @pytest.mark.parametrize("writer", ["neurons", "mlp"])
 def test_conclusion_follows_its_rule(writer, changed, verdict):
-    cells = {"off": COSTS, "left": GONE, "back": GONE, "recovered": COSTS, "mean": FREE, "zero": COSTS} | changed
-    back = cells["back"] and ComesBack(5, cells["back"])
-    held = {
-        f"{set_to}_{where}": condition_of(set_to, where, cells.get(set_to, FREE))
-        for where in ("layer", "onward")
-        for set_to in judge.HELD
-    }
-    off = condition_of(f"{writer} off", "there", cells["off"], left=cells["left"], comes_back=back)
-    put_back = condition_of("put back", "there", FREE, recovered=cells["recovered"])
-    conditions = {"mlp_off_there": condition_of("mlp off", "there", FREE), f"{writer}_off_there": off}
-    conclusion = judge.judge(results_of(conditions | {"put_back": put_back} | held))
+    conditions = conditions_of(writer, changed)
+    conclusion = judge.judge(results_of(conditions))
     assert conclusion.verdict == verdict
     assert (conclusion.values.why is not None) == (verdict == "cannot tell")
     assert conclusion.values.counterfactual.condition == f"{writer}_off_there"
     assert conclusion.values.counterfactual.epsilon == 0.2
     assert conclusion.tests
+
+
+@pytest.mark.parametrize(
+    ("first_tokens", "positions", "beforehand"),
+    [(1, ["first"], True), (1, ["first", "later"], False), (2, ["first"], False), (None, ["later"], False)],
+)
+def test_what_causality_makes_constant_is_said(first_tokens, positions, beforehand):
+    conclusion = judge.judge(results_of(conditions_of("neurons", {}), first_tokens, positions))
+    assert conclusion.verdict == judge.CONSTANT
+    assert conclusion.values.why == (judge.SAME if beforehand else None)
 
 
 def test_text_calls_what_lowers_the_loss_a_gain():

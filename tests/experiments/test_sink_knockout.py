@@ -388,7 +388,10 @@ def test_what_is_left_out_is_said(words):
     assert "Left out, all that sets values: this model computes" in drawn(
         shown(measured(tiny("bloom", words), data), data)
     )
-    assert "Left out" not in drawn(shown(measured(tiny("gpt2", words), data), data))
+    said = drawn(shown(measured(tiny("gpt2", words), data), data))
+    assert "Left out" not in said
+    assert not any(name in said for name in (*CONTROLS, "sink_", "_all"))  # as the JSON names them
+    assert "random keys of the sink's mass masked" in said
 
 
 def cell(low, high):

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -95,6 +96,7 @@ def test_every_result_has_its_verdict(folder, document):
             assert answer == [conclusion["verdict"]] == [of_table]
             assert "Rule: " in section.text
     assert len(shown) == len(payloads(folder))
+    assert "Not measured here" not in next(document.every("main")).text
 
 
 def test_every_claim_as_verify_claims_stored_it(folder, document):
@@ -288,6 +290,9 @@ def test_what_is_not_there_is_left_out(tmp_path):
     document = parse(page.write(folder))
     assert not list(document.every("img"))
     assert len(list(document.every("section"))) == 1
+    [missing] = [said.text for said in document.every("p") if said.text.startswith("Not measured here: ")]
+    assert "exp1_feasibility_test.py, " in missing
+    assert not re.search("exp3|exp8|exp14", missing)  # is there; of experts; of a training
 
 
 def test_an_svg_stands_in_for_a_png(tmp_path):
