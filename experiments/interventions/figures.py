@@ -95,7 +95,7 @@ def interventions_over_layers(result: Stored | SingleStored) -> Figure:
     place, baseline = results.place, results.baseline
     kinds = [kind for kind in KINDS if _of_kind(results, kind)]
     panels: list[str | None] = [*kinds] or [None]
-    figure, axes = make_axes(1, len(panels), size=(5 * len(panels), 7.4), squeeze=False, sharey=True)
+    figure, axes = make_axes(1, len(panels), size=(5 * len(panels), 5.4), squeeze=False, sharey=True)
     for ax, kind in zip(axes[0], panels, strict=True):
         changes = _of_kind(results, kind)
         named = [(change.label if kind == OFF else change.set_to, change) for change in changes]

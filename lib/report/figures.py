@@ -68,7 +68,7 @@ def write(
     """Draw a result into a file of the format that its suffix names: one of cli.FORMATS. width: in inches, at most."""
     with result_file(path) as temporary, style():
         figure = draw(legible(result))
-        if not fit(figure, width) and width is not None:
+        if width is not None and not fit(figure, width):
             raise UserError(f"cannot make {path}: what it shows needs more than {width:g} inches")
         save(figure, temporary, dpi)
 

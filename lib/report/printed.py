@@ -16,36 +16,28 @@ from matplotlib.text import Text
 from matplotlib.transforms import Transform
 
 SMALLEST = 6.0  # points
-PAGE = 7.0  # inches of a page's text, to which a wider figure is shrunk
 SHRUNK = 0.7  # the least of a text's size on the screen, if that is not below SMALLEST, and of a figure's height
-HANDLE = 5  # sizes of a legend's text beside it
+HANDLE = 60  # pixels beside a legend's text
 OVER = 0.05  # inches that something may stand out of a figure
 PANEL = 2.2  # inches of a panel beside another, with its labels; of one that is narrow on the screen SHRUNK of that
 TALLEST = 9.0  # inches of a figure whose panels were moved below each other
 PADDING = 3  # pixels of a line of text that its letters seldom reach
 ROWS = 0.36  # of a figure's width that names of rows may take
 LEAST = 0.7  # inches of a panel without its labels
-PASSES = 6  # what is wrapped leaves others less room; where a figure stays as wide as it is, two are enough
+PASSES = 6  # what is wrapped leaves others less room
 
 
-def fit(figure: Figure, width: float | None) -> bool:
-    """Make a figure at most `width` inches wide, all text at least SMALLEST points; None: as wide as it is, and with
-    text of that size where it is shrunk to a PAGE, but for numbers in the cells of heat maps. Gives whether all that it
-    shows has room there."""
+def fit(figure: Figure, width: float) -> bool:
+    """Make a figure at most `width` inches wide, all text at least SMALLEST points; gives whether all that it shows has
+    room there."""
     wide, high = figure.get_size_inches()
-    smallest = SMALLEST if width is not None else SMALLEST * wide / PAGE
-    width = wide if width is None else min(wide, width)
-    texts = figure.findobj(Text)
-    if width == wide:
-        in_cells = {text for ax in figure.axes if _cells(ax) is not None for text in ax.texts}
-        texts = [text for text in texts if text not in in_cells]
-    if width == wide and all(text.get_fontsize() >= smallest for text in texts):
+    if width >= wide:
         return True
     scale = max(SHRUNK, width / wide)
     lines = _stack(figure, width)
     figure.set_size_inches(width, scale * high if lines == 1 else min(TALLEST, scale * high * lines))
-    for text in texts:
-        text.set_fontsize(max(smallest, scale * text.get_fontsize()))
+    for text in figure.findobj(Text):
+        text.set_fontsize(max(SMALLEST, scale * text.get_fontsize()))
     for line in figure.findobj(Line2D):
         line.set_linewidth(scale * line.get_linewidth())
         line.set_markersize(scale * line.get_markersize())
@@ -57,11 +49,10 @@ def fit(figure: Figure, width: float | None) -> bool:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="constrained_layout not applied")
         try:
-            passes = PASSES if width < wide else 2
-            for left in reversed(range(passes)):
+            for left in reversed(range(PASSES)):
                 figure.draw_without_rendering()
                 _make_room(figure, said)
-                if left < passes / 2:  # what is wrapped by then leaves panels all their room
+                if left < PASSES / 2:  # what is wrapped by then leaves panels all their room
                     _clear(figure)
             figure.draw_without_rendering()
         except UserWarning:
@@ -170,21 +161,13 @@ def _clear_crowded_ticks(ax: Axes) -> None:
 
 def _clear_crowded_cells(ax: Axes) -> None:
     """Numbers in a heat map that are wider than its cells are left out; its colours stay."""
-    if (cells := _cells(ax)) is None:
-        return
-    room = ax.get_window_extent()
-    numbers = {text: box for text in ax.texts if (box := text.get_window_extent()).y1 < room.y1}
-    if any(box.width > room.width / cells.shape[1] for box in numbers.values()):
-        for text in numbers:
-            text.remove()
-
-
-def _cells(ax: Axes) -> np.ndarray | None:
-    """(rows, columns) of a heat map; None of other axes."""
     for mesh in ax.collections:
         if isinstance(mesh, QuadMesh) and (cells := np.asarray(mesh.get_array())).ndim == 2:
-            return cells
-    return None
+            room = ax.get_window_extent()
+            numbers = {text: box for text in ax.texts if (box := text.get_window_extent()).y1 < room.y1}
+            if any(box.width > room.width / cells.shape[1] for box in numbers.values()):
+                for text in numbers:
+                    text.remove()
 
 
 def _touch(intervals: Iterable[Sequence[float]], gap: float = 4) -> bool:
@@ -196,11 +179,10 @@ def _touch(intervals: Iterable[Sequence[float]], gap: float = 4) -> bool:
 def _narrower(legend: Legend, room: float) -> dict[str, object]:
     """What makes the same legend with as many columns as there is room for."""
     texts = legend.get_texts()
-    handle = HANDLE * texts[0].get_fontsize() * texts[0].get_figure(root=True).dpi / 72
-    columns = max(1, int(room / (max(text.get_window_extent().width for text in texts) + handle)))
+    columns = max(1, int(room / (max(text.get_window_extent().width for text in texts) + HANDLE)))
     for text in texts:
         said = " ".join(text.get_text().split())
-        _wrap(text, said, text.get_window_extent().width, room - handle)
+        _wrap(text, said, text.get_window_extent().width, room - HANDLE)
     return {
         "handles": legend.legend_handles,
         "labels": [text.get_text() for text in texts],

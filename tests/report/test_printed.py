@@ -155,13 +155,6 @@ def test_what_is_narrow_enough_stays(figure):
     assert [(text.get_text(), text.get_fontsize()) for text in figure.findobj(Text)] == before
 
 
-def test_of_a_wide_figure_text_can_be_read_on_a_page(figure):
-    assert printed.fit(figure, None)
-    assert figure.get_size_inches().tolist() == [13, 6]
-    shrunk = [text.get_fontsize() * printed.PAGE / 13 for text in figure.findobj(Text) if text.get_text()]
-    assert min(shrunk) >= printed.SMALLEST - 1e-9
-
-
 def test_rows_whose_names_lie_over_one_another_have_no_room():
     drawn, ax = figures.make_axes(size=(8, 4))
     ax.set_yticks(range(40), [f"row {i}" for i in range(40)])
