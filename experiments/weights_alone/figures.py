@@ -23,8 +23,10 @@ def norms(result: Stored) -> Figure:
         found = [(layer.layer, one.norm / layer.mean) for layer in layers for one in layer.largest if one.role == role]
         ax.plot(*np.array(found).reshape(-1, 2).T, marker, ms=5, mfc="none", color=color, label=role)
     ax.axhline(1, ls="--", color="grey", label="mean of all dims")
+    n_layers = len(next(iter(results.times_mean.values()), [0]))
     for one in _labelled(results):
-        where = {"xytext": (-13, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+        side, ha = (13, "left") if one.layer < n_layers / 8 else (-13, "right")
+        where = {"xytext": (side, 0), "textcoords": "offset points", "ha": ha, "va": "center"}
         ax.annotate(f"dim {one.dim}", (one.layer, one.times_mean), fontsize=9, **where)
     first, compared = first_generator(results.forecast), results.measured.compared
     if first is not None:
@@ -33,7 +35,7 @@ def norms(result: Stored) -> Figure:
     if compared is not None:
         label = f"measured: dim {compared.dim}, layer {compared.layer}"
         ax.plot(compared.layer, compared.times_mean, "o", ms=18, mfc="none", mew=2, color=PALETTE[3], label=label)
-    label_layers(ax, len(next(iter(results.times_mean.values()), [0])))
+    label_layers(ax, n_layers)
     ax.set_xlabel("layer of the MLP")
     if layers:
         ax.set_yscale("log")
