@@ -359,7 +359,7 @@ def test_text_and_figures(spiking):
     results, _hand = spiking
     result = stored(results)
     told = text.summarise(result) + text.details(result)
-    assert "2 windows calibrate, 4 others are measured" in told
+    assert "Windows that calibrate: 2; others, which are measured: 4;" in told
     for remedy in REMEDIES:
         assert text.NAMES[remedy] in told
     assert len(figures.remedies(result).axes) == len(figures.ranges(result).axes) == 2

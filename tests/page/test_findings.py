@@ -3,6 +3,7 @@
 import pytest
 
 from experiments.ablation.results import Verdict as AblationVerdict
+from experiments.interventions.judge import SAME
 from experiments.interventions.results import Results as Interventions
 from experiments.interventions.results import Verdict as InterventionsVerdict
 from experiments.layerwise.results import Results as Layerwise
@@ -108,8 +109,8 @@ def test_what_is_left_without_parts():
 
 
 def test_need_is_of_the_layer_of_the_birth():
-    def needed(layer, verdict="not needed", left=None, writers=()):
-        values = {"counterfactual": {"loss_change": CI, "left": left}}
+    def needed(layer, verdict="not needed", left=None, writers=(), why=None):
+        values = {"counterfactual": {"loss_change": CI, "left": left}, "why": why}
         conclusion = partial(InterventionsVerdict, {"verdict": verdict, "values": values})
         neurons = [{"layer": writer, "neuron": 0} for writer in writers]
         return result("exp5", partial(Interventions, {"layer": layer, "mlp": {"neurons": neurons}}), conclusion)
@@ -120,6 +121,7 @@ def test_need_is_of_the_layer_of_the_birth():
     )
     assert "writes there (0.8200 of it is left) the loss" in sentences([ledger(), needed(3, left={"mean": 0.82})])[-1]
     assert "Without what 3 of the neurons of mlp 1-3 write" in sentences([ledger(), needed(3, writers=(1, 2, 3))])[-1]
+    assert "not needed, which it is beforehand, as all windows begin" in sentences([ledger(), needed(3, why=SAME)])[-1]
     assert len(sentences([ledger(), needed(5)])) == 2
 
 
