@@ -16,10 +16,9 @@ import transformers
 from safetensors.torch import save_file
 
 from lib.model import gguf_formats, gguf_tokenizer
-from lib.run import storage
 from lib.run.errors import UserError, cause, listed
 
-WRITTEN = "sha256.json"  # of each file of a converted model
+WRITTEN = "written.json"  # size and time of each file of a converted model
 LOADERS = ("transformers", "tokenizers", "gguf", "safetensors", "torch")
 
 
@@ -85,17 +84,22 @@ def convert(
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    written = {file.name: storage.sha256(file) for file in folder.iterdir()}
+    written = {file.name: _state(file) for file in folder.iterdir()}
     (folder / WRITTEN).write_text(json.dumps(written), encoding="utf-8")
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder has what `convert` wrote there."""
+    """Whether a folder has what `convert` wrote there, and nobody has written since."""
     try:
         written = json.loads((folder / WRITTEN).read_text(encoding="utf-8"))
-        return all(storage.sha256(folder / name) == sha256 for name, sha256 in written.items())
+        return all(_state(folder / name) == state for name, state in written.items())
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def _state(file: Path) -> list[int]:
+    found = file.stat()
+    return [found.st_size, found.st_mtime_ns]  # a digest would take seconds at every load
 
 
 def _weights(
