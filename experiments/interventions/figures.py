@@ -17,9 +17,10 @@ from lib.report.figures import (
     loss_axis,
     make_axes,
     mark_costs,
+    measured_title,
     write_beside,
 )
-from lib.report.tables import counted, number
+from lib.report.tables import number
 
 OFF = "off"
 KINDS = (OFF, LAYER, ONWARD)
@@ -67,7 +68,7 @@ def interventions(result: Stored) -> Figure:
             ax.text(0.5, 0.6, "no massive activation to change", ha="center", transform=ax.transAxes)
     verdict = result.conclusion.verdict
     title = f"Without the massive activations of layer {results.layer}: {verdict} (line, band: 95 % interval)"
-    figure.suptitle(_measured_title(result, title), fontsize=11)
+    figure.suptitle(measured_title(result, result.results.sites.windows, title), fontsize=11)
     return figure
 
 
@@ -110,10 +111,8 @@ def interventions_over_layers(result: Stored | SingleStored) -> Figure:
         columns = 1 if kind == OFF else 2
         ax.legend(frameon=False, fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     axes[0][0].set_ylabel(f"dim {place.dim}, signed (band: 95 % interval)")
-    figure.suptitle(_measured_title(result, "The value at the followed place: does it come back?"), fontsize=11)
+    figure.suptitle(
+        measured_title(result, result.results.sites.windows, "The value at the followed place: does it come back?"),
+        fontsize=11,
+    )
     return figure
-
-
-def _measured_title(result: Stored | SingleStored, text: str) -> str:
-    n, seqlen = result.results.sites.windows, result.provenance["data"]["seqlen"]
-    return f"{text}\n{result.config['model_name']}, {counted(n, 'measured window')} of {seqlen} tokens"

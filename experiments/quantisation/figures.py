@@ -19,8 +19,8 @@ from lib.report.figures import (
     loss_axis,
     make_axes,
     mark_costs,
+    measured_title,
 )
-from lib.report.tables import counted
 
 TITLES = {PROJECTIONS: "what projections read is quantised", BLOCKS: "what blocks give is quantised"}
 APART = 0.15  # rows between the remedies of a scheme
@@ -53,7 +53,7 @@ def remedies(result: Stored) -> Figure:
     axes[0][0].set_ylim(n - 0.5, -0.5)
     add_legend(figure, axes[0][0], columns=7)
     title = f"Quantised activations: {result.conclusion.verdict} (lines: 95 % intervals)"
-    figure.suptitle(_measured_title(result, title), fontsize=11)
+    figure.suptitle(measured_title(result, result.results.measured, title), fontsize=11)
     return figure
 
 
@@ -102,10 +102,8 @@ def ranges(result: Stored) -> Figure:
     sizes.set_xlabel("")
     zeros.set_xlabel("layer")
     add_legend(figure, sizes, columns=3)
-    figure.suptitle(_measured_title(result, "Dynamic range of activations (lines: 95 % intervals)"), fontsize=11)
+    figure.suptitle(
+        measured_title(result, result.results.measured, "Dynamic range of activations (lines: 95 % intervals)"),
+        fontsize=11,
+    )
     return figure
-
-
-def _measured_title(result: Stored, text: str) -> str:
-    n, seqlen = result.results.measured, result.provenance["data"]["seqlen"]
-    return f"{text}\n{result.config['model_name']}, {counted(n, 'measured window')} of {seqlen} tokens"

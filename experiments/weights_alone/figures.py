@@ -24,7 +24,7 @@ def norms(result: Stored) -> Figure:
         ax.plot(*np.array(found).reshape(-1, 2).T, marker, ms=5, mfc="none", color=color, label=role)
     ax.axhline(1, ls="--", color="grey", label="mean of all dims")
     n_layers = len(next(iter(results.times_mean.values()), [0]))
-    for one in _labelled(results):
+    for one in _labelled(results, n_layers):
         side, ha = (13, "left") if one.layer < n_layers / 8 else (-13, "right")
         where = {"xytext": (side, 0), "textcoords": "offset points", "ha": ha, "va": "center"}
         ax.annotate(f"dim {one.dim}", (one.layer, one.times_mean), fontsize=9, **where)
@@ -45,9 +45,8 @@ def norms(result: Stored) -> Figure:
     return figure
 
 
-def _labelled(results: Results, at_most: int = 4) -> list[Forecast]:
+def _labelled(results: Results, n_layers: int, at_most: int = 4) -> list[Forecast]:
     """The first of the forecast, those that would be written over one another left out."""
-    n_layers = len(next(iter(results.times_mean.values()), []))
     kept: list[Forecast] = []
     for one in results.forecast[:at_most]:
         if all(

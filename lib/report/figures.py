@@ -104,6 +104,12 @@ def make_title(result: Result[Any, Any], text: str) -> str:
     return f"{text}\n{textwrap.fill(said, TITLE, break_long_words=False, break_on_hyphens=False)}"
 
 
+def measured_title(result: Result[Any, Any], n: int, text: str) -> str:
+    """Of a figure over n of the windows."""
+    seqlen = result.provenance["data"]["seqlen"]
+    return f"{text}\n{result.config['model_name']}, {counted(n, 'measured window')} of {seqlen} tokens"
+
+
 def _data(result: Result[Any, Any]) -> str:
     data = result.provenance["data"]
     return f"{counted(data['windows'], 'window')} of {data['seqlen']} tokens"
