@@ -16,6 +16,8 @@ import numpy as np
 import torch
 
 from benchmarks.compare import AtMost, Faster, FlatMemory, LeastMemory, Within
+from lib.core.definitions import SINK_WINDOW
+from lib.core.massive import is_massive
 from lib.model import edits
 from lib.run.cli import Options
 
@@ -95,14 +97,38 @@ class ByWindow:
 
 
 def statistics(hidden):
-    """(batch, 4) top-1, top-2, top-3 and median of the magnitudes in (batch, seq, hidden_size)."""
+    """Of the magnitudes in (batch, seq, hidden_size): {"layers": top-1, top-2, top-3 and median, "positions", "dims":
+    where these three are, dims from 1 on with the value's sign, "massive": how many are}, (batch, ...) each."""
     magnitude = hidden.abs().flatten(1)
-    return torch.cat([magnitude.topk(3, dim=1).values, magnitude.median(dim=1, keepdim=True).values], dim=1)
+    top, median = magnitude.topk(3, dim=1), magnitude.median(dim=1, keepdim=True).values
+    positions, dims = top.indices // hidden.shape[2], top.indices % hidden.shape[2]
+    return {
+        "layers": torch.cat([top.values, median], dim=1),
+        "positions": positions,
+        "dims": (dims + 1) * hidden.flatten(1).gather(1, top.indices).sign().int(),
+        "massive": is_massive(magnitude, median).sum(1),
+    }
+
+
+def head_means(probability):
+    """Of (batch, heads, seq) on the first token: {key: (batch, heads)}, means over all queries, all but the first, and
+    the first of a window."""
+    return {
+        "heads": probability.mean(2),
+        "later": probability[..., 1:].mean(2),
+        "window": probability[..., :SINK_WINDOW].mean(2),
+    }
 
 
 def stacked(rows):
     """(batch, layers, ...) of one (batch, ...) tensor a layer."""
     return torch.stack(list(rows), dim=1)
+
+
+def by_key(rows):
+    """{key: (batch, layers, ...)} of one {key: (batch, ...)} a layer."""
+    rows = list(rows)
+    return {key: stacked(row[key] for row in rows) for key in rows[0]}
 
 
 def largest(hidden):
@@ -139,8 +165,7 @@ def layers(options):
 
     def measure(ids):
         found = LayerStatistics(lm.arch, lm.tokenizer)
-        found.run(ids, lambda: hooks.forward(lm, ids))
-        return {"layers": found.rows.array}
+        return as_statistics(found, found.run(ids, lambda: hooks.forward(lm, ids)))
 
     return ByWindow(options, measure)
 
@@ -160,9 +185,25 @@ def layers_heads(options):
         with attention.watch_parts(lm, heads.update):
             taken = found.run(ids, lambda: hooks.forward(lm, ids))
         heads.end_batch(taken)
-        return {"layers": found.rows.array, "heads": heads.scores}
+        return as_statistics(found, taken) | {"heads": heads.scores, "later": heads.later, "window": heads.window}
 
     return ByWindow(options, measure)
+
+
+def as_statistics(found, taken):
+    """What `statistics` gives, of LayerStatistics and of what its one pass has `taken`."""
+
+    def of_layers(name):
+        return np.concatenate([value for (what, _layers), value in taken.items() if what == name]).swapaxes(0, 1)
+
+    positions, dims = np.divmod(of_layers("places")[..., :3], found.arch.hidden_size)
+    signs = np.sign(of_layers("values")[..., :3]).astype(int)
+    return {
+        "layers": found.rows.array,
+        "positions": positions,
+        "dims": (dims + 1) * signs,
+        "massive": of_layers("n values"),
+    }
 
 
 @entry("output_hidden_states", TRANSFORMERS, LAYERS)
@@ -184,13 +225,10 @@ def _transformers(options, **wanted):
 
     def measure(ids):
         output = model(ids.to(lm.device), use_cache=False, output_hidden_states=True, **wanted)
-        values = {
-            "layers": stacked(map(statistics, output.hidden_states[1:-1])),
-            "output": largest(output.last_hidden_state),
-        }
+        values = by_key(map(statistics, output.hidden_states[1:-1]))
         if wanted:
-            values["heads"] = stacked(attention[..., 0].mean(-1) for attention in output.attentions)
-        return on_host(values)
+            values |= by_key(head_means(attention[..., 0]) for attention in output.attentions)
+        return on_host(values | {"output": largest(output.last_hidden_state)})
 
     return ByWindow(options, measure)
 
@@ -216,9 +254,9 @@ def _lens(options, **wanted):
 
     def measure(ids):
         _, cache = model.run_with_cache(ids.to(device), return_type=None, **wanted)
-        layers = stacked(statistics(cache[f"{block}.hook_resid_post"]) for block in blocks)
-        heads = stacked(cache[f"{block}.attn.hook_pattern"][..., 0].mean(-1) for block in blocks)
-        return on_host({"layers": layers, "heads": heads})
+        layers = by_key(statistics(cache[f"{block}.hook_resid_post"]) for block in blocks)
+        heads = by_key(head_means(cache[f"{block}.attn.hook_pattern"][..., 0]) for block in blocks)
+        return on_host(layers | heads)
 
     return ByWindow(options, measure)
 
@@ -249,9 +287,9 @@ def _nnsight(options, heads):
             rows, scores = nnsight.save([]), nnsight.save([])
             for block in blocks:
                 if heads:
-                    scores.append(block.get(attention).output[1][..., 0].mean(-1))
+                    scores.append(head_means(block.get(attention).output[1][..., 0]))
                 rows.append(statistics(block.output))
-        return on_host({"layers": stacked(rows)} | ({"heads": stacked(scores)} if heads else {}))
+        return on_host(by_key(rows) | (by_key(scores) if heads else {}))
 
     return ByWindow(options, measure)
 
@@ -462,8 +500,6 @@ def head_floor(options):
 
 @entry("one head off: output_hidden_states, eager output_attentions", TRANSFORMERS, HEAD_WHOLE)
 def head_transformers(options):
-    from lib.core.sinks import SINK_WINDOW
-
     lm = load(options)
     dim = largest_dim(lm)
     lm.model.base_model.set_attn_implementation("eager")

@@ -81,7 +81,8 @@ def probability(log_sum: torch.Tensor, *factors: torch.Tensor) -> torch.Tensor:
     """(..., batch, heads, seq) on the first token, of the `parts` of one layer, or of several stacked."""
     if not factors:
         return log_sum
-    query, first = factors
+    query, first, scale = factors
+    first = first.to(scale.dtype) * scale[..., None, None, None, None]
     by_key = query.to(first.dtype).unflatten(-3, (first.shape[-3], -1))
     logit = torch.linalg.vecdot(by_key, first.unsqueeze(-3)).flatten(-3, -2)
     return logit.sub_(log_sum).exp_()
@@ -94,8 +95,8 @@ def watch_parts(
 
     visible: (batch or 1, heads or 1, seq) bool, whether a query can see the first token (sliding windows: the later
     ones cannot; sparse attention: which can is the text's).
-    parts: what `probability` takes, which is cheaper for several short layers at once: log sum exp(QK), the queries and
-    the first token's scaled keys; or only what it gives.
+    parts: what `probability` takes, which is cheaper for several short layers at once: log sum exp(QK), the queries,
+    the first token's keys and the scale; or only what it gives.
     """
 
     def attention(given: Arguments) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
@@ -113,7 +114,7 @@ def watch_parts(
             output, log_sum = kernel(query, key, value, mask, is_causal, scale)
             if mask is not None:
                 log_sum = log_sum - mask[..., 0]
-            return output, (visible, log_sum, query, key[:, :, :1].to(log_sum.dtype).mul(scale))
+            return output, (visible, log_sum, query, key[:, :, :1], _number(scale, log_sum.dtype, query.device))
         query, key, value = (pad(x, (0, EXTRA_COLUMNS)) for x in (query, key, value))
         value[:, :, 0, width] = 1
         output = scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
@@ -164,7 +165,7 @@ def _flash_on_cpu(
     is_causal: bool,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
         query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale
     )
 
@@ -180,7 +181,7 @@ def _flash(
     """Of NVIDIA's and AMD's GPUs, where it takes no mask."""
     width = query.shape[-1]
     query, key, value = (pad(x, (0, -width % EXTRA_COLUMNS)) for x in (query, key, value))
-    output, log_sum, *_others = torch.ops.aten._scaled_dot_product_flash_attention(
+    output, log_sum, *_others = torch.ops.aten._scaled_dot_product_flash_attention.default(
         query, key, value, 0.0, is_causal, scale=scale
     )
     return output[..., :width], log_sum
@@ -198,7 +199,7 @@ def _efficient(
     if mask is not None:
         n = mask.shape[-1]
         mask = pad(mask, (0, -n % MASK_ROWS))[..., :n].expand(*query.shape[:3], n)
-    output, log_sum, *_others = torch.ops.aten._scaled_dot_product_efficient_attention(
+    output, log_sum, *_others = torch.ops.aten._scaled_dot_product_efficient_attention.default(
         query, key, value, mask, True, 0.0, is_causal, scale=scale
     )
     return output, log_sum[..., : query.shape[2]]
@@ -421,3 +422,9 @@ def _not_masked(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
 @lru_cache(maxsize=1)
 def _all(n: int, device: torch.device) -> torch.Tensor:
     return torch.ones(1, 1, n, dtype=torch.bool, device=device)
+
+
+@lru_cache(maxsize=16)
+def _number(value: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return torch.full((), value, dtype=dtype, device=device)

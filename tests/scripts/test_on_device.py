@@ -152,6 +152,7 @@ def test_the_process_of_an_entry_is_timed_there(tiny_llama_folder, pytestconfig)
     worker.run(ids)
     worker.end()
     assert worker.error is None
-    assert worker.values.keys() == {"layers", "heads"}
+    given = {"layers", "positions", "dims", "massive", "heads", "later", "window"}
+    assert worker.values.keys() == given
     assert worker.peak_mib > 0
     assert worker.seconds[0] > 0
