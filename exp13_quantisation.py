@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options(cli.Options):
-    nsamples: int = cli.flag(16, f"number of token windows, of which one of {CALIBRATES} calibrates")
-    seqlen: int | None = cli.flag(48, "tokens in a window")
+    nsamples: int = cli.flag(12, f"number of token windows, of which one of {CALIBRATES} calibrates")
+    seqlen: int | None = cli.flag(24, "tokens in a window")
 
 
 def run(lm: LanguageModel, windows: Windows, options: Options) -> Results:

@@ -43,6 +43,7 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
     return ids
 
 
+@lru_cache(maxsize=1)  # of Gemma's 6,414 added tokens it takes 30 ms, and every token's text asks for it
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """Names by id."""
     special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
