@@ -20,9 +20,11 @@ def benchmark(result):
     peaks = np.array([row.peak_mib for row in rows])
     unknown = Spread(np.nan, np.nan, np.nan)
     ratios = np.array([dataclasses.astuple(row.ratio or unknown) for row in rows])
-    axes[0].barh(heights, ratios[:, 0], color=colors)
+    axes[0].barh(heights, ratios[:, 0] - 1, left=1, color=colors)
     axes[0].hlines(heights, ratios[:, 1], ratios[:, 2], color="black", lw=1)
     axes[0].axvline(1, color="black", lw=0.8, ls="--")
+    axes[0].set_xscale("log")
+    axes[0].xaxis.set_major_formatter("{x:g}")
     axes[0].set_xlabel("time / bare forward's (line: min to max)")
     axes[1].barh(heights, peaks, color=colors)
     axes[1].set_xlabel(f"peak memory of the process ({results.memory}, MiB)")
@@ -30,10 +32,11 @@ def benchmark(result):
     texts = (times, [f"{peak:,.0f}" for peak in peaks])
     on_white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     style = {"textcoords": "offset points", "va": "center", "fontsize": 9, "bbox": on_white}
-    for ax, values, ends in zip(axes, texts, (ratios[:, 2], peaks), strict=True):
-        for y, text, x in zip(heights, values, np.nan_to_num(ends), strict=True):
+    for ax, values, ends in zip(axes, texts, (np.fmax(ratios[:, 2], 1), peaks), strict=True):
+        for y, text, x in zip(heights, values, ends, strict=True):
             ax.annotate(text, (x, y), xytext=(4, 0), **style)
-        ax.set_xlim(0, 1.2 * np.nanmax(ends))
+    axes[0].set_xlim(np.nanmin(ratios) / 1.5, 5 * np.nanmax(ratios))
+    axes[1].set_xlim(0, 1.2 * peaks.max())
     axes[0].set_yticks(heights, labels, fontsize=9)
     axes[0].invert_yaxis()
     axes[0].margins(y=0.02)

@@ -29,7 +29,7 @@ from lib.core.stats import Draws, independent
 from lib.model import edits, hooks
 from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
-from lib.model.tokens import text_of
+from lib.model.tokens import known_ids, text_of
 from lib.run import processes
 
 TOKENS_AT_ONCE = 512
@@ -90,8 +90,8 @@ def every_token(probe: Probe) -> np.ndarray:
 
     One-token sequences are exact: by causality nothing after the first token can change it.
     """
-    values = np.full(probe.lm.model.config.get_text_config().vocab_size, np.nan)
-    ids = np.array(sorted(i for i in set(probe.lm.tokenizer.get_vocab().values()) if i < len(values)))
+    values = np.full(probe.lm.n_embeddings, np.nan)
+    ids = known_ids(probe.lm.tokenizer, len(values))
     values[ids] = probe.values(torch.from_numpy(ids)[:, None], TOKENS_AT_ONCE, "census")[:, 0]
     return values
 

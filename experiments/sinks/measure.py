@@ -19,7 +19,7 @@ from lib.core.massive import LayerStatistics
 from lib.core.stats import Draws, independent
 from lib.model import attention, attention_rows, hooks
 from lib.model.models import LanguageModel
-from lib.model.tokens import text_of
+from lib.model.tokens import known_ids, text_of
 from lib.run import processes
 from lib.run.errors import UserError
 
@@ -81,7 +81,7 @@ def _known(ratios: list[Average]) -> list[Average | None]:
 def drawn(lm: LanguageModel, windows: Windows, repeated: bool, seed: int) -> torch.Tensor:
     """Ids like the windows', in which tokens of the whole vocabulary stand for the text, uniformly drawn; one for each
     window if `repeated`."""
-    known = torch.tensor(sorted(i for i in {*lm.tokenizer.get_vocab().values()} if i < lm.n_embeddings))
+    known = torch.from_numpy(known_ids(lm.tokenizer, lm.n_embeddings))
     ids = windows.ids.clone()
     text = ids[:, int(windows.bos) :]
     shape = (len(text), 1) if repeated else text.shape

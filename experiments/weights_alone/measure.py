@@ -36,7 +36,7 @@ from lib.model import hooks
 from lib.model.arch import Architecture
 from lib.model.attention_rows import wide
 from lib.model.models import LanguageModel
-from lib.model.tokens import text_of
+from lib.model.tokens import known_ids, text_of
 from lib.run import processes
 from lib.run.errors import LackingError, UserError
 
@@ -246,7 +246,7 @@ def pointing(lm: LanguageModel, candidates: list[Candidate]) -> list[list[Pointi
     """Of each candidate the TOKENS whose stream, as the first token and before any block, points most along it."""
     if not candidates:
         return []
-    ids = torch.tensor(sorted(i for i in {*lm.tokenizer.get_vocab().values()} if i < lm.n_embeddings))
+    ids = torch.from_numpy(known_ids(lm.tokenizer, lm.n_embeddings))
     directions = torch.from_numpy(np.stack([one.direction for one in candidates], 1).astype(np.float32)).to(lm.device)
     centred = torch.tensor([bool(one.screened.centred) for one in candidates]).to(lm.device)
     parts = []

@@ -133,6 +133,12 @@ def _agree(left: np.ndarray, seam: np.ndarray, right: np.ndarray) -> bool:
     return last - first >= 16 and np.array_equal(tail, seam[first:]) and np.array_equal(right[:last], seam[:last])
 
 
+def known_ids(tokenizer: PreTrainedTokenizerBase, n_embeddings: int) -> np.ndarray:
+    """(n,) int64 ids, ascending, that the tokenizer has a token for and the model an embedding."""
+    ids = np.unique([*tokenizer.get_vocab().values()])
+    return ids[ids < n_embeddings].astype(np.int64)
+
+
 def before_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids that the tokenizer itself puts before `text`: BOS, [CLS], several, or (GPT-2) none."""
     sample = text.strip()[:200]
