@@ -309,7 +309,9 @@ def _run(experiment: Experiment, lm: LanguageModel, windows: Windows, options: O
     if auto:
         n, seqlen = windows.ids.shape
         most = (CPU_TOKENS if lm.device.type == "cpu" else GPU_TOKENS) // seqlen
-        options = replace(options, batch_size=max(1, min(most, n // processes.size())))
+        if processes.size() > 1:
+            most = min(most, n // processes.size())
+        options = replace(options, batch_size=max(1, most))  # may be more than n: versions of the model share a pass
     while True:
         try:
             with processes.failing_together():

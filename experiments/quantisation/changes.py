@@ -30,7 +30,7 @@ class Known:
 
 @dataclass(frozen=True, eq=False)
 class Quantised:
-    """A change for lib.core.versions. kept: gets of each site ("error", number), (windows, 2) of `errors`."""
+    """A change for lib.core.versions. kept: gets of each site (name, number), (windows, 2) of `errors`."""
 
     where: str
     scheme: Scheme
@@ -47,17 +47,30 @@ class Quantised:
         return self.sites[0].site.layer
 
     def hooks(self, arch: Architecture, rows: slice) -> AbstractContextManager[None]:
-        by_number = {known.number: known for known in self.sites}
+        return self.hooks_beside(arch, [], rows)
+
+    def hooks_beside(
+        self, arch: Architecture, others: "Sequence[Quantised]", rows: slice
+    ) -> AbstractContextManager[None]:
+        together = [self, *others]
+        known_by = [{known.number: known for known in one.sites} for one in together]
+        sites = {known.number: known.site for one in together for known in one.sites}
 
         def see(number: int, value: Tensor) -> Tensor:
-            known = by_number[number]
-            before = value.reshape(rows.stop - rows.start, -1, value.shape[-1])
+            before = value.reshape(len(together) * (rows.stop - rows.start), -1, value.shape[-1])
             before = before.to(torch.promote_types(value.dtype, torch.float32))
-            after = self._remedied(before, known, rows)
-            self.kept.keep(("error", number), errors(before, after, at(known.massive, rows, value.device)))
-            return after.to(value.dtype).view(value.shape)
+            after = [
+                one._seen(own, known[number], rows) if number in known else own
+                for one, known, own in zip(together, known_by, before.chunk(len(together)), strict=True)
+            ]
+            return torch.cat(after).to(value.dtype).view(value.shape)
 
-        return watched(arch, [(known.number, known.site) for known in self.sites], see)
+        return watched(arch, sorted(sites.items()), see)
+
+    def _seen(self, before: Tensor, known: Known, rows: slice) -> Tensor:
+        after = self._remedied(before, known, rows)
+        self.kept.keep((self.name, known.number), errors(before, after, at(known.massive, rows, before.device)))
+        return after
 
     def _remedied(self, value: Tensor, known: Known, rows: slice) -> Tensor:
         """(windows, seq, width) quantised, but for what the remedy keeps; that has no part in a scale."""

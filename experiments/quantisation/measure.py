@@ -28,7 +28,7 @@ from lib.core.changes import Change
 from lib.core.data import Windows
 from lib.core.definitions import FLOAT16_MAX
 from lib.core.evidence import Average
-from lib.core.on_device import OnDevice, Taken, exact
+from lib.core.on_device import OnDevice, exact
 from lib.core.stats import Draws
 from lib.core.versions import BASELINE, each_batch
 from lib.model import hooks
@@ -36,7 +36,7 @@ from lib.model.models import LanguageModel
 from lib.run import processes
 from lib.run.errors import UserError
 
-MEASURED = LOSS, ERROR, ELSEWHERE, FINAL = range(4)  # columns of a version
+MEASURED = LOSS, ERROR, ELSEWHERE, FINAL = range(4)  # columns of a version; of the model as it is the first alone
 
 
 def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
@@ -100,27 +100,25 @@ def _measure(
                 as_it_is[:] = [hidden.clone()]
                 return
             before = as_it_is[0].to(hidden.device).float()
-            squares = (hidden.float() - before).square().sum(2) / before.square().sum(2).clamp(min=TINY)
-            kept.keep("final", squares.mean(1))
+            changed = hidden.float().unflatten(0, (len(together), -1))
+            squares = (changed - before).square().sum(3) / before.square().sum(2).clamp(min=TINY)
+            kept.keep("final", squares.mean(2))
 
         with hooks.watch_outputs(lm.arch, "block", see, [last]):
             kept.keep("losses", exact(hooks.token_losses(lm, ids)).mean(1))
-        name = together[0].name if together else BASELINE
-        _take_in(versions[name][rows], kept.take(), sites_of.get(name, []))
+        taken = kept.take()
+        if not together:
+            versions[BASELINE][rows, LOSS] = taken["losses"]
+            return
+        losses = np.split(taken["losses"], len(together))
+        for one, version_losses, final in zip(together, losses, taken["final"], strict=True):
+            error = np.mean([taken[one.name, number] for number in sites_of[one.name]], axis=0)
+            versions[one.name][rows] = np.column_stack([version_losses, error, final])
 
-    for _rows in each_batch(lm, windows, changes, batch_size, "quantised", one_pass):
+    for _rows in each_batch(lm, windows, changes, batch_size, "quantised", one_pass, share=True):
         pass
     mine = processes.own(n, batch_size)
     return {name: np.concatenate(processes.gather([version[mine]])) for name, version in versions.items()}
-
-
-def _take_in(version: np.ndarray, taken: Taken, sites: Sequence[int]) -> None:
-    """(windows, MEASURED) of one pass; errors are 0 of the model as it is, which has no `sites`."""
-    version[:] = 0
-    version[:, LOSS] = taken["losses"]
-    if sites:
-        version[:, [ERROR, ELSEWHERE]] = np.mean([taken["error", number] for number in sites], axis=0)
-        version[:, FINAL] = taken["final"]
 
 
 def _ranges(known: Sequence[Known], seen: Sequence[Seen], measured: np.ndarray, draws: Draws) -> list[Range]:

@@ -33,5 +33,5 @@ class Change(Protocol):
 class SharesAPass(Protocol):
     """A Change, too, that can run in one pass with others of its kind."""
 
-    def hooks_beside(self, arch: Architecture, others: Sequence[Any], /) -> AbstractContextManager[object]:
-        """For a batch of as many batches: this change in the first, each of `others` in its own."""
+    def hooks_beside(self, arch: Architecture, others: Sequence[Any], rows: slice, /) -> AbstractContextManager[object]:
+        """For a batch of as many times the windows `rows`: this change in the first, each of `others` in its own."""

@@ -23,5 +23,7 @@ class ExpertsOff:
     def hooks(self, arch: Architecture, _rows: slice | None = None) -> AbstractContextManager[None]:
         return edits.experts_off(arch, self.off)
 
-    def hooks_beside(self, arch: Architecture, others: Sequence["ExpertsOff"]) -> AbstractContextManager[None]:
+    def hooks_beside(
+        self, arch: Architecture, others: Sequence["ExpertsOff"], _rows: slice | None = None
+    ) -> AbstractContextManager[None]:
         return edits.experts_off(arch, self.off, *(other.off for other in others))

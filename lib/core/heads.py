@@ -24,7 +24,9 @@ class HeadsSet:
     def hooks(self, arch: Architecture, _rows: slice | None = None) -> AbstractContextManager[None]:
         return edits.heads_set(arch, self.outputs)
 
-    def hooks_beside(self, arch: Architecture, others: "Sequence[HeadsSet]") -> AbstractContextManager[None]:
+    def hooks_beside(
+        self, arch: Architecture, others: "Sequence[HeadsSet]", _rows: slice | None = None
+    ) -> AbstractContextManager[None]:
         return edits.heads_set(arch, self.outputs, *(other.outputs for other in others))
 
 

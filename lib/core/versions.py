@@ -76,7 +76,7 @@ def applied(arch: Architecture, together: Sequence[Change], kept: Mapping[int, A
     if others:
         kept = dict.fromkeys(range(first), _repeated(kept.get(first - 1), len(together)))
     hooks_of: AbstractContextManager[object] = (
-        one.hooks_beside(arch, others) if isinstance(one, SharesAPass) else one.hooks(arch, rows)
+        one.hooks_beside(arch, others, rows) if isinstance(one, SharesAPass) else one.hooks(arch, rows)
     )
     with hooks.resume_at(arch, first, kept), hooks_of:
         yield
