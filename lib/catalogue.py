@@ -69,7 +69,7 @@ EXPERIMENTS = {  # by the name that the JSON has
     "exp10": Entry("sink_knockout", "exp10_sink_knockout.py", study=("",), judge="judge"),
     "exp11": Entry("sink_circuit", "exp11_sink_circuit.py", study=("",), judge="judge"),
     "exp12": Entry("weights_alone", "exp12_weights_alone.py", study=("",), judge="judge"),
-    "exp13": Entry("quantisation", "exp13_quantisation.py", study=("",), judge="judge"),
+    "exp13": Entry("quantisation", "exp13_quantisation.py", study=("--nsamples 16 --seqlen 48",), judge="judge"),
     "exp14": Entry("training_course", "exp14_training.py", judge="judge", course=True),
     "intervention": Entry("interventions", "main_llm.py --exp3", judge="judge_single"),
     "attention_logits": Entry("attention_logits", "main_llm.py --exp4"),

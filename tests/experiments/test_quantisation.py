@@ -36,7 +36,7 @@ from lib import catalogue
 from lib.core.data import Windows
 from lib.core.definitions import COST
 from lib.core.evidence import CANNOT_TELL, NONE_FOUND
-from lib.model import verify
+from lib.model import hooks, verify
 from lib.model.arch import Architecture
 from lib.model.models import LanguageModel
 from lib.report.result_files import Result
@@ -53,9 +53,9 @@ STREAM = ("c_attn", "c_fc", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"
 LABELS = [scheme.name for scheme in SCHEMES]
 
 
-def run(lm, windows, **flags):
+def run(lm, windows, batch_size=2):
     """As it is stored and read again."""
-    results = exp13_quantisation.run(lm, windows, exp13_quantisation.Options(batch_size=2, **flags))
+    results = exp13_quantisation.run(lm, windows, exp13_quantisation.Options(batch_size=batch_size))
     return catalogue.typed("exp13", catalogue.judged("exp13", results))
 
 
@@ -326,6 +326,22 @@ def test_losses_are_those_of_wrapped_copies(spiking, where, remedy):
             of_sites = [{site_of(key): pair[i] for key, pair in of_window.items()} for of_window in sums]
             expected = [np.mean([*of_window.values()]) for of_window in of_sites]
             assert average.mean == pytest.approx(np.mean(expected), rel=1e-4, abs=1e-12), scheme
+
+
+def test_conditions_that_share_a_pass_are_those_alone(monkeypatch):
+    """In float64, where rounding does not make another whole number of a half."""
+    alone, _hand = measured("llama")
+    passes, token_losses = [], hooks.token_losses
+    monkeypatch.setattr(hooks, "token_losses", lambda lm, ids: passes.append(len(ids)) or token_losses(lm, ids))
+    together = run(*spiked("llama"), batch_size=12)
+    n = len(MEASURE)
+    assert passes[:2] == [n, 3 * n]
+    assert sum(passes) == n * (1 + len(together.conditions))
+    for name, one in alone.conditions.items():
+        other = together.conditions[name]
+        assert other.loss_change.mean == pytest.approx(one.loss_change.mean, abs=1e-9)
+        errors = [(cell.error.mean, cell.elsewhere.mean, cell.final.mean) for cell in (one, other)]
+        assert errors[0] == pytest.approx(errors[1], rel=1e-9, abs=1e-15)
 
 
 def test_ranges_are_those_of_numpy(spiking):
