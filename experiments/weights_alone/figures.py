@@ -4,11 +4,11 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter
 
 from experiments.weights_alone.judge import first_generator
 from experiments.weights_alone.results import ERASER, GENERATOR, Forecast, Results, Stored
-from lib.report.figures import PALETTE, SEQUENTIAL, draw_heatmap, label_layers, make_axes, make_title
+from lib.report.figures import PALETTE, PLAIN, SEQUENTIAL, draw_heatmap, label_layers, make_axes, make_title
 from lib.report.tables import number
 
 STYLES = ((GENERATOR, "o", PALETTE[0]), (ERASER, "v", PALETTE[1]))
@@ -39,8 +39,10 @@ def norms(result: Stored) -> Figure:
     ax.set_xlabel("layer of the MLP")
     if layers:
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(PLAIN)
+        ax.yaxis.set_minor_formatter(LogFormatter())
     ax.set_ylabel("norm of the form that writes a dim\n(x the mean of its layer)")
-    ax.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+    ax.legend(frameon=False, fontsize=9, ncols=2, labelspacing=0.9, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     ax.set_title(make_title(result, "What the weights alone can blow up"), fontsize=11)
     return figure
 
