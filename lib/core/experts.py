@@ -24,6 +24,6 @@ class ExpertsOff:
         return edits.experts_off(arch, self.off)
 
     def hooks_beside(
-        self, arch: Architecture, others: Sequence["ExpertsOff"], _rows: slice | None = None
+        self, arch: Architecture, others: Sequence["ExpertsOff"], _rows: slice
     ) -> AbstractContextManager[None]:
         return edits.experts_off(arch, self.off, *(other.off for other in others))

@@ -25,7 +25,7 @@ class HeadsSet:
         return edits.heads_set(arch, self.outputs)
 
     def hooks_beside(
-        self, arch: Architecture, others: "Sequence[HeadsSet]", _rows: slice | None = None
+        self, arch: Architecture, others: "Sequence[HeadsSet]", _rows: slice
     ) -> AbstractContextManager[None]:
         return edits.heads_set(arch, self.outputs, *(other.outputs for other in others))
 
