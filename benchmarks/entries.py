@@ -483,16 +483,16 @@ class Unchanged:
 @entry("one head off: its layer and all after it, and the losses, unwatched", OURS, NOTHING)
 def head_floor(options):
     """What a pass cannot avoid that tells the loss with a part of that layer off."""
-    from lib.model import hooks
+    from lib.model import hooks, next_token
 
     lm = load(options)
     first, _head = middle_head(lm.arch)
-    before = Unchanged(lm, lambda ids: hooks.token_losses(lm, ids))
+    before = Unchanged(lm, lambda ids: next_token.losses(lm, ids))
 
     def measure(ids):
         kept, _losses = before(ids)
         with hooks.resume_at(lm.arch, first, kept):
-            hooks.token_losses(lm, ids)
+            next_token.losses(lm, ids)
         return {}
 
     return ByWindow(options, measure)

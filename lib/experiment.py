@@ -279,10 +279,10 @@ def _misfit(lm: LanguageModel, windows: Windows) -> str | None:
         return None
 
     from lib.core import data
-    from lib.model import hooks
+    from lib.model import next_token
 
     try:
-        loss = hooks.token_losses(lm, windows.ids[:1, : data.LOOK]).mean().item()
+        loss = next_token.losses(lm, windows.ids[:1, : data.LOOK]).mean().item()
     except RuntimeError as error:
         if not _memory_is_short(error):
             raise

@@ -10,7 +10,7 @@ from lib.core import data, sinks
 from lib.core.data import Windows
 from lib.core.massive import DEFINITION, LayerStatistics
 from lib.core.on_device import OnDevice
-from lib.model import edits, hooks
+from lib.model import edits, hooks, next_token
 from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
 
@@ -29,7 +29,7 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
 
     def forward() -> None:
         with hooks.watch_outputs(lm.arch, "block", see):
-            kept.keep("perplexity", hooks.token_losses(lm, windows.ids).mean().exp())
+            kept.keep("perplexity", next_token.losses(lm, windows.ids).mean().exp())
 
     before = statistics.run(windows.ids, forward)
     with edits.heads_off(lm.arch, [(options.layer_id, head)]):

@@ -28,7 +28,7 @@ from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.place import tokens_at, vectors_at
 from lib.core.results import ContributionCheck, Mixture, Neuron
 from lib.core.stats import Draws, Samples
-from lib.model import edits, hooks
+from lib.model import edits, hooks, next_token
 from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
@@ -117,7 +117,7 @@ class Internals:
             stack.enter_context(edits.activation_replaced(arch, self.layer, function) if function else nullcontext())
             for name, _label, role, side in points:
                 stack.enter_context(mlp.watch(arch, self.layer, role, side, keep(name)))
-            kept.keep(("losses", replacement), exact(hooks.token_losses(self.lm, ids)).mean(1))
+            kept.keep(("losses", replacement), exact(next_token.losses(self.lm, ids)).mean(1))
         return values
 
     def _sites(self, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

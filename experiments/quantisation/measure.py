@@ -31,7 +31,7 @@ from lib.core.evidence import Average
 from lib.core.on_device import OnDevice, exact
 from lib.core.stats import Draws
 from lib.core.versions import BASELINE, each_batch
-from lib.model import hooks
+from lib.model import hooks, next_token
 from lib.model.models import LanguageModel
 from lib.run import processes
 from lib.run.errors import UserError
@@ -105,7 +105,7 @@ def _measure(
             kept.keep("final", squares.mean(2))
 
         with hooks.watch_outputs(lm.arch, "block", see, [last]):
-            kept.keep("losses", exact(hooks.token_losses(lm, ids)).mean(1))
+            kept.keep("losses", exact(next_token.losses(lm, ids)).mean(1))
         taken = kept.take()
         if not together:
             versions[BASELINE][rows, LOSS] = taken["losses"]

@@ -28,7 +28,7 @@ from lib.core.evidence import Average
 from lib.core.on_device import OnDevice, exact
 from lib.core.stats import Draws, Samples
 from lib.core.versions import BASELINE, each_batch
-from lib.model import attention, hooks, queries
+from lib.model import attention, hooks, next_token, queries
 from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
 from lib.run import processes
@@ -105,7 +105,7 @@ class Versions:
 
     def _run(self, together: Sequence[changes_of.Change], ids: Tensor, _rows: slice) -> None:
         with attention.watch_first_token(self.lm, self._see, self.wanted):
-            self.kept.keep("losses", exact(hooks.token_losses(self.lm, ids)).mean(1))
+            self.kept.keep("losses", exact(next_token.losses(self.lm, ids)).mean(1))
         taken = self.kept.take()
         means = np.full((len(ids), len(self.wanted)), np.nan)
         for column, layer in enumerate(self.wanted):

@@ -53,7 +53,7 @@ from lib.core.keys import at_once
 from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.place import Place, find, vectors_at
 from lib.core.versions import each_batch
-from lib.model import attention_edits, attention_rows, hooks
+from lib.model import attention_edits, attention_rows, hooks, next_token
 from lib.model.attention_rows import Attended
 from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
@@ -91,7 +91,7 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
 
     def one_pass(together: Sequence[Change], ids: torch.Tensor, rows: slice) -> None:
         watched.rows = rows
-        watched.kept.keep("losses", exact(hooks.token_losses(lm, ids)).mean(1))
+        watched.kept.keep("losses", exact(next_token.losses(lm, ids)).mean(1))
         if not together:
             return baseline.take_in(rows, watched.kept.take())
         name = together[0].name

@@ -16,7 +16,7 @@ from lib.core.massive import Found, LayerStatistics, is_massive
 from lib.core.on_device import OnDevice, Taken, by_layer, exact
 from lib.core.results import AblatedPlace
 from lib.core.stats import Draws, Samples
-from lib.model import attention, hooks
+from lib.model import attention, hooks, next_token
 from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
 from lib.run import processes
@@ -54,7 +54,7 @@ class Measurements:
                 attention.watch_parts(lm, self.heads.update, range(first, lm.arch.n_layers)),
                 hooks.watch_outputs(lm.arch, "block", see),
             ):
-                self.kept.keep("losses", exact(hooks.token_losses(lm, ids)).mean(1))
+                self.kept.keep("losses", exact(next_token.losses(lm, ids)).mean(1))
 
         taken = self.layers.run(ids, forward)
         self.losses.extend(taken["losses"])

@@ -13,7 +13,7 @@ from lib.core.data import Windows
 from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.place import Place, vectors_at
 from lib.core.versions import BASELINE, applied, each_batch, sharing_a_pass
-from lib.model import attention, hooks
+from lib.model import attention, hooks, next_token
 from lib.model.arch import Architecture
 from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
@@ -176,7 +176,7 @@ class Passes:
             attention.watch_parts(self.lm, means.update, layers),
             hooks.watch_outputs(arch, "block", column.see, layers),
         ):
-            kept.keep("losses", exact(hooks.token_losses(self.lm, ids)).mean(1))
+            kept.keep("losses", exact(next_token.losses(self.lm, ids)).mean(1))
         taken = kept.take()
         column.take_in(taken)
         probabilities = np.full((len(ids), arch.n_layers, arch.n_heads), np.nan)

@@ -35,23 +35,6 @@ def forward(lm: "LanguageModel", ids: Tensor) -> None:
         lm.model.base_model(input_ids=ids.to(lm.device), use_cache=False)
 
 
-def token_losses(lm: "LanguageModel", ids: Tensor, chunk: int = 256) -> Tensor:
-    """(batch, seq - 1) next-token losses in nats; the logits are taken to float32 `chunk` positions at a time.
-
-    The vocabulary is the last axis, along which PyTorch adds up several partial sums: several times faster and more
-    exact than along another one.
-    """
-    ids = ids.to(lm.device)
-    with torch.inference_mode():
-        logits = lm.model(input_ids=ids, use_cache=False).logits[:, :-1]
-        losses = [
-            torch.nn.functional.cross_entropy(part.float(), target, reduction="none")
-            for row, targets in zip(logits, ids[:, 1:], strict=True)
-            for part, target in zip(row.split(chunk), targets.split(chunk), strict=True)
-        ]
-        return torch.cat(losses).view(len(ids), -1)
-
-
 @contextmanager
 def around_calls(
     arch: Architecture,

@@ -2,7 +2,6 @@
 
 import copy
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,25 +118,6 @@ def test_watchers_are_removed_after_an_error(lm):
         with pytest.raises(ValueError, match="on purpose"), watch(lm.arch, "block", fail):
             hooks.forward(lm, token_ids(1, 5))
         hooks.forward(lm, token_ids(1, 5))
-
-
-def test_token_losses(lm):
-    ids = token_ids(3, 20)
-    losses = hooks.token_losses(lm, ids, chunk=7)
-    assert losses.shape == (3, 19)
-    logits = reference.observe(lm.model, ids).logits
-    expected = [reference.loss(*pair) for pair in zip(logits, ids, strict=True)]
-    assert losses.mean(1).tolist() == pytest.approx(expected, rel=1e-5)
-
-
-def test_token_losses_are_exact_over_a_large_vocabulary():
-    """A float32 sum of 50,000 terms one after the other would be off by more than a hundred times the bound."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 6, 50_000, generator=generator)
-    ids = torch.randint(50_000, (2, 6), generator=generator)
-    lm = SimpleNamespace(device="cpu", model=lambda **_: SimpleNamespace(logits=logits))
-    expected = torch.nn.functional.cross_entropy(logits[:, :-1].double().transpose(1, 2), ids[:, 1:], reduction="none")
-    assert_close(hooks.token_losses(lm, ids, chunk=4).double(), expected, rtol=1e-6, atol=0)
 
 
 def test_a_sum_without_float64():

@@ -36,7 +36,7 @@ from lib import catalogue
 from lib.core.data import Windows
 from lib.core.definitions import COST
 from lib.core.evidence import CANNOT_TELL, NONE_FOUND
-from lib.model import hooks, verify
+from lib.model import next_token, verify
 from lib.model.arch import Architecture
 from lib.model.models import LanguageModel
 from lib.report.result_files import Result
@@ -331,8 +331,8 @@ def test_losses_are_those_of_wrapped_copies(spiking, where, remedy):
 def test_conditions_that_share_a_pass_are_those_alone(monkeypatch):
     """In float64, where rounding does not make another whole number of a half."""
     alone, _hand = measured("llama")
-    passes, token_losses = [], hooks.token_losses
-    monkeypatch.setattr(hooks, "token_losses", lambda lm, ids: passes.append(len(ids)) or token_losses(lm, ids))
+    passes, token_losses = [], next_token.losses
+    monkeypatch.setattr(next_token, "losses", lambda lm, ids: passes.append(len(ids)) or token_losses(lm, ids))
     together = run(*spiked("llama"), batch_size=12)
     n = len(MEASURE)
     assert passes[:2] == [n, 3 * n]

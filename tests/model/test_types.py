@@ -9,7 +9,7 @@ import torch
 
 from lib.core import attribution, mlp, neurons, sinks
 from lib.core.ablation import Condition
-from lib.model import edits, hooks, models
+from lib.model import edits, hooks, models, next_token
 from lib.run.cli import Options
 from lib.run.errors import UserError
 from tests import architectures, every_type
@@ -79,6 +79,11 @@ def test_it_is_loaded_from_its_files(lm, model_type, tmp_path):
     lm.model.save_pretrained(tmp_path)
     tokenizer(lm.n_embeddings).save_pretrained(tmp_path)
     close(logits(models.load(Options(model=str(tmp_path), device="cpu"))), logits(lm), 1e-5)
+
+
+def test_losses_are_cross_entropies_of_the_logits(lm):
+    expected = torch.nn.functional.cross_entropy(logits(lm)[:, :-1].mT.double(), IDS[:, 1:], reduction="none")
+    close(next_token.losses(lm, IDS), expected.float(), 1e-5)
 
 
 def test_block_outputs_are_the_hidden_states(lm):

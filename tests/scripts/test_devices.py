@@ -11,7 +11,7 @@ import torch
 
 import main_llm
 from lib import experiment
-from lib.model import hooks, models
+from lib.model import hooks, models, next_token
 from lib.run import cli
 from lib.run.checkout import ROOT
 from lib.run.cli import Options
@@ -130,7 +130,7 @@ def test_batch_size_auto_halves_when_memory_is_short(tiny_llama_folder, text_fil
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(hooks, "forward", short_of_memory)
-    monkeypatch.setattr(hooks, "token_losses", no_memory)  # of the first look at the text, without which it goes on
+    monkeypatch.setattr(next_token, "losses", no_memory)  # of the first look at the text, without which it goes on
     _code, auto = layerwise(tiny_llama_folder, text_file, tmp_path / "auto", "--batch_size", "auto")
     assert tried == [2, 2, 3, 3, 3, 3, 2, 1, 1, 1]  # the first two when the loaded model is verified
     assert auto["config"]["batch_size"] == 1
@@ -144,7 +144,7 @@ def test_losses_that_are_not_finite_are_no_misfit(loss, monkeypatch):
     """Where the values themselves are not finite, the run ends with the layer's name."""
     windows = replace(spiked_windows(), chance=2.0)
     for of, expected in ((loss, False), (3.0, True)):
-        monkeypatch.setattr(hooks, "token_losses", lambda *_args, of=of: torch.tensor([of, of]))
+        monkeypatch.setattr(next_token, "losses", lambda *_args, of=of: torch.tensor([of, of]))
         assert (experiment._misfit(None, windows) is not None) == expected
 
 

@@ -17,7 +17,7 @@ from benchmarks import compare, entries
 from benchmarks.worker import Worker
 from lib import catalogue
 from lib.core import massive, on_device, sinks
-from lib.model import attention, hooks, models, verify
+from lib.model import attention, hooks, models, next_token, verify
 from lib.model.arch import Architecture
 from lib.run.cli import Options
 from tests import golden
@@ -125,10 +125,10 @@ def test_a_kernel_and_a_column_more_give_the_same_probabilities(case, precision,
 def test_a_model_is_loaded_there(model, request, elsewhere, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path, ids = str(request.getfixturevalue(model)), token_ids(2, 20)
-    here = hooks.token_losses(models.load(Options(model=path, device="cpu")), ids)
+    here = next_token.losses(models.load(Options(model=path, device="cpu")), ids)
     with elsewhere() as device:
         lm = models.load(Options(model=path, device=str(device)))
-        there = hooks.token_losses(lm, ids).cpu()
+        there = next_token.losses(lm, ids).cpu()
     assert [torch.device(name).type for name in lm.devices] == [device.type]
     assert_close(there, here, rtol=1e-5, atol=1e-5)
 

@@ -1,0 +1,93 @@
+"""Next-token losses, with no more logits at a time than are of use."""
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+
+from lib.model.hooks import input_watched
+from lib.model.skipping import output_is_seen
+
+if TYPE_CHECKING:
+    from lib.model.models import LanguageModel
+
+CHUNK = 256  # positions that are taken to float32 at a time, where the model gives all logits
+POSITIONS, TOKENS = 1024, 2048  # of the logits that a CPU forms at a time: its products are fastest in a cache
+ELSEWHERE = 2**25  # logits at a time, 128 MiB in float32: on GPUs each call costs more than the cache gives
+
+
+class _Taken(Exception):  # noqa: N818 (not an error)
+    pass
+
+
+def losses(lm: "LanguageModel", ids: Tensor) -> Tensor:
+    """(batch, seq - 1) next-token losses in nats, of logits taken to float32.
+
+    With `lm.plain_head`, they are formed for a part of the vocabulary at a time, and log(sum(exp)) of the whole is that
+    of the parts'. On a CPU the output embeddings and the losses take a quarter less time so, and a large vocabulary's
+    gigabytes are never there at once.
+    """
+    ids = ids.to(lm.device)
+    head = lm.plain_head
+    with torch.inference_mode():
+        if head is None or output_is_seen(head):
+            logits = lm.model(input_ids=ids, use_cache=False).logits[:, :-1]
+            found = [
+                cross_entropy(part.float(), target, reduction="none")
+                for row, targets in zip(logits, ids[:, 1:], strict=True)
+                for part, target in zip(row.split(CHUNK), targets.split(CHUNK), strict=True)
+            ]
+        else:
+            hidden, wanted = _hidden(lm, head, ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+            n = POSITIONS if hidden.device.type == "cpu" else 4 * POSITIONS
+            found = [_losses(head, *part) for part in zip(hidden.split(n), wanted.split(n), strict=True)]
+        return torch.cat(found).view(len(ids), -1)
+
+
+def plain_head(model: torch.nn.Module, ids: Tensor) -> torch.nn.Linear | None:
+    """The output embeddings, if the logits for (batch, seq) `ids` are what these give: not scaled, capped or masked
+    after, of no other kind of layer, and with weights that lie where they are used."""
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear or "forward" in vars(head):  # accelerate puts one there, to bring the weights
+        return None
+    given: list[Tensor] = []
+    handle = head.register_forward_hook(lambda _module, _args, output: given.append(output.clone()))
+    try:
+        with torch.inference_mode():
+            logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        handle.remove()
+    plain = [output.shape[:2] == ids.shape and torch.equal(output.float(), logits.float()) for output in given]
+    return head if plain == [True] else None
+
+
+def _hidden(lm: "LanguageModel", head: torch.nn.Linear, ids: Tensor) -> Tensor:
+    """(batch, seq, hidden): what the output embeddings are given; the pass ends there."""
+    taken: list[Tensor] = []
+
+    def take(hidden: Tensor) -> None:
+        taken.append(hidden)
+        raise _Taken
+
+    handle = input_watched(head, take)
+    try:
+        with suppress(_Taken):
+            lm.model(input_ids=ids, use_cache=False)
+    finally:
+        handle.remove()
+    return taken[0]
+
+
+def _losses(head: torch.nn.Linear, hidden: Tensor, wanted: Tensor) -> Tensor:
+    """(positions,) losses of (positions, hidden) for the ids `wanted`."""
+    tokens = TOKENS if hidden.device.type == "cpu" else ELSEWHERE // len(hidden)
+    sums, of_wanted = [], torch.zeros_like(wanted, dtype=torch.float32)
+    for start in range(0, len(head.weight), tokens):
+        weight = head.weight[start : start + tokens]
+        logits = linear(hidden, weight, None if head.bias is None else head.bias[start : start + tokens]).float()
+        sums.append(logits.logsumexp(-1))
+        at = (wanted - start).clamp(0, len(weight) - 1)
+        of_wanted = torch.where(at == wanted - start, logits.gather(-1, at[:, None]).squeeze(-1), of_wanted)
+    return torch.stack(sums).logsumexp(0) - of_wanted
