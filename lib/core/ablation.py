@@ -73,16 +73,20 @@ class Condition:
         return min((*(layer for layer, _head in self.heads), *self.mlps, *self.attention, *self.experts))
 
     def hooks(self, arch: Architecture, _rows: slice | None = None) -> ExitStack:
-        stack = ExitStack()
-        if self.heads:
-            stack.enter_context(edits.heads_off(arch, self.heads))
-        if self.mlps:
-            stack.enter_context(edits.mlps_off(arch, self.mlps))
-        if self.attention:
-            stack.enter_context(edits.attention_off(arch, self.attention))
-        if self.experts:
-            stack.enter_context(edits.all_experts_off(arch, self.experts))
-        return stack
+        return _off(arch, self)
+
+    def hooks_beside(self, arch: Architecture, others: "Sequence[Condition]", _rows: slice) -> ExitStack:
+        return _off(arch, self, *others)
+
+
+def _off(arch: Architecture, *conditions: Condition) -> ExitStack:
+    """For a batch of as many batches as conditions, each in its own."""
+    stack = ExitStack()
+    stack.enter_context(edits.heads_off(arch, *(condition.heads for condition in conditions)))
+    stack.enter_context(edits.mlps_off(arch, *(condition.mlps for condition in conditions)))
+    stack.enter_context(edits.attention_off(arch, *(condition.attention for condition in conditions)))
+    stack.enter_context(edits.all_experts_off(arch, *(condition.experts for condition in conditions)))
+    return stack
 
 
 def all_heads_off(arch: Architecture) -> Condition:

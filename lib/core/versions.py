@@ -52,13 +52,14 @@ def each_batch(
 
 
 def sharing_a_pass(changes: Sequence[Change], at_most: int) -> Iterator[list[Change]]:
-    """The changes, by their first layer: up to `at_most` of those that can share a pass, each other one alone."""
+    """The changes, by their first layer: up to `at_most` of one kind that can share a pass, each other one alone."""
     for _first, of_layer in groupby(sorted(changes, key=_first_layer), key=_first_layer):
-        group = list(of_layer)
-        able: list[Change] = [change for change in group if isinstance(change, SharesAPass)]
-        step = max(1, at_most)
-        yield from (able[i : i + step] for i in range(0, len(able), step))
-        yield from ([change] for change in group if not isinstance(change, SharesAPass))
+        group: dict[type, list[Change]] = {}
+        for change in of_layer:
+            group.setdefault(type(change), []).append(change)
+        for kind, of_kind in group.items():
+            step = max(1, at_most) if issubclass(kind, SharesAPass) else 1
+            yield from (of_kind[i : i + step] for i in range(0, len(of_kind), step))
 
 
 def _first_layer(change: Change) -> int:

@@ -3,7 +3,7 @@
 Every context manager here restores the model, also after an error.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
 from typing import Any
@@ -18,12 +18,13 @@ from lib.model.skipping import attention_skipped, forward_replaced, mlp_skipped
 from lib.run.errors import UserError
 
 
-def heads_off(arch: Architecture, heads: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
+def heads_off(arch: Architecture, *versions: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
     """Zero each (layer, head)'s slice of the input of the attention output projection; the bias stays.
 
-    Where that is all of a layer's heads, its attention is not computed, unless something watches it.
+    Where that is all of a layer's heads in all versions, its attention is not computed, unless something watches it.
+    versions: with several, a batch is as many batches, one after the other, and each has its own heads off.
     """
-    return heads_set(arch, dict.fromkeys(heads, 0.0))
+    return heads_set(arch, *(dict.fromkeys(heads, 0.0) for heads in versions))
 
 
 def heads_set(arch: Architecture, *versions: Mapping[tuple[int, int], Tensor | float]) -> AbstractContextManager[None]:
@@ -134,9 +135,7 @@ def experts_off(arch: Architecture, *versions: Off) -> AbstractContextManager[No
         return without(value, *(mask.to(value.weights.device) for mask in (off[layer], renormalised)))
 
     def zero(layer: int, value: Tensor) -> Tensor:
-        each = value.unflatten(0, (len(versions), -1))
-        mask = shared[layer].view(-1, *[1] * (each.ndim - 1)).to(value.device)
-        return each.masked_fill(mask, 0).flatten(0, 1)
+        return _zeroed(value, shared[layer].to(value.device))
 
     return _together(hooks.watch_experts(arch, reweigh, off), hooks.watch_outputs(arch, "shared_expert", zero, shared))
 
@@ -163,25 +162,30 @@ def down_weight_scaled(arch: Architecture, layer: int, dim: int, neuron: int, fa
         yield
 
 
-def all_experts_off(arch: Architecture, layers: Collection[int]) -> AbstractContextManager[None]:
-    """Zero what all of these layers' experts give together; shared experts stay."""
-    return hooks.watch_outputs(arch, "experts", lambda _layer, value: torch.zeros_like(value), layers)
+def all_experts_off(arch: Architecture, *versions: Collection[int]) -> AbstractContextManager[None]:
+    """Zero what all of these layers' experts give together; shared experts stay. versions: as in heads_off."""
+    return _outputs_off(arch, "experts", versions)
 
 
-def attention_off(arch: Architecture, layers: Collection[int]) -> AbstractContextManager[None]:
-    """Zero everything that these layers' attention adds to the residual stream, bias included.
+def attention_off(arch: Architecture, *versions: Collection[int]) -> AbstractContextManager[None]:
+    """Zero everything that these layers' attention adds to the residual stream, bias included. versions: as in
+    heads_off.
 
-    It is not computed, unless something watches it.
+    It is not computed where no version has it on, unless something watches it.
     """
-    return _write_off(arch, "attention_write", layers, attention_skipped)
+    nowhere = set.intersection(*map(set, versions))
+    skipped = (attention_skipped(arch, layer, "attention_write") for layer in nowhere)
+    return _outputs_off(arch, "attention_write", versions, skipped)
 
 
-def mlps_off(arch: Architecture, layers: Collection[int]) -> AbstractContextManager[None]:
-    """Zero everything that these layers' MLPs add to the residual stream, bias included.
+def mlps_off(arch: Architecture, *versions: Collection[int]) -> AbstractContextManager[None]:
+    """Zero everything that these layers' MLPs add to the residual stream, bias included. versions: as in heads_off.
 
-    It is not computed, unless something watches it.
+    It is computed for those versions alone that have it on, unless something watches it.
     """
-    return _write_off(arch, "mlp_write", layers, mlp_skipped)
+    every = set[int]().union(*versions)
+    skipped = (mlp_skipped(arch, layer, [layer in off for off in versions]) for layer in every)
+    return _outputs_off(arch, "mlp_write", versions, skipped)
 
 
 def mlp_off_at(arch: Architecture, layer: int, where: Tensor) -> AbstractContextManager[None]:
@@ -195,17 +199,33 @@ def mlp_off_at(arch: Architecture, layer: int, where: Tensor) -> AbstractContext
     )
 
 
-def _write_off(
+def _outputs_off(
     arch: Architecture,
     role: str,
-    layers: Collection[int],
-    skipped: Callable[[Architecture, int, str], AbstractContextManager[None]],
+    versions: Sequence[Collection[int]],
+    skipped: Iterable[AbstractContextManager[None]] = (),
 ) -> AbstractContextManager[None]:
+    """Zero what these layers' `role` gives, in each version its own layers'. skipped: what does not run, as it is off;
+    the layers have been checked when the first of these is asked for."""
+    layers = dict.fromkeys(layer for off in versions for layer in off)
     for layer in layers:
         arch.check_layer(layer)
         arch.module(layer, role)
-    zero = hooks.watch_outputs(arch, role, lambda _layer, value: torch.zeros_like(value), layers)
-    return _together(*(skipped(arch, layer, role) for layer in layers), zero)
+
+    @cache
+    def mask(layer: int, device: torch.device) -> Tensor:
+        return torch.tensor([layer in off for off in versions], device=device)
+
+    def zero(layer: int, value: Tensor) -> Tensor:
+        return _zeroed(value, mask(layer, value.device))
+
+    return _together(*skipped, hooks.watch_outputs(arch, role, zero, layers))
+
+
+def _zeroed(value: Tensor, off: Tensor) -> Tensor:
+    """(copies * batch, ...) with zeros in the copies that are `off`, (copies,) bool."""
+    each = value.unflatten(0, (len(off), -1))
+    return each.masked_fill(off.view(-1, *[1] * (each.ndim - 1)), 0).flatten(0, 1)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from lib.model import checkpoint, configuration, families, gguf_file, hub, next_token, packaged, tokenizer, verify
+from lib.model import checkpoint, configuration, families, gguf_file, hub, packaged, tokenizer, verify
 from lib.model.arch import Architecture
 from lib.run import atomic, processes, storage
 from lib.run.cli import Options
@@ -59,11 +58,6 @@ class LanguageModel:
     def n_embeddings(self) -> int:
         """How many tokens the model knows, which may be more than the tokenizer gives."""
         return cast(torch.nn.Embedding, self.model.get_input_embeddings()).weight.shape[0]
-
-    @cached_property
-    def plain_head(self) -> torch.nn.Linear | None:
-        """The output embeddings, if the logits are what these give (next_token.plain_head)."""
-        return next_token.plain_head(self.model, self.arch.seen.ids.to(self.device))
 
     @property
     def devices(self) -> list[str]:

@@ -1,7 +1,8 @@
 """Next-token losses, with no more logits at a time than are of use."""
 
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, TypeGuard
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 CHUNK = 256  # positions that are taken to float32 at a time, where the model gives all logits
 POSITIONS, TOKENS = 1024, 2048  # of the logits that a CPU forms at a time: its products are fastest in a cache
 ELSEWHERE = 2**25  # logits at a time, 128 MiB in float32: on GPUs each call costs more than the cache gives
+LOOK = 8  # positions whose logits are compared with what the output embeddings give
+
+_plain: WeakKeyDictionary[torch.nn.Module, torch.nn.Linear] = WeakKeyDictionary()  # output embeddings by model
 
 
 class _Taken(Exception):  # noqa: N818 (not an error)
@@ -25,42 +29,49 @@ class _Taken(Exception):  # noqa: N818 (not an error)
 def losses(lm: "LanguageModel", ids: Tensor) -> Tensor:
     """(batch, seq - 1) next-token losses in nats, of logits taken to float32.
 
-    With `lm.plain_head`, they are formed for a part of the vocabulary at a time, and log(sum(exp)) of the whole is that
-    of the parts'. On a CPU the output embeddings and the losses take a quarter less time so, and a large vocabulary's
-    gigabytes are never there at once.
+    Where the logits are what the output embeddings give, they are formed for a part of the vocabulary at a time, and
+    log(sum(exp)) of the whole is that of the parts'. On a CPU the output embeddings and the losses take a quarter less
+    time so, and a large vocabulary's gigabytes are never there at once. Whether they are is seen in the first pass.
     """
     ids = ids.to(lm.device)
-    head = lm.plain_head
+    head = lm.model.get_output_embeddings()
     with torch.inference_mode():
-        if head is None or output_is_seen(head):
-            logits = lm.model(input_ids=ids, use_cache=False).logits[:, :-1]
+        if is_plain(lm.model, head) and not output_is_seen(head):
+            hidden, wanted = _hidden(lm, head, ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+            n = POSITIONS if hidden.device.type == "cpu" else 4 * POSITIONS
+            found = [_losses(head, *part) for part in zip(hidden.split(n), wanted.split(n), strict=True)]
+        else:
+            logits = _logits(lm, head, ids)[:, :-1]
             found = [
                 cross_entropy(part.float(), target, reduction="none")
                 for row, targets in zip(logits, ids[:, 1:], strict=True)
                 for part, target in zip(row.split(CHUNK), targets.split(CHUNK), strict=True)
             ]
-        else:
-            hidden, wanted = _hidden(lm, head, ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-            n = POSITIONS if hidden.device.type == "cpu" else 4 * POSITIONS
-            found = [_losses(head, *part) for part in zip(hidden.split(n), wanted.split(n), strict=True)]
         return torch.cat(found).view(len(ids), -1)
 
 
-def plain_head(model: torch.nn.Module, ids: Tensor) -> torch.nn.Linear | None:
-    """The output embeddings, if the logits for (batch, seq) `ids` are what these give: not scaled, capped or masked
-    after, of no other kind of layer, and with weights that lie where they are used."""
-    head = model.get_output_embeddings()
-    if type(head) is not torch.nn.Linear or "forward" in vars(head):  # accelerate puts one there, to bring the weights
-        return None
+def is_plain(model: torch.nn.Module, head: torch.nn.Module | None) -> TypeGuard[torch.nn.Linear]:
+    """Whether a pass has shown that the logits are what `head` gives."""
+    return head is not None and _plain.get(model) is head
+
+
+def _logits(lm: "LanguageModel", head: torch.nn.Module | None, ids: Tensor) -> Tensor:
+    """(batch, seq, vocabulary), and `is_plain` from now on if they are what the output embeddings give: not scaled,
+    capped or masked after, of no other kind of layer, and with weights that lie where they are used."""
     given: list[Tensor] = []
-    handle = head.register_forward_hook(lambda _module, _args, output: given.append(output.clone()))
-    try:
-        with torch.inference_mode():
-            logits = model(input_ids=ids, use_cache=False).logits
-    finally:
-        handle.remove()
-    plain = [output.shape[:2] == ids.shape and torch.equal(output.float(), logits.float()) for output in given]
-    return head if plain == [True] else None
+    with ExitStack() as stack:
+        # accelerate puts a forward there, to bring the weights
+        if type(head) is torch.nn.Linear and "forward" not in vars(head) and not output_is_seen(head):
+            keep = head.register_forward_hook(lambda _module, _args, output: given.append(output[:, :LOOK].clone()))
+            stack.callback(keep.remove)
+        logits: Tensor = lm.model(input_ids=ids, use_cache=False).logits
+    if (
+        isinstance(head, torch.nn.Linear)
+        and len(given) == 1
+        and torch.equal(given[0].float(), logits[:, :LOOK].float())
+    ):
+        _plain[lm.model] = head
+    return logits
 
 
 def _hidden(lm: "LanguageModel", head: torch.nn.Linear, ids: Tensor) -> Tensor:

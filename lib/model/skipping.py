@@ -5,7 +5,7 @@ has no public way to ask; `input_is_seen` and `output_is_seen` alone read these.
 where a version of PyTorch keeps them elsewhere. Hooks of all modules at once are not asked for.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -81,8 +81,9 @@ def attention_skipped(arch: Architecture, layer: int, off: str) -> Iterator[None
 
 
 @contextmanager
-def mlp_skipped(arch: Architecture, layer: int, _off: str) -> Iterator[None]:
-    """One layer's MLP gives zeros: its first projections give nothing at all, and the last one zeros for that.
+def mlp_skipped(arch: Architecture, layer: int, off: Sequence[bool]) -> Iterator[None]:
+    """One layer's MLP runs for those copies of a batch that do not have it off, and gives zeros for the others: its
+    first projections leave these out, and the last one puts the zeros in.
 
     It runs as ever if a hook sees anything of it before what it writes is zeroed, where its projections are not known
     and where it is a mixture of experts.
@@ -95,6 +96,7 @@ def mlp_skipped(arch: Architecture, layer: int, _off: str) -> Iterator[None]:
     inside = [*first, *([arch.module(layer, "activation")] if arch.layers[layer].activation else [])]
     project = down.forward
     seen_before = output_is_seen(write)
+    n_on = len(off) - sum(off)
 
     def is_seen() -> bool:
         return (
@@ -104,14 +106,28 @@ def mlp_skipped(arch: Architecture, layer: int, _off: str) -> Iterator[None]:
             or any(input_is_seen(module) or output_is_seen(module) for module in inside)
         )
 
-    def nothing(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return lambda value: run(value) if is_seen() else value.new_empty(*value.shape[:-1], 0)
+    def of_those_on(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def projected(value: Tensor) -> Tensor:
+            if is_seen():
+                return run(value)
+            if not n_on:
+                return value.new_empty(*value.shape[:-1], 0)
+            copies = value.chunk(len(off))
+            return run(torch.cat([copy for copy, is_off in zip(copies, off, strict=True) if not is_off]))
 
-    def zeros(value: Tensor) -> Tensor:
-        return project(value) if value.shape[-1] else value.new_zeros(*value.shape[:-1], arch.hidden_size)
+        return projected
+
+    def with_zeros(value: Tensor) -> Tensor:
+        if is_seen():
+            return project(value)
+        if not n_on:
+            return value.new_zeros(*value.shape[:-1], arch.hidden_size)
+        on = iter(project(value).chunk(n_on))
+        zeros = value.new_zeros(value.shape[0] // n_on, *value.shape[1:-1], arch.hidden_size)
+        return torch.cat([zeros if is_off else next(on) for is_off in off])
 
     with ExitStack() as stack:
         for module in first:
-            stack.enter_context(forward_replaced(module, nothing(module.forward)))
-        stack.enter_context(forward_replaced(down, zeros))
+            stack.enter_context(forward_replaced(module, of_those_on(module.forward)))
+        stack.enter_context(forward_replaced(down, with_zeros))
         yield

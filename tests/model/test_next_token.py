@@ -30,19 +30,32 @@ def small_parts(monkeypatch):
     monkeypatch.setattr(next_token, "CHUNK", 7)
 
 
+def head(lm):
+    return lm.model.get_output_embeddings()
+
+
+def is_plain(lm):
+    return next_token.is_plain(lm.model, head(lm))
+
+
+def right_twice(lm, ids, plain):
+    for _pass in range(2):
+        assert_close(next_token.losses(lm, ids).double(), expected(lm.model, ids), rtol=1e-5, atol=1e-5)
+        assert is_plain(lm) == plain
+
+
 @pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("plain", [True, False])
-def test_losses(lm, plain, monkeypatch):
+def test_losses(lm):
+    """In the first pass, which shows that the logits are plain, and in the next."""
     ids = token_ids(3, 20)
-    assert lm.plain_head is lm.model.get_output_embeddings()
-    monkeypatch.setitem(vars(lm), "plain_head", lm.plain_head if plain else None)
-    losses = next_token.losses(lm, ids)
-    assert losses.shape == (3, 19)
-    assert losses.dtype == torch.float32
     logits = reference.observe(lm.model, ids).logits
-    assert losses.mean(1).tolist() == pytest.approx(
-        [reference.loss(*pair) for pair in zip(logits, ids, strict=True)], rel=1e-5
-    )
+    expected = [reference.loss(*pair) for pair in zip(logits, ids, strict=True)]
+    for plain in (False, True):
+        assert is_plain(lm) == plain
+        losses = next_token.losses(lm, ids)
+        assert losses.shape == (3, 19)
+        assert losses.dtype == torch.float32
+        assert losses.mean(1).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -50,8 +63,7 @@ def test_losses(lm, plain, monkeypatch):
 def test_logits_are_rounded_as_the_model_rounds_them(dtype):
     model = tiny_model("llama").to(dtype)
     lm, ids = LanguageModel(model, Architecture(model), None, {}), token_ids(2, 12)
-    assert lm.plain_head is not None
-    assert_close(next_token.losses(lm, ids).double(), expected(model, ids), rtol=1e-5, atol=1e-5)
+    right_twice(lm, ids, plain=True)
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -63,8 +75,7 @@ def test_biases_of_the_output_embeddings():
         head.bias.normal_(std=3.0)
     model.lm_head = head
     lm, ids = LanguageModel(model, Architecture(model), None, {}), token_ids(2, 12)
-    assert lm.plain_head is head
-    assert_close(next_token.losses(lm, ids).double(), expected(model, ids), rtol=1e-5, atol=1e-5)
+    right_twice(lm, ids, plain=True)
 
 
 def capped():
@@ -122,31 +133,54 @@ def patched():
 def test_logits_that_are_not_what_the_output_embeddings_give(build):
     model = build()
     lm, ids = LanguageModel(model, Architecture(model), None, {}), token_ids(2, 12) % 50
-    assert lm.plain_head is None
-    assert_close(next_token.losses(lm, ids).double(), expected(model, ids), rtol=1e-5, atol=1e-5)
+    right_twice(lm, ids, plain=False)
 
 
-def test_a_hook_on_the_output_embeddings_is_heard(lm):
-    ids, seen = token_ids(2, 12), []
-    assert lm.plain_head is not None
-    for register in (lm.plain_head.register_forward_hook, lm.plain_head.register_forward_pre_hook):
-        handle = register(
-            lambda _module, args, output=None: seen.append(1) or (0.5 * args[0] if output is None else 0.5 * output)
-        )
-        try:
-            assert_close(next_token.losses(lm, ids).double(), expected(lm.model, ids), rtol=1e-5, atol=1e-5)
-        finally:
-            handle.remove()
-    assert len(seen) == 4
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_on_the_output_embeddings_is_heard(lm, register, known):
+    ids = token_ids(2, 12)
+    if known:
+        right_twice(lm, ids, plain=True)
+    handle = getattr(head(lm), register)(
+        lambda _module, args, output=None: args[0] / 2 if output is None else output / 2
+    )
+    halved = expected(lm.model, ids)
+    for _pass in range(2):
+        assert_close(next_token.losses(lm, ids).double(), halved, rtol=1e-5, atol=1e-5)
+    handle.remove()
+    right_twice(lm, ids, plain=True)
+
+
+def test_output_embeddings_put_in_the_place_of_others(lm):
+    ids = token_ids(2, 12)
+    right_twice(lm, ids, plain=True)
+    doubled = Doubled(head(lm).in_features, head(lm).out_features, bias=False)
+    doubled.weight = head(lm).weight
+    lm.model.set_output_embeddings(doubled)
+    right_twice(lm, ids, plain=False)
 
 
 def test_the_model_is_as_it_was_after_an_error(lm):
     ids = token_ids(2, 12)
-    before = next_token.losses(lm, ids)
-    with pytest.raises(IndexError):
-        next_token.losses(lm, ids + 10**6)
-    assert torch.equal(next_token.losses(lm, ids), before)
-    assert not lm.plain_head._forward_pre_hooks
+    for _pass in range(2):
+        with pytest.raises(IndexError):
+            next_token.losses(lm, ids + 10**6)
+        assert not head(lm)._forward_pre_hooks
+        assert not head(lm)._forward_hooks
+        right_twice(lm, ids, plain=True)
+
+
+class OfLogits(torch.nn.Module):
+    def __init__(self, head, hidden):
+        super().__init__()
+        self.head, self.hidden = head, hidden
+
+    def get_output_embeddings(self):
+        return self.head
+
+    def forward(self, **_):
+        return SimpleNamespace(logits=self.head(self.hidden))
 
 
 @pytest.mark.parametrize("plain", [True, False])
@@ -158,8 +192,10 @@ def test_losses_are_exact_over_a_large_vocabulary(plain):
     head = torch.nn.Linear(12, 50_000, bias=False)
     head.weight = torch.nn.Parameter(logits.view(12, -1).T)
     one_hot = torch.eye(12).view(2, 6, 12)
-    lm = SimpleNamespace(
-        device="cpu", model=lambda **_: SimpleNamespace(logits=head(one_hot)), plain_head=head if plain else None
-    )
+    model = OfLogits(head, one_hot)
+    lm = SimpleNamespace(device="cpu", model=model)
+    if plain:
+        next_token.losses(lm, ids)
     exact = torch.nn.functional.cross_entropy(logits[:, :-1].double().transpose(1, 2), ids[:, 1:], reduction="none")
+    assert next_token.is_plain(model, head) == plain
     assert_close(next_token.losses(lm, ids).double(), exact, rtol=1e-6, atol=0)

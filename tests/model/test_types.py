@@ -83,7 +83,8 @@ def test_it_is_loaded_from_its_files(lm, model_type, tmp_path):
 
 def test_losses_are_cross_entropies_of_the_logits(lm):
     expected = torch.nn.functional.cross_entropy(logits(lm)[:, :-1].mT.double(), IDS[:, 1:], reduction="none")
-    close(next_token.losses(lm, IDS), expected.float(), 1e-5)
+    for _pass in range(2):  # the first shows whether the logits are what the output embeddings give
+        close(next_token.losses(lm, IDS), expected.float(), 1e-5)
 
 
 def test_block_outputs_are_the_hidden_states(lm):
@@ -135,6 +136,16 @@ def test_all_attention_or_all_mlps_off(lm):
         for handle in handles:
             handle.remove()
         close(got, expected)
+
+
+def test_versions_in_one_pass_are_those_alone(lm):
+    for role, off in (("attention_write", edits.attention_off), ("mlp_write", edits.mlps_off)):
+        layers = lm.arch.with_role(role)
+        versions = [layers[:1], layers, layers[1:], []]
+        with edits._together(off(lm.arch, *versions)), torch.inference_mode():
+            together = lm.model(input_ids=IDS.repeat(len(versions), 1), use_cache=False).logits
+        for version, got in zip(versions, together.chunk(len(versions)), strict=True):
+            close(got, logits(lm, off(lm.arch, version)))
 
 
 def test_neurons_add_up_to_the_mlp_output(lm):
