@@ -18,7 +18,7 @@ from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
 from lib.run import processes
 
-AT_ONCE = 512  # sequences of one token
+AT_ONCE = 1024  # sequences of one token: as many tokens as a full pass has on a CPU
 
 
 def at_plateau(
