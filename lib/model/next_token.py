@@ -1,7 +1,8 @@
 """Next-token losses, with no more logits at a time than are of use."""
 
-from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, TypeGuard
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -37,41 +38,46 @@ def losses(lm: "LanguageModel", ids: Tensor) -> Tensor:
     head = lm.model.get_output_embeddings()
     with torch.inference_mode():
         if is_plain(lm.model, head) and not output_is_seen(head):
-            hidden, wanted = _hidden(lm, head, ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-            n = POSITIONS if hidden.device.type == "cpu" else 4 * POSITIONS
-            found = [_losses(head, *part) for part in zip(hidden.split(n), wanted.split(n), strict=True)]
-        else:
-            logits = _logits(lm, head, ids)[:, :-1]
-            found = [
-                cross_entropy(part.float(), target, reduction="none")
-                for row, targets in zip(logits, ids[:, 1:], strict=True)
-                for part, target in zip(row.split(CHUNK), targets.split(CHUNK), strict=True)
-            ]
+            return _by_parts(head, _hidden(lm, head, ids), ids)
+        with _kept(head) as kept:
+            logits = lm.model(input_ids=ids, use_cache=False).logits
+        if isinstance(head, torch.nn.Linear) and len(kept) == 1:
+            hidden, given = kept[0]
+            if torch.equal(given.float(), logits[:, :LOOK].float()):
+                _plain[lm.model] = head
+                return _by_parts(head, hidden, ids)
+        found = [
+            cross_entropy(part.float(), target, reduction="none")
+            for row, targets in zip(logits[:, :-1], ids[:, 1:], strict=True)
+            for part, target in zip(row.split(CHUNK), targets.split(CHUNK), strict=True)
+        ]
         return torch.cat(found).view(len(ids), -1)
 
 
 def is_plain(model: torch.nn.Module, head: torch.nn.Module | None) -> TypeGuard[torch.nn.Linear]:
-    """Whether a pass has shown that the logits are what `head` gives."""
+    """Whether a pass has shown that the logits are what `head` gives: not scaled, capped or masked after."""
     return head is not None and _plain.get(model) is head
 
 
-def _logits(lm: "LanguageModel", head: torch.nn.Module | None, ids: Tensor) -> Tensor:
-    """(batch, seq, vocabulary), and `is_plain` from now on if they are what the output embeddings give: not scaled,
-    capped or masked after, of no other kind of layer, and with weights that lie where they are used."""
-    given: list[Tensor] = []
-    with ExitStack() as stack:
-        # accelerate puts a forward there, to bring the weights
-        if type(head) is torch.nn.Linear and "forward" not in vars(head) and not output_is_seen(head):
-            keep = head.register_forward_hook(lambda _module, _args, output: given.append(output[:, :LOOK].clone()))
-            stack.callback(keep.remove)
-        logits: Tensor = lm.model(input_ids=ids, use_cache=False).logits
-    if (
-        isinstance(head, torch.nn.Linear)
-        and len(given) == 1
-        and torch.equal(given[0].float(), logits[:, :LOOK].float())
-    ):
-        _plain[lm.model] = head
-    return logits
+@contextmanager
+def _kept(head: torch.nn.Module | None) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """What the output embeddings take, and what they give at the first LOOK positions, at each call; nothing where they
+    are of another kind of layer, or something else sees what they give."""
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def keep(_module: torch.nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if args:
+            kept.append((args[0], output[:, :LOOK].clone()))
+
+    # accelerate puts a forward there, to bring the weights
+    if type(head) is not torch.nn.Linear or "forward" in vars(head) or output_is_seen(head):
+        yield kept
+        return
+    handle = head.register_forward_hook(keep)
+    try:
+        yield kept
+    finally:
+        handle.remove()
 
 
 def _hidden(lm: "LanguageModel", head: torch.nn.Linear, ids: Tensor) -> Tensor:
@@ -91,14 +97,22 @@ def _hidden(lm: "LanguageModel", head: torch.nn.Linear, ids: Tensor) -> Tensor:
     return taken[0]
 
 
-def _losses(head: torch.nn.Linear, hidden: Tensor, wanted: Tensor) -> Tensor:
+def _by_parts(head: torch.nn.Linear, hidden: Tensor, ids: Tensor) -> Tensor:
+    """(batch, seq - 1) losses of what the output embeddings are given, (batch, seq, hidden)."""
+    rows, wanted = hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+    n = POSITIONS if rows.device.type == "cpu" else 4 * POSITIONS
+    found = [_of_rows(head, *part) for part in zip(rows.split(n), wanted.split(n), strict=True)]
+    return torch.cat(found).view(len(ids), -1)
+
+
+def _of_rows(head: torch.nn.Linear, hidden: Tensor, wanted: Tensor) -> Tensor:
     """(positions,) losses of (positions, hidden) for the ids `wanted`."""
     tokens = TOKENS if hidden.device.type == "cpu" else ELSEWHERE // len(hidden)
     sums, of_wanted = [], torch.zeros_like(wanted, dtype=torch.float32)
     for start in range(0, len(head.weight), tokens):
-        weight = head.weight[start : start + tokens]
-        logits = linear(hidden, weight, None if head.bias is None else head.bias[start : start + tokens]).float()
+        part = slice(start, start + tokens)
+        logits = linear(hidden, head.weight[part], None if head.bias is None else head.bias[part]).float()
         sums.append(logits.logsumexp(-1))
-        at = (wanted - start).clamp(0, len(weight) - 1)
+        at = (wanted - start).clamp(0, logits.shape[1] - 1)
         of_wanted = torch.where(at == wanted - start, logits.gather(-1, at[:, None]).squeeze(-1), of_wanted)
     return torch.stack(sums).logsumexp(0) - of_wanted
