@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 CHUNK = 256  # positions that are taken to float32 at a time, where the model gives all logits
 POSITIONS, TOKENS = 1024, 2048  # of the logits that a CPU forms at a time: its products are fastest in a cache
-ELSEWHERE = 2**25  # logits at a time, 128 MiB in float32: on GPUs each call costs more than the cache gives
 LOOK = 8  # positions whose logits are compared with what the output embeddings give
 
 _plain: WeakKeyDictionary[torch.nn.Module, torch.nn.Linear] = WeakKeyDictionary()  # output embeddings by model
@@ -31,13 +31,13 @@ def losses(lm: "LanguageModel", ids: Tensor) -> Tensor:
     """(batch, seq - 1) next-token losses in nats, of logits taken to float32.
 
     Where the logits are what the output embeddings give, they are formed for a part of the vocabulary at a time, and
-    log(sum(exp)) of the whole is that of the parts'. On a CPU the output embeddings and the losses take a quarter less
-    time so, and a large vocabulary's gigabytes are never there at once. Whether they are is seen in the first pass.
+    log(sum(exp)) of the whole is that of the parts': on a CPU a quarter less time, and a large vocabulary's gigabytes
+    are never there at once; on a GPU up to a tenth more. Whether they are is seen in the first pass.
     """
     ids = ids.to(lm.device)
-    head = lm.model.get_output_embeddings()
+    head: torch.nn.Module | None = lm.model.get_output_embeddings() if ids.device.type == "cpu" else None
     with torch.inference_mode():
-        if is_plain(lm.model, head) and not output_is_seen(head):
+        if is_plain(head, lm.model) and not output_is_seen(head):
             return _by_parts(head, _hidden(lm, head, ids), ids)
         with _kept(head) as kept:
             logits = lm.model(input_ids=ids, use_cache=False).logits
@@ -54,8 +54,8 @@ def losses(lm: "LanguageModel", ids: Tensor) -> Tensor:
         return torch.cat(found).view(len(ids), -1)
 
 
-def is_plain(model: torch.nn.Module, head: torch.nn.Module | None) -> TypeGuard[torch.nn.Linear]:
-    """Whether a pass has shown that the logits are what `head` gives: not scaled, capped or masked after."""
+def is_plain(head: torch.nn.Module | None, model: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
+    """Whether a pass has shown that the model's logits are what `head` gives: not scaled, capped or masked after."""
     return head is not None and _plain.get(model) is head
 
 
@@ -69,8 +69,8 @@ def _kept(head: torch.nn.Module | None) -> Iterator[list[tuple[Tensor, Tensor]]]
         if args:
             kept.append((args[0], output[:, :LOOK].clone()))
 
-    # accelerate puts a forward there, to bring the weights
-    if type(head) is not torch.nn.Linear or "forward" in vars(head) or output_is_seen(head):
+    patched = head is not None and "forward" in vars(head) and not hasattr(head, "_hf_hook")  # accelerate's has that
+    if type(head) is not torch.nn.Linear or patched or output_is_seen(head):
         yield kept
         return
     handle = head.register_forward_hook(keep)
@@ -99,18 +99,16 @@ def _hidden(lm: "LanguageModel", head: torch.nn.Linear, ids: Tensor) -> Tensor:
 
 def _by_parts(head: torch.nn.Linear, hidden: Tensor, ids: Tensor) -> Tensor:
     """(batch, seq - 1) losses of what the output embeddings are given, (batch, seq, hidden)."""
-    rows, wanted = hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-    n = POSITIONS if rows.device.type == "cpu" else 4 * POSITIONS
-    found = [_of_rows(head, *part) for part in zip(rows.split(n), wanted.split(n), strict=True)]
-    return torch.cat(found).view(len(ids), -1)
+    parts = (x.flatten(0, 1).split(POSITIONS) for x in (hidden[:, :-1], ids[:, 1:]))
+    with align_module_device(head):
+        return torch.cat([_of_rows(head, *part) for part in zip(*parts, strict=True)]).view(len(ids), -1)
 
 
 def _of_rows(head: torch.nn.Linear, hidden: Tensor, wanted: Tensor) -> Tensor:
     """(positions,) losses of (positions, hidden) for the ids `wanted`."""
-    tokens = TOKENS if hidden.device.type == "cpu" else ELSEWHERE // len(hidden)
     sums, of_wanted = [], torch.zeros_like(wanted, dtype=torch.float32)
-    for start in range(0, len(head.weight), tokens):
-        part = slice(start, start + tokens)
+    for start in range(0, len(head.weight), TOKENS):
+        part = slice(start, start + TOKENS)
         logits = linear(hidden, head.weight[part], None if head.bias is None else head.bias[part]).float()
         sums.append(logits.logsumexp(-1))
         at = (wanted - start).clamp(0, logits.shape[1] - 1)

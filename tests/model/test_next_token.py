@@ -35,7 +35,7 @@ def head(lm):
 
 
 def is_plain(lm):
-    return next_token.is_plain(lm.model, head(lm))
+    return next_token.is_plain(head(lm), lm.model)
 
 
 def right_twice(lm, ids, plain):
@@ -197,5 +197,5 @@ def test_losses_are_exact_over_a_large_vocabulary(plain):
     if plain:
         next_token.losses(lm, ids)
     exact = torch.nn.functional.cross_entropy(logits[:, :-1].double().transpose(1, 2), ids[:, 1:], reduction="none")
-    assert next_token.is_plain(model, head) == plain
+    assert next_token.is_plain(head, model) == plain
     assert_close(next_token.losses(lm, ids).double(), exact, rtol=1e-6, atol=0)
