@@ -56,7 +56,7 @@ results: $(READY)
 # the other packaged models, in samples that fit their size, then all models side by side
 results-others: models
 	for model in gemma3-270m qwen2.5-coder-0.5b; do \
-		$(RUN) study.py --model $$model --dataset python-docs --nsamples 12 --seqlen 40 || exit; \
+		$(RUN) study.py --model $$model --dataset python-docs --nsamples 12 --seqlen 24 || exit; \
 	done
 	$(RUN) atlas.py results
 
