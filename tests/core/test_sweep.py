@@ -73,6 +73,20 @@ def heads_one_by_one(case):
     return [*sets, HeadsSet("two", {(1, 0): 0.0, (2, 1): some}), Condition("mlp", "", mlps=(1,))]
 
 
+def parts_one_by_one(case):
+    """Of layer 1 or from there on; what one has off runs for another."""
+    heads = tuple((1, head) for head in range(case.lm.arch.n_heads))
+    return [
+        Condition("mlp", "", mlps=(1,)),
+        Condition("mlps", "", mlps=(1, 2)),
+        Condition("attention", "", attention=(1,)),
+        Condition("all attention", "", attention=(1, 2)),
+        Condition("heads", "", heads=heads[1:]),
+        Condition("a head and an MLP", "", heads=heads[:1], mlps=(2,)),
+        Condition("all", "", mlps=(1, 2), attention=(1, 2)),
+    ]
+
+
 def test_many_heads_in_a_pass_equal_one_full_pass_each(case):
     together_and_alone(case, [9, 0])
 
@@ -114,10 +128,11 @@ def test_heads_share_passes(case):
 
 
 @some
-def test_whole_windows_of_many_heads_in_a_pass_equal_one_pass_each(case):
+@pytest.mark.parametrize("changes_of", [heads_one_by_one, parts_one_by_one])
+def test_whole_windows_of_many_versions_in_a_pass_equal_one_pass_each(case, changes_of):
     """One window in passes that have room for five."""
     at, windows = fixed_place([9], case.lm.arch.n_layers), windows_of(case.ids[:1])
-    changes = heads_one_by_one(case)
+    changes = changes_of(case)
     ran = []
     with hooks.watch_inputs(case.lm.arch, "down", lambda layer, _value: ran.append(layer), [2]):
         together = sweep.measure(case.lm, windows, at, changes, 5)

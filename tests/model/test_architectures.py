@@ -101,6 +101,9 @@ def test_off_is_not_computed(case):
     assert outside <= everything / 10
     for off, all_of_it in ((heads, no_mlps), (attention, no_mlps), (mlps, no_attention)):
         assert operations(case, off(view, [1])) - outside == everything - all_of_it / architectures.LAYERS
+    assert len(case.ids) == 2  # one of each version
+    half = everything - no_attention / architectures.LAYERS / 2
+    assert operations(case, mlps(view, [1], [])) - outside == half
 
 
 WATCHED = [  # (role, side) of what lib's watchers see of the parts
