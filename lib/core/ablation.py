@@ -72,21 +72,16 @@ class Condition:
         """The first layer that is changed."""
         return min((*(layer for layer, _head in self.heads), *self.mlps, *self.attention, *self.experts))
 
-    def hooks(self, arch: Architecture, _rows: slice | None = None) -> ExitStack:
-        return _off(arch, self)
+    def hooks(self, arch: Architecture, rows: slice | None = None) -> ExitStack:
+        return self.hooks_beside(arch, [], rows)
 
-    def hooks_beside(self, arch: Architecture, others: "Sequence[Condition]", _rows: slice) -> ExitStack:
-        return _off(arch, self, *others)
-
-
-def _off(arch: Architecture, *conditions: Condition) -> ExitStack:
-    """For a batch of as many batches as conditions, each in its own."""
-    stack = ExitStack()
-    stack.enter_context(edits.heads_off(arch, *(condition.heads for condition in conditions)))
-    stack.enter_context(edits.mlps_off(arch, *(condition.mlps for condition in conditions)))
-    stack.enter_context(edits.attention_off(arch, *(condition.attention for condition in conditions)))
-    stack.enter_context(edits.all_experts_off(arch, *(condition.experts for condition in conditions)))
-    return stack
+    def hooks_beside(self, arch: Architecture, others: "Sequence[Condition]", _rows: slice | None = None) -> ExitStack:
+        together, stack = [self, *others], ExitStack()
+        stack.enter_context(edits.heads_off(arch, *(condition.heads for condition in together)))
+        stack.enter_context(edits.mlps_off(arch, *(condition.mlps for condition in together)))
+        stack.enter_context(edits.attention_off(arch, *(condition.attention for condition in together)))
+        stack.enter_context(edits.all_experts_off(arch, *(condition.experts for condition in together)))
+        return stack
 
 
 def all_heads_off(arch: Architecture) -> Condition:

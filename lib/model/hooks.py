@@ -35,6 +35,23 @@ def forward(lm: "LanguageModel", ids: Tensor) -> None:
         lm.model.base_model(input_ids=ids.to(lm.device), use_cache=False)
 
 
+def input_of(lm: "LanguageModel", module: torch.nn.Module, ids: Tensor) -> Tensor:
+    """What a module takes in a pass over (batch, seq) token ids; the pass ends there."""
+    taken: list[Tensor] = []
+
+    def take(value: Tensor) -> NoReturn:
+        taken.append(value)
+        raise _Stop
+
+    handle = input_watched(module, take)
+    try:
+        with torch.inference_mode(), suppress(_Stop):
+            lm.model(input_ids=ids.to(lm.device), use_cache=False)
+    finally:
+        handle.remove()
+    return taken[0]
+
+
 @contextmanager
 def around_calls(
     arch: Architecture,

@@ -1,7 +1,7 @@
 """Next-token losses, with no more logits at a time than are of use."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeGuard
 from weakref import WeakKeyDictionary
 
@@ -10,7 +10,7 @@ from accelerate.utils import align_module_device
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
-from lib.model.hooks import input_watched
+from lib.model import hooks
 from lib.model.skipping import output_is_seen
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ POSITIONS, TOKENS = 1024, 2048  # of the logits that a CPU forms at a time: its 
 LOOK = 8  # positions whose logits are compared with what the output embeddings give
 
 _plain: WeakKeyDictionary[torch.nn.Module, torch.nn.Linear] = WeakKeyDictionary()  # output embeddings by model
-
-
-class _Taken(Exception):  # noqa: N818 (not an error)
-    pass
 
 
 def losses(lm: "LanguageModel", ids: Tensor) -> Tensor:
@@ -38,7 +34,7 @@ def losses(lm: "LanguageModel", ids: Tensor) -> Tensor:
     head: torch.nn.Module | None = lm.model.get_output_embeddings() if ids.device.type == "cpu" else None
     with torch.inference_mode():
         if is_plain(head, lm.model) and not output_is_seen(head):
-            return _by_parts(head, _hidden(lm, head, ids), ids)
+            return _by_parts(head, hooks.input_of(lm, head, ids), ids)
         with _kept(head) as kept:
             logits = lm.model(input_ids=ids, use_cache=False).logits
         if isinstance(head, torch.nn.Linear) and len(kept) == 1:
@@ -78,23 +74,6 @@ def _kept(head: torch.nn.Module | None) -> Iterator[list[tuple[Tensor, Tensor]]]
         yield kept
     finally:
         handle.remove()
-
-
-def _hidden(lm: "LanguageModel", head: torch.nn.Linear, ids: Tensor) -> Tensor:
-    """(batch, seq, hidden): what the output embeddings are given; the pass ends there."""
-    taken: list[Tensor] = []
-
-    def take(hidden: Tensor) -> None:
-        taken.append(hidden)
-        raise _Taken
-
-    handle = input_watched(head, take)
-    try:
-        with suppress(_Taken):
-            lm.model(input_ids=ids, use_cache=False)
-    finally:
-        handle.remove()
-    return taken[0]
 
 
 def _by_parts(head: torch.nn.Linear, hidden: Tensor, ids: Tensor) -> Tensor:

@@ -281,11 +281,11 @@ def mean_of_ratios(patch):
 
 def sink_rate_of_the_heads_that_are_left(patch):
     """Leaves heads that are off out of the sink rate, so that its denominator changes."""
-    run, off_hooks, off = measurements.Measurements.run, ablation._off, []
+    run, off_hooks, off = measurements.Measurements.run, ablation.Condition.hooks_beside, []
 
-    def hooks_of(arch, condition, *others):
-        off[:] = condition.heads
-        return off_hooks(arch, condition, *others)
+    def hooks_of(self, *args):
+        off[:] = self.heads
+        return off_hooks(self, *args)
 
     def noted(self, lm, ids, see, first=0, baseline=None):
         self.heads.off = [] if baseline is None else list(off)
@@ -297,7 +297,7 @@ def sink_rate_of_the_heads_that_are_left(patch):
             keep[head] = False
         return (self.window[:, keep] > sinks.SINK_EPSILON).mean(1)
 
-    patch.setattr(ablation, "_off", hooks_of)
+    patch.setattr(ablation.Condition, "hooks_beside", hooks_of)
     patch.setattr(measurements.Measurements, "run", noted)
     patch.setattr(sinks.HeadScores, "sink_rates", sink_rates)
 
