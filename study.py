@@ -65,7 +65,7 @@ def main() -> None:
     folder = options.savedir or Path("results") / options.model_name
     page.check_writable(folder)
 
-    from lib.claims.measured import birth_layer
+    from lib.core import first_tokens
     from lib.model import models
 
     lm = models.load(options)
@@ -74,41 +74,10 @@ def main() -> None:
     for name in {step.split()[0].removesuffix(".py") for step in steps}:
         for path in sorted((folder / name).rglob("*.json")):
             identity.require_same(path, this)
-    layers: dict[str, int] = {}
-    done: set[tuple[str, ...]] = set()
     print(f"{len(steps)} runs on {options.model_name}, into {folder}: what each finds, then a page of all")
     print("If it is interrupted, the same command goes on from there", flush=True)
-    failed: list[str] = []
-    for number, step in enumerate(steps, 1):
-        try:
-            file, *own = step.format_map(layers).split()
-        except KeyError as layer:
-            if failed:
-                failed.append(f"{step} (no {layer.args[0]} layer: an earlier step failed)")
-            else:
-                print(f"{step} is left out: no {layer.args[0]} layer")
-            continue
-        name = file.removesuffix(".py")
-        script = importlib.import_module(name)
-        idle = cli.parse(script.Options, script.__doc__, [*own, "--model", options.model]).idle()
-        command = [file, *own, *shared_flags(options, idle), "--savedir", str(folder / name)]
-        if tuple(command) in done:
-            continue
-        done.add(tuple(command))
-        print(f"\n[{number}/{len(steps)}] python {shlex.join(command)}", flush=True)
-        try:
-            payload = carry_out(script, command, lm, options.force)
-        except LackingError as why:
-            print(f"{step} is left out: {why}")
-            continue
-        except cli.UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            failed.append(step)
-            payload = error.payload if isinstance(error, IncompleteError) else {"experiment": None}
-        if payload["experiment"] == "exp3":
-            layers["born"] = birth_layer(catalogue.concluded(payload))
-        elif payload["experiment"] == "head_analysis":
-            layers["read"] = payload["results"]["ranking"][0]["layer"]
+    with first_tokens.remembered():
+        failed = carry_out_all(steps, options, lm, folder)
     found = verify_claims.find(folder).get(options.model_name, {})
     with carried_out("verify_claims.py", [str(folder)]), redirect_stdout(io.StringIO()):
         verify_claims.verify(folder, options.model_name, of_model(found, this))
@@ -144,6 +113,46 @@ def _is_of(result: result_files.Result[Any, Any], this: dict[str, Any]) -> bool:
     if catalogue.EXPERIMENTS[result.experiment].course:
         return identity.may_lead_to(own, this) and own["dtype"] == this["dtype"]
     return identity.of(own) == identity.of(this)
+
+
+def carry_out_all(steps: list[str], options: Options, lm: LanguageModel, folder: Path) -> list[str]:
+    """Each step's command in order; what has no whole result in the end."""
+    from lib.claims.measured import birth_layer
+
+    layers: dict[str, int] = {}
+    done: set[tuple[str, ...]] = set()
+    failed: list[str] = []
+    for number, step in enumerate(steps, 1):
+        try:
+            file, *own = step.format_map(layers).split()
+        except KeyError as layer:
+            if failed:
+                failed.append(f"{step} (no {layer.args[0]} layer: an earlier step failed)")
+            else:
+                print(f"{step} is left out: no {layer.args[0]} layer")
+            continue
+        name = file.removesuffix(".py")
+        script = importlib.import_module(name)
+        idle = cli.parse(script.Options, script.__doc__, [*own, "--model", options.model]).idle()
+        command = [file, *own, *shared_flags(options, idle), "--savedir", str(folder / name)]
+        if tuple(command) in done:
+            continue
+        done.add(tuple(command))
+        print(f"\n[{number}/{len(steps)}] python {shlex.join(command)}", flush=True)
+        try:
+            payload = carry_out(script, command, lm, options.force)
+        except LackingError as why:
+            print(f"{step} is left out: {why}")
+            continue
+        except cli.UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed.append(step)
+            payload = error.payload if isinstance(error, IncompleteError) else {"experiment": None}
+        if payload["experiment"] == "exp3":
+            layers["born"] = birth_layer(catalogue.concluded(payload))
+        elif payload["experiment"] == "head_analysis":
+            layers["read"] = payload["results"]["ranking"][0]["layer"]
+    return failed
 
 
 def shared_flags(options: Options, idle: dict[str, str]) -> list[str]:

@@ -1,7 +1,8 @@
 """What an ablation does at position 0, exactly: a value there depends on the first token alone, so that one-token
 forwards of all tokens of the text say what windows only sample."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -19,6 +20,19 @@ from lib.model.models import LanguageModel
 from lib.run import processes
 
 AT_ONCE = 1024  # sequences of one token: as many tokens as a full pass has on a CPU
+
+_known: dict[Hashable, np.ndarray] | None = None
+
+
+@contextmanager
+def remembered() -> Iterator[None]:
+    """Inside, where one model stays as it is but for what experiments take back, no values are measured twice."""
+    global _known
+    _known = {}
+    try:
+        yield
+    finally:
+        _known = None
 
 
 def at_plateau(
@@ -59,7 +73,7 @@ def measure(
     else:
         return None
     ids = torch.from_numpy(tokens)[:, None]
-    before = _values(lm, ids, dim, layer)
+    before = _values(lm, ids, dim, layer, None)
     spiking = is_massive(before, np.array(medians["baseline"][: layer + 1])).any(1)
     if not spiking.any():
         return None
@@ -67,8 +81,7 @@ def measure(
     value = before[spiking, layer]
     found = {}
     for condition in conditions:
-        with condition.hooks(lm.arch):
-            ablated = _values(lm, ids[spiking], dim, layer)[:, layer]
+        ablated = _values(lm, ids[spiking], dim, layer, condition)[:, layer]
         size, left = weights @ np.abs(value), np.sign(value) * ablated
         fates = np.bincount(np.digitize(left / np.abs(value), BOUNDS), weights, len(FATES))
         still = None
@@ -89,10 +102,22 @@ def measure(
     return found
 
 
-def _values(lm: LanguageModel, ids: torch.Tensor, dim: int, layer: int) -> np.ndarray:
-    """(n, layers up to `layer`) values of (n, 1) token ids."""
+def _values(lm: LanguageModel, ids: torch.Tensor, dim: int, layer: int, condition: Everywhere | None) -> np.ndarray:
+    """(n, layers up to `layer`) values of (n, 1) token ids, in a condition or as the model is."""
+    if _known is None:
+        return _measured(lm, ids, dim, layer, condition)
+    key = id(lm), ids.numpy().tobytes(), dim, layer, condition
+    if key not in _known:
+        _known[key] = _measured(lm, ids, dim, layer, condition)
+    return _known[key]
+
+
+def _measured(lm: LanguageModel, ids: torch.Tensor, dim: int, layer: int, condition: Everywhere | None) -> np.ndarray:
     parts: list[np.ndarray] = []
-    with processes.progress(len(ids), AT_ONCE, "first tokens", unit="token", leave=False) as progress:
+    with (
+        condition.hooks(lm.arch) if condition else nullcontext(),
+        processes.progress(len(ids), AT_ONCE, "first tokens", unit="token", leave=False) as progress,
+    ):
         for _rows, batch in processes.batches(ids, AT_ONCE):
             kept = OnDevice()
 

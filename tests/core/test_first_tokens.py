@@ -1,0 +1,58 @@
+"""What is remembered of first tokens: the same values, and never those of a model as it was before."""
+
+import numpy as np
+import pytest
+
+from lib.core import first_tokens
+from lib.core.ablation import Condition, all_heads_off
+from lib.core.data import Windows
+from lib.model import hooks
+from tests import reference
+from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, VOCABULARY, language_model, planted_model, token_ids
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """One entry for each pass."""
+    made, forward = [], hooks.forward
+    monkeypatch.setattr(hooks, "forward", lambda *args: (made.append(args), forward(*args)))
+    return made
+
+
+def measured(lm, dim=MASSIVE_DIM, layer=2):
+    ids = token_ids(4, 8)
+    counts = np.bincount([*ids.flatten().tolist(), SPIKE_TOKEN], minlength=VOCABULARY)
+    windows = Windows(ids, len(ids), False, "test", counts=counts)
+    conditions = [all_heads_off(lm.arch), Condition("mlp", "", mlps=(1,)), Condition("mlp", "", mlps=(2,))]
+    medians = {"baseline": np.full(lm.arch.n_layers, 0.1)}
+    return [
+        first_tokens.measure(lm, windows, dim, layer, [condition], medians)[condition.name] for condition in conditions
+    ]
+
+
+def test_a_study_measures_a_condition_once(tokenizer, passes):
+    lm = language_model(planted_model("gpt2"), tokenizer)
+    alone = measured(lm)
+    assert len(passes) == 6  # the model as it is, three times, and each condition
+    passes.clear()
+    with first_tokens.remembered():
+        assert measured(lm) == alone
+        assert len(passes) == 4
+        assert measured(lm) == alone
+        assert len(passes) == 4
+        assert measured(lm, layer=1) != alone
+        assert len(passes) == 8
+
+
+def test_nothing_is_remembered_afterwards(tokenizer):
+    lm = language_model(planted_model("gpt2"), tokenizer)
+    with first_tokens.remembered():
+        before = measured(lm)
+    reference.matrix(reference.parts(reference.blocks(lm.model)[1]).down)[MASSIVE_DIM] *= 2
+    after = measured(lm)
+    assert after[0].value < 1.5 * before[0].value  # negative
+    with pytest.raises(RuntimeError, match="stop"), first_tokens.remembered():
+        measured(lm)
+        raise RuntimeError("stop")
+    reference.matrix(reference.parts(reference.blocks(lm.model)[1]).down)[MASSIVE_DIM] /= 2
+    assert [entry.value for entry in measured(lm)] == pytest.approx([entry.value for entry in before])
