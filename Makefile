@@ -44,9 +44,9 @@ demo:
 study: $(READY)
 	$(RUN) study.py --model $(MODEL) --dataset $(DATASET) $(if $(FORCE),--force)
 
-# what the README shows: the study, and two scripts in three dtypes
+# what the README shows: the study, in samples that fit, and two scripts in three dtypes
 results: $(READY)
-	$(RUN) study.py $(SMOLLM)
+	$(RUN) study.py $(SMOLLM) --nsamples 12
 	for dtype in float32 bfloat16 float16; do \
 		for script in "main_llm.py --exp2" exp3_lifecycle_ledger.py; do \
 			$(RUN) $$script $(SMOLLM) --nsamples 8 --seqlen 512 --dtype $$dtype --savedir results/dtypes/$$dtype || exit; \
@@ -56,7 +56,7 @@ results: $(READY)
 # the other packaged models, in samples that fit their size, then all models side by side
 results-others: models
 	for model in gemma3-270m qwen2.5-coder-0.5b; do \
-		$(RUN) study.py --model $$model --dataset python-docs --nsamples 12 --seqlen 24 || exit; \
+		$(RUN) study.py --model $$model --dataset python-docs --nsamples 12 --seqlen 20 || exit; \
 	done
 	$(RUN) atlas.py results
 

@@ -29,6 +29,12 @@ class Change(Protocol):
         """What applies it to the windows `rows`."""
 
 
+class ChangeEverywhere(Change, Protocol):
+    """A Change that is the same in all windows."""
+
+    def hooks(self, arch: Architecture, rows: slice | None = None, /) -> AbstractContextManager[object]: ...
+
+
 @runtime_checkable
 class SharesAPass(Protocol):
     """A Change, too, that can run in one pass with others of its kind."""

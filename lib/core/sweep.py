@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from lib.core import sinks
-from lib.core.changes import Change
+from lib.core.changes import Change, ChangeEverywhere
 from lib.core.data import Windows
 from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.place import Place, vectors_at
@@ -71,28 +71,31 @@ def measure(
 
 
 def values_at_place(
-    lm: LanguageModel, windows: Windows, place: Place, changes: Sequence[Change], batch_size: int
+    lm: LanguageModel, windows: Windows, place: Place, changes: Sequence[ChangeEverywhere], batch_size: int
 ) -> dict[str, np.ndarray]:
     """{name: (windows, layers) values} at the place, of the baseline and of each change.
 
-    Windows are cut after the place where no later token can change it (Architecture.prefix). Changes of one layer that
-    can share a pass, which holds no more tokens than `batch_size` windows have; so values are those of `measure` but
-    for the order in which float32 products are summed up.
+    Windows are cut after the place where no later token can change it (Architecture.prefix), and those that are the
+    same up to there run once: of all that begin with BOS, one. Changes of one layer that can share a pass, which holds
+    no more tokens than `batch_size` windows have; so values are those of `measure` but for the order in which float32
+    products are summed up.
     """
+    different, same_as = _different(lm.arch, windows.ids, place.positions)
+    every, positions = windows.ids[different], place.positions[different]
     values: dict[str, list[np.ndarray]] = {name: [] for name in (BASELINE, *(change.name for change in changes))}
     budget = batch_size * windows.ids.shape[1]
-    mine = processes.own(len(windows.ids), batch_size)
-    with processes.progress(len(windows.ids), batch_size, "place", len(changes)) as progress:
-        for rows, ids in _up_to_the_place(lm.arch, windows.ids, place.positions, mine, budget):
+    mine = processes.own(len(every), batch_size)
+    with processes.progress(len(every), batch_size, "place", len(changes)) as progress:
+        for rows, ids in _up_to_the_place(lm.arch, every, positions, mine, budget):
             kept: dict[int, Any] = {}
-            before = _Column(lm, place.positions[rows], place.dim)
+            before = _Column(lm, positions[rows], place.dim)
             with hooks.keep_block_outputs(lm.arch, kept), hooks.watch_outputs(lm.arch, "block", before.see):
                 hooks.forward(lm, ids)
             before.take_in(before.kept.take())
             values[BASELINE].append(before.values)
             for together in sharing_a_pass(changes, budget // ids.numel()):
                 n, first = len(together), together[0].first_layer
-                column = _Column(lm, np.tile(place.positions[rows], n), place.dim)
+                column = _Column(lm, np.tile(positions[rows], n), place.dim)
                 column.values[:, :first] = np.tile(before.values[:, :first], (n, 1))
                 with (
                     applied(lm.arch, together, kept, rows),
@@ -103,7 +106,20 @@ def values_at_place(
                 for change, rows_of_change in zip(together, np.split(column.values, n), strict=True):
                     values[change.name].append(rows_of_change)
                 progress.update(n * len(ids))
-    return {name: np.concatenate(processes.gather(parts)) for name, parts in values.items()}
+    return {name: np.concatenate(processes.gather(parts))[same_as] for name, parts in values.items()}
+
+
+def _different(arch: Architecture, ids: torch.Tensor, positions: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """(the first of all windows that are the same up to the place, which of these each window is the same as)."""
+    number: dict[tuple[int, bytes], int] = {}
+    first: list[int] = []
+    same_as = np.empty(len(ids), dtype=int)
+    for i, position in enumerate(positions.tolist()):
+        until = ids[i, : arch.prefix(position + 1, ids.shape[1])]
+        same_as[i] = number.setdefault((position, until.numpy().tobytes()), len(first))
+        if same_as[i] == len(first):
+            first.append(i)
+    return first, same_as
 
 
 def _up_to_the_place(

@@ -128,6 +128,27 @@ def test_heads_share_passes(case):
 
 
 @some
+@pytest.mark.parametrize("prefix", [None, lambda _arch, _n, length: length])  # the second as with longrope
+def test_windows_that_are_the_same_up_to_the_place_run_once(case, prefix, monkeypatch):
+    """The last of four is the first one with another place, the third is the first one up to the place."""
+    if prefix:
+        monkeypatch.setattr(type(case.lm.arch), "prefix", prefix)
+    first, other = case.ids[:2]
+    ids = torch.stack([first, other, torch.cat([first[:4], other[4:]]), first])
+    positions = [3, 3, 3, 2]
+    at, rows = fixed_place(positions, case.lm.arch.n_layers), []
+    changes = heads_one_by_one(case)[:2]
+    with hooks.watch_inputs(case.lm.arch, "block", lambda _layer, value: rows.append(len(value)), [0]):
+        together = sweep.values_at_place(case.lm, windows_of(ids), at, changes, 4)
+    assert rows[0] == (4 if prefix else 3)
+    for i, position in enumerate(positions):
+        alone = fixed_place([position], case.lm.arch.n_layers)
+        for name, values in sweep.values_at_place(case.lm, windows_of(ids[i : i + 1]), alone, changes, 4).items():
+            close(torch.from_numpy(together[name][i]), torch.from_numpy(values[0]), 1e-5)
+    assert len(np.unique(together[sweep.BASELINE][:, -1])) == 3
+
+
+@some
 @pytest.mark.parametrize("changes_of", [heads_one_by_one, parts_one_by_one])
 def test_whole_windows_of_many_versions_in_a_pass_equal_one_pass_each(case, changes_of):
     """One window in passes that have room for five."""
