@@ -46,7 +46,7 @@ study: $(READY)
 
 # what the README shows: the study, in samples that fit, and two scripts in three dtypes
 results: $(READY)
-	$(RUN) study.py $(SMOLLM) --nsamples 10
+	$(RUN) study.py $(SMOLLM) --nsamples 8
 	for dtype in float32 bfloat16 float16; do \
 		for script in "main_llm.py --exp2" exp3_lifecycle_ledger.py; do \
 			$(RUN) $$script $(SMOLLM) --nsamples 8 --seqlen 512 --dtype $$dtype --savedir results/dtypes/$$dtype || exit; \

@@ -65,7 +65,7 @@ def main() -> None:
     folder = options.savedir or Path("results") / options.model_name
     page.check_writable(folder)
 
-    from lib.core import first_tokens
+    from lib.core import remembered
     from lib.model import models
 
     lm = models.load(options)
@@ -76,7 +76,7 @@ def main() -> None:
             identity.require_same(path, this)
     print(f"{len(steps)} runs on {options.model_name}, into {folder}: what each finds, then a page of all")
     print("If it is interrupted, the same command goes on from there", flush=True)
-    with first_tokens.remembered():
+    with remembered.of(lm):
         failed = carry_out_all(steps, options, lm, folder)
     found = verify_claims.find(folder).get(options.model_name, {})
     with carried_out("verify_claims.py", [str(folder)]), redirect_stdout(io.StringIO()):

@@ -1,12 +1,13 @@
 """What an ablation does at position 0, exactly: a value there depends on the first token alone, so that one-token
 forwards of all tokens of the text say what windows only sample."""
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 
+from lib.core import remembered
 from lib.core.changes import Everywhere
 from lib.core.data import Windows
 from lib.core.definitions import BOUNDS, FATES
@@ -20,19 +21,6 @@ from lib.model.models import LanguageModel
 from lib.run import processes
 
 AT_ONCE = 1024  # sequences of one token: as many tokens as a full pass has on a CPU
-
-_known: dict[Hashable, np.ndarray] | None = None
-
-
-@contextmanager
-def remembered() -> Iterator[None]:
-    """Inside, where one model stays as it is but for what experiments take back, no values are measured twice."""
-    global _known
-    _known = {}
-    try:
-        yield
-    finally:
-        _known = None
 
 
 def at_plateau(
@@ -104,12 +92,8 @@ def measure(
 
 def _values(lm: LanguageModel, ids: torch.Tensor, dim: int, layer: int, condition: Everywhere | None) -> np.ndarray:
     """(n, layers up to `layer`) values of (n, 1) token ids, in a condition or as the model is."""
-    if _known is None:
-        return _measured(lm, ids, dim, layer, condition)
-    key = id(lm), ids.numpy().tobytes(), dim, layer, condition
-    if key not in _known:
-        _known[key] = _measured(lm, ids, dim, layer, condition)
-    return _known[key]
+    key = "first tokens", ids.numpy().tobytes(), dim, layer, condition
+    return remembered.once(lm, key, lambda: _measured(lm, ids, dim, layer, condition))
 
 
 def _measured(lm: LanguageModel, ids: torch.Tensor, dim: int, layer: int, condition: Everywhere | None) -> np.ndarray:

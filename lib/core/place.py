@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from lib.core import remembered
 from lib.core.data import Windows
 from lib.core.definitions import PLATEAU
 from lib.core.massive import DEFINITION, LayerStatistics, is_massive
@@ -106,10 +107,17 @@ def find(
     position: int | None = None,
     seed: int = 0,
 ) -> Place:
-    """The Place of RULE; `dim` or `position`, where given, are taken instead. Costs one or two passes.
+    """The Place of RULE; `dim` or `position`, where given, are taken instead. Costs two passes.
 
     Raises UserError for what is out of range and for non-finite values.
     """
+    key = "place", windows.text, windows.sha256, batch_size, dim, position, seed
+    return remembered.once(lm, key, lambda: _found(lm, windows, batch_size, dim, position, seed))
+
+
+def _found(
+    lm: LanguageModel, windows: Windows, batch_size: int, dim: int | None, position: int | None, seed: int
+) -> Place:
     seqlen = windows.ids.shape[1]
     if dim is not None:
         lm.arch.check_dim(dim)
