@@ -115,10 +115,10 @@ def test_it_says_what_a_massive_activation_is(document):
 def test_what_matters_in_sentences(document):
     [short] = document.every("ul", class_="short")
     where, who, without, needed = (item.text for item in short.every("li"))
-    assert "dim 507, at position 0: +23,752 in layer 11, and up to 14,321 x" in where.replace("\u00d7", "x")
+    assert "dim 507, at position 0: +23,681 in layer 11, and up to 14,424 x" in where.replace("\u00d7", "x")
     assert "from layer 11 to 27" in where
     assert who.startswith(
-        "mlp 11 (+23,708) writes it, 99.8% of the peak; mlp 28 (-14,210) and mlp 29 (-5,582) take it away"
+        "mlp 11 (+23,634) writes it, 99.8% of the peak; mlp 28 (-14,208) and mlp 29 (-5,581) take it away"
     )
     assert (
         "head the massive activation is reduced, 0.6796 of it left; without any MLP it collapses, -0.0074 of it left"
@@ -138,7 +138,7 @@ def test_tables_have_the_numbers_of_the_json(folder, document):
     writes, [largest, tests, *_] = of["exp3"]
     assert [row[0] for row in tests[1:]] == [test["what"] for test in writes["conclusion"]["tests"]]
     first = max(writes["writes"], key=lambda write: abs(write["value"]))
-    assert largest[1][:2] == [str(first["layer"]), first["component"]]
+    assert largest[1][:2] == [str(first["layer"]), first["kind"]]
     assert largest[1][2].startswith(f"{first['value']:+,.0f} [")
     scores, [highest, *_] = of["head_analysis"]
     for row, head in zip(highest[1:], scores["ranking"], strict=False):
@@ -188,7 +188,7 @@ def test_views_have_the_numbers_of_the_json(folder, document):
     assert np.allclose([row[0] for row in view["values"]], top1, rtol=1e-3, atol=1e-2)
     [(results, [view])] = of["exp3"]
     column = view["columns"].index("mlp")
-    written = {write["layer"]: write["value"] for write in results["writes"] if write["component"] == "mlp"}
+    written = {write["layer"]: write["value"] for write in results["writes"] if write["kind"] == "mlp"}
     signs = [np.sign(row[column]) for row in view["values"]]
     assert signs == [np.sign(written[layer]) for layer in range(len(signs))]
     largest = max(written, key=lambda layer: abs(written[layer]))
