@@ -46,7 +46,7 @@ study: $(READY)
 
 # what the README shows: the study, in samples that fit, and two scripts in three dtypes
 results: $(READY)
-	$(RUN) study.py $(SMOLLM) --nsamples 8
+	$(RUN) study.py $(SMOLLM)
 	for dtype in float32 bfloat16 float16; do \
 		for script in "main_llm.py --exp2" exp3_lifecycle_ledger.py; do \
 			$(RUN) $$script $(SMOLLM) --nsamples 8 --seqlen 512 --dtype $$dtype --savedir results/dtypes/$$dtype || exit; \
@@ -55,8 +55,8 @@ results: $(READY)
 
 # the other packaged models, in samples that fit their size, then all models side by side
 results-others: models
-	$(RUN) study.py --model gemma3-270m --dataset python-docs --nsamples 12 --seqlen 24
-	$(RUN) study.py --model qwen2.5-coder-0.5b --dataset python-docs --nsamples 12 --seqlen 20
+	$(RUN) study.py --model gemma3-270m --dataset python-docs --nsamples 24 --seqlen 16
+	$(RUN) study.py --model qwen2.5-coder-0.5b --dataset python-docs --nsamples 24 --seqlen 16
 	$(RUN) atlas.py results
 
 # write the generated blocks of the READMEs anew from results/

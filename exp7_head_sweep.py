@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Options(cli.PlaceOptions):
     nsamples: int = cli.flag(64, "number of token windows")
     seqlen: int | None = cli.flag(64, "tokens in a window")
-    n_whole: int = cli.flag(16, "how many of them are run whole, for sink rate and loss")
+    n_whole: int = cli.flag(8, "how many of them are run whole, for sink rate and loss")
     n_random: int = cli.flag(3, "random orders of removal")
 
     def idle(self) -> dict[str, str]:

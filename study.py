@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 import shlex
 import sys
 import textwrap
@@ -50,7 +51,7 @@ STEPS = [  # (command, whether the seed study has it)
 @dataclass(frozen=True)
 class Options(cli.Options):
     nsamples: int | None = cli.flag(  # type: ignore[assignment]  # a script of its own has always a number
-        None, "number of token windows (default: each script's own)"
+        None, "number of token windows of every script (default: its own, or fewer, as lib/catalogue.py has it)"
     )
     savedir: Path | None = cli.flag(None, "folder for the results (default: results/<model>)", type=cli.path)
     force: bool = cli.flag(False, "measure again what is there already", action="store_true")
@@ -124,7 +125,7 @@ def carry_out_all(steps: list[str], options: Options, lm: LanguageModel, folder:
     failed: list[str] = []
     for number, step in enumerate(steps, 1):
         try:
-            file, *own = step.format_map(layers).split()
+            file, *own = untyped(step.format_map(layers), options).split()
         except KeyError as layer:
             if failed:
                 failed.append(f"{step} (no {layer.args[0]} layer: an earlier step failed)")
@@ -153,6 +154,13 @@ def carry_out_all(steps: list[str], options: Options, lm: LanguageModel, folder:
         elif payload["experiment"] == "head_analysis":
             layers["read"] = payload["results"]["ranking"][0]["layer"]
     return failed
+
+
+def untyped(step: str, options: Options) -> str:
+    """A step's command without the flags that were typed for every script."""
+    for name in options.typed:
+        step = re.sub(rf" --{name} \S+", "", step)
+    return step
 
 
 def shared_flags(options: Options, idle: dict[str, str]) -> list[str]:

@@ -26,7 +26,9 @@ class Entry:
 
     command: the script, with the flags that choose this experiment of it. study: the further flags of each of
     study.py's runs, in which {born} is the layer of the ledger's birth and {read} that of the head that attends most to
-    the first token. judge: the function of the folder's judge.py, if it has one: Results -> Conclusion.
+    the first token; where a script's own windows take many minutes, a study measures fewer, so that all of it fits 40
+    minutes on two cores for a model of SmolLM2-135M's size.
+    judge: the function of the folder's judge.py, if it has one: Results -> Conclusion.
     seed: whether the seed study has it. course: whether it is of the checkpoints of a training, not of one model.
     needs: what a model must have, else it is left out: "experts" for Architecture.require_experts.
     """
@@ -41,17 +43,21 @@ class Entry:
 
 
 EXPERIMENTS = {  # by the name that the JSON has
-    "layerwise": Entry("layerwise", "main_llm.py --exp2", study=("",), seed=True),
-    "head_analysis": Entry("head_scores", "analyze_heads_simple.py", study=("",), seed=True),
-    "exp3": Entry("ledger", "exp3_lifecycle_ledger.py", study=("",), judge="judge", seed=True),
+    "layerwise": Entry("layerwise", "main_llm.py --exp2", study=("--nsamples 16",), seed=True),
+    "head_analysis": Entry("head_scores", "analyze_heads_simple.py", study=("--nsamples 16",), seed=True),
+    "exp3": Entry("ledger", "exp3_lifecycle_ledger.py", study=("--nsamples 10",), judge="judge", seed=True),
     "sentence": Entry("sentence", "main_llm.py --exp1", study=("--layer_id {born}",), seed=True),
     "head_pruning": Entry(
-        "head_pruning", "test_head_pruning_on_massive.py", study=("--nsamples 16",), judge="judge", seed=True
+        "head_pruning", "test_head_pruning_on_massive.py", study=("--nsamples 8",), judge="judge", seed=True
     ),
-    "exp1": Entry("ablation", "exp1_feasibility_test.py", study=("",), judge="judge", seed=True),
-    "exp2a": Entry("ablation", "exp2a_mlp_feasibility_test.py", study=("",), judge="judge", seed=True),
+    "exp1": Entry("ablation", "exp1_feasibility_test.py", study=("--nsamples 10",), judge="judge", seed=True),
+    "exp2a": Entry("ablation", "exp2a_mlp_feasibility_test.py", study=("--nsamples 10",), judge="judge", seed=True),
     "exp2c": Entry(
-        "mlp_internal", "exp2c_mlp_internal_analysis.py", study=("--layer_id {born}",), judge="judge", seed=True
+        "mlp_internal",
+        "exp2c_mlp_internal_analysis.py",
+        study=("--layer_id {born} --nsamples 10",),
+        judge="judge",
+        seed=True,
     ),
     "compare_3d": Entry(
         "before_after",
@@ -60,13 +66,13 @@ EXPERIMENTS = {  # by the name that the JSON has
         seed=True,
     ),
     "exp2b": Entry("layer_sweep", "exp2b_mlp_layer_sweep.py", study=("",), judge="judge"),
-    "exp4": Entry("neuron_sets", "exp4_neuron_sets.py", study=("--layer_id {born}",), judge="judge"),
-    "exp5": Entry("interventions", "exp5_interventions.py", study=("--layer_id {born}",), judge="judge"),
-    "exp6": Entry("census", "exp6_trigger_census.py", study=("",), judge="judge"),
+    "exp4": Entry("neuron_sets", "exp4_neuron_sets.py", study=("--layer_id {born} --nsamples 16",), judge="judge"),
+    "exp5": Entry("interventions", "exp5_interventions.py", study=("--layer_id {born} --nsamples 32",), judge="judge"),
+    "exp6": Entry("census", "exp6_trigger_census.py", study=("--nsamples 10",), judge="judge"),
     "exp7": Entry("head_sweep", "exp7_head_sweep.py", study=("",), judge="judge"),
     "exp8": Entry("experts", "exp8_experts.py", study=("",), judge="judge", needs="experts"),
     "exp9": Entry("sinks", "exp9_sinks.py", study=("",), judge="judge"),
-    "exp10": Entry("sink_knockout", "exp10_sink_knockout.py", study=("",), judge="judge"),
+    "exp10": Entry("sink_knockout", "exp10_sink_knockout.py", study=("--nsamples 20",), judge="judge"),
     "exp11": Entry("sink_circuit", "exp11_sink_circuit.py", study=("",), judge="judge"),
     "exp12": Entry("weights_alone", "exp12_weights_alone.py", study=("",), judge="judge"),
     "exp13": Entry("quantisation", "exp13_quantisation.py", study=("--nsamples 16 --seqlen 48",), judge="judge"),

@@ -146,12 +146,13 @@ def test_the_born_layer_is_the_ledgers(tmp_path, monkeypatch):
 
     monkeypatch.setattr(study, "carry_out", carried_out)
     steps = [step for step, _seed in study.STEPS if "{born}" in step]
-    assert "exp4_neuron_sets.py --layer_id {born}" in steps
+    assert "exp4_neuron_sets.py --layer_id {born} --nsamples 16" in steps
     monkeypatch.setattr(study, "STEPS", [(step, True) for step in ("exp3_lifecycle_ledger.py", *steps)])
     monkeypatch.setattr("sys.argv", ["study.py", *map(str, flags)])
     study.main()
     for command, step in zip(commands[1:], steps, strict=True):
-        assert command.startswith(step.format(born=3))
+        assert command.startswith(step.partition(" --nsamples")[0].format(born=3))
+        assert command.count("--nsamples") <= 1  # what was typed, in place of the step's own
 
 
 def run_main(monkeypatch, *flags):
