@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -37,6 +38,7 @@ def head_sweep_place(result: Stored) -> Figure:
     if results.through_scores:
         title += "\nthrough attention scores: impossible, position 0 sees only itself"
     figure.suptitle(make_title(result, title), fontsize=11)
+    _explain(figure, axes, results)
     return figure
 
 
@@ -48,6 +50,7 @@ def head_sweep_model(result: Stored) -> Figure:
     _head_changes(figure, axes[:, 1:], results, values, ["loss"], "change of the loss (nats a token)")
     title = f"Single heads removed: sink rate and loss {_in_windows(results.baseline.loss.n)}"
     figure.suptitle(make_title(result, title), fontsize=11)
+    _explain(figure, axes, results)
     return figure
 
 
@@ -58,30 +61,27 @@ def _in_windows(n: int) -> str:
 
 def _head_panels(results: Results, rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     n_layers, n_heads = _shape(results)
-    unequal = len(results.heads) < n_layers * n_heads
     size = (2.2 + columns * max(1.9, 0.24 * n_heads), 1.8 + rows * (0.8 + 0.17 * n_layers))
     figure, axes = make_axes(rows, columns, size=size, sharex=True, sharey=True, squeeze=False)
-    named = Line2D([], [], color="black", ls="", **NAMED, label="named by the rule")
-    figure.legend(
-        handles=[
-            Patch(
-                facecolor="0.9",
-                edgecolor="0.5",
-                hatch="////",
-                label="impossible by causality, not run" + (", or no head" if unequal else ""),
-            ),
-            named,
-        ],
-        loc="outside lower center",
-        ncols=2,
-        frameon=False,
-        fontsize=9,
-    )
     for ax in axes[:, 0]:
         ax.set_ylabel("layer of the head")
     for ax in axes[-1]:
         ax.set_xlabel("head")
     return figure, axes
+
+
+def _explain(figure: Figure, axes: np.ndarray, results: Results) -> None:
+    """A legend of what is drawn besides colours."""
+    n_layers, n_heads = _shape(results)
+    unequal = len(results.heads) < n_layers * n_heads
+    handles: list[Artist] = []
+    if any(np.isnan(ax.images[0].get_array().filled(np.nan)).any() for ax in axes.flat):
+        label = "impossible by causality, not run" + (", or no head" if unequal else "")
+        handles.append(Patch(facecolor="0.9", edgecolor="0.5", hatch="////", label=label))
+    if any(ax.lines for ax in axes.flat):
+        handles.append(Line2D([], [], color="black", ls="", **NAMED, label="named by the rule"))
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
 
 
 def _shape(results: Results) -> tuple[int, int]:
