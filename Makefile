@@ -55,8 +55,8 @@ results: $(READY)
 
 # the other packaged models, in samples that fit their size, then all models side by side
 results-others: models
-	$(RUN) study.py --model gemma3-270m --dataset python-docs --nsamples 24 --seqlen 16
-	$(RUN) study.py --model qwen2.5-coder-0.5b --dataset python-docs --nsamples 24 --seqlen 16
+	$(RUN) study.py --model gemma3-270m --dataset python-docs --nsamples 48 --seqlen 16
+	$(RUN) study.py --model qwen2.5-coder-0.5b --dataset python-docs --nsamples 48 --seqlen 16
 	$(RUN) atlas.py results
 
 # write the generated blocks of the READMEs anew from results/
