@@ -38,6 +38,7 @@ def activation_flow(result: Stored) -> Figure:
     place.axvline(0, color="black", lw=0.8)
     place.set_yticks(range(len(means)), [point.label for point in followed.values], fontsize=9)
     place.invert_yaxis()
+    place.xaxis.set_major_locator(MaxNLocator(nbins=4))
     place.xaxis.set_major_formatter(PLAIN)
     place.set_xlabel(f"dim {followed.dim}, signed, where followed\n(mean of {followed.sequences} windows)")
     figure.suptitle(make_title(result, f"Through the MLP of layer {results.layer}"), fontsize=11)

@@ -115,10 +115,10 @@ def test_it_says_what_a_massive_activation_is(document):
 def test_what_matters_in_sentences(document):
     [short] = document.every("ul", class_="short")
     where, who, without, needed = (item.text for item in short.every("li"))
-    assert "dim 507, at position 0: +23,681 in layer 11, and up to 14,424 x" in where.replace("\u00d7", "x")
+    assert "dim 507, at position 0: +23,806 in layer 11, and up to 14,320 x" in where.replace("\u00d7", "x")
     assert "from layer 11 to 27" in where
     assert who.startswith(
-        "mlp 11 (+23,634) writes it, 99.8% of the peak; mlp 28 (-14,208) and mlp 29 (-5,581) take it away"
+        "mlp 11 (+23,761) writes it, 99.8% of the peak; mlp 28 (-14,199) and mlp 29 (-5,604) take it away"
     )
     assert (
         "head the massive activation is reduced, 0.6796 of it left; without any MLP it collapses, -0.0074 of it left"
