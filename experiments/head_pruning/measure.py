@@ -16,12 +16,14 @@ from lib.core.massive import DEFINITION
 from lib.core.place import Place, find
 from lib.core.pruning import Heads
 from lib.core.results import FirstTokens, Head
+from lib.core.stats import Draws
 from lib.model.arch import Architecture
 from lib.model.models import LanguageModel
 from lib.report import identity
 from lib.run.errors import LackingError
 
 NULL = 200  # draws of random heads
+RANKINGS = 200  # draws of documents that rank heads anew
 SEED_STUDY = Sets(
     (Head(2, 7), Head(5, 1), Head(6, 1)),
     (Head(0, 1), Head(4, 11), Head(11, 8)),
@@ -30,7 +32,7 @@ SEED_STUDY = Sets(
 
 
 def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
-    sets = choose_sets(lm, windows, options)
+    sets, rankings = choose_sets(lm, windows, options)
     draws = {name: random_heads(lm.arch, sets, name, options.seed) for name in SETS}
     conditions = [ablation.Condition(name, f"{name.upper()} heads off", heads=sets.named(name)) for name in SETS]
     whole = {
@@ -58,12 +60,16 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
         first_tokens=exact_of(lm, windows, result, conditions),
         massive=result.massive,
         dims=result.dims,
-        null=null_of(lm, windows, place, sets, draws, perplexities, options.batch_size),
+        null=null_of(lm, windows, place, sets, rankings, draws, perplexities, options.batch_size),
     )
 
 
-def choose_sets(lm: LanguageModel, windows: Windows, options: Any) -> Sets:
-    """TOP and BOTTOM, as the options say. Raises UserError for heads out of range."""
+def choose_sets(lm: LanguageModel, windows: Windows, options: Any) -> tuple[Sets, OfSets[list[Heads]]]:
+    """TOP and BOTTOM, as the options say, and, of each that is ranked here, what other documents would rank into it.
+
+    Raises UserError for heads out of range.
+    """
+    rankings: OfSets[list[Heads]] = OfSets([], [])
     top, bottom = pruning.parse_heads(options.top), pruning.parse_heads(options.bottom)
     if options.config:
         ranked = Sets(*pruning.read_config(options.config), options.config.name)
@@ -72,15 +78,32 @@ def choose_sets(lm: LanguageModel, windows: Windows, options: Any) -> Sets:
     elif identity.is_gpt2(provenance.of_model(options, lm)) and (lm.arch.n_layers, lm.arch.n_heads) == (12, 12):
         ranked = SEED_STUDY
     else:
-        every = lm.arch.heads
-        scores = sinks.measure(lm, windows, options.batch_size).scores.mean(0)
-        heads = tuple(Head(*head) for head in sorted(every, key=lambda head: -scores[head]))
-        highest, lowest = heads[: pruning.OVERALL], heads[::-1][: pruning.OVERALL]
-        ranked = Sets(highest, lowest, "this model's ranking on these windows")
+        scores = sinks.measure(lm, windows, options.batch_size).scores
+        here = ranked_by(scores.mean(0), lm.arch)
+        ranked = Sets(here.top, here.bottom, "this model's ranking on these windows")
+        anew = ranked_anew(scores, windows.draws(options.seed), lm.arch)
+        rankings = OfSets([] if top else [one.top for one in anew], [] if bottom else [one.bottom for one in anew])
     sets = Sets(top or ranked.top, bottom or ranked.bottom, ranked.source)
     for head in (*sets.top, *sets.bottom):
         lm.arch.check_head(*head)
-    return sets
+    return sets, rankings
+
+
+def ranked_by(scores: np.ndarray, arch: Architecture) -> OfSets[Heads]:
+    """The heads of the highest and of the lowest (layers, heads) scores."""
+    heads = tuple(Head(*head) for head in sorted(arch.heads, key=lambda head: -scores[head]))
+    return OfSets(heads[: pruning.OVERALL], heads[::-1][: pruning.OVERALL])
+
+
+def ranked_anew(scores: np.ndarray, draws: Draws, arch: Architecture) -> list[OfSets[Heads]]:
+    """What (windows, layers, heads) scores rank highest and lowest when documents are drawn with replacement.
+
+    A set that is picked by scores that differ little is another one in other documents (bootstrap, Efron 1979).
+    """
+    labels, document = np.unique(draws.groups, return_inverse=True)
+    rng = np.random.default_rng(draws.seed)
+    times = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=RANKINGS)
+    return [ranked_by(np.average(scores, axis=0, weights=drawn[document]), arch) for drawn in times]
 
 
 def random_heads(arch: Architecture, sets: Sets, name: str, seed: int) -> tuple[list[Heads], int]:
@@ -123,14 +146,15 @@ def null_of(
     windows: Windows,
     place: Place,
     sets: Sets,
+    rankings: OfSets[list[Heads]],
     draws: Mapping[str, tuple[list[Heads], int]],
     perplexities: Mapping[str, Mapping[str, float]],
     batch_size: int,
 ) -> OfSets[Null]:
-    """draws: of each set, as `random_heads` gives them; perplexities: of each set, of the draws that were run whole, by
-    the condition's name."""
+    """rankings: as `choose_sets` gives them; draws: of each set, as `random_heads` does; perplexities: of each set, of
+    the draws that were run whole, by the condition's name."""
     end, spiking = place.plateau[1], place.spiking
-    off = {label(heads): heads for name in SETS for heads in (sets.named(name), *draws[name][0])}
+    off = {label(heads): heads for name in SETS for heads in (sets.named(name), *draws[name][0], *rankings.named(name))}
     changes = [HeadsSet(name, dict.fromkeys(heads, 0.0)) for name, heads in off.items()]
     values = sweep.values_at_place(lm, windows, place, changes, batch_size) if place.massive else {}
     size = np.abs(place.values[spiking, end]).sum()
@@ -141,6 +165,7 @@ def null_of(
 
     def null(name: str) -> Null:
         drawn, possible = draws[name]
+        same = [set(heads) == set(sets.named(name)) for heads in rankings.named(name)]
         of_set = changed(sets.named(name)) if place.massive else None
         absolute_change = [changed(heads) for heads in drawn] if place.massive else []
         late = min(head.layer for head in sets.named(name)) > end
@@ -158,6 +183,8 @@ def null_of(
             p=None if as_large is None else (as_large + 1) / (len(drawn) + 1),
             run_whole=list(perplexities[name]),
             perplexity=list(perplexities[name].values()),
+            ranked_anew=[changed(heads) for heads in rankings.named(name)] if place.massive else [],
+            picked_again=float(np.mean(same)) if same else None,
         )
 
     return OfSets(*map(null, SETS))

@@ -1,6 +1,6 @@
 """What head pruning stores: two sets of heads off, beside random heads of the same layers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from experiments.ablation.results import Values as AblationValues
@@ -48,6 +48,10 @@ class Null:
     plateau, over the windows that have the spike; where nothing is massive, nothing is compared. impossible: None, or
     why no head of these layers can change it, which leaves no p. at_least_as_large: how many draws; p:
     (that + 1) / (draws + 1). run_whole: names of the conditions of the first draws; perplexity: of each of these.
+
+    Where the set was ranked on these windows, documents are drawn with replacement and heads are ranked anew.
+    ranked_anew: the absolute change without what each draw ranks into the set; picked_again: the share of these draws
+    that rank the same heads into it; else empty and None.
     """
 
     possible: int
@@ -60,6 +64,8 @@ class Null:
     p: float | None
     run_whole: list[str]
     perplexity: list[float]
+    ranked_anew: list[float] = field(default_factory=list)
+    picked_again: float | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from experiments.ablation import text
 from experiments.head_pruning.results import SETS, Stored
+from lib.core.stats import percentile_interval
 from lib.report import tables
 
 
@@ -22,6 +23,7 @@ def summarise(result: Stored) -> str:
                 ["set", "heads", "change", "random, lowest to highest", "draws", "at least as large", "p"],
                 [_null_row(result, name) for name in SETS],
             ),
+            *(line for name in SETS if (line := _ranked_anew(result, name))),
             ", ".join(_said(result, name) for name in SETS) + "\n",
             tables.conclusion_text(result.conclusion, None if values is None else values.note),
             "Heads of later layers cannot change earlier ones, and no attention score can change position 0, which",
@@ -51,6 +53,18 @@ def _places(result: Stored, name: str) -> str:
     places, words = result.results.places[name], result.conclusion.values.named(name).places
     exact = tables.first_tokens_text(places[0], result.results.first_tokens.named(name))
     return f"{name.upper()} heads off. {text.places_table(places, words)}{exact}"
+
+
+def _ranked_anew(result: Stored, name: str) -> str:
+    """How sure it is which heads are in a set that was ranked on these windows."""
+    null = result.results.null.named(name)
+    if null.picked_again is None:
+        return ""
+    said = f"{name.upper()}: {null.picked_again:.1%} of rankings by documents drawn anew pick the same heads"
+    if null.ranked_anew:
+        low, high = percentile_interval(null.ranked_anew)
+        said += f"; 95% of what they pick changes it by {tables.number(low)} to {tables.number(high)}"
+    return said
 
 
 def _null_row(result: Stored, name: str) -> list[str]:

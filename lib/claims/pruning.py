@@ -5,6 +5,7 @@ from math import atanh, sqrt, tanh
 
 from scipy.special import ndtri
 
+from experiments.head_pruning.results import Null
 from experiments.head_pruning.results import Results as HeadPruning
 from experiments.head_sweep.results import VALUE_EFFECTS, SingleHead
 from lib.claims.cells import (
@@ -25,7 +26,7 @@ from lib.core import evidence
 from lib.core.definitions import COST, HARDLY, LEVEL, MOST, MOVES, ODDS, WEAK
 from lib.core.evidence import Cell, Interval, Test, within
 from lib.core.results import Head
-from lib.core.stats import binomial_interval
+from lib.core.stats import binomial_interval, percentile_interval
 
 
 def _at_place(heads: Iterable[SingleHead]) -> dict[str, Cell]:
@@ -41,12 +42,13 @@ def _losses(heads: Iterable[SingleHead]) -> dict[Head, Cell]:
 @claim(
     "1",
     "Removing the three heads that attend most to the first token hardly moves massive activations (GPT-2: +0.06 %)",
-    f"the absolute change at the largest massive place, relative to its size, is below {HARDLY:.0%} without TOP; where "
-    "all of TOP run after the layer where the place is looked at, it was certain beforehand and is no evidence",
+    f"the absolute change at the largest massive place, relative to its size, is below {HARDLY:.0%} without TOP (its "
+    "interval holds what other documents would rank into TOP); where all of TOP run after the layer where the place is "
+    "looked at, it was certain beforehand and is no evidence",
 )
 def highest_hardly_matter(measured: Measured) -> Judged:
     pruned = measured.head_pruning.results
-    change = absolute_change(of_something(measured.head_pruning.conclusion).top)
+    change = _as_ranked(absolute_change(of_something(measured.head_pruning.conclusion).top), pruned.null.top)
     why = _certain(pruned, "top")
     if why:
         raise CannotTellError(f"{why} (absolute change {change.mean:.1e})")
@@ -54,6 +56,14 @@ def highest_hardly_matter(measured: Measured) -> Judged:
     if pruned.null.top.absolute_change:
         values["share of other sets of TOP's layers that change as much"] = pruned.null.top.p
     return [Test("absolute change without TOP", change, "below", HARDLY)], values
+
+
+def _as_ranked(change: Cell, null: Null) -> Cell:
+    """Its interval, as much wider as sets differ that documents drawn anew would rank."""
+    if change.ci95 is None or not null.ranked_anew or null.of_set is None:
+        return change
+    (low, high), (fewest, most) = change.ci95, percentile_interval(null.ranked_anew)
+    return Cell(change.mean, (low + min(0, fewest - null.of_set), high + max(0, most - null.of_set)))
 
 
 def _certain(pruned: HeadPruning, name: str) -> str | None:
@@ -93,7 +103,8 @@ def lowest_are_safe(measured: Measured) -> Judged:
 @claim(
     "5",
     "Heads that attend least matter more to massive activations than those that attend most (GPT-2: 7 times)",
-    "at the largest massive place the absolute change without BOTTOM exceeds that without TOP, and at most "
+    "at the largest massive place the absolute change without BOTTOM exceeds that without TOP (intervals hold what "
+    "other documents would rank into them), and at most "
     f"{ODDS:.0%} of the other sets of as many heads of BOTTOM's own layers change as much. No evidence for it: too few "
     "sets for that, and a set of which all heads run after the layer where the place is looked at (it was certain to "
     "do nothing); either part refuted decides, unless BOTTOM is such a set",
@@ -105,7 +116,8 @@ def lowest_matter_more(measured: Measured) -> Judged:
         raise CannotTellError(certain["bottom"])
     null = pruned.null.bottom
     n = len(null.absolute_change)
-    top, bottom = absolute_change(sets.top), absolute_change(sets.bottom)
+    top = _as_ranked(absolute_change(sets.top), pruned.null.top)
+    bottom = _as_ranked(absolute_change(sets.bottom), null)
     tests = [Test("absolute change without BOTTOM, less that without TOP", less(bottom, top), "above", 0.0)]
     values: dict[str, Cell | int] = {"TOP": top, "BOTTOM": bottom}
     enough = n * ODDS >= 1

@@ -135,6 +135,12 @@ def independent(n: int, seed: int = 0) -> Draws:
     return Draws(np.arange(n), seed)
 
 
+def percentile_interval(values: Sequence[float]) -> Interval:
+    """What the middle LEVEL of the values lies between."""
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
 def _spreads(values: np.ndarray) -> list[float | None]:
     if len(values) == 1:
         return [None] * values[0].size

@@ -119,8 +119,15 @@ HOLDS = {
         "conclusion": judged("persists", 1.0, top=judged("", 0.998)["values"], bottom=judged("", 0.986)["values"]),
         "places": {name: [{"layer": 5}] for name in ("top", "bottom")},
         "null": {
-            "top": {"absolute_change": [0.001] * 60, "p": 0.9},
-            "bottom": {"absolute_change": [0.001] * 60, "enumerated": True, "at_least_as_large": 1, "p": 1 / 60},
+            "top": {"absolute_change": [0.001] * 60, "p": 0.9, "of_set": 0.002, "ranked_anew": [0.002] * 40},
+            "bottom": {
+                "absolute_change": [0.001] * 60,
+                "enumerated": True,
+                "at_least_as_large": 1,
+                "p": 1 / 60,
+                "of_set": 0.014,
+                "ranked_anew": [],
+            },
         },
     },
     "exp1": {
@@ -469,7 +476,10 @@ OPEN = {  # row: [one change a case, after each of which alone an interval holds
     "size": [change("layerwise.layers.3.ratio", cell(2999.0, 0.9)), change("layerwise.layers.3.ratio", NONE)],
     "phases": [change("exp3.place.values.7", cell(1500.0, 10))],
     "specialised heads": [change("head_analysis.scores.0.2", cell(0.51, 0.009))],
-    "1": [change(TOP + ".absolute_change", cell(0.0095))],
+    "1": [
+        change(TOP + ".absolute_change", cell(0.0095)),
+        change("head_pruning.null.top.ranked_anew", [0.002] * 38 + [0.02] * 2),  # other documents, other heads
+    ],
     "2": [
         change("exp7.heads.6.zero.last.relative", family(-0.099, 0.002)),
         change("exp7.heads.0.zero.loss", family(0.049, 0.002)),
@@ -482,6 +492,7 @@ OPEN = {  # row: [one change a case, after each of which alone an interval holds
     "4b": [change("exp2a.conclusion.values.retained", cell(0.39, 0.06))],
     "5": [
         change(TOP + ".absolute_change", cell(0.0135)),
+        change("head_pruning.null.bottom.ranked_anew", [0.001] * 2 + [0.014] * 38),
         both(
             change("head_pruning.null.bottom.enumerated", False),
             change("head_pruning.null.bottom.at_least_as_large", 2),

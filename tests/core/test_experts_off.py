@@ -63,8 +63,8 @@ def mixed_layers(lm):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_an_expert_that_is_off_writes_nothing(lm, implementation):
     first, last = mixed_layers(lm)[0], mixed_layers(lm)[-1]
-    before = outputs(lm.model)
     lm.model.set_experts_implementation(implementation)
+    before = outputs(lm.model)
     for off in [((first, 1),), ((first, 0), (first, 2), (last, 3))]:
         got = outputs(lm.model, edits.experts_off(lm.arch, Off(off)))
         assert_close(got, outputs(zeroed(lm, *off)), rtol=0, atol=1e-5)

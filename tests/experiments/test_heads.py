@@ -13,7 +13,7 @@ import torch
 import exp7_head_sweep
 import test_head_pruning_on_massive
 from experiments.head_pruning import measure
-from experiments.head_pruning.results import Sets
+from experiments.head_pruning.results import OfSets, Sets
 from experiments.head_sweep import figures
 from experiments.head_sweep import judge as head_sweep_judge
 from experiments.head_sweep import measure as head_sweep_measure
@@ -483,6 +483,42 @@ def test_random_heads_are_all_draws_where_they_are_few():
     assert len(set(draws)) == len(draws) == measure.NULL
     assert all([layer for layer, _head in draw] == [1, 1, 3] for draw in draws)
     assert not {head for draw in draws for head in draw} & {*sets.top, *sets.bottom}
+
+
+def test_documents_drawn_anew_rank_other_heads():
+    """One document of three windows ranks heads by their numbers, one of one window the other way round."""
+    arch = SimpleNamespace(heads=[(0, head) for head in range(8)])
+    scores = np.stack([np.arange(8.0)] * 3 + [7 - np.arange(8.0)])[:, None]
+    rising, falling = ((Head(0, a), Head(0, b), Head(0, c)) for a, b, c in ((7, 6, 5), (0, 1, 2)))
+    rankings = measure.ranked_anew(scores, stats.Draws(np.array([5, 5, 5, 9])), arch)
+    drawn = Counter(rankings)
+    assert set(drawn) == {OfSets(rising, falling), OfSets(falling, rising)}
+    expected = scipy.stats.binom(measure.RANKINGS, 1 / 4)  # the other document, and it again
+    assert expected.cdf(5) < 1e-6 < expected.cdf(drawn[OfSets(falling, rising)]) < 1 - 1e-6
+    assert len(rankings) == measure.RANKINGS
+    assert set(measure.ranked_anew(scores, stats.Draws(np.zeros(4, int)), arch)) == {OfSets(rising, falling)}
+
+
+def test_how_sure_the_sets_are_is_told_of_those_ranked_here():
+    """The change without each set that other documents would pick, by plain forward passes without these heads."""
+    built = planting.build("llama", "head", 1)
+    result = pruned(built, top=("0.1",))
+    null, place_at = result["null"], result["place"]
+    assert (null["top"]["ranked_anew"], null["top"]["picked_again"]) == ([], None)
+    bottom, end, dim = null["bottom"], place_at["plateau"][1], place_at["dim"]
+    assert len(bottom["ranked_anew"]) == measure.RANKINGS
+    options = test_head_pruning_on_massive.Options(batch_size=8, n_random=1, top=("0.1",))
+    sets, rankings = measure.choose_sets(built.lm, built.windows, options)
+    picks = [set(heads) for heads in rankings.bottom]
+    assert 0 < bottom["picked_again"] == picks.count(set(sets.bottom)) / len(picks) < 1
+
+    def value(of):
+        return reference.observe(of, built.windows.ids).hidden[end][:, 0, dim].double().numpy()
+
+    before = value(built.lm.model)
+    for heads_off, got in dict(zip(map(frozenset, picks), bottom["ranked_anew"], strict=True)).items():
+        after = value(reference.without(built.lm.model, heads=tuple(heads_off)))
+        assert got == pytest.approx(np.abs(after - before).sum() / np.abs(before).sum(), rel=1e-3, abs=1e-5)
 
 
 def pruned(built, **sets):

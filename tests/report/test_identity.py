@@ -127,7 +127,7 @@ def chosen_sets(source, **shape):
     lm = language_model(tiny_model("gpt2", **TWELVE | shape))
     object.__setattr__(lm, "source", source)
     windows = data.Windows(token_ids(2, 8), 2, False, "ids")
-    return measure.choose_sets(lm, windows, test_head_pruning_on_massive.Options(model="gpt2", batch_size=2)).source
+    return measure.choose_sets(lm, windows, test_head_pruning_on_massive.Options(model="gpt2", batch_size=2))[0].source
 
 
 def test_the_head_sets_need_gpt2s_layers_and_heads():
