@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import importlib
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -33,7 +34,9 @@ MEASURED = {  # {architecture: experiments}
 PAIRS = [(architecture, name) for architecture, names in MEASURED.items() for name in names]
 FLAGS = {"batch_size": 3, "n_whole": 2, "n_random": 1}
 NOISE = 1e-9  # what cancels to less is 0
-MACHINE = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+CPU_INFO = Path("/proc/cpuinfo")
+CPU = re.search(r"model name\s*: (.*)", CPU_INFO.read_text()) if CPU_INFO.is_file() else None
+MACHINE = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {CPU and CPU[1]}"
 
 
 def build(architecture):

@@ -45,6 +45,8 @@ TOKENS = 5  # of each direction
 IN_FIGURE = 12  # dims
 AT_ONCE = 512  # tokens
 
+ROUNDING = 1e-6  # of a largest singular value, what float32 leaves of one that is 0
+
 
 def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     """Raises LackingError for a model whose MLPs tell no forecast, UserError for non-finite values."""
@@ -212,6 +214,7 @@ class Foreseen:
                     singular=[
                         Singular(float(value), int(dim), float(vector[dim] ** 2), int(neuron))
                         for value, vector, neuron in zip(first.singular, first.left, first.right, strict=True)
+                        if value > ROUNDING * first.singular[0]  # else its vectors are any
                         for dim in [np.abs(vector).argmax()]
                     ],
                     experts=UNSET if first.expert is None else len(of_layer),

@@ -77,7 +77,8 @@ class Singular:
 @dataclass(frozen=True)
 class ScreenedLayer:
     """form: "quadratic" of gated MLPs, "linear" of plain ones. mean: of the norms of all dims. largest: the dims with
-    the largest norms; of a mixture of any expert, and `singular` of the one with the largest."""
+    the largest norms; of a mixture of any expert, and `singular` of the one with the largest, as many as are
+    not 0."""
 
     layer: int
     form: str

@@ -234,6 +234,9 @@ def _studentised(
     )
 
 
+TIED = 1e-5  # of the range of all draws: windows that are alike but for rounding tie, whichever machine rounds
+
+
 def _bca(drawn: np.ndarray, above: np.ndarray, below: np.ndarray, means: np.ndarray, wide: float) -> np.ndarray:
     """(cells, 2) limits of (RESAMPLES, cells) resampled ratios; wide: the normal quantile that they reach to."""
     left_out = (above.sum(0) - above) / (below.sum(0) - below)
@@ -241,7 +244,8 @@ def _bca(drawn: np.ndarray, above: np.ndarray, below: np.ndarray, means: np.ndar
     squares = (deviation**2).sum(0)
     flat = squares <= (1e-12 * means) ** 2  # nothing but rounding
     acceleration = (deviation**3).sum(0) / (6 * np.where(flat, 1, squares) ** 1.5)
-    lower = (drawn < means).mean(0) + (drawn == means).mean(0) / 2
+    same = np.abs(drawn - means) <= TIED * np.ptp(drawn, axis=0)
+    lower = ((drawn < means) & ~same).mean(0) + same.mean(0) / 2
     bias = ndtri(np.clip(lower, 0.5 / RESAMPLES, 1 - 0.5 / RESAMPLES))
     ordered, cells = np.sort(drawn, axis=0), np.arange(len(means))
     limits = []
