@@ -22,6 +22,7 @@ from lib.core.evidence import Average, Interval, Perplexity
 CELLS_AT_ONCE = 2**22  # resampled values held at the same time
 DRAWS_AT_ONCE = 512
 LEAST_ERROR = 1 / 3
+TIED = 1e-5  # of the range of all draws: windows that are alike but for rounding tie, whichever machine rounds
 
 Averages: TypeAlias = Any  # an Average, or lists of them, as deep as the values have further axes
 Rows: TypeAlias = slice | Sequence[int] | np.ndarray  # which windows: a slice, a mask or indices
@@ -232,9 +233,6 @@ def _studentised(
     return np.where(flat, 0, error), np.where(flat, 0, drawn - means) / np.maximum(
         own, np.where(flat, 1, LEAST_ERROR * error)
     )
-
-
-TIED = 1e-5  # of the range of all draws: windows that are alike but for rounding tie, whichever machine rounds
 
 
 def _bca(drawn: np.ndarray, above: np.ndarray, below: np.ndarray, means: np.ndarray, wide: float) -> np.ndarray:
