@@ -4,7 +4,6 @@ It is a pretended one (tests/pretend.py), or a real one: `make test-cuda`, or wi
 """
 
 import copy
-import math
 from dataclasses import replace
 from functools import partial
 
@@ -21,38 +20,11 @@ from lib.model import attention, hooks, models, next_token, verify
 from lib.model.arch import Architecture
 from lib.run.cli import Options
 from tests import golden
+from tests.compared import differences, near, with_intervals
 from tests.conftest import by_turns, exhaustive_unless, token_ids
-from tests.experiments.test_golden import differences
 
 pytestmark = pytest.mark.slow
-STEP = 0.05  # of an interval: its end is one of many drawn means, and rounding may make it the next one
 OWN = [name for name, entry in entries.ENTRIES.items() if entry.tool in (entries.OURS, entries.TRANSFORMERS)]
-
-
-def with_intervals(results):
-    """JSON values, whose intervals become tuples: `differences` compares these as a whole.
-
-    Without what follows from them, and without the index of a largest value: others may be as large but for rounding.
-    """
-    if isinstance(results, dict):
-        return {
-            key: tuple(value) if key in ("ci95", "family95", "interval") and value else with_intervals(value)
-            for key, value in results.items()
-            if key not in ("distance", "index")
-        }
-    return [with_intervals(value) for value in results] if isinstance(results, list) else results
-
-
-def near(there, here, relative=1e-5, absolute=1e-5):
-    """Means over float32 are in float64 only where there is one. Where losses of about 5 cancel, what is left is as
-    inexact as they are.
-    """
-    if isinstance(there, tuple) and isinstance(here, tuple):
-        room = max(absolute, STEP * (here[1] - here[0]))
-        return all(math.isclose(*ends, rel_tol=relative, abs_tol=room) for ends in zip(there, here, strict=True))
-    floats = isinstance(there, float) and isinstance(here, float)
-    return floats and math.isclose(there, here, rel_tol=relative, abs_tol=absolute)
-
 
 ONCE_EACH = [  # on planted models in turn; on the others they are exhaustive
     exhaustive_unless(of == golden.MIXTURE or (i + j) % len(golden.MODELS) == 0, of, experiment)
