@@ -31,12 +31,12 @@ def with_intervals(results):
     return [with_intervals(value) for value in results] if isinstance(results, list) else results
 
 
-def near(there, here, relative=1e-5, absolute=1e-5):
+def near(there, here, relative=1e-5, absolute=1e-5, step=STEP):
     """Means over float32 are in float64 only where there is one. Where losses of about 5 cancel, what is left is as
     inexact as they are.
     """
     if isinstance(there, tuple) and isinstance(here, tuple):
-        room = max(absolute, STEP * (here[1] - here[0]))
+        room = max(absolute, step * (here[1] - here[0]))
         return all(math.isclose(*ends, rel_tol=relative, abs_tol=room) for ends in zip(there, here, strict=True))
     floats = isinstance(there, float) and isinstance(here, float)
     return floats and math.isclose(there, here, rel_tol=relative, abs_tol=absolute)
