@@ -1,6 +1,5 @@
 """One entry in a process of its own, which is asked through a pipe."""
 
-import ctypes
 import multiprocessing
 import os
 import resource
@@ -16,7 +15,6 @@ else:  # Apple's libraries do not outlive a fork
 CONTEXT.set_forkserver_preload(
     ["benchmarks.entries", "lib.model.models"]
 )  # imported once; no process begins with it anew
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 MIB = 2**20
 PATIENCE = 5  # seconds
 AT_LEAST = 0.2  # seconds: a short pass is repeated in a timing
@@ -73,15 +71,16 @@ def _work(connection, name, options, threads):
 
         from benchmarks.entries import ENTRIES
         from lib.model import models
+        from lib.run import memory
 
         torch.set_num_threads(threads)
         ids = torch.from_numpy(connection.recv())
-        _mallopt(M_MMAP_THRESHOLD, MIB)  # else what the allocator keeps to itself would decide: 100 MiB more or less
+        # else what the allocator keeps to itself would decide: 100 MiB more or less
+        memory.set_option(memory.M_MMAP_THRESHOLD, MIB)
         measure = ENTRIES[name].prepare(options)
         device = models.chosen_device(options.device)
         connection.send(((measure(ids), _peak_mib(device)), None))
-        _mallopt(M_MMAP_THRESHOLD, 32 * MIB)  # what it would have come to by itself, at most
-        _mallopt(M_TRIM_THRESHOLD, 64 * MIB)
+        memory.keep_freed()  # for all tools, as every script here does
         while True:
             seconds = _seconds(measure, torch.from_numpy(connection.recv()), device)
             connection.send((seconds / getattr(measure, "units", 1), None))
@@ -102,13 +101,6 @@ def _seconds(measure, ids, device):
             torch.accelerator.synchronize(device)
         passes, seconds = passes + 1, time.perf_counter() - start
     return seconds / passes
-
-
-def _mallopt(parameter, value):
-    """Of glibc, which the figures are for; a C library without it goes on as it does."""
-    function = getattr(ctypes.CDLL(None), "mallopt", None)
-    if function:
-        function(parameter, value)
 
 
 def _peak_mib(device):

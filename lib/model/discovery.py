@@ -127,10 +127,11 @@ def discover(model: PreTrainedModel, longest: int | None) -> Found:
 def require_causal(layer: int, output: Tensor) -> None:
     """Raise UserError if a block's output at the first token, the same in both sequences, depends on later ones."""
     one, other = output[:2, 0].float()
-    if (one - other).abs().max() > SAME * torch.finfo(output.dtype).eps * one.abs().max():
+    difference, largest = (one - other).abs().max(), one.abs().max()
+    if difference > SAME * torch.finfo(output.dtype).eps * largest:
         raise UserError(
-            f"the model sees ahead: the output of layer {layer} at the first token depends on later tokens; only "
-            "causal models can be measured"
+            f"the model sees ahead: the output of layer {layer} at the first token depends on later tokens, by "
+            f"{difference:.2g} of {largest:.2g}; only causal models can be measured"
         )
 
 

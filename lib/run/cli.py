@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
-from lib.run import command, packages, processes, terminal
+from lib.run import command, memory, packages, processes, terminal
 from lib.run.errors import UserError, cause
 
 Value = TypeVar("Value")
@@ -247,6 +247,7 @@ def main(script: Callable[[], object]) -> None:
     that leaves changes nothing: the files are the result.
     """
     terminal.begin()
+    memory.keep_freed()
     if "IPython" not in sys.modules:  # a notebook names its own to the commands that it starts, where it may be unknown
         os.environ.pop("MPLBACKEND", None)
     try:
