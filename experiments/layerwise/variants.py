@@ -32,7 +32,7 @@ class Variants(LayerStatistics):
     def further(self, magnitude: torch.Tensor, peaks: torch.Tensor, median: torch.Tensor) -> dict[str, torch.Tensor]:
         """Over the median by RELATIVE deviations: over RELATIVE x (deviation + median / RELATIVE)."""
         of_token = medians(magnitude.flatten(0, 1)).view(peaks.shape)
-        deviation = medians((magnitude - median[:, None, None]).abs_().flatten(1))
+        deviation = medians((magnitude - median[:, None, None]).abs_().flatten(1), reorder=True)
         of_layer = (deviation + median / RELATIVE)[:, None]
         lowest = torch.minimum(of_token, of_layer)
         candidates = peaks.where(is_massive(peaks, lowest), 0)

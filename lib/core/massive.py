@@ -55,6 +55,9 @@ class LayerStatistics:
     """
 
     counts: tuple[str, ...] = COUNTS
+    further: Callable[..., dict[str, torch.Tensor]] | None = None
+    """What else a subclass looks for: tensors of as many rows, kept by their names; called with magnitude: (rows, seq,
+    hidden_size); peaks: (rows, seq), the largest of each position; median: (rows,)."""
 
     def __init__(self, arch: Architecture, tokenizer: PreTrainedTokenizerBase, kept: OnDevice | None = None) -> None:
         """kept: where `update` keeps what it sees; shared with others, one copy takes all of it to the host."""
@@ -89,11 +92,6 @@ class LayerStatistics:
         for name, value in seen.items():
             self.kept.keep((name, layers), value.unflatten(0, hidden.shape[:2]))
         self.seen.append(layers)
-
-    def further(self, magnitude: torch.Tensor, peaks: torch.Tensor, median: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What else a subclass looks for: tensors of as many rows, kept by their names. magnitude: (rows, seq,
-        hidden_size); peaks: (rows, seq), the largest of each position; median: (rows,)."""
-        return {}
 
     def is_whole(self, taken: Taken) -> bool:
         """Whether all that is massive in the batch was kept. If not, it must be run again: there is room now."""
@@ -216,9 +214,9 @@ def seen_in(
     """SEEN and COUNTS of (rows, seq, dims) values: (rows, at_most) and (rows,). further: of LayerStatistics."""
     magnitude = values.abs().float()
     peaks = magnitude.amax(2)
-    median = medians(magnitude.flatten(1))
     rows, positions = rows_of(magnitude, peaks, at_most)
     largest, places = largest_of(rows, positions, at_most)
+    median = medians(magnitude.flatten(1), reorder=further is None)  # nothing but `further` looks at it after this
     limit = (RELATIVE * median).clamp(min=ABSOLUTE)[:, None]  # is_massive in one comparison
     seen = {
         "largest": largest,
@@ -249,8 +247,8 @@ def largest_of(rows: torch.Tensor, positions: torch.Tensor, n: int) -> tuple[tor
     return largest.values, positions.gather(1, largest.indices // n_dims) * n_dims + largest.indices % n_dims
 
 
-def medians(magnitude: torch.Tensor) -> torch.Tensor:
-    """(batch,) torch.median over dim 1 of finite (batch, n) values."""
+def medians(magnitude: torch.Tensor, reorder: bool = False) -> torch.Tensor:
+    """(batch,) torch.median over dim 1 of finite (batch, n) values, which nobody needs in their order if `reorder`."""
     middle = (magnitude.shape[1] - 1) // 2
     if magnitude.device.type != "cpu":
         if magnitude.shape[1] <= LONG:
@@ -258,7 +256,9 @@ def medians(magnitude: torch.Tensor) -> torch.Tensor:
         if magnitude.device.type == "cuda":  # a quarter of the time of sorting
             return magnitude.topk(magnitude.shape[1] - middle, dim=1, sorted=False).values.amin(1)
         return magnitude.sort(dim=1).values[:, middle]
-    return torch.from_numpy(np.partition(magnitude.numpy(), middle, axis=1)[:, middle].copy())  # ten times as fast
+    values = magnitude.numpy() if reorder else magnitude.numpy().copy()
+    values.partition(middle, axis=1)  # ten times as fast
+    return torch.from_numpy(values[:, middle].copy())
 
 
 def _most_common(counter: Counter[Where]) -> TopPlace:
