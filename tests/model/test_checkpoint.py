@@ -773,7 +773,7 @@ def test_rounding_is_not_seeing_ahead(difference, sees_ahead):
     """4.7e-6 of 0.33: seen of GPT-2's shape; 0.036: the least of 18 layers of Gemma 3 without a mask."""
     output = torch.full((2, 7, 4), 0.33)
     output[1, 0, 2] += difference
-    with pytest.raises(UserError, match="sees ahead.* by 0.012 of 0.33") if sees_ahead else nullcontext():
+    with pytest.raises(UserError, match=r"sees ahead.* by 0\.012 of 0\.33") if sees_ahead else nullcontext():
         require_causal(0, output)
 
 
