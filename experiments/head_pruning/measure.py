@@ -100,10 +100,7 @@ def ranked_anew(scores: np.ndarray, draws: Draws, arch: Architecture) -> list[Of
 
     A set that is picked by scores that differ little is another one in other documents (bootstrap, Efron 1979).
     """
-    labels, document = np.unique(draws.groups, return_inverse=True)
-    rng = np.random.default_rng(draws.seed)
-    times = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=RANKINGS)
-    return [ranked_by(np.average(scores, axis=0, weights=drawn[document]), arch) for drawn in times]
+    return [ranked_by(np.average(scores, axis=0, weights=times), arch) for times in draws.redrawn(RANKINGS)]
 
 
 def random_heads(arch: Architecture, sets: Sets, name: str, seed: int) -> tuple[list[Heads], int]:

@@ -229,7 +229,7 @@ class _Seen:
         def block(layer: int, value: torch.Tensor) -> None:
             magnitude = value.abs().float().flatten(1)
             kept.keep(("largest", layer), magnitude.amax())
-            kept.keep(("medians", layer), medians(magnitude))
+            kept.keep(("medians", layer), medians(magnitude, reorder=True))
 
         def into(name: str) -> Callable[[int, torch.Tensor], None]:
             def keep(layer: int, value: torch.Tensor) -> None:

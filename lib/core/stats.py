@@ -67,6 +67,11 @@ class Draws:
         """The Draws of some of the windows."""
         return Draws(np.asarray(self.groups)[rows], self.seed)
 
+    def redrawn(self, times: int) -> np.ndarray:
+        """(times, windows) how often each window is there when documents are drawn with replacement."""
+        labels, document = np.unique(self.groups, return_inverse=True)
+        return _counts(len(labels), times, self.seed)[:, document]
+
     def averages(self, values: ArrayLike, family: bool = False) -> Averages:
         """Means over axis 0 of (windows, ...) `values`, as Averages nested like the other axes.
 
@@ -200,12 +205,18 @@ def _limits(pairs: np.ndarray) -> list[Interval]:
 
 @functools.lru_cache(maxsize=1)  # every table of an experiment asks for the same
 def _drawn(n: int, times: int, seed: int) -> tuple[np.ndarray, float]:
-    """((times, n) how often each of n documents is drawn, the normal quantile that intervals reach to)."""
+    """(`_counts`, the normal quantile that intervals reach to)."""
+    counts = _counts(n, times, seed)
+    counts.flags.writeable = False
+    return counts, np.sqrt(n / (n - 1)) * t.ppf((1 + LEVEL) / 2, n - 1)
+
+
+def _counts(n: int, times: int, seed: int) -> np.ndarray:
+    """(times, n) how often each of n documents is drawn."""
     rng, counts = np.random.default_rng(seed), np.empty((times, n), np.min_scalar_type(n))
     for part in _parts(counts):
         part[:] = rng.multinomial(n, np.full(n, 1 / n), size=len(part))
-    counts.flags.writeable = False
-    return counts, np.sqrt(n / (n - 1)) * t.ppf((1 + LEVEL) / 2, n - 1)
+    return counts
 
 
 def _parts(counts: np.ndarray) -> list[np.ndarray]:
