@@ -202,7 +202,7 @@ def as_statistics(found, taken):
         "layers": found.rows.array,
         "positions": positions,
         "dims": (dims + 1) * signs,
-        "massive": of_layers("n values"),
+        "massive": is_massive(of_layers("largest"), of_layers("median")[..., None]).sum(2),
     }
 
 

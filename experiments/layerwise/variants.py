@@ -22,7 +22,6 @@ class Variants(LayerStatistics):
     places: {definition: {place: windows in which it passes}}.
     """
 
-    counts = (*LayerStatistics.counts, "n further positions", "n further values")
     MEASURES = TOKEN, DEVIATION
 
     def __init__(self, arch: Architecture, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -44,9 +43,11 @@ class Variants(LayerStatistics):
             "further places": places,
             TOKEN: is_massive(largest, of_token.gather(1, at)),
             DEVIATION: is_massive(largest, of_layer),
-            "n further positions": (candidates > 0).sum(1),
-            "n further values": (rows > 0).sum((1, 2)),
+            "further largest": largest,
         }
+
+    def is_full(self, taken: Taken, layers: tuple[int, ...]) -> bool:
+        return super().is_full(taken, layers) or bool((taken["further largest", layers][..., -1] > 0).any())
 
     def end_batch(self, ids: torch.Tensor, taken: Taken) -> None:
         for layers in self.seen:

@@ -10,16 +10,14 @@ from torch import Tensor
 from experiments.quantisation.results import BLOCK, INT8, LEVELS
 from experiments.quantisation.sites import Site, watched
 from lib.core.data import Windows
-from lib.core.massive import AT_MOST, COUNTS, seen_in
+from lib.core.massive import AT_MOST, is_massive, seen_in
 from lib.core.on_device import OnDevice
 from lib.model import hooks
 from lib.model.finite import require_finite
 from lib.model.models import LanguageModel
 from lib.run import processes
 
-OF_TOP = "largest", "places", "massive"
-OF_ALL = "median", "later", "zero"
-NAMES = (*OF_TOP, *OF_ALL, *COUNTS)
+NAMES = "largest", "places", "median", "later", "zero"
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,12 @@ def look(lm: LanguageModel, windows: Windows, sites: Sequence[Site], batch_size:
     at_most = AT_MOST
     while True:
         taken = _look(lm, windows, sites, batch_size, at_most)
-        most = max(int(of[name].max()) for of in taken for name in COUNTS)
+        massive = [is_massive(of["largest"], of["median"][:, None]) for of in taken]
+        most = max(int(here.sum(1).max()) for here in massive)
         if 3 * most < at_most:  # a site's own, those of the block before it and of its own block
             return [
-                Seen(of["median"], of["later"], of["zero"], of["largest"], of["places"], of["massive"]) for of in taken
+                Seen(of["median"], of["later"], of["zero"], of["largest"], of["places"], here)
+                for of, here in zip(taken, massive, strict=True)
             ]
         at_most = 3 * most + 1
 

@@ -21,9 +21,9 @@ from lib.model.models import LanguageModel
 from lib.model.tokens import text_of
 from lib.run import processes
 
-AT_MOST = 16  # massive values of a sequence that there is room for in the first pass
-COUNTS = "n positions", "n values"  # how many of a sequence are massive: positions, values at the largest of these
-SEEN = "largest", "places", "values", "median", "massive"  # (layers, batch, AT_MOST), and (layers, batch) medians
+AT_MOST = 16  # values of a sequence that are looked at in the first pass, more than are massive
+GROWTH = 4  # of AT_MOST, where all of them are
+SEEN = "largest", "places", "values", "median"  # (layers, batch, AT_MOST), and (layers, batch) medians
 LONG = 2**15  # values from which on one block of a GPU's threads is slow to look for the median
 NEAR_LIMIT = 0.5  # of float16's largest value
 DEFINITION = MASSIVE
@@ -54,7 +54,6 @@ class LayerStatistics:
     batch_massive: of the last batch.
     """
 
-    counts: tuple[str, ...] = COUNTS
     further: Callable[..., dict[str, torch.Tensor]] | None = None
     """What else a subclass looks for: tensors of as many rows, kept by their names; called with magnitude: (rows, seq,
     hidden_size); peaks: (rows, seq), the largest of each position; median: (rows,)."""
@@ -94,19 +93,23 @@ class LayerStatistics:
         self.seen.append(layers)
 
     def is_whole(self, taken: Taken) -> bool:
-        """Whether all that is massive in the batch was kept. If not, it must be run again: there is room now."""
-        most = max((int(taken[name, layers].max()) for layers in self.seen for name in self.counts), default=0)
-        whole = most <= self.at_most
+        """Whether all that is massive in the batch was kept. If not, it must be run again: there is more room now."""
+        whole = not any(self.is_full(taken, layers) for layers in self.seen)
         if not whole:
-            self.at_most, self.seen = most, []
+            self.at_most, self.seen = GROWTH * self.at_most, []
         return whole
+
+    def is_full(self, taken: Taken, layers: tuple[int, ...]) -> bool:
+        """Whether in a sequence all the values that were kept of these layers are massive: there may be more."""
+        return bool(is_massive(taken["largest", layers][..., -1], taken["median", layers]).any())
 
     def end_batch(self, ids: torch.Tensor, taken: Taken) -> None:
         """Take the batch in. Raises UserError for inf or nan."""
         batch = np.full((len(ids), self.arch.n_layers, 4), np.nan)
         self.batch_massive: list[Found] = []
         for layers in self.seen:
-            largest, places, values, median, massive = (taken[name, layers] for name in SEEN)
+            largest, places, values, median = (taken[name, layers] for name in SEEN)
+            massive = is_massive(largest, median[..., None])
             for layer, here in zip(layers, largest, strict=True):
                 require_finite(layer, here)
             batch[:, layers] = np.concatenate([largest[..., :3], median[..., None]], axis=2).swapaxes(0, 1)
@@ -211,22 +214,12 @@ def limit_warning(lm: LanguageModel, largest: dict[int, float]) -> str | None:
 def seen_in(
     values: torch.Tensor, at_most: int, further: Callable[..., dict[str, torch.Tensor]] | None = None
 ) -> dict[str, torch.Tensor]:
-    """SEEN and COUNTS of (rows, seq, dims) values: (rows, at_most) and (rows,). further: of LayerStatistics."""
+    """SEEN of (rows, seq, dims) values: (rows, at_most) and (rows,). further: of LayerStatistics."""
     magnitude = values.abs().float()
     peaks = magnitude.amax(2)
-    rows, positions = rows_of(magnitude, peaks, at_most)
-    largest, places = largest_of(rows, positions, at_most)
+    largest, places = largest_of(*rows_of(magnitude, peaks, at_most), at_most)
     median = medians(magnitude.flatten(1), reorder=further is None)  # nothing but `further` looks at it after this
-    limit = (RELATIVE * median).clamp(min=ABSOLUTE)[:, None]  # is_massive in one comparison
-    seen = {
-        "largest": largest,
-        "places": places,
-        "values": values.flatten(1).gather(1, places),
-        "median": median,
-        "massive": largest > limit,
-        "n positions": (peaks > limit).sum(1),
-        "n values": (rows.flatten(1) > limit).sum(1),
-    }
+    seen = {"largest": largest, "places": places, "values": values.flatten(1).gather(1, places), "median": median}
     return seen if further is None else seen | further(magnitude, peaks, median)
 
 
@@ -237,7 +230,7 @@ def rows_of(magnitude: torch.Tensor, peaks: torch.Tensor, n: int) -> tuple[torch
     """
     positions = peaks.topk(min(n, peaks.shape[1]), dim=1).indices
     sequence = torch.arange(len(magnitude), device=magnitude.device)[:, None]
-    return magnitude[sequence, positions], positions
+    return magnitude[sequence, positions], positions  # which is faster than torch.take_along_dim
 
 
 def largest_of(rows: torch.Tensor, positions: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:

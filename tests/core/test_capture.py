@@ -236,9 +236,9 @@ def test_a_median_of_zero_makes_no_error(tokenizer):
     assert found.ratio is None
 
 
-@pytest.mark.parametrize(("positions", "dims"), [(40, 1), (2, 30), (12, 9), (3, 5)])
+@pytest.mark.parametrize(("positions", "dims"), [(40, 1), (2, 30), (12, 9), (3, 5), (2, 8), (17, 1)])
 def test_more_massive_values_than_there_is_room_for(positions, dims, tokenizer):
-    """The batch is run again, once, with room for all of them; the next one has it from the start."""
+    """The batch is run again until there is room for all of them; the next one has it from the start."""
     lm, passes = language_model(tiny_model("gpt2"), tokenizer), []
     hidden = torch.full((2, 50, 32), 0.01)
     hidden[1, :positions, :dims] = torch.arange(1000.0, 1000 + positions * dims).view(positions, dims)
@@ -247,7 +247,8 @@ def test_more_massive_values_than_there_is_room_for(positions, dims, tokenizer):
         statistics.run(token_ids(2, 50), lambda: passes.append(statistics.update(1, hidden)))
         found = [(seen.position, seen.dim, seen.value) for seen in statistics.batch_massive]
         assert found == [(i, j, hidden[1, i, j].item()) for i in range(positions) for j in range(dims)]
-    assert len(passes) == (2 if max(positions, positions * dims) <= massive.AT_MOST else 3)
+    rooms = [massive.AT_MOST * massive.GROWTH**again for again in range(5)]
+    assert len(passes) == 2 + sum(room <= positions * dims for room in rooms)
     assert statistics.massive_positions.array.tolist() == [0, positions] * 2
 
 

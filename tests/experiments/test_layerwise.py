@@ -110,6 +110,17 @@ def test_any_values_as_numpy_has_them(seq, batch_size, tokenizer):
     assert places(measured(hidden, tokenizer, batch_size)) == by_hand
 
 
+@pytest.mark.parametrize("dims", [1, 2])
+def test_more_than_there_is_room_for_of_what_sun_et_al_do_not_find(dims, tokenizer):
+    """Quiet tokens, so many that all that is kept in the first pass is theirs."""
+    hidden = noise(1, 100)
+    hidden[0, :20] *= 0.01
+    hidden[0, :20, :dims] = 150
+    by_hand = found_by_hand([hidden])
+    assert [len(by_hand[name]) for name in (SUN, TOKEN)] == [0, 20 * dims]
+    assert places(measured([hidden], tokenizer)) == by_hand
+
+
 def test_nothing_but_zeros(tokenizer):
     hidden = np.zeros((1, 4, 32), dtype=np.float32)
     statistics = measured([hidden], tokenizer)
