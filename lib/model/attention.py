@@ -180,7 +180,8 @@ def _flash(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of NVIDIA's and AMD's GPUs, where it takes no mask."""
     width = query.shape[-1]
-    query, key, value = (pad(x, (0, -width % EXTRA_COLUMNS)) for x in (query, key, value))
+    if width % EXTRA_COLUMNS:  # pad copies even where there is nothing to add
+        query, key, value = (pad(x, (0, -width % EXTRA_COLUMNS)) for x in (query, key, value))
     output, log_sum, *_others = torch.ops.aten._scaled_dot_product_flash_attention.default(
         query, key, value, 0.0, is_causal, scale=scale
     )
