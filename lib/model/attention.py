@@ -427,5 +427,4 @@ def _all(n: int, device: torch.device) -> torch.Tensor:
 
 @lru_cache(maxsize=16)
 def _number(value: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    with torch.inference_mode(False):
-        return torch.full((), value, dtype=dtype, device=device)
+    return torch.full((), value, dtype=dtype, device=device)

@@ -53,6 +53,16 @@ def test_scores_equal_means_over_attention_maps(long_lm, kernel, name, queries):
     assert got == pytest.approx(np.array(expected), abs=1e-5)
 
 
+def test_where_inference_mode_is_replaced(long_lm, kernel, monkeypatch):
+    """By who brings subclasses of tensors, which cannot live in it."""
+    ids = token_ids(2, LENGTH)
+    expected = head_scores(long_lm, ids, batch_size=2).scores
+    for known in (attention._all, attention._number):
+        known.cache_clear()
+    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
+    assert np.array_equal(head_scores(long_lm, ids, batch_size=2).scores, expected)
+
+
 def test_only_queries_that_can_see_the_first_token_count(long_lm):
     ids, visible = token_ids(1, 20), {}
     with attention.watch_first_token(long_lm, lambda layer, _p, seen: visible.update({layer: seen[0, 0].tolist()})):
