@@ -258,10 +258,10 @@ class Internals:
 
     def neurons(self, dim: int, contributions: list[Neuron]) -> list[NeuronInside]:
         """These `contributions`, with the neuron's mean at every checkpoint of its width."""
-        means = {name: mean for name, mean in self._means(dim).items() if name in NEURONS}
+        means = {name: mean.tolist() for name, mean in self._means(dim).items() if name in NEURONS}
 
         def inside(row: Neuron) -> NeuronInside:
-            own: dict[str, Any] = {name: mean[row.neuron].item() for name, mean in means.items()}
+            own: dict[str, Any] = {name: mean[row.neuron] for name, mean in means.items()}
             return NeuronInside(**vars(row), **own)
 
         return [*map(inside, contributions)]

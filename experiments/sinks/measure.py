@@ -125,8 +125,9 @@ class Measured:
         self.like_first.end_batch(ids, taken, self.keys.listed)
         self.learned.end_batch()
         massive = {(found.sequence, found.position) for found in self.massive.batch_massive}
+        tokens = ids.cpu().numpy()
         for window, position in np.argwhere(self.keys.listed.any(1)).tolist():
-            token = int(ids[window, position])
+            token = int(tokens[window, position])
             new = {"positions": Counter(), "tokens": Counter(), "massive": Counter(), "heads": processes.Sum()}
             entry = self.found.setdefault(token if position else FIRST, new)
             entry["positions"][position] += 1

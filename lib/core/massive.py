@@ -106,6 +106,7 @@ class LayerStatistics:
     def end_batch(self, ids: torch.Tensor, taken: Taken) -> None:
         """Take the batch in. Raises UserError for inf or nan."""
         batch = np.full((len(ids), self.arch.n_layers, 4), np.nan)
+        tokens = ids.cpu().numpy()
         self.batch_massive: list[Found] = []
         for layers in self.seen:
             largest, places, values, median = (taken[name, layers] for name in SEEN)
@@ -118,7 +119,7 @@ class LayerStatistics:
             for i, sequence in np.argwhere(massive.any(2)).tolist():
                 there = massive[i, sequence]
                 found = zip(places[i, sequence, there].tolist(), values[i, sequence, there].tolist(), strict=True)
-                self._list_massive(layers[i], sequence, ids[sequence], float(median[i, sequence]), sorted(found))
+                self._list_massive(layers[i], sequence, tokens[sequence], float(median[i, sequence]), sorted(found))
         self.seen = []
         self.rows.extend(batch)
         positions = {(found.sequence, found.position) for found in self.batch_massive}
@@ -133,9 +134,9 @@ class LayerStatistics:
                     counter[*divmod(place, self.arch.hidden_size), sign] += 1
 
     def _list_massive(
-        self, layer: int, sequence: int, ids: torch.Tensor, median: float, found: list[tuple[int, float]]
+        self, layer: int, sequence: int, tokens: np.ndarray, median: float, found: list[tuple[int, float]]
     ) -> None:
-        """found: (place, value) of each in one layer of one sequence, whose tokens are `ids`."""
+        """found: (place, value) of each in one layer of one sequence, which has these tokens."""
         for place, value in found:
             position, dim = divmod(place, self.arch.hidden_size)
             ratio = abs(value) / median if median else float("inf")
@@ -144,7 +145,7 @@ class LayerStatistics:
             entry = self.found.setdefault((layer, position, dim), new)
             entry["values"] += value
             entry["ratios"] += ratio
-            entry["tokens"][int(ids[position])] += 1
+            entry["tokens"][int(tokens[position])] += 1
 
     def gather(self) -> None:
         """Take in the windows of all processes; call it after the last batch."""

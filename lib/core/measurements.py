@@ -181,9 +181,10 @@ def spikes(
                 found.setdefault((where, dim), {}).setdefault(s, []).append((i, position))
     every: list[Spike] = []
     largest: dict[tuple[str, int], float] = {}
+    ids = windows.ids.numpy()
     for (where, dim), spiking in found.items():
         rows = {s: [i for i, _position in own] for s, own in spiking.items()}
-        tokens = Counter(int(windows.ids[s, position]) for s, own in spiking.items() for _i, position in own)
+        tokens = Counter(int(ids[s, position]) for s, own in spiking.items() for _i, position in own)
         sizes = [np.abs(tracked[s][own]) for s, own in rows.items()]
         by_layer = reduce(np.add, (size.sum(0) for size in sizes))
         layer = int(np.flatnonzero(by_layer >= PLATEAU * by_layer.max())[-1])

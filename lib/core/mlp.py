@@ -202,16 +202,17 @@ def contributions(arch: Architecture, layer: int, dim: int, activation: torch.Te
     weight = down_row(arch, layer, dim)
     contribution = activation * weight
     order = (contribution * (1 if output >= 0 else -1)).argsort(descending=True).tolist()
+    activations, weights, contributed = activation.tolist(), weight.tolist(), contribution.tolist()
     if arch.layers[layer].experts is not None:
         n, width = experts.sizes(arch.module(layer, "experts"))
         active = activation[: n * width].view(n, width).any(1).tolist()
         order = [number for number in order if number >= n * width or active[number // width]]
 
     def row(number: int) -> Neuron:
-        name, given = name_of(arch, layer, number), contribution[number].item()
+        name, given = name_of(arch, layer, number), contributed[number]
         expert, neuron = name if isinstance(name, OfExpert) else (UNSET, name)
         share = given / output if output else None
-        return Neuron(neuron, activation[number].item(), weight[number].item(), given, share, expert=expert)
+        return Neuron(neuron, activations[number], weights[number], given, share, expert=expert)
 
     return [*map(row, order)]
 

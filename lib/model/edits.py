@@ -57,7 +57,7 @@ def heads_set(arch: Architecture, *versions: Mapping[tuple[int, int], Tensor | f
         each = value.unflatten(0, (len(versions), -1))
         return torch.where(mask, new.to(value.dtype), each).flatten(0, 1)
 
-    zeroed = [layer for layer, mask in off.items() if mask.all() and not instead[layer].any()]
+    zeroed = [layer for layer, mask in off.items() if mask.numpy().all() and not instead[layer].numpy().any()]
     skipped = (attention_skipped(arch, layer, "heads") for layer in zeroed)
     return _together(*skipped, hooks.watch_inputs(arch, "head_projection", replace, off))
 
