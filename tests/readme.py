@@ -11,13 +11,13 @@ import unicodedata
 from collections import Counter
 
 import atlas
-from experiments.ablation.judge import MIXED
 from experiments.quantisation.results import AS_IT_IS, DYNAMIC, INT8, KEPT, PREFIX, PROJECTIONS, Scheme
 from lib import catalogue
 from lib.atlas.agreement import KINDS, NOBODY
 from lib.atlas.text import SIGNS, listed
 from lib.claims.every import CLAIMS
-from lib.core.evidence import Cell
+from lib.core.definitions import WRITTEN
+from lib.core.evidence import Cell, note_of
 from lib.page import words
 from lib.page.words import BRACKETS
 from lib.report.result_files import read_json
@@ -93,9 +93,8 @@ TEXTS = {claim.row: claim.text for claim in CLAIMS}  # what stands in a result l
 
 
 def verdict(name, say):
-    """With what its TXT says beside it, where that is a fixed word; numbers stand in the block."""
-    said, note = shown(result(name).conclusion.verdict, say), getattr(result(name).conclusion.values, "note", None)
-    return f"{said} {say('({meaning})').format(meaning=say(note))}" if note == MIXED else said
+    conclusion = result(name).conclusion
+    return shown(conclusion.verdict, say) + READMES_WORDS[say].noted(note_of(conclusion))
 
 
 def shown(word, say):
@@ -162,7 +161,9 @@ def finding(say):
 
 
 def _verdict_of(name, row, say):
-    return shown(row.verdicts[name], say) if name in row.verdicts else "-"
+    if name not in row.verdicts:
+        return "-"
+    return shown(row.verdicts[name], say) + READMES_WORDS[say].noted(row.notes.get(name))
 
 
 def _where(row, say):
@@ -170,16 +171,21 @@ def _where(row, say):
     if not m.found:
         return "-" if m.found is None else say("none found")
     first, last = m.plateau
-    place = say("dim {dim}, position {position}, layers {first} to {last}")
-    place = place.format(dim=m.dim, position=m.position, first=first, last=last)
-    size = say("{value}, up to {ratio} x the median").format(value=number(m.peak.mean, True), ratio=f"{m.ratio:,.0f}")
-    return f"{place}{say('; ')}{size}"
+    peak, ratio = number(m.peak.mean, True), f"{m.ratio:,.0f}"
+    return say("; ").join(
+        [
+            say("dim {dim}, position {position}").format(dim=m.dim, position=m.position),
+            say("{value}, half of it or more in layers {first} to {last}").format(value=peak, first=first, last=last),
+            say("up to {ratio} x the median of a layer").format(ratio=ratio),
+        ]
+    )
 
 
 def _writers(row, say):
-    erasers = row.mechanism.erasers
+    erasers, share = row.mechanism.erasers, row.mechanism.share
+    part = say("{share} of the peak").format(share=fraction(share.mean)) if share and share.mean < WRITTEN else ""
     taken = say("taken away by {erasers}").format(erasers=listed(erasers)) if erasers else ""
-    return say("; ").join(filter(None, [_verdict_of("exp3", row, say), taken]))
+    return say("; ").join(filter(None, [_verdict_of("exp3", row, say), part, taken]))
 
 
 def _left(row, name, cell, say):
@@ -188,9 +194,9 @@ def _left(row, name, cell, say):
 
 
 def _needed(row, say):
-    said, cost = _verdict_of("exp5", row, say), row.mechanism.cost
-    needed = say("{verdict}; without it {loss} nats a token")
-    return said if cost is None else needed.format(verdict=said, loss=interval(cost, True))
+    said, cost, back = _verdict_of("exp5", row, say), row.mechanism.cost, row.mechanism.put_back
+    needed = say("{verdict}; without what writes it {loss} nats a token, with its mean put back {back}")
+    return said if cost is None else needed.format(verdict=said, loss=interval(cost, True), back=interval(back, True))
 
 
 def scripts(say):

@@ -12,6 +12,9 @@ from lib.core.evidence import Cell, Test
 from lib.core.results import AblatedPlace, FirstTokens
 
 MIXED = "on average; mixed by token"
+NEVER = "of the value: in that layer it is massive in no window even before"
+NO_LONGER = "of the value: in that layer it is massive in no window any more"
+LASTING = FATES[FATES.index("reduced") :]
 RULE = (
     "retained: sum of sign(baseline) x ablated over sum of |baseline|, at the largest place (position 0 or the later "
     "positions, and one dim), over the windows in which it is massive in some layer, after the last layer with at "
@@ -20,7 +23,8 @@ RULE = (
     f"persists: all of the interval within {PERSISTS[0]} and {PERSISTS[1]}, collapses: within {COLLAPSES[0]} and "
     f"{COLLAPSES[1]}, reduced: between these, grows: above, reverses: below; {evidence.CANNOT_TELL}: it holds one of "
     f"these bounds; {evidence.NONE_FOUND}: the baseline has no massive activation; "
-    f"{MIXED!r}: over all first tokens none of these words is that of more than {MOST:.0%}"
+    f"{MIXED!r}: over all first tokens none of these words is that of more than {MOST:.0%}; beside it stands where the "
+    "value is massive in no window in that layer"
 )
 
 
@@ -53,10 +57,20 @@ def judged_places(
         size_baseline=largest.size_baseline,
         size_ablated=largest.size_ablated,
         first_tokens=first_tokens,
-        note=MIXED if first_tokens is not None and max(first_tokens.shares.values()) <= MOST else None,
+        note="; ".join(_notes(largest, words[0], first_tokens)) or None,
         places=[PlaceWord(place.position, place.dim, word) for place, word in zip(places, words, strict=True)],
     )
     return words[0], values, every[0]
+
+
+def _notes(largest: AblatedPlace, word: str, first_tokens: FirstTokens | None) -> list[str]:
+    """What the word of the largest place alone would hide."""
+    notes = [MIXED] if first_tokens is not None and max(first_tokens.shares.values()) <= MOST else []
+    if not largest.massive.mean:
+        notes.append(NEVER)
+    elif not largest.still_massive.mean and word in LASTING:
+        notes.append(NO_LONGER)
+    return notes
 
 
 def _tests(place: AblatedPlace, cell: Cell) -> list[Test]:

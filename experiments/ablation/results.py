@@ -48,8 +48,8 @@ class PlaceWord(NamedTuple):
 
 @dataclass(frozen=True)
 class Values:
-    """Of the largest place, as in AblatedPlace; places: the word of every place. note: MIXED where the verdict is an
-    average of unlike fates. experts_off: the word of the largest place with all experts off, by the same rule."""
+    """Of the largest place, as in AblatedPlace; places: the word of every place. note: what the verdict alone
+    would hide. experts_off: the word of the largest place with all experts off, by the same rule."""
 
     retained: Average
     absolute_change: Average

@@ -9,6 +9,7 @@ from experiments.interventions.results import (
     ORDINARY,
     PUT_BACK,
     RESAMPLED,
+    SAME,
     THERE,
     ZERO,
     Change,
@@ -40,7 +41,6 @@ RULE = (
 SINGLE_RULE = f"{COST_RULE}; {NONE_FOUND} if there is no site to change"
 WORDS = {True: "costs", False: "free", None: CANNOT_TELL}
 CONSTANT = "needed, a constant is enough"
-SAME = "it is one beforehand: all windows begin with the same token, on which alone it depends"
 HELD = (ZERO, MEAN, ORDINARY, RESAMPLED)
 
 

@@ -181,6 +181,9 @@ class HeldLosses:
     resampled: Average
 
 
+SAME = "it is one beforehand: all windows begin with the same token, on which alone it depends"
+
+
 @dataclass(frozen=True)
 class Values:
     """layer, onward: set at the layer, or from it on. costs: of every change by name, "costs", "free" or "cannot tell".
@@ -191,6 +194,11 @@ class Values:
     onward: HeldLosses
     costs: dict[str, str]
     why: str | None
+
+    @property
+    def note(self) -> str | None:
+        """What the verdict alone would hide."""
+        return SAME if self.why == SAME else None
 
 
 @dataclass(frozen=True)

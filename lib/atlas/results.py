@@ -22,7 +22,8 @@ class Mechanism:
     found: whether anything is massive there. peak: signed, in layer peak_layer; ratio: the largest top-1 / median of
     all layers. verdict: of experiment 3, where no component is sure to be the birth. depth: the share of the blocks
     that have run when it is born. neurons: of the MLP that gives birth, as experiment 4 names them, or 2C. left: of the
-    value without any head, without any MLP. cost: nats a token without it. cosine: of the direction that the weights
+    value without any head, without any MLP. share: of the peak, that the birth writes. cost, put_back: nats a token
+    without what writes it, and with its mean put back then. cosine: of the direction that the weights
     alone forecast with the normed stream at the place.
     """
 
@@ -43,7 +44,9 @@ class Mechanism:
     neurons: list[str] | None = None
     left_without_heads: Cell | None = None
     left_without_mlps: Cell | None = None
+    share: Cell | None = None
     cost: Cell | None = None
+    put_back: Cell | None = None
     sink_rate: Cell | None = None
     cosine: Cell | None = None
 
@@ -59,8 +62,8 @@ class Curve:
 @dataclass(frozen=True)
 class Row:
     """A model. described: its weights and dtype; data: of the result of most tokens. said: what matters most, in the
-    sentences of its page. verdicts: {experiment: its own}; claims: {row of the claims list: what is said to it}. curve:
-    None without main_llm.py --exp2."""
+    sentences of its page. verdicts: {experiment: its own}; notes: what these alone would hide; claims: {row of the
+    claims list: what is said to it}. curve: None without main_llm.py --exp2."""
 
     model: str
     described: str
@@ -68,6 +71,7 @@ class Row:
     mechanism: Mechanism
     said: list[str]
     verdicts: dict[str, str]
+    notes: dict[str, str]
     claims: dict[str, Said]
     curve: Curve | None
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.interventions.results import PUT_BACK
 from experiments.layerwise.results import Results as Layerwise
 from experiments.ledger.results import Stored as Ledger
 from lib.atlas.results import Curve, Mechanism, Row, Said
@@ -11,7 +12,7 @@ from lib.claims.cells import retained
 from lib.claims.every import CLAIMS
 from lib.claims.measured import SCRIPTS, CannotTellError, Measured
 from lib.core.definitions import COLLAPSES
-from lib.core.evidence import NONE_FOUND, Cell, every, within
+from lib.core.evidence import NONE_FOUND, Cell, every, note_of, within
 from lib.page import findings
 from lib.page.words import ENGLISH
 from lib.report import identity
@@ -24,7 +25,7 @@ def row(model: str, files: Files) -> Row:
     every = [result for found in files.values() for result in found]
     most = max(every, key=lambda result: result.provenance["data"]["windows"] * result.provenance["data"]["seqlen"])
     measured = Measured(files)
-    verdicts = {name: files[name][0].conclusion.verdict for name in SCRIPTS if _has_verdict(files.get(name))}
+    conclusions = {name: files[name][0].conclusion for name in SCRIPTS if _has_verdict(files.get(name))}
     judged = [judging.judge(claim, measured) for claim in CLAIMS]
     layerwise = files.get("layerwise")
     return Row(
@@ -33,7 +34,8 @@ def row(model: str, files: Files) -> Row:
         data="{windows} x {seqlen} tokens of {dataset}".format(**most.provenance["data"]),
         mechanism=mechanism(measured),
         said=findings.sentences(every, ENGLISH),
-        verdicts=verdicts,
+        verdicts={name: conclusion.verdict for name, conclusion in conclusions.items()},
+        notes={name: note for name, conclusion in conclusions.items() if (note := note_of(conclusion))},
         claims={claim.row: _said(claim) for claim in judged},
         curve=_curve(layerwise[0].results) if layerwise else None,
     )
@@ -104,6 +106,7 @@ def _ledger(measured: Measured) -> dict[str, Any]:
         return found
     values, n = verdict.values, len(place.values)
     birth = values.birth
+    shares = {write.name: write.share for write in ledger.results.writes}
     return found | {
         "dim": place.dim,
         "position": max(place.positions, key=lambda position: place.positions[position]),
@@ -111,6 +114,7 @@ def _ledger(measured: Measured) -> dict[str, Any]:
         "peak": _cell(place.values[place.peak_layer]),
         "peak_layer": place.peak_layer,
         "birth": birth.name if birth else None,
+        "share": _cell(shares[birth.name]) if birth else None,
         "depth": None if birth is None or birth.layer is None else (birth.layer + 1) / n,
         "verdict": None if birth else verdict.verdict,
         "generators": [write.name for write in values.generators],
@@ -142,7 +146,11 @@ def _need(measured: Measured) -> dict[str, Any]:
         return {}
     off = values.counterfactual
     gone = off.left is not None and every(within("left", off.left, COLLAPSES))
-    return {"cost": _cell(off.loss_change)} if gone else {}
+    if not gone:
+        return {}
+    changes = measured.interventions.results.changes.values()
+    back = next((change for change in changes if change.set_to == PUT_BACK), None)
+    return {"cost": _cell(off.loss_change), "put_back": back and _cell(back.loss_change)}
 
 
 def _sinks(measured: Measured) -> dict[str, Any]:

@@ -40,6 +40,7 @@ PROPERTIES: dict[str, Callable[[Mechanism], str]] = {
     "most frequent token there": lambda m: "-" if m.token is None else repr(m.token),
     "peak": lambda m: tables.told(m.peak, True),
     "born in": lambda m: m.birth or m.verdict or "-",
+    "its share of the peak": lambda m: tables.told(m.share),
     "depth of the birth": lambda m: tables.number(m.depth),
     "generators": lambda m: listed(m.generators),
     "its neurons": lambda m: listed(m.neurons),
@@ -47,7 +48,8 @@ PROPERTIES: dict[str, Callable[[Mechanism], str]] = {
     "erasers": lambda m: listed(m.erasers),
     "left without any head": lambda m: tables.told(m.left_without_heads),
     "left without any MLP": lambda m: tables.told(m.left_without_mlps),
-    "cost of losing it, nats": lambda m: tables.told(m.cost, True),
+    "loss without its writer, nats": lambda m: tables.told(m.cost, True),
+    "then its mean put back": lambda m: tables.told(m.put_back, True),
     "sink rate": lambda m: tables.told(m.sink_rate),
     "cosine with the forecast": lambda m: tables.told(m.cosine),
 }

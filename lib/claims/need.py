@@ -1,6 +1,7 @@
 """Claims about what the massive activations are for and what makes the first token special."""
 
-from experiments.interventions.judge import CONSTANT, SAME
+from experiments.interventions.judge import CONSTANT
+from experiments.interventions.results import SAME
 from lib.claims.cells import in_parts_of
 from lib.claims.judging import Judged, Said, claim
 from lib.claims.measured import CannotTellError, Measured, of_something
@@ -13,13 +14,15 @@ from lib.core.evidence import Cell, Test, within
     "13b",
     "The model needs its massive activations, but only as a constant (Sun et al. 2024)",
     "experiment 5's verdict at the birth: without what writes them there the loss rises, and held at their mean from "
-    "there on it does not",
+    "there on it does not; of a value that is a constant beforehand it cannot be told",
 )
 def as_a_constant(measured: Measured) -> Judged:
     conclusion = measured.interventions.conclusion
     told = of_something(conclusion)
+    if told.why == SAME:
+        raise CannotTellError(f"{conclusion.verdict}, but {SAME}")
     listed = {
-        "verdict": f"{conclusion.verdict} ({SAME})" if told.why == SAME else conclusion.verdict,
+        "verdict": conclusion.verdict,
         f"loss, {told.counterfactual.condition.replace('_', ' ')}": told.counterfactual.loss_change,
         "loss, mean": told.onward.mean,
     }

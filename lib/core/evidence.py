@@ -191,5 +191,10 @@ def reasons(tests: Iterable[Answer]) -> str:
     return "; ".join(test.reason for test in tests if test.answer is None)
 
 
+def note_of(conclusion: Conclusion[Any]) -> str | None:
+    """What the verdict alone would hide."""
+    return getattr(conclusion.values, "note", None)
+
+
 def conclusion(verdict: str, rule: str, values: Values, tests: Iterable[Answer] = ()) -> Conclusion[Values]:
     return Conclusion(verdict, rule, values, [test.listed() for test in tests])

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments.interventions.judge import SAME
+from experiments.interventions.results import PUT_BACK, SAME
 from experiments.ledger.results import NamedWrite
 from experiments.ledger.results import Results as Ledger
 from lib.claims.cells import retained
 from lib.claims.measured import birth_layer
 from lib.core.births import share_test
 from lib.core.definitions import WRITTEN
-from lib.core.evidence import CANNOT_TELL, NONE_FOUND
+from lib.core.evidence import CANNOT_TELL, NONE_FOUND, note_of
 from lib.core.results import FollowedPlace
 from lib.page.words import Words
 from lib.report.result_files import Result
@@ -100,7 +100,8 @@ def _without(found: Found, words: Words) -> str | None:
         said = words.unknown_fate if conclusion.verdict == CANNOT_TELL else words.without
         fate = words.fates.get(conclusion.verdict, conclusion.verdict)
         it = words.again if parts else words.it
-        parts.append(words.left.format(fate=said.format(part=part, it=it, fate=fate), left=left))
+        note = words.noted(note_of(conclusion))
+        parts.append(words.left.format(fate=said.format(part=part, it=it, fate=fate), left=left) + note)
     later = (part[:1].lower() + part[1:] for part in parts[1:])
     return words.clause.join([*parts[:1], *later]) + words.stop.rstrip() if parts else None
 
@@ -121,8 +122,10 @@ def _needed(found: Found, words: Words) -> str | None:
     if writers is not None and writers.neurons:
         written = words.written_by_neurons.format(n=len(writers.neurons), layers=spans(writers.by_layer))
     left = "" if off.left is None else words.left_there.format(left=number(off.left.mean))
-    loss = interval(off.loss_change, True)
-    return words.needed.format(verdict=verdict, written=written, left=left, loss=loss)
+    changes = there[0].results.changes.values()
+    loss, put_back = interval(off.loss_change, True), next((it for it in changes if it.set_to == PUT_BACK), None)
+    back = "" if put_back is None else words.put_back.format(loss=interval(put_back.loss_change, True))
+    return words.needed.format(verdict=verdict, written=written, left=left, loss=loss, back=back)
 
 
 def _trained(found: Found, words: Words) -> str | None:

@@ -239,12 +239,14 @@ class Words:
     it: str = "the massive activation"
     again: str = "it"
     left: str = "{fate}, {left} of it left"
+    note: str = " ({note})"
     attention_head: str = "attention head"
     mlp: str = "MLP"
     fates: Mapping[str, str] = field(default_factory=lambda: FATES)
     needed: str = (
-        "Whether the model needs it: {verdict}. Without {written}{left} the loss changes by {loss} nats a token."
+        "Whether the model needs it: {verdict}. Without {written}{left} the loss changes by {loss} nats a token{back}."
     )
+    put_back: str = ", with its mean put back by {loss}"
     one_beforehand: str = ", which it is beforehand, as all windows begin with the same token"
     written_by_mlp: str = "what mlp {layer} writes there"
     written_by_neurons: str = "what {n} of the neurons of mlp {layers} write there"
@@ -254,6 +256,7 @@ class Words:
     glossed: str = "{verdict} ({meaning})"
     experiments: Mapping[str, Said] = field(default_factory=lambda: EXPERIMENTS)
     verdicts: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
     claims: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -275,6 +278,12 @@ class Words:
             if found:
                 return meaning.format(**{name: self.meaning(of) or of for name, of in found.groupdict().items()})
         return None
+
+    def noted(self, note: str | None) -> str:
+        """What stands beside a verdict, in brackets; "" for None."""
+        for fixed, meaning in self.notes.items():
+            note = note and note.replace(fixed, meaning)
+        return self.note.format(note=note) if note else ""
 
     def said(self, claim: str) -> str:
         """A claim in this language, what stands in brackets at its end."""

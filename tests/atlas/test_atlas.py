@@ -8,13 +8,14 @@ from urllib.parse import unquote
 import pytest
 
 import atlas
-from experiments.interventions.results import Verdict
+from experiments.interventions.results import PUT_BACK, Verdict
+from experiments.interventions.results import Results as Interventions
 from lib import catalogue
 from lib.atlas import agreement, figures, rows
 from lib.atlas.results import ClaimTogether, Curve, Mechanism, Results, Row, Said
 from lib.claims.every import CLAIMS
 from lib.claims.judging import FAILS, HOLDS
-from lib.core.evidence import CANNOT_TELL, exact
+from lib.core.evidence import CANNOT_TELL, Cell, exact
 from lib.planted import planting
 from lib.report import result_files
 from lib.run.checkout import ROOT
@@ -191,8 +192,12 @@ def test_the_cost_is_of_a_value_that_is_gone(left, shown):
     """What the loss changes by where most of it is left says nothing of the model without it."""
     values = {"counterfactual": {"loss_change": {"mean": 0.5, "ci95": [0.4, 0.6]}, "left": left}}
     conclusion = partial(Verdict, {"verdict": "cannot tell", "values": values})
-    measured = SimpleNamespace(interventions=result_files.Result("exp5", {}, {}, None, conclusion, {}))
-    assert ("cost" in rows._need(measured)) == shown
+    back = {"label": "", "question": "", "where": "", "perplexity": {}, "sink_rates": {}, "values": []}
+    back |= {"set_to": PUT_BACK, "sink_rate_changes": {}, "loss_change": {"mean": 0.1, "ci95": [0.0, 0.2]}}
+    results = partial(Interventions, {"conditions": {"back": back}})
+    measured = SimpleNamespace(interventions=result_files.Result("exp5", {}, {}, results, conclusion, {}))
+    cells = {"cost": Cell(0.5, (0.4, 0.6)), "put_back": Cell(0.1, (0.0, 0.2))}
+    assert rows._need(measured) == (cells if shown else {})
 
 
 def test_a_training_in_which_nothing_gets_massive():
@@ -243,7 +248,7 @@ def test_figures_of_few_and_of_many_models(n):
     """Every cell has its sign, every model its column."""
     claims = {claim.row: Said(HOLDS, exact(0.5), "share") for claim in CLAIMS}
     curve = Curve([1.0, 2.0], [10.0, None])
-    made = [Row(f"model-{i}", "", "", Mechanism(depth=0.5), [], {}, claims, curve) for i in range(n)]
+    made = [Row(f"model-{i}", "", "", Mechanism(depth=0.5), [], {}, {}, claims, curve) for i in range(n)]
     together = agreement.together({row.model: HOLDS for row in made})
     listed = [ClaimTogether(claim.row, claim.text, together) for claim in CLAIMS]
     drawn = figures.claims(Results(made, listed, {}, agreement.RULE, []))

@@ -482,7 +482,7 @@ def test_each_place_votes_once(seed):
 )
 def test_words_have_both_bounds_and_intervals_that_hold_one_are_none(retained, ci95, word):
     cell = {"mean": retained, "std": None, "ci95": ci95, "n": 5}
-    place = {"position": "first", "dim": 3, **dict.fromkeys(("absolute_change", "still_massive"), cell)}
+    place = {"position": "first", "dim": 3, **dict.fromkeys(("absolute_change", "massive", "still_massive"), cell)}
     place |= {"retained": cell, "size_baseline": cell, "size_ablated": cell}
     judged = judged_on([place])
     assert (judged.verdict, judged.values.places) == (word, [("first", 3, word)])
@@ -496,12 +496,30 @@ def judged_on(places, first_tokens=None):
 
 
 @pytest.mark.parametrize(
+    ("retained", "massive", "still", "note"),
+    [
+        (0.7, 1.0, 0.2, None),
+        (0.7, 1.0, 0.0, "of the value: in that layer it is massive in no window any more"),
+        (1.0, 0.5, 0.0, "of the value: in that layer it is massive in no window any more"),
+        (0.0, 1.0, 0.0, None),
+        (1.0, 0.0, 0.0, "of the value: in that layer it is massive in no window even before"),
+    ],
+)
+def test_what_is_left_of_a_value_may_be_no_massive_activation(retained, massive, still, note):
+    cell = {"mean": retained, "std": None, "ci95": [retained - 0.01, retained + 0.01], "n": 5}
+    place = {"position": "first", "dim": 3, **dict.fromkeys(("retained", "absolute_change"), cell)}
+    place |= {"size_baseline": cell, "size_ablated": cell}
+    place |= {"massive": cell | {"mean": massive}, "still_massive": cell | {"mean": still}}
+    assert judged_on([place]).values.note == note
+
+
+@pytest.mark.parametrize(
     ("shares", "mixed"),
     [((0, 0.22, 0.35, 0.24, 0.19), True), ((0, 0.5, 0.5, 0, 0), True), ((0, 0, 0.51, 0.49, 0), False)],
 )
 def test_an_average_of_unlike_fates_is_called_one(shares, mixed):
     cell = {"mean": 0.6, "std": None, "ci95": [0.5, 0.7], "n": 5}
-    kept = ("retained", "absolute_change", "still_massive", "size_baseline", "size_ablated")
+    kept = ("retained", "absolute_change", "massive", "still_massive", "size_baseline", "size_ablated")
     places = [{"position": "first", "dim": 3, **dict.fromkeys(kept, cell)}]
     first = {"retained": 0.68, "shares": dict(zip(FATES, shares, strict=True))}
     conclusion = judged_on(places, first)

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.ablation.results import Verdict as AblationVerdict
-from experiments.interventions.judge import SAME
+from experiments.interventions.results import MLP_OFF, PUT_BACK, SAME
 from experiments.interventions.results import Results as Interventions
 from experiments.interventions.results import Verdict as InterventionsVerdict
 from experiments.layerwise.results import Results as Layerwise
@@ -109,11 +109,12 @@ def test_what_is_left_without_parts():
 
 
 def test_need_is_of_the_layer_of_the_birth():
-    def needed(layer, verdict="not needed", left=None, writers=(), why=None):
+    def needed(layer, verdict="not needed", left=None, writers=(), why=None, conditions=()):
         values = {"counterfactual": {"loss_change": CI, "left": left}, "why": why}
         conclusion = partial(InterventionsVerdict, {"verdict": verdict, "values": values})
         neurons = [{"layer": writer, "neuron": 0} for writer in writers]
-        return result("exp5", partial(Interventions, {"layer": layer, "mlp": {"neurons": neurons}}), conclusion)
+        given = {"layer": layer, "mlp": {"neurons": neurons}, "conditions": dict(conditions)}
+        return result("exp5", partial(Interventions, given), conclusion)
 
     assert sentences([ledger(), needed(5, "needed"), needed(3)])[-1] == (
         "Whether the model needs it: not needed. Without what mlp 3 writes there the loss changes by +0.5000 [+0.4000, "
@@ -122,6 +123,11 @@ def test_need_is_of_the_layer_of_the_birth():
     assert "writes there (0.8200 of it is left) the loss" in sentences([ledger(), needed(3, left={"mean": 0.82})])[-1]
     assert "Without what 3 of the neurons of mlp 1-3 write" in sentences([ledger(), needed(3, writers=(1, 2, 3))])[-1]
     assert "not needed, which it is beforehand, as all windows begin" in sentences([ledger(), needed(3, why=SAME)])[-1]
+    shared = {"label": "", "question": "", "where": "", "perplexity": {}, "sink_rates": {}, "values": []}
+    shared |= {"sink_rate_changes": {}, "loss_change": CI | {"mean": 0.45}}
+    conditions = {"off": shared | {"set_to": MLP_OFF, "loss_change": CI}, "back": shared | {"set_to": PUT_BACK}}
+    said = sentences([ledger(), needed(3, conditions=conditions)])[-1]
+    assert said.endswith("+0.6000] nats a token, with its mean put back by +0.4500 [+0.4000, +0.6000].")
     assert len(sentences([ledger(), needed(5)])) == 2
 
 

@@ -8,7 +8,10 @@ import re
 import pytest
 
 import page
+from experiments.ablation.judge import MIXED, NEVER, NO_LONGER
 from experiments.census.judge import CAUSES
+from experiments.interventions.results import SAME
+from experiments.neuron_sets.judge import GIVE
 from lib.claims.every import CLAIMS
 from lib.page.words import BRACKETS, CHINESE, ENGLISH, LANGUAGES, Words
 from tests import golden
@@ -50,6 +53,7 @@ def test_every_word_is_said_with_the_same_places():
         "count",
         "list_and",
         "glossed",
+        "note",
         "write",
         "mlp",
         "who",
@@ -58,6 +62,12 @@ def test_every_word_is_said_with_the_same_places():
 
 def test_every_claim_is_said():
     assert {BRACKETS.sub("", claim.text) for claim in CLAIMS} == set(CHINESE.claims)
+
+
+def test_what_stands_beside_a_verdict_is_said():
+    for note in (MIXED, NEVER, NO_LONGER, GIVE, SAME, "behind BOS, 12.5% still spike"):
+        assert not re.search("[a-z]{4}", CHINESE.noted(note).replace("token", ""))
+    assert (ENGLISH.noted(MIXED), ENGLISH.noted(None)) == (f" ({MIXED})", "")
 
 
 def test_what_is_not_known_stands_as_it_is():
