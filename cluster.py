@@ -50,6 +50,10 @@ def main() -> None:
     args = parser.parse_args()
     if not (checkout.ROOT / args.script[0]).is_file():
         raise cli.UserError(f"no such script: {args.script[0]}")
+    typed = {text.partition("=")[0] for text in args.script if text.startswith("--")}
+    for flag, where in [("savedir", "before the --"), *((flag, "by --over") for flag, *_values in args.over)]:
+        if f"--{flag}" in typed:
+            raise cli.UserError(f"--{flag} of the script would do nothing: each job's is given {where}")
     if not all("=" in pair for pair in args.parameters):
         raise cli.UserError("--parameters are KEY=VALUE")
     result_files.check_writable(args.savedir)
