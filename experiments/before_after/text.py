@@ -14,7 +14,7 @@ def summarise(result: Stored) -> str:
     perplexity = results.perplexity
     return "\n".join(
         [
-            tables.header(result, f"Before and after removing head {results.head} of layer {results.layer}"),
+            tables.header(result, f"Before and after removing head {results.head} of layer {results.layer}", False),
             f"head: {results.chosen}",
             f"perplexity of the text: {tables.number(perplexity.before)} -> {tables.number(perplexity.after)}",
             "",

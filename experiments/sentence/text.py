@@ -16,7 +16,7 @@ def summarise(result: Stored) -> str:
     ]
     return "\n".join(
         [
-            tables.header(result, f"Activations of layer {results.layer} in one text"),
+            tables.header(result, f"Activations of layer {results.layer} in one text", False),
             f"text: {result.config['text']!r}",
             f"median |activation|: {tables.number(median)}",
             "",

@@ -27,6 +27,7 @@ class Table:
     numeric: list[bool]
 
 
+LONGEST = 400  # characters of a line of a TXT's head
 _kept: ContextVar[list[Table] | None] = ContextVar("_kept", default=None)
 MARK = "\0"
 
@@ -42,11 +43,11 @@ def set_aside() -> Iterator[list[Table]]:
         _kept.reset(token)
 
 
-def header(result: Result[Any, Any], title: str) -> str:
-    """The first lines of a TXT: what ran on what."""
+def header(result: Result[Any, Any], title: str, intervals: bool = True) -> str:
+    """The first lines of a TXT: what ran on what, and what its `intervals` are."""
     p = result.provenance
     data = p["data"]
-    bos = "on" if data["bos"] else "off"
+    bos, dataset = "on" if data["bos"] else "off", _in_a_line(data["dataset"])
     source = ", ".join(f"{key} {value}" for key, value in p["model"].items() if key not in ("name", "type"))
     warning = [f"warning  {p['warning']}"] if "warning" in p else []
     return "\n".join(
@@ -54,14 +55,20 @@ def header(result: Result[Any, Any], title: str) -> str:
             title,
             "=" * len(title),
             f"model    {p['model']['name']} ({p['model']['type']}; {source})",
-            f"data     {data['windows']} x {data['seqlen']} tokens of {data['dataset']}, BOS {bos}{_documents(data)}",
+            f"data     {data['windows']} x {data['seqlen']} tokens of {dataset}, BOS {bos}{_documents(data)}",
             f"run      {p['dtype']}, {p['device']}, seed {p['seed']}, {p['time']}",
-            f"command  {p['command']}",
-            f"spread   {definitions.INTERVALS}",
+            f"command  {_in_a_line(p['command'])}",
+            *([f"spread   {definitions.INTERVALS}"] if intervals else []),
             *warning,
             "",
         ]
     )
+
+
+def _in_a_line(text: str) -> str:
+    """What the JSON has as it is; a long one without its middle."""
+    text = text.replace("\n", "\\n")
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
 
 
 def sink_window(result: Result[Any, Any]) -> int:

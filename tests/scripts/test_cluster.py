@@ -24,8 +24,8 @@ def test_commands_are_all_combinations(tmp_path):
     ("arguments", "expected"),
     [
         (["--over", "model", "a", "--", "nowhere.py"], "no such script"),
-        (["--over", "model", "a", "--", "main_llm.py", "--savedir", "here"], "--savedir of the script would do nothing"),
-        (["--over", "head", "1", "--", "main_llm.py", "--head=2"], "--head of the script would do nothing"),
+        (["--over", "model", "a", "--", "main_llm.py", "--savedir", "here"], "--savedir of the script"),
+        (["--over", "head", "1", "--", "main_llm.py", "--head=2"], "--head of the script"),
         (["--over", "model", "a", "--parameters", "fast", "--", "main_llm.py"], "KEY=VALUE"),
         (["--over", "model", "a", "--parameters", "speed=9", "--", "main_llm.py"], "submitit"),
         (["--executor", "slurm", "--over", "model", "a", "--", "main_llm.py"], "srun"),
