@@ -18,20 +18,21 @@ def vocabulary_census(result: Stored, named: int = 12) -> Figure:
     census, spike = results.census, results.spike
     values = np.array([value for value in census.values if value is not None])
     if census.n_failing <= census.n_spiking:
-        few, n, words, color = census.failing, census.n_failing, "do not spike", PALETTE[3]
+        few, n, words, first, color = census.failing, census.n_failing, "do not spike", "smallest", PALETTE[3]
     else:
-        few, n, words, color = census.spiking, census.n_spiking, "spike", PALETTE[2]
+        few, n, words, first, color = census.spiking, census.n_spiking, "spike", "largest", PALETTE[2]
     figure, ax = make_axes(size=(10.5, 4.8))
     ax.hist(values, bins=100, color=PALETTE[0])
     ax.set_yscale("log")
     ax.axvline(spike.sign * spike.threshold, color="black", ls="--", lw=1, label="threshold of a spike")
     if few:
-        label = f"{n:,} tokens that {words}"
+        title = f"{n:,} tokens that {words}"
+        label = title if len(few) == n else f"the {len(few)} {first} of {title}"
         ax.plot([token.value for token in few], np.full(len(few), 0.75), "v", color=color, ms=6, label=label)
         names = [f"'{shortened(token.token)}'  {number(token.value, True)}" for token in few[:named]]
         more = n - len(names)
         names += [f"and {more:,} more"] if more else []
-        ax.text(1.02, 1, "\n".join([label, "", *names]), transform=ax.transAxes, va="top", fontsize=9)
+        ax.text(1.02, 1, "\n".join([title, "", *names]), transform=ax.transAxes, va="top", fontsize=9)
     ax.set_ylim(bottom=0.5)
     ax.xaxis.set_major_formatter(PLAIN)
     ax.set_xlabel(f"dim {results.place.dim} after layer {results.layer}, signed, of one token alone")

@@ -11,7 +11,7 @@ import scipy
 import torch
 
 import exp6_trigger_census
-from experiments.census import measure, text
+from experiments.census import figures, measure, text
 from experiments.census.judge import CAUSES, MANIPULATIONS, judge
 from experiments.census.results import Census, Results, Share, Shares, TokenValue
 from lib import catalogue
@@ -22,6 +22,7 @@ from lib.model.arch import Architecture
 from lib.model.models import LanguageModel
 from lib.planted import blank, kinds, planting
 from lib.report import result_files, tables
+from lib.run import checkout
 from lib.run.cli import UserError
 from tests import reference
 from tests.cases import close, observe, some
@@ -487,6 +488,17 @@ def test_without_a_bos_token(tokenizer):
     text = text_and_figures(result)
     assert "no BOS token" in text
     assert "nothing to swap" in text
+
+
+def test_the_legend_says_how_many_are_drawn():
+    path = checkout.ROOT / "results" / "smollm2-135m" / "exp6_trigger_census" / "exp6_results.json"
+    stored = catalogue.concluded(json.loads(path.read_text()))
+    census = stored.results.census
+    for listed, said in ((7, "7 tokens that do not spike"), (3, "the 3 smallest of 7 tokens that do not spike")):
+        cut = dataclasses.replace(census, failing=census.failing[:listed])
+        result = dataclasses.replace(stored, results=dataclasses.replace(stored.results, census=cut))
+        [ax] = figures.vocabulary_census(result).axes
+        assert said in ax.get_legend_handles_labels()[1]
 
 
 def test_text_of_every_manipulation(few_draws):
