@@ -140,6 +140,8 @@ def loss_axis(ax: Axes) -> None:
     ax.margins(x=0.06)
     ax.set_xscale("symlog", linthresh=LINEAR)
     ax.autoscale_view()  # before, its margins were of a linear scale
+    if max(map(abs, ax.get_xlim())) <= LINEAR:  # of which the scale's own ticks are the two ends
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     ax.xaxis.set_major_formatter(PLAIN)
     ax.set_xlabel(f"change of the loss, nats a token (linear up to {LINEAR:g}, then log)")
 

@@ -219,6 +219,18 @@ def test_an_axis_of_losses_has_room_at_both_ends(largest):
     assert figures.SIGNED(0.0) == "0"
 
 
+@pytest.mark.parametrize(("low", "high"), [(-0.0683, 0.0617), (-0.001, 0.05), (-0.09, 0.05)])
+def test_small_losses_have_round_ticks(low, high):
+    drawn, ax = figures.make_axes(size=(5, 3))
+    ax.plot([low, high], [0, 1])
+    figures.loss_axis(ax)
+    drawn.draw_without_rendering()
+    ticks = {label.get_text(): label.get_window_extent() for label in ax.get_xticklabels()}
+    assert len(ticks) > 2
+    assert max(map(len, ticks)) <= len("-0.05")
+    assert all(before.x1 < after.x0 for before, after in itertools.pairwise(ticks.values()))
+
+
 def test_a_long_name_breaks_the_line_of_a_title():
     name = "a-model-whose-name-is-\u2026letters-and-then-some"
     data = {"windows": 8, "seqlen": 32}
