@@ -60,7 +60,7 @@ def head_ranking(result: Stored) -> Figure:
         if cell.ci95:
             by_rank.plot(cell.ci95, [row, row], color="black", lw=1.5)
     by_rank.set_xlim(0, 1.03)
-    by_rank.set_xlabel("score (black: 95 % interval over windows)")
+    by_rank.set_xlabel("score (black: 95 % interval)")
     by_rank.set_title(f"the {len(top)} highest heads", fontsize=11)
     by_rank.tick_params(axis="y", labelsize=8)
     figure.suptitle(make_title(result, "Heads ranked by attention to the first token"), fontsize=12)
