@@ -56,7 +56,9 @@ def dimension_analysis(result: Stored, top: int = 12) -> Figure:
     bars.set_title("largest contributions", fontsize=11)
     share = np.cumsum([row.contribution for row in contributions]) / (output or np.nan)
     draw_cumulative(cumulative, share)
-    cumulative.axhline(1, color="black", lw=0.8, ls="--")
+    for part, line in ((MADE, "--"), (1, ":")):
+        cumulative.axhline(part, color="black", lw=0.8, ls=line, label=f"{part:.0%} of the output")
+    add_legend(figure, cumulative)
     cumulative.set_ylabel("cumulative share of the output")
     cumulative.set_title(f"{100 * MADE:.0f} % of {number(output, True)}: {result.conclusion.verdict}", fontsize=11)
     _neuron_bars(weights, results.by_weight, [row.weight for row in results.by_weight], PALETTE[7])

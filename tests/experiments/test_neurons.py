@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 import exp2c_mlp_internal_analysis
 import exp4_neuron_sets
+from experiments.mlp_internal import figures as mlp_internal_figures
 from experiments.mlp_internal import judge as mlp_internal_judge
 from experiments.mlp_internal import text as mlp_internal_text
 from experiments.neuron_sets import measure, super_weights, text
@@ -250,6 +251,9 @@ def test_the_inside_of_an_mlp_names_its_share():
     result = catalogue.concluded(json.loads(path.read_text()))
     said = mlp_internal_text.summarise(result)
     assert f"Conclusion: {result.conclusion.verdict} give at least {MADE:.0%} of the output\n" in said
+    cumulative = mlp_internal_figures.dimension_analysis(result).axes[1]
+    [line] = [line for line in cumulative.lines if line.get_label() == f"{MADE:.0%} of the output"]
+    assert set(line.get_ydata()) == {MADE}
 
 
 @pytest.mark.parametrize(
