@@ -25,6 +25,7 @@ from lib.report.figures import (
 NO_SINK = "no sink at key 0"
 STYLES = ((0.75, 0.75, 0.75), "."), (PALETTE[0], "o"), (PALETTE[1], "s"), (PALETTE[2], "^"), (PALETTE[3], "x")
 SHOWN = 20  # rows of tokens
+LEAST = 5  # rows of tokens: with fewer, the label of the colour bar is longer than the figure is high
 
 
 def positions(result: Stored) -> Figure:
@@ -51,6 +52,7 @@ def positions(result: Stored) -> Figure:
         for layer, of_layer in enumerate(measured.by_layer):
             shares[layer, : len(of_layer)] = of_layer or np.nan
         drawn = image.imshow(shares, cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        image.set_title(f"{name}, by layer", fontsize=10)
         image.set_xlabel("key")
         for ax in (curve, image):
             ax.axvline(results.n_listed - 0.5, color="black", lw=1, ls=":")
@@ -72,7 +74,7 @@ def tokens(result: Stored) -> Figure:
     results = result.results
     names = [*results.inputs]
     n_layers = len(results.heads)
-    rows = max(1, *(len(measured.keys[:SHOWN]) for measured in results.inputs.values()))
+    rows = max(LEAST, *(len(measured.keys[:SHOWN]) for measured in results.inputs.values()))
     size = (3.2 + (2.4 + 0.07 * n_layers) * len(names), 2.2 + 0.27 * rows)
     figure, axes = make_axes(1, len(names), size=size, squeeze=False)
     for ax, (name, measured) in zip(axes[0], results.inputs.items(), strict=True):
@@ -89,7 +91,7 @@ def tokens(result: Stored) -> Figure:
             ax.text(0.5, 0.5, "none", transform=ax.transAxes, ha="center")
         for side in ("top", "right"):
             ax.spines[side].set_visible(False)
-    figure.colorbar(drawn, ax=list(axes[0]), label="share of the layer's heads (mean)")
+    figure.colorbar(drawn, ax=list(axes[0]), label="share of the layer's\nheads (mean)")
     title = (
         f"Tokens that are sinks: over {results.epsilon:g} of a head, mean over {results.least} later queries at least\n"
         "(times it is one; * always, + sometimes with a massive activation)"

@@ -88,16 +88,20 @@ def _keys(name: str, measured: Input) -> str:
 def _heads(results: Results, values: Values) -> str:
     counts = ", ".join(f"{n} {kind}" for kind, n in values.kinds.items())
     n_heads = sum(map(len, results.heads))
+    found = (
+        f"Heads that have their sink at key 0 ({results.first_input}): {len(values.sinks)} of {n_heads}, "
+        f"{values.unclear} cannot be told; {counts}\n"
+    )
+    if not values.sinks:
+        return found
     top = sorted(values.sinks, key=lambda sink: -sink.probability)[:MOST]
     rows = [[f"{sink.layer}.{sink.head}", *_head(results.heads[sink.layer][sink.head]), sink.kind] for sink in top]
     heads = ["head", "probability", "value ratio", "output share", "cosine", "to others", "|key|", "others'", "kind"]
-    listed = tables.table(heads, rows) if rows else ""
     return (
-        f"Heads that have their sink at key 0 ({results.first_input}): {len(values.sinks)} of {n_heads}, "
-        f"{values.unclear} cannot be told; {counts}\n"
+        f"{found}"
         "probability: on key 0. value ratio: the norm of its value to the mean of the other keys'. output share: what\n"
         "it gives of the head's output, along that. cosine: of queries with key 0, and with the other keys they see.\n"
-        f"The {len(rows)} with the highest probability\n{listed}"
+        f"The {len(rows)} with the highest probability\n{tables.table(heads, rows)}"
     )
 
 

@@ -59,8 +59,16 @@ def test_planted_sinks_are_found(architecture):
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_a_model_without_sinks_has_none(architecture):
     built = of_kind(architecture, "content")
-    values = judge.judge(measured(built.lm, built.windows)).values
+    stored = shown(measured(built.lm, built.windows), built.windows)
+    values = stored.conclusion.values
     assert (values.where, values.kind, values.sinks) == (judge.NONE, None, [])
+    assert "with the highest probability" not in text.summarise(stored)
+    drawn = figures.tokens(stored)
+    drawn.draw_without_rendering()
+    label = drawn.axes[-1].yaxis.label.get_window_extent()
+    assert drawn.bbox.y0 < label.y0 < label.y1 < drawn.bbox.y1
+    titles = [ax.get_title() for ax in figures.positions(stored).axes]
+    assert titles[3:6] == [f"{name}, by layer" for name in stored.results.inputs]
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
