@@ -61,7 +61,7 @@ def pruning_summary(result: Stored) -> Figure:
         ax.set_ylim(1.5, -0.5)
         ax.grid(axis="x", alpha=0.4)
     place.plot([], [], "o", color=PALETTE[1], label="the set")
-    place.plot([], [], "|", color=PALETTE[7], label="random heads of its layers (right: those run whole)")
+    place.plot([], [], "|", color=PALETTE[7], label="random heads of its layers (second panel: those run whole)")
     place.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     loss.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     figure.suptitle(make_title(result, "Removing single heads, beside random heads of the same layers"), fontsize=11)
