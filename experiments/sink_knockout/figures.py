@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.sink_knockout.results import CONTROLS, RECENT, SINK, SINK_SECOND, Moved, Stored
 from experiments.sink_knockout.text import named
@@ -11,6 +12,7 @@ from lib.core.evidence import Interval
 from lib.report.figures import (
     MARKERS,
     PALETTE,
+    PLAIN,
     WholeNumbers,
     add_legend,
     loss_axis,
@@ -81,8 +83,9 @@ def layers(result: Stored) -> Figure:
             if average.ci95:
                 ax.plot([layer, layer], average.ci95, color=PALETTE[i], lw=2)
         ax.grid(axis="y", alpha=0.4)
-    first, last = results.place.plateau
-    loss.axvspan(first - 0.5, last + 0.5, color="0.92", zorder=0, label="plateau of the massive activation")
+    if results.place.massive:
+        first, last = results.place.plateau
+        loss.axvspan(first - 0.5, last + 0.5, color="0.92", zorder=0, label="plateau of the massive activation")
     mark_costs(loss.axhline, "as it is")
     loss.set_ylabel("change of the loss,\nnats a token")
     add_legend(figure, loss, columns=3)
@@ -117,6 +120,8 @@ def _gains(ax: Axes, moved: Sequence[Moved], kind: int) -> None:
             ax.plot(one.gain.together, [row, row], color="black", lw=1.5)
     ax.set_yticks(range(len(moved)), [named(one, _quoted) for one in moved], fontsize=9)
     ax.set_ylim(MOST - 0.5, -0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=3))
+    ax.xaxis.set_major_formatter(PLAIN)
     ax.axvline(0, color="black", lw=0.8)
     ax.grid(axis="x", alpha=0.4)
 

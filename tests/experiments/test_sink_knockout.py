@@ -1,6 +1,7 @@
 """Edges to the sink masked, and its value zero, equal eager attention in which the test does so itself."""
 
 import dataclasses
+import itertools
 from contextlib import contextmanager
 from types import SimpleNamespace
 from unittest import mock
@@ -31,6 +32,7 @@ from experiments.sink_knockout.results import (
     SINK_FIRST,
     SINK_SECOND,
     VALUE_ZERO,
+    Moved,
     Results,
     sink_at,
 )
@@ -39,6 +41,7 @@ from lib.core import keys
 from lib.core.evidence import CANNOT_TELL, NONE_FOUND, Average
 from lib.model import hooks
 from lib.planted import planting
+from lib.report.figures import make_axes
 from lib.report.result_files import Result
 from lib.run.errors import UserError
 from tests import cases, every_type, reference
@@ -392,6 +395,25 @@ def test_what_is_left_out_is_said(words):
     assert "Left out" not in said
     assert not any(name in said for name in (*CONTROLS, "sink_", "_all"))  # as the JSON names them
     assert "random keys of the sink's mass masked" in said
+
+
+def test_no_plateau_is_drawn_of_what_is_not_massive(words):
+    data = windows()
+    results = measured(tiny("gpt2", words), data)
+    for massive in (True, False):
+        place = dataclasses.replace(results.place, massive=massive)
+        loss = figures.layers(shown(dataclasses.replace(results, place=place), data)).axes[0]
+        assert ("plateau of the massive activation" in loss.get_legend_handles_labels()[1]) == massive
+
+
+@pytest.mark.parametrize("gain", [0.0062, 0.0051, 0.00033, 0.4])
+def test_ticks_of_tiny_gains_do_not_touch(gain):
+    drawn, (ax, *_others) = make_axes(1, 3, size=(15, 4))
+    figures._gains(ax, [Moved(POSITION, 100, "W" * 20, Average(gain, None, None, 8))], 0)
+    drawn.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+    assert len(boxes) > 1
+    assert all(before.x1 + 10 < after.x0 for before, after in itertools.pairwise(boxes))
 
 
 def cell(low, high):
