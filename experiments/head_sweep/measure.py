@@ -290,14 +290,15 @@ class Effects:
         }
 
     def _relative(self, values: np.ndarray, effect: Effect) -> list[Simultaneous | None]:
-        """Of (windows, n) values along the spike's sign, relative to the baseline's over the windows that have the
-        spike; [None] * n if none has it."""
+        """Of (windows, n) values along the baseline's sign in each window, relative to the baseline's over the windows
+        that have the spike; [None] * n if none has it."""
         place = self.place
         if not place.massive:
             return [None] * values.shape[1]
         has = place.spiking
         before = self.levels(sweep.BASELINE)["birth" if effect == "birth" else "end"][has]
-        ratios = place.draws.of(has).ratios(place.sign * values[has], place.sign * before, family=True)
+        along = np.sign(before)[:, None] * values[has]
+        ratios = place.draws.of(has).ratios(along, np.abs(before), family=True)
         return [Simultaneous(ratio.mean, ratio.ci95, ratio.together) for ratio in ratios]
 
 

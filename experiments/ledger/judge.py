@@ -8,8 +8,9 @@ from lib.core.evidence import NONE_FOUND, Test, conclusion
 from lib.core.results import LedgerWrite
 
 RULE = (
-    "size = mean |block output| at the place over the windows that have the spike, peak = its largest, s its sign; "
-    "share of a write = sum of s x write over sum of |block output| at the peak, over these windows. generators: "
+    "size = mean |block output| at the place over the windows that have the spike, peak = its largest, s its sign in "
+    "each window; share of a write = sum of s x write over sum of |block output| at the peak, over these windows. "
+    "generators: "
     f"components whose share lies above {WRITES:.0%}, in layers up to the peak's; birth: the largest of them, if its "
     f"interval lies above that of the next; plateau: from the first to the last layer with at least {PLATEAU:.0%} of "
     f"the peak; erasers: components whose share lies below -{WRITES:.0%}, in layers after the birth's (without one, "

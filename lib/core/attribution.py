@@ -113,8 +113,9 @@ class Ledger:
         there, draws = self._there
         values = np.stack([write.values[there] for write in self.writes], axis=1)
         at_peak = values * [self._kept(write, self.place.peak) for write in self.writes]
-        peak = np.abs(self.place.values[there, self.place.peak])
-        shares = draws.ratios(self.place.sign * at_peak, np.where(peak.any(), peak, 1), family=True)
+        peak = self.place.values[there, self.place.peak]
+        size = np.abs(peak) if peak.any() else np.ones(len(peak))
+        shares = draws.ratios(np.sign(peak)[:, None] * at_peak, size, family=True)
         return [
             LedgerWrite(write.layer, write.kind, write.head, write.name, average.mean, average, share)
             for write, average, share in zip(self.writes, draws.averages(values), shares, strict=True)
@@ -126,14 +127,13 @@ class Ledger:
         return Profile(self.place.draws.share(self.place.spiking), size, self.place.sign)
 
     def drop(self) -> Average | None:
-        """The last block's output relative to that of the one before, along the sign there, over the windows that have
-        the spike; None where there is nothing to drop."""
+        """The last block's output relative to that of the one before, along the sign there in each window, over the
+        windows that have the spike; None where there is nothing to drop."""
         there, draws = self._there
         if self.place.values.shape[1] < 2:
             return None
         before, last = self.place.values[there][:, -2:].T
-        along = np.sign(before.sum())
-        return draws.ratios(along * last, along * before) if along else None
+        return draws.ratios(np.sign(before) * last, np.abs(before)) if before.any() else None
 
 
 def measure(lm: LanguageModel, windows: Windows, place: Place, condition: Everywhere, batch_size: int) -> Ledger:

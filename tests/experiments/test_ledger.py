@@ -270,6 +270,17 @@ def test_windows_without_the_spike_do_not_dilute_shares():
     assert found.values.birth.value == pytest.approx(85_000 * 1.1)
 
 
+def test_a_value_of_another_sign_in_other_windows():
+    """Each write counts along the sign of its own window: one that writes all of it does so in every window."""
+    writes = {(0, "mlp"): 10, (1, "mlp"): 99_990, (2, "head 1"): -80_000}
+    scales = (1, -1.1, 0.9, -1.05, 1.2, -0.95)
+    found, alike = (by_hand([10, 100_000, 20_000], writes, of) for of in (scales, tuple(map(abs, scales))))
+    assert [write.share for write in found.listed()] == [write.share for write in alike.listed()]
+    assert found.drop() == alike.drop()
+    assert judged(found).verdict == "mlp 1"
+    assert [write.name for write in judged(found).values.erasers] == ["head 2.1"]
+
+
 def test_a_threshold_in_the_interval_is_no_verdict():
     scales = np.array([1.0, 1.1, 0.9, 1.05])
     found = by_hand([0, 100_000], {(0, "mlp"): 0, (1, "mlp"): 90_000, (1, "head 0"): 10_000}, scales)
