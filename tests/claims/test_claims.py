@@ -106,6 +106,7 @@ SINK_HEADS = [
 ]
 TOP1 = (100, 2500, 2800, 2900, 3000, 3010, 3000, 450)
 # results in which every claim holds, but for what BESIDE changes
+MASSIVE = [{"layer": 6, "massive": cell(1.0)}]  # places
 HOLDS = {
     "layerwise": {"layers": layers(TOP1), "massive": [{"layer": i} for i in range(1, 7)]},
     "head_analysis": {
@@ -132,10 +133,11 @@ HOLDS = {
     },
     "exp1": {
         "conclusion": judged("persists", 1.006),
+        "places": MASSIVE,
         "conditions": {"baseline": {"layers": layers(TOP1)}},
         "changes": {"all_heads_off": [{"layer": i, "top1": cell(1.0)} for i in range(LAYERS)]},
     },
-    "exp2a": {"conclusion": judged("collapses", 0.05)},
+    "exp2a": {"conclusion": judged("collapses", 0.05), "places": MASSIVE},
     "exp2b": {
         "conclusion": told("", necessary=[["mlp", 1]], sufficient=[["mlp", 1], ["mlp", 3]], cannot_tell=[]),
         "place": PLACE,
@@ -586,7 +588,10 @@ UNTOLD = {  # row: [(a change after which nothing can be judged, a word of the r
         (change("exp3.writes.4.share", family(0.0)), "wherever it looks"),
     ],
     "2c": [(change("exp3.conclusion.values.erasers", []), "nothing is sure to take")],
-    "3": [(change("exp1.conclusion.verdict", "none found"), "nothing is massive")],
+    "3": [
+        (change("exp1.conclusion.verdict", "none found"), "nothing is massive"),
+        (change("exp1.places.0.massive", cell(0.0)), "in layer 6, where it is judged, it is massive in no window even"),
+    ],
     "3b": [
         (
             both(
@@ -596,7 +601,13 @@ UNTOLD = {  # row: [(a change after which nothing can be judged, a word of the r
             "one layer",
         ),
     ],
-    "4": [(change("exp2a.conclusion.verdict", "none found"), "nothing is massive")],
+    "4": [
+        (change("exp2a.conclusion.verdict", "none found"), "nothing is massive"),
+        (
+            change("exp2a.places.0.massive", cell(0.0)),
+            "in layer 6, where it is judged, it is massive in no window even",
+        ),
+    ],
     "4b": [(change("exp2a.conclusion.verdict", "none found"), "nothing is massive")],
     "5": [
         (LATER, "causality: all of TOP (6.2 6.1 7.2) run after layer 5"),
@@ -942,7 +953,7 @@ def written(folder, model_name="toy"):
 
 
 def test_the_files_that_count(tmp_path, capsys):
-    holds, fails = HOLDS["exp2a"], {"conclusion": judged("reduced", 0.5)}
+    holds, fails = HOLDS["exp2a"], {"conclusion": judged("reduced", 0.5), "places": MASSIVE}
     write(tmp_path, "small.json", "exp2a", fails, windows=3, time="2026-03-01")
     write(tmp_path, "deep/large.json", "exp2a", holds, windows=5)
     write(tmp_path, "older.json", "exp2a", fails, windows=5, time="2025-01-01")
@@ -996,7 +1007,14 @@ def test_another_name_is_judged_beside_a_mixture(tmp_path):
 
 def test_dtypes_do_not_mix(tmp_path):
     write(tmp_path, "a.json", "exp2a", HOLDS["exp2a"])
-    write(tmp_path, "b.json", "exp2a", {"conclusion": judged("reduced", 0.5)}, windows=9, dtype="bfloat16")
+    write(
+        tmp_path,
+        "b.json",
+        "exp2a",
+        {"conclusion": judged("reduced", 0.5), "places": MASSIVE},
+        windows=9,
+        dtype="bfloat16",
+    )
     write(tmp_path, "c.json", "exp6", HOLDS["exp6"], dtype="bfloat16")
     assert run("verify_claims.py", tmp_path) == 0
     assert not (tmp_path / "toy_claims.json").exists()
