@@ -31,7 +31,9 @@ import page
 import verify_claims
 from lib import catalogue
 from lib.core import provenance
+from lib.core.evidence import note_of
 from lib.experiment import IncompleteError, all_written, already_there, execute
+from lib.page.words import ENGLISH
 from lib.report import identity, result_files
 from lib.run import cli
 from lib.run.command import carried_out
@@ -193,7 +195,8 @@ def carry_out(script: ModuleType, command: list[str], lm: LanguageModel, force: 
     payload = result_files.load(path, experiment.name)
     conclusion = catalogue.concluded(payload).conclusion
     if conclusion is not None:
-        print(textwrap.fill(f"Conclusion: {conclusion.verdict}", COLUMNS), flush=True)
+        said = f"Conclusion: {conclusion.verdict}{ENGLISH.noted(note_of(conclusion))}"
+        print(textwrap.fill(said, COLUMNS), flush=True)
     return payload
 
 

@@ -7,6 +7,7 @@ import pytest
 import study
 import verify_claims
 from experiments.ledger.results import Results, Verdict
+from experiments.neuron_sets.judge import GIVE
 from lib import catalogue, experiment
 from lib.claims.measured import birth_layer
 from lib.planted import planting
@@ -57,6 +58,7 @@ def test_study(tmp_path, monkeypatch, capsys, undrawn):
     short = sum(seed for _step, seed in study.STEPS)
     printed = capsys.readouterr().out
     assert "exp8_experts.py is left out: this model has no mixture of experts" in printed
+    assert f"({GIVE})" in " ".join(printed.split())
     assert printed.count("is there already") == short - (born(out) == read(out))
     by_row = {of["row"]: of for of in claims_of(out)}
     assert {row: by_row[row]["verdict"] for row in ("3", "4", "7", "8b", "11", "13c", "14")} == {
