@@ -7,7 +7,7 @@ from msgspec import UnsetType
 
 from experiments.ablation.results import PlaceWord, Results, Stored, Values
 from lib.core import definitions
-from lib.core.evidence import Average, Cell
+from lib.core.evidence import Average, Cell, note_of
 from lib.core.results import AblatedCondition, AblatedPlace, LayerChanges
 from lib.report import tables
 from lib.report.result_files import Result
@@ -21,10 +21,8 @@ def summary(result: Stored, title: str, question: str) -> str:
         first_tokens = tables.first_tokens_text(results.places[0], results.first_tokens)
         parts.append(places_table(results.places, values.places) + first_tokens)
         parts += _experts_off(results, values)
-    note = None if values is None else values.note
-    return "\n".join(
-        [*parts, conditions_table(result, results.conditions), tables.conclusion_text(result.conclusion, note)]
-    )
+    conclusion = tables.conclusion_text(result.conclusion, note_of(result.conclusion))
+    return "\n".join([*parts, conditions_table(result, results.conditions), conclusion])
 
 
 def _experts_off(results: Results, values: Values) -> list[str]:

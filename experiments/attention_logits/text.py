@@ -13,7 +13,7 @@ def summarise(result: Stored) -> str:
         rows[-1].append(tables.number(row.probability))
     return "\n".join(
         [
-            tables.header(result, f"Attention logits of layer {results.layer} in one text", False),
+            tables.header(result, f"Attention logits of layer {results.layer} in one text", intervals=False),
             f"text: {result.config['text']!r}",
             "",
             "Before softmax: scaled, capped, with position biases. Means over the queries that see the first token,",

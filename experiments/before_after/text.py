@@ -12,9 +12,10 @@ def summarise(result: Stored) -> str:
         rows.append([layer.layer, tables.number(layer.median), *_row(layer.largest), *changed])
     heads = ["layer", "median", "largest before", "before", "after", "per cent", "most changed", "before", "after"]
     perplexity = results.perplexity
+    title = f"Before and after removing head {results.head} of layer {results.layer}"
     return "\n".join(
         [
-            tables.header(result, f"Before and after removing head {results.head} of layer {results.layer}", False),
+            tables.header(result, title, intervals=False),
             f"head: {results.chosen}",
             f"perplexity of the text: {tables.number(perplexity.before)} -> {tables.number(perplexity.after)}",
             "",

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from experiments.census.results import Stored
 from lib.core.evidence import Cell
-from lib.report.figures import LINES, MARKERS, PALETTE, PLAIN, make_axes, make_title, shortened
-from lib.report.tables import number
+from lib.report.figures import LINES, MARKERS, PALETTE, PLAIN, make_axes, make_title
+from lib.report.tables import number, shortened
 
 
 def vocabulary_census(result: Stored, named: int = 12) -> Figure:

@@ -2,12 +2,13 @@
 
 from experiments.ablation import text
 from experiments.head_pruning.results import SETS, Stored
+from lib.core.evidence import note_of
 from lib.core.stats import percentile_interval
 from lib.report import tables
 
 
 def summarise(result: Stored) -> str:
-    results, values = result.results, result.conclusion.values
+    results = result.results
     return "\n".join(
         [
             tables.header(result, "Removing single heads"),
@@ -25,7 +26,7 @@ def summarise(result: Stored) -> str:
             ),
             *(line for name in SETS if (line := _ranked_anew(result, name))),
             ", ".join(_said(result, name) for name in SETS) + "\n",
-            tables.conclusion_text(result.conclusion, None if values is None else values.note),
+            tables.conclusion_text(result.conclusion, note_of(result.conclusion)),
             "Heads of later layers cannot change earlier ones, and no attention score can change position 0, which",
             "sees only itself (and a learned sink, where there is one): a set is fairly compared only with the random",
             "heads of its own layers.",

@@ -12,6 +12,7 @@ LAYER, ONWARD = "layer", "onward"  # where values are set by hand: after that la
 THERE, EVERYWHERE = "there", "everywhere"  # where a writer is off: at the sites, at all positions
 NEURONS_OFF, MLP_OFF, PUT_BACK = "neurons off", "mlp off", "put back"
 ZERO, MEAN, MEDIAN, ORDINARY, RESAMPLED = "zero", "mean", "median", "ordinary", "resampled"
+SAME = "it is one beforehand: all windows begin with the same token, on which alone it depends"
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,10 @@ class Results:
         changed = {name: condition for name, condition in self.conditions.items() if condition.set_to is not None}
         return {name: Change(**vars(condition)) for name, condition in changed.items()}
 
+    @property
+    def put_back(self) -> Change | None:
+        return next((change for change in self.changes.values() if change.set_to == PUT_BACK), None)
+
 
 @dataclass(frozen=True)
 class Counterfactual:
@@ -179,9 +184,6 @@ class HeldLosses:
     mean: Average
     ordinary: Average
     resampled: Average
-
-
-SAME = "it is one beforehand: all windows begin with the same token, on which alone it depends"
 
 
 @dataclass(frozen=True)

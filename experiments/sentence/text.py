@@ -16,7 +16,7 @@ def summarise(result: Stored) -> str:
     ]
     return "\n".join(
         [
-            tables.header(result, f"Activations of layer {results.layer} in one text", False),
+            tables.header(result, f"Activations of layer {results.layer} in one text", intervals=False),
             f"text: {result.config['text']!r}",
             f"median |activation|: {tables.number(median)}",
             "",

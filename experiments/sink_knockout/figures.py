@@ -19,10 +19,9 @@ from lib.report.figures import (
     make_axes,
     make_title,
     mark_costs,
-    shortened,
     write_beside,
 )
-from lib.report.tables import number, spans
+from lib.report.tables import number, shortened, spans
 
 KINDS = "sink's key masked", "control", "sink alone, or values set"
 MOST = 5  # keys to which attention moves

@@ -19,8 +19,8 @@ from lib.report.figures import (
     add_legend,
     make_axes,
     make_title,
-    shortened,
 )
+from lib.report.tables import shortened
 
 NO_SINK = "no sink at key 0"
 STYLES = ((0.75, 0.75, 0.75), "."), (PALETTE[0], "o"), (PALETTE[1], "s"), (PALETTE[2], "^"), (PALETTE[3], "x")

@@ -13,8 +13,8 @@ from experiments.training_course import fit
 from experiments.training_course.results import FITTED, FORMULA, Birth, Step, Stored
 from experiments.training_course.text import by_share, largest_layer
 from lib.core.definitions import RELATIVE, SINK_EPSILON, SINKS
-from lib.report.figures import MARKERS, PALETTE, PLAIN, SEQUENTIAL, add_legend, make_axes, make_title, shortened
-from lib.report.tables import sink_window
+from lib.report.figures import MARKERS, PALETTE, PLAIN, SEQUENTIAL, add_legend, make_axes, make_title
+from lib.report.tables import shortened, sink_window
 
 STEPS = "optimiser step (logarithmic scale)"
 LABELS = 24  # at most, on the axis of steps and over bars

@@ -14,7 +14,8 @@ from lib.claims.every import CLAIMS
 from lib.claims.judging import CANNOT_TELL, FAILS, HOLDS
 from lib.core.definitions import ABSOLUTE, RELATIVE
 from lib.report import tables
-from lib.report.figures import LINES, MARKERS, PALETTE, PLAIN, make_axes, shortened
+from lib.report.figures import LINES, MARKERS, PALETTE, PLAIN, make_axes
+from lib.report.tables import shortened
 
 COLOURS = {HOLDS: sns.light_palette(PALETTE[0])[2], FAILS: sns.light_palette(PALETTE[1])[3], CANNOT_TELL: (0.92,) * 3}
 CLAIM_COLUMNS = 88

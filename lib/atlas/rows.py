@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.interventions.results import PUT_BACK
 from experiments.layerwise.results import Results as Layerwise
 from experiments.ledger.results import Stored as Ledger
 from lib.atlas.results import Curve, Mechanism, Row, Said
@@ -148,8 +147,7 @@ def _need(measured: Measured) -> dict[str, Any]:
     gone = off.left is not None and every(within("left", off.left, COLLAPSES))
     if not gone:
         return {}
-    changes = measured.interventions.results.changes.values()
-    back = next((change for change in changes if change.set_to == PUT_BACK), None)
+    back = measured.interventions.results.put_back
     return {"cost": _cell(off.loss_change), "put_back": back and _cell(back.loss_change)}
 
 

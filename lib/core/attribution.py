@@ -114,8 +114,8 @@ class Ledger:
         values = np.stack([write.values[there] for write in self.writes], axis=1)
         at_peak = values * [self._kept(write, self.place.peak) for write in self.writes]
         peak = self.place.values[there, self.place.peak]
-        size = np.abs(peak) if peak.any() else np.ones(len(peak))
-        shares = draws.ratios(np.sign(peak)[:, None] * at_peak, size, family=True)
+        along = np.sign(peak)[:, None] * at_peak
+        shares = draws.ratios(along, np.where(peak.any(), np.abs(peak), 1), family=True)
         return [
             LedgerWrite(write.layer, write.kind, write.head, write.name, average.mean, average, share)
             for write, average, share in zip(self.writes, draws.averages(values), shares, strict=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments.interventions.results import PUT_BACK, SAME
+from experiments.interventions.results import SAME
 from experiments.ledger.results import NamedWrite
 from experiments.ledger.results import Results as Ledger
 from lib.claims.cells import retained
@@ -122,8 +122,7 @@ def _needed(found: Found, words: Words) -> str | None:
     if writers is not None and writers.neurons:
         written = words.written_by_neurons.format(n=len(writers.neurons), layers=spans(writers.by_layer))
     left = "" if off.left is None else words.left_there.format(left=number(off.left.mean))
-    changes = there[0].results.changes.values()
-    loss, put_back = interval(off.loss_change, True), next((it for it in changes if it.set_to == PUT_BACK), None)
+    loss, put_back = interval(off.loss_change, True), there[0].results.put_back
     back = "" if put_back is None else words.put_back.format(loss=interval(put_back.loss_change, True))
     return words.needed.format(verdict=verdict, written=written, left=left, loss=loss, back=back)
 

@@ -26,7 +26,7 @@ from lib.core.results import MassiveActivation
 from lib.report.fonts import FAMILY, legible
 from lib.report.printed import fit
 from lib.report.result_files import Result, result_file
-from lib.report.tables import counted, number
+from lib.report.tables import counted, number, shortened
 from lib.run.cli import Options
 from lib.run.errors import UserError
 
@@ -229,7 +229,3 @@ def tick_tokens(axis: Axis, tokens: list[str], at_most: int = 32) -> None:
     """Every token of a heatmap's axis, or every second, third ... where they are many."""
     step = -(-len(tokens) // at_most)
     axis.set_ticks(np.arange(len(tokens))[::step] + 0.5, [shortened(token) for token in tokens[::step]])
-
-
-def shortened(token: str, longest: int = 20) -> str:
-    return token if len(token) <= longest else f"{token[: longest // 2]}\u2026{token[-longest // 2 :]}"

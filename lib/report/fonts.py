@@ -9,6 +9,8 @@ import matplotlib
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 
+from lib.report.tables import shortened
+
 FAMILY = "DejaVu Sans"  # comes with matplotlib
 LONGEST = 44
 
@@ -46,8 +48,7 @@ def _mapped(value: Any, without_glyph: set[str]) -> Any:
 
 
 def _shown(text: str, without_glyph: set[str]) -> str:
-    if len(text) > LONGEST:
-        text = f"{text[: LONGEST // 2]}\u2026{text[-LONGEST // 2 :]}"
+    text = shortened(text, LONGEST)
     shown: list[str] = []
     for before, c in zip(" " + text, text, strict=False):
         stands_alone = unicodedata.category(c).startswith("M") and (before == " " or before in without_glyph)

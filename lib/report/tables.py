@@ -43,7 +43,7 @@ def set_aside() -> Iterator[list[Table]]:
         _kept.reset(token)
 
 
-def header(result: Result[Any, Any], title: str, intervals: bool = True) -> str:
+def header(result: Result[Any, Any], title: str, *, intervals: bool = True) -> str:
     """The first lines of a TXT: what ran on what, and what its `intervals` are."""
     p = result.provenance
     data = p["data"]
@@ -67,8 +67,11 @@ def header(result: Result[Any, Any], title: str, intervals: bool = True) -> str:
 
 def _in_a_line(text: str) -> str:
     """What the JSON has as it is; a long one without its middle."""
-    text = text.replace("\n", "\\n")
-    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    return shortened(text.replace("\n", "\\n"), LONGEST)
+
+
+def shortened(text: str, longest: int = 20) -> str:
+    return text if len(text) <= longest else f"{text[: longest // 2]}\u2026{text[-longest // 2 :]}"
 
 
 def sink_window(result: Result[Any, Any]) -> int:
