@@ -175,7 +175,9 @@ def _where(row, say):
     return say("; ").join(
         [
             say("dim {dim}, position {position}").format(dim=m.dim, position=m.position),
-            say("{value}, half of it or more in layers {first} to {last}").format(value=peak, first=first, last=last),
+            say("{value}, massive with half of it or more in layers {first} to {last}").format(
+                value=peak, first=first, last=last
+            ),
             say("up to {ratio} x the median of a layer").format(ratio=ratio),
         ]
     )

@@ -170,7 +170,9 @@ def _places(baseline, ablated, massive):
         windows = [w for w, of in enumerate(positions) if of]
         layers = range(len(baseline[0]))
         mean = [np.mean([np.sum([abs(baseline[w][i][p][dim]) for p in positions[w]]) for w in windows]) for i in layers]
-        end = max(i for i in layers if mean[i] >= 0.5 * max(mean))
+        times = [sum((i, p, dim) in massive[w] for w in windows for p in positions[w]) for i in layers]
+        often = [i for i in layers if times[i] >= 0.5 * max(times)]
+        end = max(i for i in often if mean[i] >= 0.5 * max(mean[j] for j in often))
         size = sum(max(abs(baseline[w][i][p][dim]) for i in layers for p in positions[w]) for w in windows)
         total, kept, moved, still = 0.0, 0.0, 0.0, []
         for w in windows:

@@ -7,24 +7,23 @@ from msgspec import UnsetType
 
 from experiments.ablation.results import PlaceWord, Results, Values, Verdict
 from lib.core import evidence
-from lib.core.definitions import BOUNDS, COLLAPSES, FATES, MOST, PERSISTS, PLATEAU
+from lib.core.definitions import BOUNDS, COLLAPSES, FATES, MOST, ON_PLATEAU, PERSISTS
 from lib.core.evidence import Cell, Test
 from lib.core.results import AblatedPlace, FirstTokens
 
 MIXED = "on average; mixed by token"
-NEVER = "of the value: in that layer it is massive in no window even before"
 NO_LONGER = "of the value: in that layer it is massive in no window any more"
 LASTING = FATES[FATES.index("reduced") :]
 RULE = (
     "retained: sum of sign(baseline) x ablated over sum of |baseline|, at the largest place (position 0 or the later "
-    "positions, and one dim), over the windows in which it is massive in some layer, after the last layer with at "
-    f"least {PLATEAU:.0%} of its largest mean |value|; where that is position 0, whose value depends on the first "
-    "token alone, over all first tokens that the text could give, if it is known; "
+    "positions, and one dim), over the windows in which it is massive in some layer, after the last layer of its "
+    f"plateau ({ON_PLATEAU}); where the place is position 0, whose value depends on the first token alone, over all "
+    "first tokens that the text could give, if it is known; "
     f"persists: all of the interval within {PERSISTS[0]} and {PERSISTS[1]}, collapses: within {COLLAPSES[0]} and "
     f"{COLLAPSES[1]}, reduced: between these, grows: above, reverses: below; {evidence.CANNOT_TELL}: it holds one of "
     f"these bounds; {evidence.NONE_FOUND}: the baseline has no massive activation; "
     f"{MIXED!r}: over all first tokens none of these words is that of more than {MOST:.0%}; beside it stands where the "
-    "value is massive in no window in that layer"
+    "value is massive in no window in that layer any more"
 )
 
 
@@ -66,9 +65,7 @@ def judged_places(
 def _notes(largest: AblatedPlace, word: str, first_tokens: FirstTokens | None) -> list[str]:
     """What the word of the largest place alone would hide."""
     notes = [MIXED] if first_tokens is not None and max(first_tokens.shares.values()) <= MOST else []
-    if not largest.massive.mean:
-        notes.append(NEVER)
-    elif not largest.still_massive.mean and word in LASTING:
+    if not largest.still_massive.mean and word in LASTING:
         notes.append(NO_LONGER)
     return notes
 

@@ -3,7 +3,7 @@
 from experiments.ledger.results import NamedWrite, Peak, Results, Values, Verdict
 from lib.core.births import birth as birth_of
 from lib.core.births import share_test
-from lib.core.definitions import PLATEAU, WRITES
+from lib.core.definitions import ON_PLATEAU, WRITES
 from lib.core.evidence import NONE_FOUND, Test, conclusion
 from lib.core.results import LedgerWrite
 
@@ -12,8 +12,8 @@ RULE = (
     "each window; share of a write = sum of s x write over sum of |block output| at the peak, over these windows. "
     "generators: "
     f"components whose share lies above {WRITES:.0%}, in layers up to the peak's; birth: the largest of them, if its "
-    f"interval lies above that of the next; plateau: from the first to the last layer with at least {PLATEAU:.0%} of "
-    f"the peak; erasers: components whose share lies below -{WRITES:.0%}, in layers after the birth's (without one, "
+    f"interval lies above that of the next; plateau: {ON_PLATEAU}, from the first to the last; "
+    f"erasers: components whose share lies below -{WRITES:.0%}, in layers after the birth's (without one, "
     "after the peak's). Intervals are simultaneous over all components; cannot tell: one holds the threshold. verdict: "
     "the birth, no single component where nothing reaches a generator's size, none found where no window is massive"
 )
@@ -26,7 +26,6 @@ def judge(results: Results) -> Verdict:
     peak = Peak(layer, profile.sign * size[layer])
     if not profile.spiking.mean:
         return conclusion(NONE_FOUND, RULE, Values(None, [], None, [], [], peak))
-    kept = [i for i, value in enumerate(size) if value >= PLATEAU * size[layer]]
     able = [write for write in writes if write.order <= layer]
     found = birth_of(writes, layer)
     birth, tests = found.write, found.tests
@@ -37,7 +36,7 @@ def judge(results: Results) -> Verdict:
     values = Values(
         birth=None if birth is None else _named(birth),
         generators=[*map(_named, found.generators)],
-        plateau=(kept[0], kept[-1]),
+        plateau=profile.plateau,
         erasers=[_named(write) for write in sorted(erasers, key=lambda write: write.share.mean)],
         cannot_tell=[*map(_named, unclear)],
         peak=peak,

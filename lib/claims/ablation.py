@@ -8,23 +8,19 @@ from lib.core import evidence
 from lib.core.definitions import COLLAPSES, LOST, PERSISTS, SLIGHTLY
 from lib.core.evidence import within
 
-UNTOLD = "not to be told where the baseline has it massive in that layer in no window"
-
 
 @claim(
     "3",
     "Massive activations persist without any attention head (GPT-2: +0.63 %)",
     f"experiment 1 at the largest place: {PERSISTS[0]} to {PERSISTS[1]} retained, exact over first tokens where it "
-    f"is position 0; {UNTOLD}",
+    "is position 0",
 )
 def persist_without_heads(measured: Measured) -> Judged:
     return _retained(measured.without_heads, PERSISTS)
 
 
 def _retained(result: Stored, bounds: tuple[float, float]) -> Judged:
-    there, place = of_something(result.conclusion), result.results.places[0]
-    if not place.massive.mean:
-        raise CannotTellError(f"in layer {place.layer}, where it is judged, it is massive in no window even before")
+    there = of_something(result.conclusion)
     left = retained(there)
     values = {"verdict": result.conclusion.verdict, "retained": left}
     if there.first_tokens:
@@ -58,7 +54,7 @@ def layers_hardly_change(measured: Measured) -> Judged:
     "4",
     "Massive activations collapse without MLPs",
     f"experiment 2A at the largest place: {COLLAPSES[0]} to {COLLAPSES[1]} retained, exact over first tokens where "
-    f"it is position 0; {UNTOLD}",
+    "it is position 0",
 )
 def collapse_without_mlps(measured: Measured) -> Judged:
     return _retained(measured.without_mlps, COLLAPSES)

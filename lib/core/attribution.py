@@ -124,7 +124,7 @@ class Ledger:
     def profile(self) -> Profile:
         there, _draws = self._there
         size = np.abs(self.place.values[there]).mean(0).tolist()
-        return Profile(self.place.draws.share(self.place.spiking), size, self.place.sign)
+        return Profile(self.place.draws.share(self.place.spiking), size, self.place.sign, self.place.plateau)
 
     def drop(self) -> Average | None:
         """The last block's output relative to that of the one before, along the sign there in each window, over the

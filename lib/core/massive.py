@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lib.core.definitions import ABSOLUTE, MASSIVE, RELATIVE
+from lib.core.definitions import ABSOLUTE, MASSIVE, PLATEAU, RELATIVE
 from lib.core.evidence import Stored
 from lib.core.on_device import OnDevice, Taken
 from lib.core.results import LayerAverages, MassiveActivation, TopPlace
@@ -45,6 +45,15 @@ class Found(NamedTuple):
 def is_massive(value: Any, median: Any) -> Any:  # numbers, arrays or tensors
     """Elementwise test of DEFINITION; median is that of |value| in the same layer and sequence."""
     return (abs(value) > ABSOLUTE) & (abs(value) > RELATIVE * median)
+
+
+def plateau_of(size: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """The layers of definitions.ON_PLATEAU, ascending.
+
+    size: (layers,) mean |value| at a place; times: (layers,) in how many windows it is massive.
+    """
+    often = times >= PLATEAU * times.max()
+    return np.flatnonzero(often & (size >= PLATEAU * size[often].max()))
 
 
 class LayerStatistics:

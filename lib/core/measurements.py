@@ -1,6 +1,6 @@
 """What one version of the model shows, and what is left in it of the baseline's massive values."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -11,8 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lib.core import sinks
 from lib.core.data import Windows
-from lib.core.definitions import PLATEAU
-from lib.core.massive import Found, LayerStatistics, is_massive
+from lib.core.massive import Found, LayerStatistics, is_massive, plateau_of
 from lib.core.on_device import OnDevice, Taken, by_layer, exact
 from lib.core.results import AblatedPlace
 from lib.core.stats import Draws, Samples
@@ -119,7 +118,7 @@ class Spike:
     """Where one dim is massive in the baseline, at position 0 ("first") or at others ("later").
 
     sites: {window that has it: indices of its sites}; a window may have it at several positions. token: the most
-    frequent text there. layer: the end of its plateau, the last with at least PLATEAU of its largest mean |baseline|.
+    frequent text there. layer: the end of its plateau, by definitions.ON_PLATEAU.
     """
 
     position: str
@@ -173,21 +172,23 @@ def spikes(
     sites: list[Sites], tracked: list[np.ndarray], windows: Windows, tokenizer: PreTrainedTokenizerBase
 ) -> list[Spike]:
     """The Spikes of the baseline, by the sum over windows of their largest |value|, largest first."""
-    found: dict[tuple[str, int], dict[int, list[tuple[int, int]]]] = {}
+    rows: dict[tuple[str, int], dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    tokens: dict[tuple[str, int], Counter[int]] = defaultdict(Counter)
+    times: dict[tuple[str, int], Counter[int]] = defaultdict(Counter)  # that it is massive in each layer
     for s, own in enumerate(sites):
         for i, ((position, dim), layers) in enumerate(own.items()):
             if layers:
-                where = "later" if position else "first"
-                found.setdefault((where, dim), {}).setdefault(s, []).append((i, position))
+                place = "later" if position else "first", dim
+                rows[place][s].append(i)
+                tokens[place][int(windows.ids[s, position])] += 1
+                times[place].update(layers)
     every: list[Spike] = []
     largest: dict[tuple[str, int], float] = {}
-    ids = windows.ids.numpy()
-    for (where, dim), spiking in found.items():
-        rows = {s: [i for i, _position in own] for s, own in spiking.items()}
-        tokens = Counter(int(ids[s, position]) for s, own in spiking.items() for _i, position in own)
-        sizes = [np.abs(tracked[s][own]) for s, own in rows.items()]
+    for place, spiking in rows.items():
+        sizes = [np.abs(tracked[s][own]) for s, own in spiking.items()]
         by_layer = reduce(np.add, (size.sum(0) for size in sizes))
-        layer = int(np.flatnonzero(by_layer >= PLATEAU * by_layer.max())[-1])
-        largest[where, dim] = sum(size.max() for size in sizes)
-        every.append(Spike(where, dim, text_of(tokenizer, tokens.most_common(1)[0][0]), rows, layer))
+        end = plateau_of(by_layer, np.array([times[place][layer] for layer in range(len(by_layer))]))[-1]
+        largest[place] = sum(size.max() for size in sizes)
+        token = text_of(tokenizer, tokens[place].most_common(1)[0][0])
+        every.append(Spike(*place, token, dict(spiking), int(end)))
     return sorted(every, key=lambda spike: -largest[spike.position, spike.dim])

@@ -9,8 +9,8 @@ import torch
 
 from lib.core import remembered
 from lib.core.data import Windows
-from lib.core.definitions import PLATEAU
-from lib.core.massive import DEFINITION, LayerStatistics, is_massive
+from lib.core.definitions import ON_PLATEAU
+from lib.core.massive import DEFINITION, LayerStatistics, is_massive, plateau_of
 from lib.core.on_device import OnDevice, by_layer
 from lib.core.results import FollowedPlace
 from lib.core.stats import Draws, Rows
@@ -23,8 +23,8 @@ from lib.run.errors import UserError
 RULE = (
     "place: the dim whose massive activations are largest in sum over windows (where nothing is massive, the dim of "
     "the largest |value|), in each window at the position where its |value| over layers is largest; "
-    f"plateau: from the first to the last layer with at least {PLATEAU:.0%} of the largest mean |value| (mean over the "
-    "windows that have the spike: where it is massive there in some layer; over all, if none has)"
+    f"plateau: {ON_PLATEAU}, from the first to the last (mean over the windows that have the spike: where it is "
+    "massive there in some layer; over all, if none has)"
 )
 
 
@@ -47,7 +47,12 @@ class Place:
     @property
     def spiking(self) -> np.ndarray:
         """(windows,) whether it is massive, by massive.DEFINITION, in some layer."""
-        return is_massive(self.values, self.medians).any(1)
+        return self._is_massive.any(1)
+
+    @property
+    def _is_massive(self) -> np.ndarray:
+        """(windows, layers)."""
+        return is_massive(self.values, self.medians)
 
     @property
     def massive(self) -> bool:
@@ -73,8 +78,7 @@ class Place:
     @property
     def plateau(self) -> tuple[int, int]:
         """(first, last) layer of RULE."""
-        size = self._typical[0]
-        layers = np.flatnonzero(size >= PLATEAU * size.max())
+        layers = plateau_of(self._typical[0], self._is_massive.sum(0))
         return int(layers[0]), int(layers[-1])
 
     def of(self, rows: Rows) -> "Place":

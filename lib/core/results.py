@@ -319,12 +319,13 @@ class LayerWrites:
 
 @dataclass(frozen=True)
 class Profile:
-    """The share of the windows that have the spike, and of these the mean |block output| of each layer and its sign at
-    the peak."""
+    """The share of the windows that have the spike, and of these the mean |block output| of each layer, its sign at the
+    peak and the first and last layer of definitions.ON_PLATEAU."""
 
     spiking: Average
     size: list[float]
     sign: int
+    plateau: tuple[int, int]
 
 
 @dataclass(frozen=True)

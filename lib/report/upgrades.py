@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from lib.core.definitions import PLATEAU
+
 READABLE = (2, 3)
 
 
@@ -91,7 +93,8 @@ TO_3 = {
 }
 
 
-# Version 3 has got since then: the layer of a neuron that writes, where all were of one; the interval of a target.
+# Version 3 has got since then: the layer of a neuron that writes, where all were of one; the interval of a target;
+# the plateau of the ledger's profile.
 
 
 def _writers(results: dict[str, Any]) -> dict[str, Any]:
@@ -106,4 +109,11 @@ def _targets(results: dict[str, Any]) -> dict[str, Any]:
     return results | {"targets": [{"interval": None, **target} for target in results["targets"]]}
 
 
-SINCE_3 = {"exp5": _writers, "benchmark": _targets}
+def _plateau(results: dict[str, Any]) -> dict[str, Any]:
+    """As it was judged then: whether it is massive in these layers was not asked."""
+    size = results["profile"]["size"]
+    high = [layer for layer, mean in enumerate(size) if mean >= PLATEAU * max(size)]
+    return results | {"profile": {"plateau": [high[0], high[-1]], **results["profile"]}}
+
+
+SINCE_3 = {"exp3": _plateau, "exp5": _writers, "benchmark": _targets}

@@ -590,7 +590,6 @@ UNTOLD = {  # row: [(a change after which nothing can be judged, a word of the r
     "2c": [(change("exp3.conclusion.values.erasers", []), "nothing is sure to take")],
     "3": [
         (change("exp1.conclusion.verdict", "none found"), "nothing is massive"),
-        (change("exp1.places.0.massive", cell(0.0)), "in layer 6, where it is judged, it is massive in no window even"),
     ],
     "3b": [
         (
@@ -603,10 +602,6 @@ UNTOLD = {  # row: [(a change after which nothing can be judged, a word of the r
     ],
     "4": [
         (change("exp2a.conclusion.verdict", "none found"), "nothing is massive"),
-        (
-            change("exp2a.places.0.massive", cell(0.0)),
-            "in layer 6, where it is judged, it is massive in no window even",
-        ),
     ],
     "4b": [(change("exp2a.conclusion.verdict", "none found"), "nothing is massive")],
     "5": [

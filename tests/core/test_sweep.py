@@ -12,6 +12,7 @@ from lib.core import ablation, neurons, place, sweep
 from lib.core.ablation import Condition
 from lib.core.data import Windows
 from lib.core.heads import HeadsSet
+from lib.core.massive import plateau_of
 from lib.core.stats import independent
 from lib.model import hooks
 from lib.planted import planting
@@ -19,7 +20,15 @@ from lib.run import unfinished
 from lib.run.cli import Options, UserError
 from tests import every_type, reference
 from tests.cases import close, some, without
-from tests.conftest import MASSIVE_DIM, SPIKE_TOKEN, exhaustive_unless, language_model, planted_model, token_ids
+from tests.conftest import (
+    MASSIVE_DIM,
+    SECOND_DIM,
+    SPIKE_TOKEN,
+    exhaustive_unless,
+    language_model,
+    planted_model,
+    token_ids,
+)
 
 DIM = 3
 
@@ -270,6 +279,30 @@ def test_place_is_where_the_spike_was_planted(family, tokenizer):
     medians = [[h[s].abs().median().item() for h in hidden] for s in range(3)]
     assert np.allclose(found.medians, medians)
     assert found.described().positions == {4: 1, 0: 1, 11: 1}
+
+
+def test_a_plateau_is_where_it_is_massive(tokenizer):
+    """After the last block its value is largest, and the median so large that it is massive no more."""
+    model = planted_model("gpt2")
+    reference.parts(reference.blocks(model)[2]).down.bias.data += 30 * (torch.arange(32) > SECOND_DIM)
+    ids = token_ids(3, 16)
+    ids[:, 0] = SPIKE_TOKEN
+    found = place.find(language_model(model, tokenizer), windows_of(ids), 2)
+    assert (found.dim, found.peak, found.plateau) == (MASSIVE_DIM, 2, (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("size", "times", "layers"),
+    [
+        ([40, 50, 100, 60, 49], [0, 0, 0, 0, 0], [1, 2, 3]),  # nowhere massive: all layers count
+        ([40, 50, 100, 60, 49], [8, 8, 8, 8, 8], [1, 2, 3]),
+        ([40, 50, 100, 60, 49], [8, 8, 8, 3, 8], [1, 2]),  # in less than half of the windows
+        ([40, 50, 100, 60, 49], [8, 8, 8, 4, 8], [1, 2, 3]),
+        ([40, 50, 60, 70, 200], [8, 8, 8, 8, 0], [0, 1, 2, 3]),  # where it is largest it is not massive
+    ],
+)
+def test_a_plateau_is_half_as_often_massive_and_half_as_large(size, times, layers):
+    assert plateau_of(np.array(size), np.array(times)).tolist() == layers
 
 
 def test_place_as_asked_for(tokenizer):

@@ -394,6 +394,15 @@ def test_still_massive_is_judged_by_the_median_without_the_part(tokenizer):
     assert (places[0].massive.mean, places[0].still_massive.mean) == (1, 0)
 
 
+def test_a_place_is_judged_where_it_is_massive(tokenizer):
+    """After the last block its value is largest, and the median so large that it is massive no more."""
+    model = planted_model("gpt2")
+    reference.parts(reference.blocks(model)[2]).down.bias.data += 30 * (torch.arange(HIDDEN) > SECOND_DIM)
+    places = compared(language_model(model, tokenizer)).places["mlp1"]
+    agree(places, reference.compare(model, windows().ids, {"mlp1": CONDITIONS["mlp1"]})["mlp1"].places)
+    assert {(place.layer, place.massive.mean) for place in places} == {(1, 1.0)}
+
+
 def pooled(before, after):
     """The rule of old: `retained` over all massive (layer, position, dim) of a window, mean over windows, judged by its
     mean with one bound."""
@@ -496,20 +505,19 @@ def judged_on(places, first_tokens=None):
 
 
 @pytest.mark.parametrize(
-    ("retained", "massive", "still", "note"),
+    ("retained", "still", "note"),
     [
-        (0.7, 1.0, 0.2, None),
-        (0.7, 1.0, 0.0, "of the value: in that layer it is massive in no window any more"),
-        (1.0, 0.5, 0.0, "of the value: in that layer it is massive in no window any more"),
-        (0.0, 1.0, 0.0, None),
-        (1.0, 0.0, 0.0, "of the value: in that layer it is massive in no window even before"),
+        (0.7, 0.2, None),
+        (0.7, 0.0, "of the value: in that layer it is massive in no window any more"),
+        (1.0, 0.0, "of the value: in that layer it is massive in no window any more"),
+        (0.0, 0.0, None),
     ],
 )
-def test_what_is_left_of_a_value_may_be_no_massive_activation(retained, massive, still, note):
+def test_what_is_left_of_a_value_may_be_no_massive_activation(retained, still, note):
     cell = {"mean": retained, "std": None, "ci95": [retained - 0.01, retained + 0.01], "n": 5}
     place = {"position": "first", "dim": 3, **dict.fromkeys(("retained", "absolute_change"), cell)}
     place |= {"size_baseline": cell, "size_ablated": cell}
-    place |= {"massive": cell | {"mean": massive}, "still_massive": cell | {"mean": still}}
+    place |= {"massive": cell | {"mean": 1.0}, "still_massive": cell | {"mean": still}}
     assert judged_on([place]).values.note == note
 
 

@@ -17,6 +17,7 @@ from lib.core.attribution import Ledger, Write
 from lib.core.evidence import CANNOT_TELL
 from lib.core.stats import independent
 from lib.planted import blank, kinds, planting
+from lib.report.upgrades import upgraded
 from tests.cases import close, without
 from tests.conftest import (
     MASSIVE_DIM,
@@ -248,6 +249,15 @@ def test_rule():
     assert [w.name for w in values.cannot_tell] == exactly_a_tenth
     assert values.plateau == (1, 4)
     assert values.peak == Peak(2, -100_000)
+    medians = [[1, 1, 1, 1, 100]] * 3  # its last value is massive no more
+    assert judged(by_hand(residual, writes, medians=medians)).values.plateau == (1, 3)
+
+
+def test_a_plateau_of_older_results_is_as_it_was_judged():
+    older = {"profile": {"size": [40, 50, 100, 60, 49]}}
+    assert upgraded("exp3", 3, older)["profile"] == {"size": [40, 50, 100, 60, 49], "plateau": [1, 3]}
+    newer = {"profile": {"size": [40, 50, 100, 60, 49], "plateau": [1, 2]}}
+    assert upgraded("exp3", 3, newer) == newer
 
 
 def test_rule_without_a_single_component():

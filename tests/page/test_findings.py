@@ -57,7 +57,7 @@ def ablated(experiment, verdict, exact=None):
 def test_where_it_is_and_who_writes_it():
     assert sentences([layerwise(), ledger()]) == [
         "Massive activations are largest in dim 7, at position 0: -5,123 in layer 4, and up to 8,000 x a layer's "
-        "median; half of it or more is kept from layer 3 to 7.",
+        "median; it is massive, with half of it or more, from layer 3 to 7.",
         "mlp 3 (+5,000) writes it, 97.6% of the peak; head 8.2 (-4,000) takes it away.",
     ]
 
@@ -73,7 +73,7 @@ def test_the_largest_part_is_not_it(family95):
     ("found", "said"),
     [
         (ledger(place={"positions": {"3": 2, "5": 6}}), "at several positions, most often 5: "),
-        (ledger(plateau=[4, 4]), "no other layer keeps half of it."),
+        (ledger(plateau=[4, 4]), "it is massive, with half of it or more, in no other layer."),
         (ledger("cannot tell", birth=None), "Who writes it cannot be told; head 8.2"),
         (
             ledger("cannot tell: mlp 3 or head 8.2", birth=None, generators=[WRITE, ERASER]),

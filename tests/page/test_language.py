@@ -8,7 +8,7 @@ import re
 import pytest
 
 import page
-from experiments.ablation.judge import MIXED, NEVER, NO_LONGER
+from experiments.ablation.judge import MIXED, NO_LONGER
 from experiments.census.judge import CAUSES
 from experiments.interventions.results import SAME
 from experiments.neuron_sets.judge import GIVE
@@ -65,7 +65,7 @@ def test_every_claim_is_said():
 
 
 def test_what_stands_beside_a_verdict_is_said():
-    for note in (MIXED, NEVER, NO_LONGER, GIVE, SAME, "behind BOS, 12.5% still spike"):
+    for note in (MIXED, NO_LONGER, GIVE, SAME, "behind BOS, 12.5% still spike"):
         assert not re.search("[a-z]{4}", CHINESE.noted(note).replace("token", ""))
     assert (ENGLISH.noted(MIXED), ENGLISH.noted(None)) == (f" ({MIXED})", "")
 

@@ -141,7 +141,7 @@ def test_the_finding_has_a_column_a_model():
         place, plateau = stored["results"]["place"], stored["results"]["conclusion"]["values"]["plateau"]
         most = max(place["positions"], key=lambda position: place["positions"][position])
         assert cell.startswith(f"dim {place['dim']}, position {most}; ")
-        assert f", half of it or more in layers {plateau[0]} to {plateau[1]}; " in cell
+        assert f", massive with half of it or more in layers {plateau[0]} to {plateau[1]}; " in cell
 
 
 def test_a_result_of_another_make_is_named(monkeypatch):
