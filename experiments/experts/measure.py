@@ -27,6 +27,7 @@ from lib.core.experts import ExpertsOff
 from lib.core.on_device import OnDevice
 from lib.core.place import Place, find
 from lib.core.results import Expert
+from lib.core.stats import SHARE, SIZE
 from lib.model import experts, hooks
 from lib.model.experts import Chosen, Off
 from lib.model.finite import require_finite
@@ -195,8 +196,8 @@ class Runs:
     def baseline(self) -> Baseline:
         return Baseline(
             value=self.draws.averages(self.before),
-            sink_rate=self.draws_whole.averages(self.whole_before.sink_rates()),
-            loss=self.draws_whole.averages(self.whole_before.losses),
+            sink_rate=self.draws_whole.averages(self.whole_before.sink_rates(), within=SHARE),
+            loss=self.draws_whole.averages(self.whole_before.losses, within=SIZE),
         )
 
     def described(self, sets: Mapping[Key, Off]) -> dict[Key, Run]:
@@ -212,9 +213,9 @@ class Runs:
             key: Run(
                 value=self.draws.averages(self.values[name]),
                 retained=share,
-                sink_rate=self.draws_whole.averages(self.whole[name].sink_rates()),
+                sink_rate=self.draws_whole.averages(self.whole[name].sink_rates(), within=SHARE),
                 sink_rate_change=self.draws_whole.averages(self.whole[name].sink_rates() - rates),
-                loss=self.draws_whole.averages(self.whole[name].losses),
+                loss=self.draws_whole.averages(self.whole[name].losses, within=SIZE),
                 loss_change=self.draws_whole.averages(self.whole[name].losses - self.whole_before.losses),
             )
             for key, name, share in zip(sets, names, retained, strict=True)
@@ -309,5 +310,5 @@ def _at_place(expert: Expert, seen: Seen, writes: Mapping[Expert, np.ndarray], p
     return {
         "write": place.draws.of(here).averages(writes[expert][here]),
         "routed": place.draws.of(here).share(sent[here]),
-        "weight": place.draws.of(sent).averages(weights[sent]),
+        "weight": place.draws.of(sent).averages(weights[sent], within=SIZE),
     }

@@ -8,6 +8,7 @@ from msgspec import UNSET
 from experiments.head_scores.results import Results
 from lib.core import definitions, sinks
 from lib.core.data import Windows
+from lib.core.stats import SHARE
 from lib.model.models import LanguageModel
 
 NEIGHBOURS = 10
@@ -26,9 +27,9 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
         uniform=sum(1 / seen for seen in range(1, seqlen + 1)) / seqlen,
         floor=1 / seqlen,
         neighbours=draws.averages(highest[:, :-1] - highest[:, 1:], family=True),
-        sink_rate=draws.averages(heads.sink_rates()),
+        sink_rate=draws.averages(heads.sink_rates(), within=SHARE),
         sink_epsilon=definitions.SINK_EPSILON,
         sink_window=min(definitions.SINK_WINDOW, seqlen),
         learned_scores=sinks.by_head(learned.scores, draws) if learned else UNSET,
-        learned_sink_rate=draws.averages(sinks.rates(learned.window)) if learned else UNSET,
+        learned_sink_rate=draws.averages(sinks.rates(learned.window), within=SHARE) if learned else UNSET,
     )

@@ -40,7 +40,7 @@ from lib.core.definitions import SINK_EPSILON
 from lib.core.evidence import Average
 from lib.core.massive import DEFINITION, is_massive
 from lib.core.place import Place, find
-from lib.core.stats import Draws
+from lib.core.stats import SHARE, Draws
 from lib.core.sweep import Measured
 from lib.model.models import LanguageModel
 from lib.report import masks, tables
@@ -191,7 +191,7 @@ def _described(measured: Measured, epsilons: Sequence[float], draws: Draws) -> d
     """The fields of every Condition."""
     return {
         "perplexity": draws.perplexity(measured.losses),
-        "sink_rates": {e: draws.averages(measured.sink_rates(e)) for e in epsilons},
+        "sink_rates": {e: draws.averages(measured.sink_rates(e), within=SHARE) for e in epsilons},
         "values": draws.averages(measured.values),
     }
 

@@ -30,7 +30,7 @@ from lib.core.evidence import Average
 from lib.core.massive import LayerStatistics
 from lib.core.place import Place, find
 from lib.core.results import OF_MLP
-from lib.core.stats import Draws
+from lib.core.stats import SHARE, Draws
 from lib.core.sweep import Measured
 from lib.core.versions import each_batch
 from lib.model import hooks
@@ -135,7 +135,7 @@ class _Whole:
         return {
             "perplexity": self.draws.perplexity(measured.losses),
             "loss_change": self.draws.averages(measured.losses - self.before.losses),
-            "sink_rate": self.draws.averages(rates),
+            "sink_rate": self.draws.averages(rates, within=SHARE),
             "sink_rate_change": self.draws.averages(rates - self.before.sink_rates()),
         }
 

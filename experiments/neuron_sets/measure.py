@@ -32,7 +32,7 @@ from lib.core.evidence import Average
 from lib.core.massive import is_massive
 from lib.core.place import Place, find
 from lib.core.results import SHARED_EXPERT, Neuron, NeuronName, OfExpert, smallest_set
-from lib.core.stats import Draws
+from lib.core.stats import SHARE, Draws
 from lib.core.sweep import Measured
 from lib.model import experts
 from lib.model.arch import SHARED, Architecture
@@ -159,7 +159,7 @@ def _whole_of(measured: Mapping[str, Measured], draws: Draws) -> dict[str, dict[
         name: {
             "perplexity": draws.perplexity(run.losses),
             "loss_change": draws.averages(run.losses - before.losses),
-            "sink_rate": draws.averages(run.sink_rates()),
+            "sink_rate": draws.averages(run.sink_rates(), within=SHARE),
             "sink_rate_change": draws.averages(run.sink_rates() - before.sink_rates()),
         }
         for name, run in measured.items()

@@ -29,7 +29,7 @@ from lib.core.data import Windows
 from lib.core.definitions import FLOAT16_MAX
 from lib.core.evidence import Average
 from lib.core.on_device import OnDevice, exact
-from lib.core.stats import Draws
+from lib.core.stats import SIZE, Draws
 from lib.core.versions import BASELINE, each_batch
 from lib.model import hooks, next_token
 from lib.model.models import LanguageModel
@@ -64,7 +64,7 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
         rules=RULES,
         calibration=len(chosen),
         measured=len(measured),
-        loss=draws.averages(versions[BASELINE][:, LOSS]),
+        loss=draws.averages(versions[BASELINE][:, LOSS], within=SIZE),
         spiking=draws.share(np.isin(np.arange(len(measured)), [*spiking])),
         ranges=_ranges(known, seen, measured, draws),
         left_out=left_out(lm.arch),

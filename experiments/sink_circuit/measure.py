@@ -26,7 +26,7 @@ from lib.core import changes as changes_of
 from lib.core.data import Windows
 from lib.core.evidence import Average
 from lib.core.on_device import OnDevice, exact
-from lib.core.stats import Draws, Samples
+from lib.core.stats import SHARE, SIZE, Draws, Samples
 from lib.core.versions import BASELINE, each_batch
 from lib.model import attention, hooks, next_token, queries
 from lib.model.finite import require_finite
@@ -55,9 +55,9 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
     return Results(
         layers=versions.layers,
         baseline=Baseline(
-            attention=draws.averages(versions.attention[BASELINE]),
+            attention=draws.averages(versions.attention[BASELINE], within=SHARE),
             evenly=float(np.mean(1 / np.arange(seqlen // 2 + 1, seqlen + 1))),
-            loss=draws.averages(versions.losses[BASELINE]),
+            loss=draws.averages(versions.losses[BASELINE], within=SIZE),
         ),
         edits=_edits(pairs, versions, draws),
         doses={
@@ -136,7 +136,7 @@ def _edits(pairs: dict[str, Pair | str], versions: Versions, draws: Draws) -> di
         attention, losses = versions.attention[change.name], versions.losses[change.name]
         return Measured(
             label=change.label,
-            attention=draws.averages(attention),
+            attention=draws.averages(attention, within=SHARE),
             change=draws.averages(attention - baseline),
             left=left[change.name],
             loss_change=draws.averages(losses - versions.losses[BASELINE]),
@@ -155,7 +155,7 @@ def _doses(of_factor: list[tuple[float, str]], versions: Versions, draws: Draws)
     return [
         Dose(
             factor,
-            draws.averages(versions.attention[name]),
+            draws.averages(versions.attention[name], within=SHARE),
             draws.averages(versions.losses[name] - versions.losses[BASELINE]),
         )
         for factor, name in sorted(of_factor)

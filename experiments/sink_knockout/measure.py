@@ -52,6 +52,7 @@ from lib.core.definitions import SINK_EPSILON
 from lib.core.keys import at_once
 from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.place import Place, find, vectors_at
+from lib.core.stats import SHARE, SIZE
 from lib.core.versions import each_batch
 from lib.model import attention_edits, attention_rows, hooks, next_token
 from lib.model.attention_rows import Attended
@@ -259,8 +260,8 @@ class Reduced:
             place=self.place.described(),
             heads=sinks.by_head(baseline.on_sink, draws, family=True),
             baseline=Baseline(
-                loss=draws.averages(baseline.losses),
-                sink_rate=draws.averages(sinks.rates(baseline.on_sink)),
+                loss=draws.averages(baseline.losses, within=SIZE),
+                sink_rate=draws.averages(sinks.rates(baseline.on_sink), within=SHARE),
                 value=draws.averages(baseline.values[:, self.place.peak]),
             ),
             conditions={
@@ -277,10 +278,10 @@ class Reduced:
             label=change.label,
             layers=[*change.layers],
             edges=float(here.removed[:, 0].mean()),
-            mass=draws.averages(here.removed[:, 1]),
+            mass=draws.averages(here.removed[:, 1], within=SHARE),
             loss_change=draws.averages(here.losses - baseline.losses),
             beyond=draws.averages(without.losses - here.losses) if change.name in CONTROLS else None,
-            sink_rate_after=draws.averages(sinks.rates(here.on_sink)),
+            sink_rate_after=draws.averages(sinks.rates(here.on_sink), within=SHARE),
             moved_to=self._moved(here.gains / (self.ids.shape[1] - 1 - self.position)),
             value=draws.averages(here.values[:, peak]),
             retained=draws.of(spiking).ratios(np.sign(before) * after, np.abs(before)) if spiking.any() else None,

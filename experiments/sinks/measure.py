@@ -16,7 +16,7 @@ from lib.core.definitions import SINK_EPSILON, SINK_QUERIES
 from lib.core.evidence import Average
 from lib.core.keys import ATTENDS, SPLIT, KeyMeans, LikeFirst
 from lib.core.massive import LayerStatistics
-from lib.core.stats import Draws, independent
+from lib.core.stats import SHARE, SIZE, Draws, independent
 from lib.model import attention, attention_rows, hooks
 from lib.model.models import LanguageModel
 from lib.model.tokens import known_ids, text_of
@@ -69,7 +69,9 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
         between=between,
         lengths=inputs or UNSET,
         learned_scores=sinks.by_head(learned.scores, first_draws) if learned else UNSET,
-        learned_sink_rate=first_draws.averages(sinks.rates(learned.scores, epsilons[0])) if learned else UNSET,
+        learned_sink_rate=first_draws.averages(sinks.rates(learned.scores, epsilons[0]), within=SHARE)
+        if learned
+        else UNSET,
     )
 
 
@@ -141,16 +143,16 @@ class Measured:
         secondary, alike, later = self.like_first.counts.array.T
         return Input(
             windows=len(rates),
-            sink_rate=draws.averages(rates[:, 0]),
-            sink_rates=dict(zip(self.epsilons, draws.averages(rates[:, :, 0]), strict=True)),
+            sink_rate=draws.averages(rates[:, 0], within=SHARE),
+            sink_rates=dict(zip(self.epsilons, draws.averages(rates[:, :, 0], within=SHARE), strict=True)),
             by_layer=[[] if np.isnan(shares).any() else shares.tolist() for shares in by_layer],
-            elsewhere=draws.averages(np.nanmean(elsewhere, axis=(1, 2))),
+            elsewhere=draws.averages(np.nanmean(elsewhere, axis=(1, 2)), within=SHARE),
             keys=self._keys(),
             n_keys=len(self.found),
-            secondary=draws.averages(secondary),
+            secondary=draws.averages(secondary, within=SIZE),
             n_secondary=len(self.like_first.found),
-            alike=draws.averages(alike),
-            later=draws.averages(later),
+            alike=draws.averages(alike, within=SIZE),
+            later=draws.averages(later, within=SIZE),
             majority=draws.averages(2 * secondary - later),
         )
 
@@ -186,7 +188,7 @@ class Measured:
         }
         of_known = {head: {name: cells[i] for name, cells in split.items()} for i, head in enumerate(known.tolist())}
         rows: list[list[Head]] = [[] for _ in range(self.arch.n_layers)]
-        for head, average in enumerate(draws.averages(every["probability"], family=True)):
+        for head, average in enumerate(draws.averages(every["probability"], family=True, within=SHARE)):
             rows[layers[head]].append(Head(average, **of_known.get(head, {})))
         return rows
 

@@ -15,6 +15,7 @@ from lib.core.massive import DEFINITION
 from lib.core.measurements import Measurements
 from lib.core.place import RULE, find
 from lib.core.results import LedgerWrite
+from lib.core.stats import SHARE, SIZE
 from lib.model.models import LanguageModel
 from lib.model.series import Checkpoint
 from lib.run import processes
@@ -36,9 +37,9 @@ def run(lm: LanguageModel, windows: Windows, options: Any) -> Results:
         step=0,
         name=None,
         source=None,
-        loss=draws.averages(seen.losses.array),
+        loss=draws.averages(seen.losses.array, within=SIZE),
         massive=draws.share(seen.layers.massive_positions.array > 0),
-        sink_rate=draws.averages(seen.heads.sink_rates()),
+        sink_rate=draws.averages(seen.heads.sink_rates(), within=SHARE),
         layers=layers,
         scores=[row[np.isfinite(row)].tolist() for row in seen.heads.scores.mean(0)],
         followed=_followed(lm, windows, options),

@@ -32,7 +32,7 @@ from lib.core.results import (
     LayerOfCondition,
     MassiveActivation,
 )
-from lib.core.stats import Draws
+from lib.core.stats import SHARE, SIZE, Draws
 from lib.core.versions import BASELINE, each_batch
 from lib.model import edits
 from lib.model.arch import Architecture
@@ -226,9 +226,9 @@ def _summarise(
             experts_off=list(condition.experts) or UNSET,
             layers=layers,
             perplexity=draws.perplexity(here.losses.array),
-            sink_rate=draws.averages(rates),
+            sink_rate=draws.averages(rates, within=SHARE),
             sink_rate_change=None if condition.name == BASELINE else draws.averages(rate_changes),
-            massive_positions=draws.averages(here.layers.massive_positions.array),
+            massive_positions=draws.averages(here.layers.massive_positions.array, within=SIZE),
         )
         if condition.name == BASELINE:
             continue

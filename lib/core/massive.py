@@ -13,7 +13,7 @@ from lib.core.definitions import ABSOLUTE, MASSIVE, PLATEAU, RELATIVE
 from lib.core.evidence import Stored
 from lib.core.on_device import OnDevice, Taken
 from lib.core.results import LayerAverages, MassiveActivation, TopPlace
-from lib.core.stats import Draws, Samples
+from lib.core.stats import SIZE, Draws, Samples
 from lib.model import hooks
 from lib.model.arch import Architecture
 from lib.model.finite import require_finite
@@ -174,7 +174,7 @@ class LayerStatistics:
     def layers(self, draws: Draws) -> list[LayerAverages]:
         rows = self.rows.array
         with np.errstate(divide="ignore", invalid="ignore"):
-            table = draws.averages(np.concatenate([rows, rows[:, :, :1] / rows[:, :, 3:]], axis=2))
+            table = draws.averages(np.concatenate([rows, rows[:, :, :1] / rows[:, :, 3:]], axis=2), within=SIZE)
         return [
             LayerAverages(
                 layer, top1, top2, top3, median, ratio if np.isfinite(ratio.mean) else None, [*map(_most_common, where)]

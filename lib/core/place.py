@@ -47,12 +47,7 @@ class Place:
     @property
     def spiking(self) -> np.ndarray:
         """(windows,) whether it is massive, by massive.DEFINITION, in some layer."""
-        return self._is_massive.any(1)
-
-    @property
-    def _is_massive(self) -> np.ndarray:
-        """(windows, layers)."""
-        return is_massive(self.values, self.medians)
+        return is_massive(self.values, self.medians).any(1)
 
     @property
     def massive(self) -> bool:
@@ -78,7 +73,7 @@ class Place:
     @property
     def plateau(self) -> tuple[int, int]:
         """(first, last) layer of RULE."""
-        layers = plateau_of(self._typical[0], self._is_massive.sum(0))
+        layers = plateau_of(self._typical[0], is_massive(self.values, self.medians).sum(0))
         return int(layers[0]), int(layers[-1])
 
     def of(self, rows: Rows) -> "Place":

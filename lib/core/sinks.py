@@ -11,7 +11,7 @@ from lib.core.definitions import ALL, SINK_EPSILON, SINK_WINDOW
 from lib.core.evidence import Average
 from lib.core.on_device import OnDevice, Taken, exact
 from lib.core.results import FirstTokenLogits, HeadScore
-from lib.core.stats import Draws, Samples
+from lib.core.stats import SHARE, Draws, Samples
 from lib.model import attention, hooks
 from lib.model.arch import Architecture
 from lib.model.finite import require_finite
@@ -197,7 +197,7 @@ def by_head(values: np.ndarray, draws: Draws, family: bool = False) -> list[list
     """[layer][head] of (sequences, layers, heads), NaN where there is no head; family: as in Draws.ratios."""
     rows: list[list[Average]] = [[] for _ in range(values.shape[1])]
     layers, numbers = np.nonzero(np.isfinite(values).all(0))
-    for layer, average in zip(layers, draws.averages(values[:, layers, numbers], family), strict=True):
+    for layer, average in zip(layers, draws.averages(values[:, layers, numbers], family, within=SHARE), strict=True):
         rows[layer].append(average)
     return rows
 

@@ -22,6 +22,9 @@ from lib.core.evidence import Average, Interval, Perplexity
 CELLS_AT_ONCE = 2**22  # resampled values held at the same time
 DRAWS_AT_ONCE = 512
 LEAST_ERROR = 1 / 3
+ANYTHING: Interval = (-np.inf, np.inf)
+SHARE: Interval = (0.0, 1.0)  # what a mean can be: of shares and probabilities
+SIZE: Interval = (0.0, np.inf)  # of what is never negative
 TIED = 1e-5  # of the range of all draws: windows that are alike but for rounding tie, whichever machine rounds
 
 Averages: TypeAlias = Any  # an Average, or lists of them, as deep as the values have further axes
@@ -72,13 +75,13 @@ class Draws:
         labels, document = np.unique(self.groups, return_inverse=True)
         return _counts(len(labels), times, self.seed)[:, document]
 
-    def averages(self, values: ArrayLike, family: bool = False) -> Averages:
+    def averages(self, values: ArrayLike, family: bool = False, within: Interval = ANYTHING) -> Averages:
         """Means over axis 0 of (windows, ...) `values`, as Averages nested like the other axes.
 
-        family: as in `ratios`.
+        family: as in `ratios`. within: what such a mean can be; an interval ends there.
         """
         values = np.asarray(values, dtype=np.float64)
-        return self._cells(values, np.ones((len(values), 1)), _spreads(values), family)
+        return self._cells(values, np.ones((len(values), 1)), _spreads(values), family, within)
 
     def ratios(self, numerators: ArrayLike, denominators: ArrayLike, family: bool = False) -> Averages:
         """Sums of (windows, ...) `numerators` over sums of `denominators`, which may be (windows,), as Averages.
@@ -90,7 +93,7 @@ class Draws:
         """
         numerators = np.asarray(numerators, dtype=np.float64)
         denominators = np.asarray(denominators, dtype=np.float64).reshape(len(numerators), -1)
-        return self._cells(numerators, denominators, None, family)
+        return self._cells(numerators, denominators, None, family, ANYTHING)
 
     def share(self, hits: ArrayLike) -> Average:
         """The share of (windows,) truth values, with the exact binomial interval of as many effective documents."""
@@ -108,12 +111,17 @@ class Draws:
 
     def perplexity(self, losses: ArrayLike) -> Perplexity:
         """Of (windows,) losses, in nats a token."""
-        loss: Average = self.averages(losses)
+        loss: Average = self.averages(losses, within=SIZE)
         ci95 = None if loss.ci95 is None else tuple(np.exp(loss.ci95).tolist())
         return Perplexity(float(np.exp(loss.mean)), ci95, loss.n)
 
     def _cells(
-        self, numerators: np.ndarray, denominators: np.ndarray, spreads: list[float | None] | None, family: bool
+        self,
+        numerators: np.ndarray,
+        denominators: np.ndarray,
+        spreads: list[float | None] | None,
+        family: bool,
+        within: Interval,
     ) -> Averages:
         n, shape = len(numerators), numerators.shape[1:]
         labels, groups = np.unique(self.groups, return_inverse=True)
@@ -128,7 +136,8 @@ class Draws:
         if len(labels) > 1 and len(told):
             limits, family_limits = _intervals(above[:, told], below[:, told], means[told], self.seed, family)
             for i, cell in enumerate(told):
-                single[cell], together[cell] = limits[i], family_limits[i] if family else None
+                single[cell] = _inside(limits[i], within)
+                together[cell] = _inside(family_limits[i], within) if family else None
         cells = np.empty(len(means), dtype=object)
         for i, mean in enumerate(means.tolist()):
             spread = None if spreads is None else spreads[i]
@@ -197,6 +206,11 @@ def _student(above: np.ndarray, below: np.ndarray, means: np.ndarray, of_many: i
     error = np.sqrt(n / (n - 1) * ((above - means * below) ** 2).sum(0)) / abs(below.sum(0))
     reach = t.ppf(1 - (1 - LEVEL) / 2 / of_many, n - 1) * np.where(error <= 1e-12 * abs(means), 0, error)
     return np.stack([means - reach, means + reach], axis=1)
+
+
+def _inside(interval: Interval, within: Interval) -> Interval:
+    """Student's t and studentised deviations know nothing of what a mean can be."""
+    return max(interval[0], within[0]), min(interval[1], within[1])
 
 
 def _limits(pairs: np.ndarray) -> list[Interval]:

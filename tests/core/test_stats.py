@@ -12,7 +12,7 @@ import scipy.stats
 from lib.core import stats
 from lib.core.definitions import FEWEST, LEVEL
 from lib.core.evidence import Average, Cell, Perplexity
-from lib.core.stats import Draws, Samples, independent
+from lib.core.stats import SHARE, Draws, Samples, independent
 from lib.report import tables
 
 DOCUMENTS = np.repeat(np.arange(14), [1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 4, 5])  # 30 windows
@@ -98,6 +98,17 @@ def test_without_denominators_there_is_no_ratio():
     assert some.mean == pytest.approx(above[:, 2].sum() / below[:, 2].sum())
     assert [cell.ci95 for cell in (none, some)] == [None, None]
     assert [cell.family95 for cell in (none, some)] == [None, None]
+
+
+@pytest.mark.parametrize("n", [3, 8])  # Student's t; resampled, where a family's may reach further
+def test_no_interval_reaches_beyond_what_a_mean_can_be(n):
+    values = np.stack([[0.5] + [1] * (n - 1), [0.2] + [0] * (n - 1)], axis=1)
+    high, low = independent(n).averages(values, family=True)
+    assert high.family95[1] > 1
+    assert low.family95[0] < 0
+    for cell, free in zip(independent(n).averages(values, family=True, within=SHARE), (high, low), strict=True):
+        for here, before in ((cell.ci95, free.ci95), (cell.family95, free.family95)):
+            assert here == (max(before[0], 0), min(before[1], 1))
 
 
 def test_averages_keep_the_other_axes():
