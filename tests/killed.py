@@ -104,7 +104,7 @@ def cache(path):
     def work(folder, _step):
         folder.mkdir(exist_ok=True)
         storage.find = lambda _name: folder / "model"
-        models._converted(path.stem, "0" * 64, lambda: [path])
+        models._from_gguf(path.stem, "0" * 64, lambda: [path])
 
     return work
 

@@ -1,8 +1,5 @@
 """A GGUF file as a folder that transformers loads: every tensor, every number of the metadata, or a refusal by name."""
 
-import hashlib
-import importlib.metadata
-import json
 import math
 import os
 import re
@@ -17,17 +14,6 @@ from safetensors.torch import save_file
 
 from lib.model import gguf_formats, gguf_tokenizer
 from lib.run.errors import UserError, cause, listed
-
-WRITTEN = "written.json"  # size and time of each file of a converted model
-LOADERS = ("transformers", "tokenizers", "gguf", "safetensors", "torch")
-
-
-def converter() -> str:
-    """Digest of what decides how a file is converted: a converted file must not outlive it."""
-    digest = hashlib.sha256(" ".join(importlib.metadata.version(name) for name in LOADERS).encode())
-    for module in (__file__, gguf_formats.__file__, gguf_tokenizer.__file__):
-        digest.update(Path(module).read_bytes())
-    return digest.hexdigest()
 
 
 def parts(path: Path) -> list[Path]:
@@ -84,22 +70,6 @@ def convert(
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    written = {file.name: _state(file) for file in folder.iterdir()}
-    (folder / WRITTEN).write_text(json.dumps(written), encoding="utf-8")
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether a folder has what `convert` wrote there, and nobody has written since."""
-    try:
-        written = json.loads((folder / WRITTEN).read_text(encoding="utf-8"))
-        return all(_state(folder / name) == state for name, state in written.items())
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def _state(file: Path) -> list[int]:
-    found = file.stat()
-    return [found.st_size, found.st_mtime_ns]  # a digest would take seconds at every load
 
 
 def _weights(

@@ -12,7 +12,10 @@ from lib.run.errors import UserError, cause, chain
 RUN_OFFLINE = "to run without it: --model smollm2-135m --dataset python-docs, or local files"
 NAMES = "NAME or OWNER/NAME, of letters, digits, '-', '_' and '.'"
 HOLDS = {"model": ("config.json",), "tokenizer": ("tokenizer.json", "tokenizer.model", "vocab.json")}
-KINDS = {"model": "a folder with config.json and its weights{}, a .gguf file", "tokenizer": "a folder with its files{}"}
+KINDS = {
+    "model": "a folder with config.json and its weights{}, a .gguf file, nanoGPT's ckpt.pt",
+    "tokenizer": "a folder with its files{}",
+}
 # by the names of classes, so that nothing is imported; a subclass before its base
 MEANT = {
     "GatedRepoError": "cannot load {}: it is gated; accept its terms on the hub, then log in: hf auth login",

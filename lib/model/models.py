@@ -1,31 +1,40 @@
-"""Load a model: hub id, local folder, .gguf file, or a packaged model."""
+"""Load a model: hub id, local folder, .gguf file, nanoGPT's ckpt.pt, or a packaged model."""
 
-import glob
 import hashlib
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import huggingface_hub
 import torch
 import transformers
-from safetensors import SafetensorError
 
-from lib.model import checkpoint, configuration, families, gguf_file, hub, packaged, tokenizer, verify
+from lib.model import (
+    checkpoint,
+    configuration,
+    converted,
+    families,
+    gguf_file,
+    gguf_formats,
+    gguf_tokenizer,
+    hub,
+    nanogpt,
+    packaged,
+    tokenizer,
+    verify,
+)
 from lib.model.arch import Architecture
-from lib.run import atomic, processes, storage
+from lib.run import processes, storage
 from lib.run.cli import Options
 from lib.run.errors import UserError, cause, listed
 from lib.run.packages import MODELS
 
 PLAIN = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
 WATCHED = ("eager", "sdpa")  # ways to compute attention; a configuration may name others, as FlashAttention
-KEPT_DAYS = 30  # a converted model of another version of the code
 
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # asks the hub for other files than there are
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -130,6 +139,8 @@ def load(options: Options) -> LanguageModel:
         source["weights_sha256"] = {file.name: storage.sha256(file) for file in weights}
         source["config_sha256"] = storage.sha256(folder / "config.json")
     source |= own_code
+    if "nanogpt" in source and not options.tokenizer and not (folder / "tokenizer.json").is_file():
+        options = replace(options, tokenizer=nanogpt.tokenizer_of(config.vocab_size, options.model))
     own = _tokenizer(options, name, where)
     if device_map is None:
         model.to(device)  # type: ignore[arg-type]  # as transformers wraps it, it seems to lack its `self`
@@ -218,7 +229,7 @@ def _resolve(name: str, needs_tokenizer: bool) -> tuple[Path, dict[str, Any]] | 
     if name in MODELS:
         if os.path.isdir(name):
             raise UserError(f"'{name}' is a packaged model and a folder here; write ./{name} for the folder")
-        folder = _converted(name, MODELS[name].sha256, lambda: [packaged.gguf(name)])
+        folder = _from_gguf(name, MODELS[name].sha256, lambda: [packaged.gguf(name)])
         return folder, {"package": MODELS[name].package, "gguf_sha256": MODELS[name].sha256}
     path = Path(os.path.expanduser(name))
     if path.suffix.lower() == ".gguf" and "://" not in name and not os.path.isdir(path):
@@ -228,8 +239,11 @@ def _resolve(name: str, needs_tokenizer: bool) -> tuple[Path, dict[str, Any]] | 
         files = gguf_file.parts(path)
         sha256 = " ".join(storage.sha256(file) for file in files)
         whole = hashlib.sha256(sha256.encode()).hexdigest()
-        folder = _converted(files[0].stem, whole, lambda: files, needs_tokenizer)
+        folder = _from_gguf(files[0].stem, whole, lambda: files, needs_tokenizer)
         return folder, {"gguf": path.name, "gguf_sha256": sha256}
+    if own := nanogpt.checkpoint_at(path):
+        checkpoint.require_no_pointer(own)
+        return _from_nanogpt(own, needs_tokenizer)
     if os.path.isdir(path):
         checkpoint.require_model(path)
         checkpoint.require_no_pointers(path)
@@ -238,37 +252,34 @@ def _resolve(name: str, needs_tokenizer: bool) -> tuple[Path, dict[str, Any]] | 
     return None, None
 
 
-def _converted(stem: str, sha256: str, parts: Callable[[], list[Path]], needs_tokenizer: bool = True) -> Path:
-    """The folder that holds a GGUF file's model as transformers loads it: kept from an earlier run, or made now.
-
-    It appears complete or not at all, also when two processes do this at once; one that is damaged is made anew.
+def _from_gguf(stem: str, sha256: str, parts: Callable[[], list[Path]], needs_tokenizer: bool = True) -> Path:
+    """The folder that holds a GGUF file's model as transformers loads it.
 
     sha256: of the file. parts: finds its files, where they are wanted.
     """
-    own = f"{stem[:80]}-{sha256[:16]}"
-    kept = storage.find(f"{own}-{gguf_file.converter()[:16]}{'' if needs_tokenizer else '-without-tokenizer'}")
-    if gguf_file.is_whole(kept):
-        return kept
-    files = parts()
-    print(f"dequantising {files[0].name} once, for later runs ...", flush=True)
-    atomic.remove_leftovers(kept.parent)
-    atomic.remove_leftovers(kept.parent, f"{glob.escape(own)}*", KEPT_DAYS)
-    with tempfile.TemporaryDirectory(dir=kept.parent, prefix=atomic.UNFINISHED) as unfinished:
-        ready = Path(unfinished) / "model"
-        try:
-            gguf_file.convert(files, ready, needs_tokenizer, _require_room)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"cannot keep {files[0].name} in {kept.parent}: {cause(error)}; set XDG_CACHE_HOME to a folder with "
-                "room for it in float32"
-            ) from error
-        try:
-            ready.rename(kept)
-        except OSError:  # another process was faster, unless what is there is damaged
-            if not gguf_file.is_whole(kept):
-                kept.rename(Path(unfinished) / "damaged")
-                ready.rename(kept)
-    return kept
+
+    def write(folder: Path) -> None:
+        files = parts()
+        print(f"dequantising {files[0].name} once, for later runs ...", flush=True)
+        gguf_file.convert(files, folder, needs_tokenizer, _require_room)
+
+    code = gguf_file, gguf_formats, gguf_tokenizer
+    return converted.folder(stem, sha256, "" if needs_tokenizer else "-without-tokenizer", code, write)
+
+
+def _from_nanogpt(path: Path, needs_tokenizer: bool) -> tuple[Path, dict[str, Any]]:
+    """The same of a checkpoint of nanoGPT, and its provenance."""
+    meta, sha256 = nanogpt.meta_of(path) if needs_tokenizer else None, storage.sha256(path)
+
+    def write(folder: Path) -> None:
+        print(f"converting {path.name} once, for later runs ...", flush=True)
+        nanogpt.convert(path, meta, folder, _require_room)
+
+    variant = f"-{storage.sha256(meta)[:16]}" if meta else "-without-tokenizer"
+    return converted.folder(path.stem, sha256, variant, [nanogpt], write), {
+        "nanogpt": path.name,
+        "weights_sha256": {path.name: sha256},
+    }
 
 
 def _require_room(

@@ -87,6 +87,16 @@ def _without_names(backend: Tokenizer, control: dict[int, str]) -> Tokenizer:
     return type(backend).from_str(json.dumps(whole))
 
 
+def _unknown(backend: Tokenizer, text: str) -> str | None:
+    """The first character of a text that a tokenizer cannot tokenise on its own."""
+    for character in dict.fromkeys(text):
+        try:
+            backend.encode(character, add_special_tokens=False)
+        except Exception:
+            return character
+    return None
+
+
 def _in_pieces(backend: Tokenizer, text: str) -> np.ndarray:
     """What `backend` gives for the whole text, from pieces: one core and 150 bytes a character are what that costs.
 
@@ -107,7 +117,9 @@ def _in_pieces(backend: Tokenizer, text: str) -> np.ndarray:
             try:
                 encodings = backend.encode_batch_fast([text[slice(*span)] for span in spans], add_special_tokens=False)
             except Exception as error:  # what is in no token, where there is none for the unknown
-                raise UserError(f"the tokenizer cannot tokenise the text: {cause(error)}") from error
+                unknown = _unknown(backend, "".join(text[slice(*span)] for span in spans))
+                why = cause(error) if unknown is None else f"it has no token for {unknown!r}"
+                raise UserError(f"the tokenizer cannot tokenise the text: {why}") from error
             done |= {
                 span: np.array(encoding.ids, dtype=np.int32) for span, encoding in zip(spans, encodings, strict=True)
             }

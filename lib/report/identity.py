@@ -26,7 +26,7 @@ def of(provenance: dict[str, Any]) -> tuple[str, str | None]:
 def _telling(provenance: dict[str, Any]) -> dict[str, Any]:
     """What of its model tells it from others."""
     source = dict(provenance["model"])
-    for told_nothing in ("name", "type", "folder", "gguf", "package"):
+    for told_nothing in ("name", "type", "folder", "gguf", "nanogpt", "package"):
         source.pop(told_nothing, None)
     if "hub_id" in source:
         source["hub_id"] = PurePosixPath(source["hub_id"]).name.lower()
@@ -55,7 +55,7 @@ def may_lead_to(course: dict[str, Any], model: dict[str, Any]) -> bool:
 def described(provenance: dict[str, Any]) -> str:
     """`gpt2 (folder gpt2, weights 0123456789ab), float32`: in an error, what a model is."""
     source = provenance["model"]
-    parts = [f"{key} {source[key]}" for key in ("hub_id", "folder", "gguf", "package") if key in source]
+    parts = [f"{key} {source[key]}" for key in ("hub_id", "folder", "gguf", "nanogpt", "package") if key in source]
     if "revision" in source:
         parts.append(f"revision {source['revision'][:12]}")
     hashes = [source["gguf_sha256"]] if "gguf_sha256" in source else [*source.get("weights_sha256", {}).values()]

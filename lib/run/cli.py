@@ -17,6 +17,10 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 from lib.run import command, memory, packages, processes, terminal
 from lib.run.errors import UserError, cause
 
+STATES = (".pt", ".pth")  # checkpoints by torch.save
+FILES = (".gguf", *STATES)  # that are models of their own
+NANOGPT = "ckpt.pt"  # whatever the model, whose name is then its folder's
+
 Value = TypeVar("Value")
 
 
@@ -79,7 +83,9 @@ class Options:
 
     typed: ClassVar[frozenset[str]] = frozenset()
     beside_replot: ClassVar[frozenset[str]] = frozenset({"replot", "savedir", "offline", *DRAWING})
-    model: str = flag("gpt2", f"hub id, local folder, .gguf file, or packaged (needs no hub): {packages.NAMES}")
+    model: str = flag(
+        "gpt2", f"hub id, local folder, .gguf file, nanoGPT's ckpt.pt, or packaged (needs no hub): {packages.NAMES}"
+    )
     revision: str | None = flag(None, "branch, tag or commit of a hub model")
     tokenizer: str | None = flag(None, "hub id or local folder of the tokenizer, where it is not the model's own")
     trust_remote_code: bool = flag(False, "run the code that a model or a tokenizer brings along", action="store_true")
@@ -126,8 +132,10 @@ class Options:
     def model_name(self) -> str:
         """Short name for files: `openai-community/gpt2` and `models/gpt2/` are `gpt2`."""
         path = self._path
+        if path.name == NANOGPT:
+            path = path.resolve().parent
         here = os.path.exists(path)
-        return file_name(path.stem if path.suffix.lower() == ".gguf" else path.resolve().name if here else path.name)
+        return file_name(path.stem if path.suffix.lower() in FILES else path.resolve().name if here else path.name)
 
     @property
     def _path(self) -> Path:
@@ -135,7 +143,7 @@ class Options:
 
     def idle(self) -> dict[str, str]:
         """{field: why it would do nothing here}; typed, it is refused, or noted if it is OF_EVERY_SCRIPT."""
-        if self.model in packages.MODELS or self._path.suffix.lower() == ".gguf" or os.path.isdir(self._path):
+        if self.model in packages.MODELS or self._path.suffix.lower() in FILES or os.path.isdir(self._path):
             return {"revision": f"'{self.model}' is not on the hub"}
         return {}
 

@@ -808,9 +808,10 @@ def test_a_file_of_a_model(name, llama):
 
 
 def test_a_file_beside_no_model(tmp_path):
-    """As nanoGPT's: its folder is none either."""
-    (tmp_path / "ckpt.pt").write_bytes(b"")
-    refused(tmp_path / "ckpt.pt", "is a file; a model is a folder with config.json and its weights, a .gguf file")
+    (tmp_path / "model.bin").write_bytes(b"")
+    refused(
+        tmp_path / "model.bin", "is a file; a model is a folder with config.json and its weights, a .gguf file, nano"
+    )
 
 
 def test_a_folder_around_models(llama, tmp_path):

@@ -16,7 +16,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from lib.model import gguf_file, gguf_formats, gguf_tokenizer, models, packaged
+from lib.model import converted, gguf_file, gguf_formats, gguf_tokenizer, models, packaged
 from lib.run.checkout import ROOT
 from lib.run.cli import Options, UserError
 from tests.conftest import HEADS, HIDDEN, gguf_name, logits, make_tokenizer, tiny_model, token_ids
@@ -96,7 +96,7 @@ def holds(folder, expected):
 @pytest.mark.slow
 def test_the_packaged_model_is_what_is_in_its_gguf_file(monkeypatch, smollm2):
     monkeypatch.undo()  # the cache that the model was loaded from
-    folder = models._converted("smollm2-135m", smollm2.source["gguf_sha256"], list)
+    folder = models._from_gguf("smollm2-135m", smollm2.source["gguf_sha256"], list)
     assert holds(folder, gguf_tensors(packaged.gguf("smollm2-135m"), smollm2.arch.head_dims[0]))
 
 
@@ -119,7 +119,7 @@ def together(*arguments):
     convert(*arguments)
 
 gguf_file.convert = together
-print(models._converted("m", "x", lambda: [gguf]))
+print(models._from_gguf("m", "x", lambda: [gguf]))
 """
     own, other, convert = tmp_path / "own", tmp_path / "other", gguf_file.convert
     started = subprocess.Popen(
@@ -134,7 +134,7 @@ print(models._converted("m", "x", lambda: [gguf]))
         convert(*arguments)
 
     monkeypatch.setattr(gguf_file, "convert", together)
-    made = models._converted("m", "x", lambda: [tiny_gguf])
+    made = models._from_gguf("m", "x", lambda: [tiny_gguf])
     said = started.communicate()[0]
     assert started.returncode == 0
     (folder,) = (tmp_path / "cache" / "massive-activations").iterdir()
@@ -160,9 +160,9 @@ def replace(folder):
 
 @pytest.mark.parametrize("damage", [cut, flip, lambda folder: (folder / "config.json").unlink(), replace])
 def test_a_damaged_folder_in_the_cache_is_made_anew(damage, tiny_gguf):
-    made = models._converted("m", "x", lambda: [tiny_gguf])
+    made = models._from_gguf("m", "x", lambda: [tiny_gguf])
     damage(made)
-    assert models._converted("m", "x", lambda: [tiny_gguf]) == made
+    assert models._from_gguf("m", "x", lambda: [tiny_gguf]) == made
     assert holds(made, gguf_tensors(tiny_gguf, HIDDEN // HEADS))
 
 
@@ -591,22 +591,25 @@ def test_user_defined_tokens_are_taken_whole_and_control_tokens_are_not_text(tin
 def test_the_cache_does_not_outlive_the_converter(tiny_gguf, monkeypatch, capsys):
     said = []
     for converter in ("one", "one", "two"):
-        monkeypatch.setattr(gguf_file, "converter", lambda converter=converter: converter)
+        monkeypatch.setattr(converted, "_digest", lambda _code, converter=converter: converter)
         load(tiny_gguf)
         said.append("dequantising" in capsys.readouterr().out)
     assert said == [True, False, True]
 
 
 @pytest.mark.parametrize("module", [gguf_formats, gguf_file, gguf_tokenizer])
-def test_the_converter_is_its_code_and_its_libraries(monkeypatch, tmp_path, module):
-    before = gguf_file.converter()
-    monkeypatch.setattr(gguf_file.importlib.metadata, "version", lambda name: "0")
-    versions = gguf_file.converter()
-    monkeypatch.undo()
+def test_the_converter_is_its_code_and_its_libraries(tiny_gguf, monkeypatch, tmp_path, module):
+    def made():
+        return models._from_gguf("m", "x", lambda: [tiny_gguf]).name
+
+    before = made()
+    with monkeypatch.context() as other:
+        other.setattr(converted.importlib.metadata, "version", lambda name: "0")
+        versions = made()
     changed = tmp_path / "changed.py"
     changed.write_text("# changed")
     monkeypatch.setattr(module, "__file__", str(changed))
-    assert len({before, versions, gguf_file.converter()}) == 3
+    assert len({before, versions, made()}) == 3
 
 
 def test_without_a_cache(tiny_gguf, tmp_path, monkeypatch):
