@@ -17,7 +17,7 @@ from lib.atlas.agreement import KINDS, NOBODY
 from lib.atlas.text import SIGNS, listed
 from lib.claims.every import CLAIMS
 from lib.core.definitions import WRITTEN
-from lib.core.evidence import Cell, note_of
+from lib.core.evidence import Cell, Test, note_of
 from lib.page import words
 from lib.page.words import BRACKETS
 from lib.report.result_files import read_json
@@ -185,7 +185,9 @@ def _where(row, say):
 
 def _writers(row, say):
     erasers, share = row.mechanism.erasers, row.mechanism.share
-    part = say("{share} of the peak").format(share=fraction(share.mean)) if share and share.mean < WRITTEN else ""
+    part = ""
+    if share and not Test("share of the birth", share, "above", WRITTEN).answer:
+        part = say("{share} of the peak").format(share=fraction(share.mean))
     taken = say("taken away by {erasers}").format(erasers=listed(erasers)) if erasers else ""
     return say("; ").join(filter(None, [_verdict_of("exp3", row, say), part, taken]))
 

@@ -22,9 +22,9 @@ class Mechanism:
     found: whether anything is massive there. peak: signed, in layer peak_layer; ratio: the largest top-1 / median of
     all layers. verdict: of experiment 3, where no component is sure to be the birth. depth: the share of the blocks
     that have run when it is born. neurons: of the MLP that gives birth, as experiment 4 names them, or 2C. left: of the
-    value without any head, without any MLP. share: of the peak, that the birth writes. cost, put_back: nats a token
-    without what writes it, and with its mean put back then. cosine: of the direction that the weights
-    alone forecast with the normed stream at the place.
+    value without any head, without any MLP. share: of the peak, that the birth writes, with its simultaneous interval.
+    cost, put_back: nats a token without what writes it, and with its mean put back then. cosine: of the direction that
+    the weights alone forecast with the normed stream at the place.
     """
 
     n_layers: int | None = None

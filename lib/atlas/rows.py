@@ -113,7 +113,7 @@ def _ledger(measured: Measured) -> dict[str, Any]:
         "peak": _cell(place.values[place.peak_layer]),
         "peak_layer": place.peak_layer,
         "birth": birth.name if birth else None,
-        "share": _cell(shares[birth.name]) if birth else None,
+        "share": Cell(shares[birth.name].mean, shares[birth.name].together) if birth else None,
         "depth": None if birth is None or birth.layer is None else (birth.layer + 1) / n,
         "verdict": None if birth else verdict.verdict,
         "generators": [write.name for write in values.generators],

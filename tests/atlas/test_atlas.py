@@ -243,6 +243,16 @@ def test_where_no_birth_is_sure_the_verdict_stands_in_its_place(tmp_path):
     assert ["born in", said] in next(iter(parse(tmp_path / "atlas.html").every("table"))).rows()
 
 
+def test_the_share_of_a_birth_has_its_simultaneous_interval(tmp_path):
+    """It was picked out of many."""
+    stored = json.loads((golden.FOLDER / "gpt2.json").read_text())["exp3"]
+    birth = max(stored["writes"], key=lambda write: write["share"]["mean"])
+    birth["share"] |= {"mean": 0.6, "ci95": [0.58, 0.62], "family95": [0.49, 0.71]}
+    write(tmp_path, "exp3.json", "exp3", {key: value for key, value in stored.items() if key != "conclusion"})
+    [row] = atlas_of(tmp_path)["models"]
+    assert row["mechanism"]["share"] == {"mean": 0.6, "ci95": [0.49, 0.71]}
+
+
 @pytest.mark.parametrize("n", [1, 9, 30])
 def test_figures_of_few_and_of_many_models(n):
     """Every cell has its sign, every model its column."""
