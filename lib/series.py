@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # they need torch
     from lib.model.series import Checkpoint
     from lib.run.unfinished import Unfinished
 
-OF_ONE = ("revision", "weights_sha256")  # of a model's source: what tells its checkpoints apart
+OF_ONE = ("revision", "nanogpt", "weights_sha256")  # of a model's source: what tells its checkpoints apart
 NO_MATTER = ("model", "tokenizer", "revisions", "savedir", "replot", "offline", *DRAWING)  # to what one gives
 One = tuple[Any, Options, Stored]  # results, options as they were used, provenance
 

@@ -1,4 +1,5 @@
-"""The checkpoints of one training, in the order of their steps: revisions of a hub model, or subfolders of a folder."""
+"""The checkpoints of one training, in the order of their steps: revisions of a hub model, or what is in a folder:
+subfolders, or nanoGPT's files."""
 
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import CacheNotFound
 
-from lib.model import hub
+from lib.model import hub, nanogpt
 from lib.run import processes
 from lib.run.cli import Options
 from lib.run.errors import UserError, listed
@@ -20,6 +21,7 @@ from lib.run.packages import MODELS
 ALL = "all"
 NAMED = re.compile(r"(?:step|checkpoint|ckpt|iter|iteration)s?[-_=]?(\d+)(k?)(?![a-z\d])|^(\d+)(k?)$", re.IGNORECASE)
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+IN_FOLDER = "subfolders with a config.json, or nanoGPT's .pt files"
 NAMES = "names are as step1000, checkpoint-500, global_step1000, step1000-tokens4B or 1000"
 
 
@@ -60,7 +62,7 @@ def find(options: Options, names: Sequence[str]) -> list[Checkpoint]:
             raise UserError(f"name checkpoints of '{options.model}': --revisions step0 step1000 ..., or {ALL}")
         found = _on_hub(chosen, options)
     if not found:
-        what = "subfolders with a config.json (adapters have none)" if folder.is_dir() else "branches or tags"
+        what = f"{IN_FOLDER} (adapters have none)" if folder.is_dir() else "branches or tags"
         raise UserError(f"'{options.model}' has no checkpoints, which are {what}; {NAMES}")
     series = sorted(found, key=lambda checkpoint: checkpoint.step)
     for one, other in pairwise(series):
@@ -79,11 +81,12 @@ def _steps(names: Sequence[str]) -> dict[str, int]:
 
 
 def _in_folder(folder: Path, chosen: Sequence[str], options: Options) -> list[Checkpoint]:
-    """Subfolders that hold a model. One without a tokenizer takes that of the folder itself, if this has one."""
+    """What holds a model there. One without a tokenizer takes that of the folder itself, if this has one."""
     there = {path.parent.name for path in folder.glob("*/config.json")}
+    there |= {path.name for path in folder.iterdir() if nanogpt.checkpoint_at(path) and step_of(path.name) is not None}
     missing = [name for name in chosen if name not in there]
     if missing:
-        raise UserError(f"'{folder}' has no checkpoint {listed(missing)}: no such subfolder with a config.json")
+        raise UserError(f"'{folder}' has no checkpoint {listed(missing)}, which are {IN_FOLDER}")
     steps = _steps(chosen or [name for name in there if step_of(name) is not None])
     if not chosen:
         _note_left_out(folder, there)
@@ -99,7 +102,8 @@ def _in_folder(folder: Path, chosen: Sequence[str], options: Options) -> list[Ch
 
 def _note_left_out(folder: Path, there: set[str]) -> None:
     """Tell of subfolders that hold a model or have the name of a checkpoint, but not both."""
-    named = {path.name for path in folder.iterdir() if path.is_dir() and step_of(path.name) is not None}
+    every = {path.name for path in folder.iterdir() if path.is_dir()} | there
+    named = {name for name in every if step_of(name) is not None}
     for names, why in (
         (sorted(named - there), "no config.json there"),
         (sorted(there - named), "no step in the name"),
@@ -112,9 +116,9 @@ def _has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in TOKENIZERS)
 
 
-def _files(folder: Path) -> list[tuple[str, int, int]]:
-    """(path, bytes, time of change) of a folder's files; none of what is no folder."""
-    paths = sorted(path for path in folder.glob("*") if path.is_file())
+def _files(place: Path) -> list[tuple[str, int, int]]:
+    """(path, bytes, time of change) of a file or of a folder's files; none of what is neither."""
+    paths = [place] if place.is_file() else sorted(path for path in place.glob("*") if path.is_file())
     return [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
 
 

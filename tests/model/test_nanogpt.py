@@ -1,5 +1,6 @@
 """Checkpoints of nanoGPT give what its own arithmetic gives, read by its own tokens; or a refusal in one line."""
 
+import json
 import pickle
 
 import pytest
@@ -8,7 +9,7 @@ from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_att
 
 from lib.model import models
 from lib.run.cli import Options, UserError
-from tests.scripts.test_scripts import run
+from tests.scripts.test_scripts import SMALL, run
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 32, "vocab_size": 12, "dropout": 0.1}
 CHARACTERS = "\n !abcdefgh\u00e9"
@@ -19,10 +20,10 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def checkpoint(bias=True, prefix="", **sizes):
+def checkpoint(bias=True, prefix="", seed=0, **sizes):
     """What nanoGPT's train.py saves, of random weights."""
     sizes = SIZES | {"bias": bias} | sizes
-    width, generator = sizes["n_embd"], torch.Generator().manual_seed(0)
+    width, generator = sizes["n_embd"], torch.Generator().manual_seed(seed)
 
     def random(*shape):
         return torch.randn(shape, generator=generator) / 4
@@ -146,6 +147,26 @@ def test_the_command_line(model, name, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "results" / name / "main_llm").is_dir()
     assert "converting" in capsys.readouterr().out
     assert Options(model=model).idle() == {"revision": f"'{model}' is not on the hub"}
+
+
+def test_a_course_of_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    meta(tmp_path / "data" / "play")
+    for step, file in ((0, "ckpt_0.pt"), (200, "ckpt_200.pt"), (1000, "ckpt_1k.pt")):
+        saved(tmp_path / "out-play", file, seed=step)
+    torch.save({}, tmp_path / "out-play" / "optimizer.pt")
+    (tmp_path / "text.txt").write_text("a bad cafe\n" * 40)
+    sample = ["--nsamples", "4", "--seqlen", "16", "--savedir", "results", *SMALL]
+    assert run("exp14_training.py", "--model", "out-play", "--dataset", "text.txt", *sample) == 0
+    [path] = (tmp_path / "results").glob("*.json")
+    stored = json.loads(path.read_text())
+    steps = stored["results"]["steps"]
+    assert [step["step"] for step in steps] == [0, 200, 1000]
+    assert [step["source"]["nanogpt"] for step in steps] == ["ckpt_0.pt", "ckpt_200.pt", "ckpt_1k.pt"]
+    assert "nanogpt" not in stored["provenance"]["model"]
+    assert "optimizer" not in capsys.readouterr().err
+    assert run("exp14_training.py", "--model", "out-play", "--revisions", "ckpt_300.pt", *sample) == 2
+    assert "nanoGPT's .pt files" in capsys.readouterr().err
 
 
 def test_a_text_of_other_characters(tmp_path, monkeypatch, capsys):
