@@ -5,10 +5,10 @@
     python exp14_training.py --model output_dir_of_a_trainer --savedir results/exp14_training/
 
 Measures one checkpoint after another, of which one is in memory at a time: largest values of every layer, attention to
-the first token, and who writes what is largest. They are revisions of a hub model, or the subfolders of a local folder;
-their order is that of the steps in their names. What is measured is kept for a month, so that a run that was
-interrupted, or one with further checkpoints, measures only what is missing; so does one with all of them after jobs
-that measured one each (cluster.py --over revisions step0 step1000 ...) on the same kind of machine.
+the first token, and who writes what is largest. They are revisions of a hub model, or the subfolders or nanoGPT's .pt
+files of a local folder; their order is that of the steps in their names. What is measured is kept for a month, so that
+a run that was interrupted, or one with further checkpoints, measures only what is missing; so does one with all of them
+after jobs that measured one each (cluster.py --over revisions step0 step1000 ...) on the same kind of machine.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class Options(cli.Options):
     revisions: tuple[str, ...] = cli.flag(
         (),
-        "checkpoints in any order: branches or tags of a hub model, subfolders of a local one; all: whose name has a "
-        "step (default, of a folder)",
+        "checkpoints in any order: branches or tags of a hub model, subfolders or .pt files of a local one; all: whose "
+        "name has a step (default, of a folder)",
         nargs="+",
         metavar="NAME",
     )
