@@ -63,10 +63,9 @@ def _head_panels(results: Results, rows: int, columns: int) -> tuple[Figure, np.
     n_layers, n_heads = _shape(results)
     size = (2.2 + columns * max(1.9, 0.24 * n_heads), 1.8 + rows * (0.8 + 0.17 * n_layers))
     figure, axes = make_axes(rows, columns, size=size, sharex=True, sharey=True, squeeze=False)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("layer of the head")
     for ax in axes[-1]:
         ax.set_xlabel("head")
+    figure.supylabel("layer of the head", fontsize=axes[0, 0].yaxis.label.get_size())  # of few layers too low for each
     return figure, axes
 
 
