@@ -145,11 +145,11 @@ def carry_out_all(steps: list[str], options: Options, lm: LanguageModel, folder:
         try:
             payload = carry_out(script, command, lm, options.force)
         except LackingError as why:
-            print(f"{step} is left out: {why}")
+            print(f"{shlex.join([file, *own])} is left out: {why}")
             continue
         except cli.UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            failed.append(step)
+            failed.append(shlex.join([file, *own]))
             payload = error.payload if isinstance(error, IncompleteError) else {"experiment": None}
         if payload["experiment"] == "exp3":
             layers["born"] = birth_layer(catalogue.concluded(payload))
