@@ -98,12 +98,18 @@ def _read(path: Path) -> dict[str, Any]:
         code = isinstance(error, pickle.UnpicklingError)
         why = "it holds more than tensors and plain values, which may be code" if code else cause(error)
         raise UserError(f"cannot read {path}: {why}") from error
-    if not isinstance(found, dict) or not all(isinstance(found.get(name), dict) for name in ("model", "model_args")):
+    parts = [found.get(name) for name in ("model", "model_args")] if isinstance(found, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts) or not _is_state(parts[0]):
         raise UserError(
             f"'{path}' is no checkpoint of nanoGPT, which has model and model_args; models of transformers are folders "
             "with config.json and weights"
         )
     return found
+
+
+def _is_state(model: Any) -> bool:
+    """Whether it is a dict of tensors by names."""
+    return all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in model.items())
 
 
 def _configuration(sizes: dict[str, Any]) -> transformers.GPT2Config:

@@ -226,6 +226,8 @@ def changed(**parts):
     [
         (lambda found: found["model"], "is no checkpoint of nanoGPT"),
         (lambda found: [1, 2], "is no checkpoint of nanoGPT"),
+        (lambda found: found | {"model": {"transformer": found["model"]}}, "is no checkpoint of nanoGPT"),
+        (lambda found: found | {"model": {1: torch.zeros(2)}}, "is no checkpoint of nanoGPT"),
         (lambda found: found | {"model_args": {"n_layer": 2, "dim": 8}}, "model_args have no n_head, n_embd"),
         (lambda found: found | {"model_args": found["model_args"] | {"n_head": 3}}, "no multiple of its n_head 3"),
         (lambda found: found | {"model_args": found["model_args"] | {"n_layer": 3}}, r"it has no transformer\.h\.2\."),
