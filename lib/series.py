@@ -141,7 +141,7 @@ def _source(measured: Measured) -> Stored:
 def _of_all(options: Options, origin: Stored) -> Stored:
     """The provenance of a checkpoint without what is of it alone."""
     model = {key: value for key, value in origin["model"].items() if key not in OF_ONE} | {"name": options.model}
-    if "folder" in model:
+    if "hub_id" not in model:
         model["folder"] = Path(options.model).expanduser().resolve().name
     return {key: value for key, value in origin.items() if key != "warning"} | {"model": model}
 

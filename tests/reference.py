@@ -173,7 +173,10 @@ def _places(baseline, ablated, massive):
         times = [sum((i, p, dim) in massive[w] for w in windows for p in positions[w]) for i in layers]
         often = [i for i in layers if times[i] >= 0.5 * max(times)]
         end = max(i for i in often if mean[i] >= 0.5 * max(mean[j] for j in often))
-        size = sum(max(abs(baseline[w][i][p][dim]) for i in layers for p in positions[w]) for w in windows)
+        size = sum(
+            max(abs(baseline[w][i][p][dim]) for i, p, d in massive[w] if d == dim and (p == 0) == is_first)
+            for w in windows
+        )
         total, kept, moved, still = 0.0, 0.0, 0.0, []
         for w in windows:
             median = layer_statistics(ablated[w][end])[0][3]

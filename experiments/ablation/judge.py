@@ -7,7 +7,7 @@ from msgspec import UnsetType
 
 from experiments.ablation.results import PlaceWord, Results, Values, Verdict
 from lib.core import evidence
-from lib.core.definitions import BOUNDS, COLLAPSES, FATES, MOST, ON_PLATEAU, PERSISTS
+from lib.core.definitions import BOUNDS, COLLAPSES, FATES, IN_LAYERS, MOST, PERSISTS, PLATEAU
 from lib.core.evidence import Cell, Test
 from lib.core.results import AblatedPlace, FirstTokens
 
@@ -16,9 +16,9 @@ NO_LONGER = "of the value: in that layer it is massive in no window any more"
 LASTING = FATES[FATES.index("reduced") :]
 RULE = (
     "retained: sum of sign(baseline) x ablated over sum of |baseline|, at the largest place (position 0 or the later "
-    "positions, and one dim), over the windows in which it is massive in some layer, after the last layer of its "
-    f"plateau ({ON_PLATEAU}); where the place is position 0, whose value depends on the first token alone, over all "
-    "first tokens that the text could give, if it is known; "
+    "positions, and one dim), over the windows in which it is massive in some layer, after the last of "
+    f"{IN_LAYERS} with at least {PLATEAU:.0%} of their largest mean |value|; where the place is position 0, whose "
+    "value depends on the first token alone, over all first tokens that the text could give, if it is known; "
     f"persists: all of the interval within {PERSISTS[0]} and {PERSISTS[1]}, collapses: within {COLLAPSES[0]} and "
     f"{COLLAPSES[1]}, reduced: between these, grows: above, reverses: below; {evidence.CANNOT_TELL}: it holds one of "
     f"these bounds; {evidence.NONE_FOUND}: the baseline has no massive activation; "
@@ -65,7 +65,7 @@ def judged_places(
 def _notes(largest: AblatedPlace, word: str, first_tokens: FirstTokens | None) -> list[str]:
     """What the word of the largest place alone would hide."""
     notes = [MIXED] if first_tokens is not None and max(first_tokens.shares.values()) <= MOST else []
-    if not largest.still_massive.mean and word in LASTING:
+    if largest.massive.mean and not largest.still_massive.mean and word in LASTING:
         notes.append(NO_LONGER)
     return notes
 

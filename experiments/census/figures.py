@@ -51,14 +51,14 @@ def triggers(result: Stored) -> Figure:
     ticks = [str(row.position) for row in rows]
     measured = result.conclusion.values.measured
 
-    def title(ax: Axes, text: str, *names: str) -> None:
-        parts = [f"{cell.mean:.1%} spike" for name in names if (cell := measured[name].cell)]
-        ax.set_title(f"{text}: {', '.join(parts)}" if parts else text, fontsize=11)
+    def shared(text: str, name: str) -> str:
+        cell = measured[name].cell
+        return f"{text}: {cell.mean:.1%} spike" if cell else text
 
     _averages(moved, ticks, [("behind p tokens of text", [row.moved.value for row in rows])])
-    title(moved, "behind text", "moved")
+    moved.set_title(shared("behind text", "moved"), fontsize=11)
     _averages(repeated, ticks, [("behind itself", [row.repeated.value for row in rows])])
-    title(repeated, "behind itself, p times", "repeated")
+    repeated.set_title(shared("behind itself, p times", "repeated"), fontsize=11)
     bos = results.bos
     if bos and bos.behind:
         names = ["token alone, at 0", "BOS alone, at 0", "token behind BOS, at 1"]
@@ -68,17 +68,18 @@ def triggers(result: Stored) -> Figure:
         text = "no other token to put behind BOS" if bos else "no BOS token"
         behind_bos.text(0.5, 0.5, text, transform=behind_bos.transAxes, ha="center")
         behind_bos.set_xticks([])
-    title(behind_bos, "behind BOS", "behind_bos")
+    behind_bos.set_title(shared("behind BOS", "behind_bos"), fontsize=11)
     there = [row.there.value for row in rows if row.there]
     at_0 = [row.at_0.value for row in rows if row.at_0]
     if there:
-        _averages(swapped, ticks, [("behind text at p, embedding of 0", there), ("alone at 0, embedding of p", at_0)])
-        swapped.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+        at_p, alone = shared("behind text at p, embedding of 0", "there"), shared("alone at 0, embedding of p", "at_0")
+        _averages(swapped, ticks, [(at_p, there), (alone, at_0)])
+        swapped.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     else:
         text = "positions act in attention:\nnothing to swap"
         swapped.text(0.5, 0.5, text, transform=swapped.transAxes, ha="center")
         swapped.set_xticks([])
-    title(swapped, "position embeddings of 0 and p swapped", "there", "at_0")
+    swapped.set_title("position embeddings of 0 and p swapped", fontsize=11)
     for ax in axes.flat:
         if ax in (moved, repeated) or (ax is swapped and there):
             ax.set_xlabel("p, tokens before it")

@@ -127,7 +127,7 @@ class WriterOff:
         label = f"{self.what} off {self.where}"
         if self.neurons is None:
             return label
-        n = sum(map(len, self.neurons.values()))
+        n = tables.counted(sum(map(len, self.neurons.values())), "neuron")
         return f"{label} ({n} of MLP{'s' * (len(self.neurons) > 1)} {tables.spans(self.neurons)})"
 
     @property

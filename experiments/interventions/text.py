@@ -121,7 +121,7 @@ def _writers(mlp: Writers | None) -> list[str]:
     if mlp is None:
         return []
     listed = ", ".join(
-        f"{row.name} of MLP {row.layer} ({tables.number(row.contribution, True)})" for row in mlp.neurons[:8]
+        f"MLP {row.layer}, neuron {row.name} ({tables.number(row.contribution, True)})" for row in mlp.neurons[:8]
     )
     more = f" and {len(mlp.neurons) - 8} more" if len(mlp.neurons) > 8 else ""
     share = f"The MLPs of the rule write {tables.interval(mlp.share)} of the value. " if mlp.share else ""

@@ -3,27 +3,26 @@
 from experiments.ledger.results import NamedWrite, Peak, Results, Values, Verdict
 from lib.core.births import birth as birth_of
 from lib.core.births import share_test
-from lib.core.definitions import ON_PLATEAU, WRITES
+from lib.core.definitions import WRITES
 from lib.core.evidence import NONE_FOUND, Test, conclusion
 from lib.core.results import LedgerWrite
 
 RULE = (
-    "size = mean |block output| at the place over the windows that have the spike, peak = its largest, s its sign in "
-    "each window; share of a write = sum of s x write over sum of |block output| at the peak, over these windows. "
-    "generators: "
+    "size = mean |block output| at the place over the windows that have the spike; peak and plateau by the rule of the "
+    "place, of what is massive under this condition; s = the sign in each window in the layer of the peak; share of a "
+    "write = sum of s x write over sum of |block output| at the peak, over these windows. generators: "
     f"components whose share lies above {WRITES:.0%}, in layers up to the peak's; birth: the largest of them, if its "
-    f"interval lies above that of the next; plateau: {ON_PLATEAU}, from the first to the last; "
-    f"erasers: components whose share lies below -{WRITES:.0%}, in layers after the birth's (without one, "
-    "after the peak's). Intervals are simultaneous over all components; cannot tell: one holds the threshold. verdict: "
-    "the birth, no single component where nothing reaches a generator's size, none found where no window is massive"
+    f"interval lies above that of the next; erasers: components whose share lies below -{WRITES:.0%}, in layers after "
+    "the birth's (without one, after the peak's). Intervals are simultaneous over all components; cannot tell: one "
+    "holds the threshold. verdict: the birth, no single component where nothing reaches a generator's size, none found "
+    "where no window is massive"
 )
 
 
 def judge(results: Results) -> Verdict:
     profile, writes = results.profile, results.writes
-    size = profile.size
-    layer = max(range(len(size)), key=size.__getitem__)
-    peak = Peak(layer, profile.sign * size[layer])
+    layer = profile.peak
+    peak = Peak(layer, profile.sign * profile.size[layer])
     if not profile.spiking.mean:
         return conclusion(NONE_FOUND, RULE, Values(None, [], None, [], [], peak))
     able = [write for write in writes if write.order <= layer]

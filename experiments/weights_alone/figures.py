@@ -75,7 +75,7 @@ def dims(result: Stored) -> Figure:
         norm=LogNorm(positive.min(), positive.max()),
         yticklabels=[*results.times_mean],
         cbar_kws={
-            "label": "norm, x the mean of its layer (log scale; blank: 0)",
+            "label": f"norm, x the mean of its layer (log scale; blank: 0{', or left out' * bool(results.left_out)})",
             "format": FuncFormatter(lambda x, _position: number(x)),
         },
     )

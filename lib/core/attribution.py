@@ -124,7 +124,8 @@ class Ledger:
     def profile(self) -> Profile:
         there, _draws = self._there
         size = np.abs(self.place.values[there]).mean(0).tolist()
-        return Profile(self.place.draws.share(self.place.spiking), size, self.place.sign, self.place.plateau)
+        at = self.place
+        return Profile(at.draws.share(at.spiking), size, at.peak, at.sign, at.plateau)
 
     def drop(self) -> Average | None:
         """The last block's output relative to that of the one before, along the sign there in each window, over the

@@ -30,10 +30,7 @@ CARRIES = 0.5  # of the attention to it: without what carries the sink less is l
 
 # the place and its ledger
 PLATEAU = 0.5  # of the largest mean |value| over layers, and of the most windows in which it is massive in one
-ON_PLATEAU = (
-    f"of the layers in which it is massive at least {PLATEAU:.0%} as often as in any (of all, where in none), those "
-    f"with at least {PLATEAU:.0%} of their largest mean |value|"
-)
+IN_LAYERS = f"the layers in which it is massive at least {PLATEAU:.0%} as often as in any (all, where in none)"
 WRITES = 0.1  # of the peak: from here on a write is a generator's or an eraser's
 
 # forecasts from weights alone

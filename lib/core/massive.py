@@ -47,13 +47,15 @@ def is_massive(value: Any, median: Any) -> Any:  # numbers, arrays or tensors
     return (abs(value) > ABSOLUTE) & (abs(value) > RELATIVE * median)
 
 
-def plateau_of(size: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """The layers of definitions.ON_PLATEAU, ascending.
+def where_massive(size: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """(layers,) mean |value| at a place, 0 but in definitions.IN_LAYERS. times: (layers,) how often it is massive."""
+    return np.where(times >= PLATEAU * times.max(), size, 0)
 
-    size: (layers,) mean |value| at a place; times: (layers,) in how many windows it is massive.
-    """
-    often = times >= PLATEAU * times.max()
-    return np.flatnonzero(often & (size >= PLATEAU * size[often].max()))
+
+def plateau_of(size: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Those of definitions.IN_LAYERS with at least PLATEAU of their largest mean |value|, ascending; of the same."""
+    there = where_massive(size, times)
+    return np.flatnonzero((there >= PLATEAU * there.max()) & (times >= PLATEAU * times.max()))
 
 
 class LayerStatistics:

@@ -118,7 +118,7 @@ class Spike:
     """Where one dim is massive in the baseline, at position 0 ("first") or at others ("later").
 
     sites: {window that has it: indices of its sites}; a window may have it at several positions. token: the most
-    frequent text there. layer: the end of its plateau, by definitions.ON_PLATEAU.
+    frequent text there. layer: the end of its plateau, the last of massive.plateau_of.
     """
 
     position: str
@@ -171,10 +171,11 @@ class Spike:
 def spikes(
     sites: list[Sites], tracked: list[np.ndarray], windows: Windows, tokenizer: PreTrainedTokenizerBase
 ) -> list[Spike]:
-    """The Spikes of the baseline, by the sum over windows of their largest |value|, largest first."""
+    """The Spikes of the baseline, by the sum over windows of their largest massive |value|, largest first."""
     rows: dict[tuple[str, int], dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     tokens: dict[tuple[str, int], Counter[int]] = defaultdict(Counter)
     times: dict[tuple[str, int], Counter[int]] = defaultdict(Counter)  # that it is massive in each layer
+    peaks: dict[tuple[str, int], dict[int, float]] = defaultdict(lambda: defaultdict(float))
     for s, own in enumerate(sites):
         for i, ((position, dim), layers) in enumerate(own.items()):
             if layers:
@@ -182,13 +183,11 @@ def spikes(
                 rows[place][s].append(i)
                 tokens[place][int(windows.ids[s, position])] += 1
                 times[place].update(layers)
+                peaks[place][s] = max(peaks[place][s], np.abs(tracked[s][i, layers]).max())
     every: list[Spike] = []
-    largest: dict[tuple[str, int], float] = {}
     for place, spiking in rows.items():
-        sizes = [np.abs(tracked[s][own]) for s, own in spiking.items()]
-        by_layer = reduce(np.add, (size.sum(0) for size in sizes))
+        by_layer = reduce(np.add, (np.abs(tracked[s][own]).sum(0) for s, own in spiking.items()))
         end = plateau_of(by_layer, np.array([times[place][layer] for layer in range(len(by_layer))]))[-1]
-        largest[place] = sum(size.max() for size in sizes)
         token = text_of(tokenizer, tokens[place].most_common(1)[0][0])
         every.append(Spike(*place, token, dict(spiking), int(end)))
-    return sorted(every, key=lambda spike: -largest[spike.position, spike.dim])
+    return sorted(every, key=lambda spike: -sum(peaks[spike.position, spike.dim].values()))

@@ -9,8 +9,8 @@ import torch
 
 from lib.core import remembered
 from lib.core.data import Windows
-from lib.core.definitions import ON_PLATEAU
-from lib.core.massive import DEFINITION, LayerStatistics, is_massive, plateau_of
+from lib.core.definitions import IN_LAYERS, PLATEAU
+from lib.core.massive import DEFINITION, LayerStatistics, is_massive, plateau_of, where_massive
 from lib.core.on_device import OnDevice, by_layer
 from lib.core.results import FollowedPlace
 from lib.core.stats import Draws, Rows
@@ -22,9 +22,10 @@ from lib.run.errors import UserError
 
 RULE = (
     "place: the dim whose massive activations are largest in sum over windows (where nothing is massive, the dim of "
-    "the largest |value|), in each window at the position where its |value| over layers is largest; "
-    f"plateau: {ON_PLATEAU}, from the first to the last (mean over the windows that have the spike: where it is "
-    "massive there in some layer; over all, if none has)"
+    "the largest |value|), in each window at the position where its massive |value| over layers is largest (where it "
+    f"is massive nowhere in the window, its |value|); of {IN_LAYERS}, peak: the one with the largest mean |value|; "
+    f"plateau: from the first to the last with at least {PLATEAU:.0%} of it (means over the windows that have the "
+    "spike: where it is massive there in some layer; over all, if none has)"
 )
 
 
@@ -61,9 +62,14 @@ class Place:
         return np.abs(values).mean(0), values.mean(0)
 
     @property
+    def _times(self) -> np.ndarray:
+        """(layers,) in how many windows it is massive."""
+        return np.asarray(is_massive(self.values, self.medians).sum(0))
+
+    @property
     def peak(self) -> int:
-        """The layer with the largest mean |value|."""
-        return int(self._typical[0].argmax())
+        """The layer of RULE."""
+        return int(where_massive(self._typical[0], self._times).argmax())
 
     @property
     def sign(self) -> int:
@@ -73,7 +79,7 @@ class Place:
     @property
     def plateau(self) -> tuple[int, int]:
         """(first, last) layer of RULE."""
-        layers = plateau_of(self._typical[0], is_massive(self.values, self.medians).sum(0))
+        layers = plateau_of(self._typical[0], self._times)
         return int(layers[0]), int(layers[-1])
 
     def of(self, rows: Rows) -> "Place":
@@ -135,12 +141,14 @@ def _found(
                     largest[one] = max(abs(found.value), largest.get(one, 0))
             massive.extend((found_dim, value) for (_sequence, found_dim), value in largest.items())
             progress.update(len(ids))
+    medians = statistics.medians
     statistics.gather()
     size: dict[int, float] = {}  # of each dim: its largest massive value in each window, summed
     for found_dim, value in processes.gather(massive):
         size[found_dim] = size.get(found_dim, 0) + value
     if dim is None:
         dim = max(size, key=size.__getitem__) if size else _largest_dim(statistics)
+    start = 0
     for _rows, ids in windows.batches(batch_size):
         column = OnDevice()
 
@@ -150,14 +158,17 @@ def _found(
         with hooks.watch_outputs(lm.arch, "block", see):
             hooks.forward(lm, ids)
         columns = by_layer(column.take(), "column", range(lm.arch.n_layers))
-        peaks = np.abs(columns).max(2).argmax(1)  # of (batch, seq, layers)
+        sizes, own = np.abs(columns), medians[start : start + len(ids)]  # (batch, seq, layers), (batch, layers)
+        massive_there = is_massive(columns, own[:, None])
+        counts = massive_there | ~massive_there.any((1, 2), keepdims=True)
+        peaks = np.where(counts, sizes, 0).max(2).argmax(1)
         followed = peaks if position is None else np.full_like(peaks, position)
+        start += len(ids)
         index = np.arange(len(ids)), followed
         parts.append((followed, columns[index], ids.numpy()[index]))
     positions, values, tokens = map(np.concatenate, zip(*processes.gather(parts), strict=True))
     (token, _n), *_others = Counter(tokens.tolist()).most_common(1)
-    medians = statistics.medians
-    return Place(dim, positions, text_of(lm.tokenizer, token), values, medians, tokens, windows.draws(seed))
+    return Place(dim, positions, text_of(lm.tokenizer, token), values, statistics.medians, tokens, windows.draws(seed))
 
 
 def vectors_at(value: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

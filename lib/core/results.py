@@ -319,11 +319,12 @@ class LayerWrites:
 
 @dataclass(frozen=True)
 class Profile:
-    """The share of the windows that have the spike, and of these the mean |block output| of each layer, its sign at the
-    peak and the first and last layer of definitions.ON_PLATEAU."""
+    """The share of the windows that have the spike, and of these the mean |block output| of each layer, the layer of
+    its peak and the sign there, and the first and last layer of its plateau, as of a lib.core.place.Place."""
 
     spiking: Average
     size: list[float]
+    peak: int
     sign: int
     plateau: tuple[int, int]
 

@@ -69,7 +69,7 @@ def require_model(folder: Path) -> None:
         require_no_pointer(config)
         json_object(config)
         return
-    inside = sorted(folder.glob(GGUF))
+    inside = sorted(folder.glob(GGUF)) + sorted(folder.glob("ckpt*.pt"))  # nanoGPT's
     inside += [path.parent for below in BELOW for path in sorted(folder.glob(f"{below}/config.json"))]
     instead = f"; give one of: {', '.join(map(str, inside[:3]))}" if inside else ""
     raise UserError(f"'{folder}' holds no model: it has no config.json{instead}")

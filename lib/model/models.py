@@ -141,6 +141,11 @@ def load(options: Options) -> LanguageModel:
     source |= own_code
     if "nanogpt" in source and not options.tokenizer and not (folder / "tokenizer.json").is_file():
         options = replace(options, tokenizer=nanogpt.tokenizer_of(config.vocab_size, options.model))
+        if processes.rank() == 0:
+            print(
+                f"note: '{options.model}' has no meta.pkl: with GPT-2's tokenizer, or name one with --tokenizer",
+                file=sys.stderr,
+            )
     own = _tokenizer(options, name, where)
     if device_map is None:
         model.to(device)  # type: ignore[arg-type]  # as transformers wraps it, it seems to lack its `self`

@@ -6,6 +6,7 @@ characters where data/<dataset>/meta.pkl says so, else GPT-2's, as in its sample
 """
 
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import transformers
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from lib.model.gguf_tokenizer import ELSEWHERE
 from lib.run.cli import NANOGPT, STATES
 from lib.run.errors import UserError, cause, listed
 
@@ -29,7 +31,7 @@ SIZES = {
 }
 GPT2 = "gpt2"  # the tokenizer of texts that have no META
 GPT2_TOKENS = (50_257, 50_304)  # as they are, and as nanoGPT rounds them up
-COMPILED = "_orig_mod."  # what torch.compile puts before names
+WRAPPED = re.compile(r"(module\.|_orig_mod\.)+")  # what DistributedDataParallel and torch.compile put before names
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # of Conv1D, (in, out)
 
 
@@ -55,8 +57,7 @@ def tokenizer_of(n_embeddings: int, name: str) -> str:
     """That of a checkpoint without META, as nanoGPT's sample.py takes it. Raises UserError if it cannot be."""
     if n_embeddings not in GPT2_TOKENS:
         raise UserError(
-            f"no tokenizer for '{name}': there is no {META} with its characters beside it or in data/; name one with "
-            "--tokenizer"
+            f"no tokenizer for '{name}': there is no {META} with its characters beside it or in data/{ELSEWHERE}"
         )
     return GPT2
 
@@ -75,6 +76,7 @@ def convert(
     """
     try:
         checkpoint = _read(path)
+        _require_whole(path)
         config = _configuration(checkpoint["model_args"])
         require_room(str(path), config, path.stat().st_size)
         weights = _weights(checkpoint["model"], config)
@@ -91,7 +93,7 @@ def convert(
 def _read(path: Path) -> dict[str, Any]:
     """It has `model` and `model_args`; the values of its weights are not read yet."""
     if not zipfile.is_zipfile(path):
-        raise UserError(f"cannot read {path}: it is cut short, or was not written by torch.save")
+        raise UserError(f"cannot read {path}: it is cut short, or not as torch.save writes it (a zip file)")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
@@ -105,6 +107,14 @@ def _read(path: Path) -> dict[str, Any]:
             "with config.json and weights"
         )
     return found
+
+
+def _require_whole(path: Path) -> None:
+    """Raise UserError if a part of a checkpoint differs from its checksum, which torch.load does not look at."""
+    with zipfile.ZipFile(path) as parts:
+        damaged = parts.testzip()
+    if damaged:
+        raise UserError(f"it is damaged: the checksum of {damaged} is another")
 
 
 def _is_state(model: Any) -> bool:
@@ -132,7 +142,7 @@ def _weights(found: dict[str, Any], config: transformers.GPT2Config) -> dict[str
     with torch.device("meta"):
         model = transformers.GPT2LMHeadModel(config)
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if name != "lm_head.weight"}
-    stored = {name.removeprefix(COMPILED): value for name, value in found.items()}
+    stored = {WRAPPED.sub("", name): value for name, value in found.items()}
     embedding, head = stored.get("transformer.wte.weight"), stored.pop("lm_head.weight", None)
     if embedding is None or head is None or not torch.equal(embedding, head):
         raise UserError("its lm_head.weight is not its transformer.wte.weight, as in nanoGPT")
@@ -162,17 +172,20 @@ class _PlainData(pickle.Unpickler):
 
 
 def _characters(meta: Path, n_embeddings: int) -> transformers.PreTrainedTokenizerFast:
-    """The tokenizer of a META. Raises UserError unless each of its tokens is a character that the model knows."""
+    """The tokenizer of a META. Raises UserError unless its tokens are characters, as many as the model has."""
     try:
         with open(meta, "rb") as file:
-            vocabulary = _PlainData(file).load()["stoi"]
-        known = {str(character): int(i) for character, i in vocabulary.items()}
+            known = _PlainData(file).load()["stoi"]
+        ids = sorted(known.values())
+        wrong = any(len(character) != 1 for character in known) and "tokens that are no characters"
+    except pickle.UnpicklingError as error:
+        raise UserError(f"cannot read {meta}: {cause(error)}{ELSEWHERE}") from error
     except Exception as error:
-        raise UserError(f"cannot read {meta}: {cause(error)}; name a tokenizer with --tokenizer") from error
-    if any(len(character) != 1 for character in known) or sorted(known.values()) != [*range(len(known))]:
-        raise UserError(f"the tokens of {meta} are not characters; name a tokenizer with --tokenizer")
-    if len(known) > n_embeddings:
-        raise UserError(f"{meta} has {len(known)} characters, the model {n_embeddings}; name a tokenizer")
+        raise UserError(f"{meta} has no stoi, a dict of ids by characters{ELSEWHERE}") from error
+    wrong = wrong or (ids != [*range(len(ids))] and "ids that are not 0, 1, 2 and so on")
+    wrong = wrong or (len(ids) != n_embeddings and f"{len(ids)} characters, the model {n_embeddings}")
+    if wrong:
+        raise UserError(f"{meta} has {wrong}{ELSEWHERE}")
     backend = Tokenizer(models.WordLevel(known))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     backend.decoder = decoders.Fuse()

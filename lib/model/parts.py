@@ -313,30 +313,35 @@ class Parts:
 
 
 def is_projection(call: Call) -> str | None:
-    """ "out, in" or "in, out", as the weight is; None if this is no product with a weight."""
+    """ "out, in" or "in, out", as the weight is; None if this is no product with a weight.
+
+    A sum of n terms is rounded n times in float32 at least, by chance up or down: one large term, as a massive
+    activation is, makes each of these errors as large (Higham 1993).
+    """
     if not has_matrix(call.module) or call.taken is None or call.given is None:
         return None
     if call.replaced:
         return "in, out" if isinstance(call.module, Conv1D) else "out, in"
     with align_module_device(call.module):
         weight, bias = weight_of(call.module), getattr(call.module, "bias", None)
-        taken = _wide(call.taken.flatten(0, -2))
+        taken, dtype = _exact(call.taken.flatten(0, -2)), call.given.dtype
         some = torch.linspace(0, call.given.shape[-1] - 1, OUTPUTS, device=weight.device).long()
-        given = _wide(call.given.flatten(0, -2)[:, some.to(call.given.device)])
-        added = 0 if bias is None else _wide(bias.detach()[some])
+        given = _exact(call.given.flatten(0, -2)[:, some.to(call.given.device)])
+        added = 0 if bias is None else _exact(bias.detach()[some])
+        steps = taken.shape[-1] ** 0.5 * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
         for name, matrix in (("out, in", weight), ("in, out", weight.T)):
             if matrix.shape != (call.given.shape[-1], call.taken.shape[-1]):
                 continue
-            rows = _wide(matrix.detach()[some]).T
-            bound = taken.abs() @ rows.abs() + given.abs()
-            if ((taken @ rows + added - given).abs() <= ROUNDINGS * torch.finfo(call.given.dtype).eps * bound).all():
+            rows = _exact(matrix.detach()[some]).T
+            bound = (ROUNDINGS * torch.finfo(dtype).eps + steps) * (taken.abs() @ rows.abs() + given.abs())
+            if ((taken @ rows + added - given).abs() <= bound).all():
                 return name
     return None
 
 
-def _wide(value: Tensor) -> Tensor:
-    """On the host, in float32 at least."""
-    return value.cpu().to(torch.promote_types(value.dtype, torch.float32))
+def _exact(value: Tensor) -> Tensor:
+    """On the host, in float64."""
+    return value.cpu().double()
 
 
 def weight_of(module: torch.nn.Module) -> Tensor:

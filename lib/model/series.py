@@ -14,7 +14,7 @@ from huggingface_hub.errors import CacheNotFound
 
 from lib.model import hub, nanogpt
 from lib.run import processes
-from lib.run.cli import Options
+from lib.run.cli import FILES, Options
 from lib.run.errors import UserError, listed
 from lib.run.packages import MODELS
 
@@ -54,7 +54,7 @@ def find(options: Options, names: Sequence[str]) -> list[Checkpoint]:
     chosen = [] if [*names] == [ALL] else [*names]
     if folder.is_dir():
         found = _in_folder(folder, chosen, options)
-    elif options.model in MODELS or folder.suffix.lower() == ".gguf":
+    elif options.model in MODELS or folder.suffix.lower() in FILES:
         raise UserError(f"'{options.model}' is one model, without checkpoints")
     else:
         hub.require_id(options.model)
@@ -82,11 +82,12 @@ def _steps(names: Sequence[str]) -> dict[str, int]:
 
 def _in_folder(folder: Path, chosen: Sequence[str], options: Options) -> list[Checkpoint]:
     """What holds a model there. One without a tokenizer takes that of the folder itself, if this has one."""
+    states = {path.name for path in folder.iterdir() if nanogpt.checkpoint_at(path)}
     there = {path.parent.name for path in folder.glob("*/config.json")}
-    there |= {path.name for path in folder.iterdir() if nanogpt.checkpoint_at(path) and step_of(path.name) is not None}
-    missing = [name for name in chosen if name not in there]
+    missing = [name for name in chosen if name not in there | states]
     if missing:
         raise UserError(f"'{folder}' has no checkpoint {listed(missing)}, which are {IN_FOLDER}")
+    there |= {name for name in states if step_of(name) is not None}
     steps = _steps(chosen or [name for name in there if step_of(name) is not None])
     if not chosen:
         _note_left_out(folder, there)

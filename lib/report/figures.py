@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
 from mpl_toolkits.mplot3d import Axes3D
 from PIL import Image
 
@@ -140,8 +140,11 @@ def loss_axis(ax: Axes) -> None:
     ax.margins(x=0.06)
     ax.set_xscale("symlog", linthresh=LINEAR)
     ax.autoscale_view()  # before, its margins were of a linear scale
-    if max(map(abs, ax.get_xlim())) <= LINEAR:  # of which the scale's own ticks are the two ends
+    reach = max(map(abs, ax.get_xlim()))
+    if reach <= LINEAR:  # of which the scale's own ticks are the two ends
         ax.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    elif reach < 10 * LINEAR:  # these again, and none beyond
+        ax.xaxis.set_major_locator(SymmetricalLogLocator(subs=(1, 2, 5), linthresh=LINEAR, base=10))
     ax.xaxis.set_major_formatter(PLAIN)
     ax.set_xlabel(f"change of the loss, nats a token (linear up to {LINEAR:g}, then log)")
 

@@ -94,7 +94,7 @@ TO_3 = {
 
 
 # Version 3 has got since then: the layer of a neuron that writes, where all were of one; the interval of a target;
-# the plateau of the ledger's profile.
+# peak and plateau of the ledger's profile.
 
 
 def _writers(results: dict[str, Any]) -> dict[str, Any]:
@@ -109,11 +109,12 @@ def _targets(results: dict[str, Any]) -> dict[str, Any]:
     return results | {"targets": [{"interval": None, **target} for target in results["targets"]]}
 
 
-def _plateau(results: dict[str, Any]) -> dict[str, Any]:
+def _profile(results: dict[str, Any]) -> dict[str, Any]:
     """As it was judged then: whether it is massive in these layers was not asked."""
     size = results["profile"]["size"]
     high = [layer for layer, mean in enumerate(size) if mean >= PLATEAU * max(size)]
-    return results | {"profile": {"plateau": [high[0], high[-1]], **results["profile"]}}
+    of_old = {"peak": size.index(max(size)), "plateau": [high[0], high[-1]]}
+    return results | {"profile": of_old | results["profile"]}
 
 
-SINCE_3 = {"exp3": _plateau, "exp5": _writers, "benchmark": _targets}
+SINCE_3 = {"exp3": _profile, "exp5": _writers, "benchmark": _targets}

@@ -284,11 +284,19 @@ def test_place_is_where_the_spike_was_planted(family, tokenizer):
 def test_a_plateau_is_where_it_is_massive(tokenizer):
     """After the last block its value is largest, and the median so large that it is massive no more."""
     model = planted_model("gpt2")
-    reference.parts(reference.blocks(model)[2]).down.bias.data += 30 * (torch.arange(32) > SECOND_DIM)
+    reference.parts(reference.blocks(model)[2]).down.bias.data += 40 * (torch.arange(32) > SECOND_DIM)
     ids = token_ids(3, 16)
-    ids[:, 0] = SPIKE_TOKEN
-    found = place.find(language_model(model, tokenizer), windows_of(ids), 2)
-    assert (found.dim, found.peak, found.plateau) == (MASSIVE_DIM, 2, (1, 1))
+    ids[:2, 0] = SPIKE_TOKEN
+    lm = language_model(model, tokenizer)
+
+    def write(_block, _args, output):
+        (output[0] if isinstance(output, tuple) else output)[:, 5, MASSIVE_DIM] += 35_000
+
+    with lm.arch.blocks[2].register_forward_hook(write):
+        found = place.find(lm, windows_of(ids), 2)
+    assert (abs(found.values[:2, 2]) > abs(found.values[:2, 1])).all()
+    assert (found.dim, found.peak, found.plateau) == (MASSIVE_DIM, 1, (1, 1))
+    assert found.positions.tolist() == [0, 0, 5]  # it is massive nowhere in the third
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,21 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.integrations import sdpa_attention
+from transformers.pytorch_utils import Conv1D
 
 from experiments.mlp_internal import measure
 from lib.core import mlp
 from lib.model import arch, attention, edits, families, hooks
 from lib.model.models import LanguageModel, load
+from lib.model.parts import is_projection
+from lib.model.trace import Call
 from lib.run.cli import Options, UserError
 from tests import architectures
 from tests.cases import LAYER, SEQUENCES, build, by_hand, captured, close, configuration, run, some, without
@@ -399,3 +403,24 @@ def test_eager_falcon_with_alibi_is_refused():
     model.config._attn_implementation = "eager"
     with pytest.raises(UserError, match="adds ALiBi twice"):
         arch.Architecture(model)
+
+
+@pytest.mark.parametrize("n", [384, 4096])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_projection_of_one_large_value_is_one(n, transposed):
+    """What a norm gives of a massive activation: it is added first, and each further term is rounded at its size."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(48, n, generator=generator) / 50
+    taken = torch.randn(16, n, generator=generator) / 20
+    taken[:, 0] = n**0.5
+    summed = np.cumsum((taken[:, None] * weight).numpy(), axis=2, dtype=np.float32)[..., -1]
+    given = torch.from_numpy(summed)[None]
+    module = Conv1D(48, n) if transposed else torch.nn.Linear(n, 48)
+    module.weight.data, module.bias.data = weight.T if transposed else weight, torch.zeros(48)
+
+    def is_one(output):
+        return is_projection(Call("down", module, taken[None], output))
+
+    assert is_one(given) == ("in, out" if transposed else "out, in")
+    assert is_one(given * (1 + 1e-3)) is None
+    assert is_one(given.roll(1, 1)) is None

@@ -100,7 +100,7 @@ def refused(path, message, **options):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module._orig_mod."])
 def test_logits_are_nanogpts(tmp_path, bias, prefix):
     meta(tmp_path / "data" / "play")
     lm = load(saved(tmp_path / "out-play", bias=bias, prefix=prefix))
@@ -158,13 +158,18 @@ def test_a_course_of_training(tmp_path, monkeypatch, capsys):
     (tmp_path / "text.txt").write_text("a bad cafe\n" * 40)
     sample = ["--nsamples", "4", "--seqlen", "16", "--savedir", "results", *SMALL]
     assert run("exp14_training.py", "--model", "out-play", "--dataset", "text.txt", *sample) == 0
+    assert "optimizer" not in capsys.readouterr().err
     [path] = (tmp_path / "results").glob("*.json")
     stored = json.loads(path.read_text())
     steps = stored["results"]["steps"]
     assert [step["step"] for step in steps] == [0, 200, 1000]
     assert [step["source"]["nanogpt"] for step in steps] == ["ckpt_0.pt", "ckpt_200.pt", "ckpt_1k.pt"]
-    assert "nanogpt" not in stored["provenance"]["model"]
-    assert "optimizer" not in capsys.readouterr().err
+    assert stored["provenance"]["model"] == {"name": "out-play", "type": "gpt2", "folder": "out-play"}
+    saved(tmp_path / "out-play")
+    assert run("exp14_training.py", "--model", "out-play", "--revisions", "ckpt.pt", *sample) == 2
+    assert "no step in the name ckpt.pt" in capsys.readouterr().err
+    assert run("exp14_training.py", "--model", "out-play/ckpt.pt", *sample) == 2
+    assert "'out-play/ckpt.pt' is one model, without checkpoints" in capsys.readouterr().err
     assert run("exp14_training.py", "--model", "out-play", "--revisions", "ckpt_300.pt", *sample) == 2
     assert "nanoGPT's .pt files" in capsys.readouterr().err
 
@@ -193,10 +198,12 @@ def other_meta(content):
     [
         (lambda folder: None, r"no tokenizer for .*ckpt\.pt': there is no meta\.pkl .*--tokenizer"),
         (other_meta({"stoi": Planted()}), r"cannot read .*meta\.pkl: it holds builtins\.print"),
-        (other_meta([]), r"cannot read .*meta\.pkl"),
-        (other_meta({"stoi": {"ab": 0, "c": 1}}), r"the tokens of .*meta\.pkl are not characters"),
-        (other_meta({"stoi": {"a": 0, "c": 2}}), r"the tokens of .*meta\.pkl are not characters"),
-        (lambda folder: meta(folder, "abcdefghijklm"), r"has 13 characters, the model 12"),
+        (other_meta([]), r"meta\.pkl has no stoi, a dict of ids by characters; name a tokenizer with --tokenizer"),
+        (lambda folder: (folder / "meta.pkl").write_text("{'a': 0}"), r"cannot read .*meta\.pkl"),
+        (other_meta({"stoi": {"ab": 0, "c": 1}}), r"meta\.pkl has tokens that are no characters"),
+        (other_meta({"stoi": {"a": 0, "c": 2}}), r"meta\.pkl has ids that are not 0, 1, 2 and so on"),
+        (lambda folder: meta(folder, "abcdefghijklm"), r"has 13 characters, the model 12; name a tokenizer"),
+        (lambda folder: meta(folder, "abcdefghijk"), r"has 11 characters, the model 12; name a tokenizer"),
     ],
 )
 def test_tokens_that_are_not_understood(write, message, tmp_path, capsys):
@@ -250,7 +257,17 @@ def test_other_checkpoints_are_refused(change, message, tmp_path):
 def test_a_damaged_file(n_bytes, tmp_path):
     path = saved(tmp_path)
     path.write_bytes(path.read_bytes()[:n_bytes])
-    refused(path, r"cannot read .*ckpt\.pt: it is cut short, or was not written by torch\.save")
+    refused(path, r"cannot read .*ckpt\.pt: it is cut short, or not as torch\.save writes it")
+
+
+def test_a_checkpoint_with_other_bytes_in_it(tmp_path):
+    path = saved(tmp_path)
+    meta(tmp_path)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(64)
+    path.write_bytes(content)
+    refused(path, "it is damaged: the checksum of .* is another")
 
 
 def test_code_in_a_checkpoint_does_not_run(tmp_path, capsys):
@@ -259,12 +276,13 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, capsys):
     assert "it ran" not in capsys.readouterr().out
 
 
-def test_tokens_of_gpt2_where_no_characters_are_named(tmp_path, monkeypatch, tokenizer):
+def test_tokens_of_gpt2_where_no_characters_are_named(tmp_path, monkeypatch, tokenizer, capsys):
     asked = []
     monkeypatch.setattr(models.tokenizer, "load", lambda name, **_where: asked.append(name) or tokenizer)
     monkeypatch.setattr(models.hub, "reachable", lambda: True)
     load(saved(tmp_path, vocab_size=50_304, n_embd=4))
     assert asked == ["gpt2"]
+    assert "has no meta.pkl: with GPT-2's tokenizer, or name one with --tokenizer\n" in capsys.readouterr().err
     other = tmp_path / "other"
     other.mkdir()
     tokenizer.save_pretrained(other)
