@@ -50,8 +50,7 @@ def _summary(result: Stored | SingleStored, title: str, headline: str = "", why:
     epsilons = [heading for epsilon in results.epsilons for heading in (f"epsilon {epsilon:g}", "change")]
     parts = [
         tables.header(result, title),
-        f"Followed: dim {place.dim} at position {_counted(place.positions)}, plateau layers "
-        f"{place.plateau[0]}-{place.plateau[1]}",
+        f"Followed: dim {place.dim} at position {_counted(place.positions)}, {tables.plateau_text(place)}",
         f"Rule: {place.rule}",
         f"Changed: {_changed(result)} in the output of layer {layer}; windows of the other half that have it: "
         f"{tables.interval(sites.spiking)}; measured: {sites.windows}; massive and left alone: "

@@ -211,14 +211,18 @@ def place_text(place: FollowedPlace) -> str:
     """The followed place in words, and the rule that chose it."""
     positions = ", ".join(f"{n} at {position}" for position, n in list(place.positions.items())[:8])
     values = place.values
-    first, last = place.plateau
     found = f" (massive in {place.spiking.mean:.0%} of the windows)" if place.massive else " (nothing is massive)"
     return (
         f"Followed: dim {place.dim}, most often token {place.token!r}{found}; windows: {positions}\n"
         f"peak {interval(values[place.peak_layer], True)} at layer {place.peak_layer}, "
-        f"plateau layers {first} to {last}\n"
+        f"{plateau_text(place)}\n"
         f"Rule: {place.rule}\n" + spread_at_0(place)
     )
+
+
+def plateau_text(place: FollowedPlace) -> str:
+    first, last = place.plateau
+    return f"plateau layer{'s' * (first < last)} {_range(place.plateau)}"
 
 
 def spread_at_0(place: FollowedPlace) -> str:

@@ -1,5 +1,7 @@
 """The head of a TXT."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from lib.core.definitions import INTERVALS
@@ -27,3 +29,8 @@ def test_each_thing_is_one_short_line(text):
 def test_what_intervals_are_is_told_where_there_are_some():
     assert INTERVALS in head("text")
     assert INTERVALS not in head("text", intervals=False)
+
+
+@pytest.mark.parametrize(("plateau", "said"), [((5, 5), "plateau layer 5"), ((1, 4), "plateau layers 1-4")])
+def test_a_plateau_of_one_layer(plateau, said):
+    assert tables.plateau_text(SimpleNamespace(plateau=plateau)) == said
