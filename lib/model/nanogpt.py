@@ -5,6 +5,7 @@ Its model is GPT-2's with exact GELU (its pull request 274; until June 2023 the 
 characters where data/<dataset>/meta.pkl says so, else GPT-2's, as in its sample.py.
 """
 
+import os
 import pickle
 import re
 import zipfile
@@ -37,9 +38,9 @@ TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # of Conv1D, (in
 
 def checkpoint_at(path: Path) -> Path | None:
     """The checkpoint that a path names: a file, or nanoGPT's out_dir; None if it names none."""
-    if path.is_dir():
+    if os.path.isdir(path):  # which takes any name
         return path / NANOGPT if (path / NANOGPT).is_file() and not (path / "config.json").is_file() else None
-    return path if path.suffix.lower() in STATES and path.is_file() else None
+    return path if path.suffix.lower() in STATES and os.path.isfile(path) else None
 
 
 def meta_of(path: Path) -> Path | None:

@@ -88,12 +88,13 @@ def _without_names(backend: Tokenizer, control: dict[int, str]) -> Tokenizer:
 
 
 def _unknown(backend: Tokenizer, text: str) -> str | None:
-    """The first character of a text that a tokenizer cannot tokenise on its own."""
-    for character in dict.fromkeys(text):
+    """The first word, or whatever a tokenizer splits texts into, that it cannot tokenise; None if it splits none."""
+    spans = [span for _word, span in backend.pre_tokenizer.pre_tokenize_str(text)] if backend.pre_tokenizer else []
+    for word in dict.fromkeys(text[start:stop] for start, stop in spans):
         try:
-            backend.encode(character, add_special_tokens=False)
+            backend.encode(word, add_special_tokens=False)
         except Exception:
-            return character
+            return word
     return None
 
 

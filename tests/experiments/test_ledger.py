@@ -255,8 +255,8 @@ def test_rule():
 
 def test_a_plateau_of_older_results_is_as_it_was_judged():
     older = {"profile": {"size": [40, 50, 100, 60, 49]}}
-    assert upgraded("exp3", 3, older)["profile"] == {"size": [40, 50, 100, 60, 49], "plateau": [1, 3]}
-    newer = {"profile": {"size": [40, 50, 100, 60, 49], "plateau": [1, 2]}}
+    assert upgraded("exp3", 3, older)["profile"] == {"size": [40, 50, 100, 60, 49], "peak": 2, "plateau": [1, 3]}
+    newer = {"profile": {"size": [40, 50, 100, 60, 49], "peak": 1, "plateau": [1, 1]}}
     assert upgraded("exp3", 3, newer) == newer
 
 

@@ -208,13 +208,16 @@ def test_whole_word_models():
 
 def test_a_vocabulary_without_a_token_for_the_unknown(tmp_path):
     """It is loaded, whichever words it has, and takes what is made of these."""
-    words = Tokenizer(models.WordLevel({"a": 0, "b": 1}))
+    words = Tokenizer(models.WordLevel({"ac": 0, "b": 1}))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast(words).save_pretrained(tmp_path)
     loaded = load(str(tmp_path), trust_remote_code=False)
-    assert tokens.ids_of(loaded, "b a b").tolist() == [1, 0, 1]
+    assert tokens.ids_of(loaded, "b ac b").tolist() == [1, 0, 1]
+    with pytest.raises(UserError, match="cannot tokenise the text: it has no token for 'dc'"):
+        tokens.ids_of(loaded, "b ac dc")
+    words.pre_tokenizer = None
     with pytest.raises(UserError, match="cannot tokenise the text: WordLevel error"):
-        tokens.ids_of(loaded, "b a c")
+        tokens.ids_of(fast(words), "b ac")
 
 
 def test_a_text_token_that_is_also_the_padding():
