@@ -55,7 +55,7 @@ def where_massive(size: np.ndarray, times: np.ndarray) -> np.ndarray:
 def plateau_of(size: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Those of definitions.IN_LAYERS with at least PLATEAU of their largest mean |value|, ascending; of the same."""
     there = where_massive(size, times)
-    return np.flatnonzero((there >= PLATEAU * there.max()) & (times >= PLATEAU * times.max()))
+    return np.flatnonzero(there >= PLATEAU * there.max())
 
 
 class LayerStatistics:
