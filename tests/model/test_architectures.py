@@ -424,3 +424,24 @@ def test_a_projection_of_one_large_value_is_one(n, transposed):
     assert is_one(given) == ("in, out" if transposed else "out, in")
     assert is_one(given * (1 + 1e-3)) is None
     assert is_one(given.roll(1, 1)) is None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.GPT2Config(n_embd=768, n_layer=2, n_head=12, vocab_size=500),
+        transformers.LlamaConfig(
+            hidden_size=768, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=12, vocab_size=500
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_massive_activations_hide_no_part(config):
+    """At the width of GPT-2: of a small model's values the rounding does not show."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    ordinary = arch.Architecture(model).layers
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, 7] += 5000
+    assert arch.Architecture(model).layers == ordinary
+    assert all(layer.down and layer.up and layer.head_projection for layer in ordinary)
