@@ -141,15 +141,14 @@ def _found(
                     largest[one] = max(abs(found.value), largest.get(one, 0))
             massive.extend((found_dim, value) for (_sequence, found_dim), value in largest.items())
             progress.update(len(ids))
-    medians = statistics.medians
     statistics.gather()
+    medians = statistics.medians
     size: dict[int, float] = {}  # of each dim: its largest massive value in each window, summed
     for found_dim, value in processes.gather(massive):
         size[found_dim] = size.get(found_dim, 0) + value
     if dim is None:
         dim = max(size, key=size.__getitem__) if size else _largest_dim(statistics)
-    start = 0
-    for _rows, ids in windows.batches(batch_size):
+    for rows, ids in windows.batches(batch_size):
         column = OnDevice()
 
         def see(layer: int, hidden: torch.Tensor, column: OnDevice = column, dim: int = dim) -> None:
@@ -158,17 +157,15 @@ def _found(
         with hooks.watch_outputs(lm.arch, "block", see):
             hooks.forward(lm, ids)
         columns = by_layer(column.take(), "column", range(lm.arch.n_layers))
-        sizes, own = np.abs(columns), medians[start : start + len(ids)]  # (batch, seq, layers), (batch, layers)
-        massive_there = is_massive(columns, own[:, None])
+        massive_there = is_massive(columns, medians[rows, None])  # of (batch, seq, layers)
         counts = massive_there | ~massive_there.any((1, 2), keepdims=True)
-        peaks = np.where(counts, sizes, 0).max(2).argmax(1)
+        peaks = np.where(counts, np.abs(columns), 0).max(2).argmax(1)
         followed = peaks if position is None else np.full_like(peaks, position)
-        start += len(ids)
         index = np.arange(len(ids)), followed
         parts.append((followed, columns[index], ids.numpy()[index]))
     positions, values, tokens = map(np.concatenate, zip(*processes.gather(parts), strict=True))
     (token, _n), *_others = Counter(tokens.tolist()).most_common(1)
-    return Place(dim, positions, text_of(lm.tokenizer, token), values, statistics.medians, tokens, windows.draws(seed))
+    return Place(dim, positions, text_of(lm.tokenizer, token), values, medians, tokens, windows.draws(seed))
 
 
 def vectors_at(value: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 
+import torch
+import transformers
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from lib.run import atomic, storage
 from lib.run.errors import UserError, cause
@@ -53,6 +56,20 @@ def folder(stem: str, sha256: str, variant: str, code: Iterable[ModuleType], wri
     return kept
 
 
+def save(
+    folder: Path,
+    config: transformers.PreTrainedConfig,
+    weights: dict[str, torch.Tensor],
+    tokenizer: transformers.PreTrainedTokenizerBase | None,
+) -> None:
+    """What `folder` lets be written. weights: by their names in transformers."""
+    folder.mkdir()
+    config.save_pretrained(folder)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
 def is_whole(kept: Path) -> bool:
     """Whether a folder has what was written there, and nobody has written since."""
     try:
@@ -63,10 +80,10 @@ def is_whole(kept: Path) -> bool:
 
 
 def _digest(code: Iterable[ModuleType]) -> str:
-    """Of the modules and of the libraries that write a model."""
+    """Of the modules, this one among them, and of the libraries that write a model."""
     digest = hashlib.sha256(" ".join(importlib.metadata.version(name) for name in LOADERS).encode())
-    for module in code:
-        digest.update(Path(str(module.__file__)).read_bytes())
+    for file in (__file__, *(module.__file__ for module in code)):
+        digest.update(Path(str(file)).read_bytes())
     return digest.hexdigest()
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import gguf
 import torch
 import transformers
-from safetensors.torch import save_file
 
-from lib.model import gguf_formats, gguf_tokenizer
+from lib.model import converted, gguf_formats, gguf_tokenizer
 from lib.run.errors import UserError, cause, listed
 
 
@@ -65,11 +64,7 @@ def convert(
         raise UserError(f"cannot load '{name}': {error}") from error
     except Exception as error:
         raise UserError(f"cannot load '{name}': {cause(error)}") from error
-    folder.mkdir()
-    config.save_pretrained(folder)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    converted.save(folder, config, weights, tokenizer)
 
 
 def _weights(

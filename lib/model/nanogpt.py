@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from lib.model import converted
 from lib.model.gguf_tokenizer import ELSEWHERE
 from lib.run.cli import NANOGPT, STATES
 from lib.run.errors import UserError, cause, listed
@@ -84,11 +84,7 @@ def convert(
         tokenizer = None if meta is None else _characters(meta, config.vocab_size)
     except UserError as error:
         raise UserError(f"cannot load '{path}': {error}") from error
-    folder.mkdir()
-    config.save_pretrained(folder)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    converted.save(folder, config, weights, tokenizer)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -597,7 +597,7 @@ def test_the_cache_does_not_outlive_the_converter(tiny_gguf, monkeypatch, capsys
     assert said == [True, False, True]
 
 
-@pytest.mark.parametrize("module", [gguf_formats, gguf_file, gguf_tokenizer])
+@pytest.mark.parametrize("module", [gguf_formats, gguf_file, gguf_tokenizer, converted])
 def test_the_converter_is_its_code_and_its_libraries(tiny_gguf, monkeypatch, tmp_path, module):
     def made():
         return models._from_gguf("m", "x", lambda: [tiny_gguf]).name
